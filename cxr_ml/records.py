@@ -1,0 +1,154 @@
+"""The frozen records that stages hand on. Each is stored as JSON; loading one checks names and types."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, no unknown fields, NaN kept as NaN so that the gate can refuse it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", protected_namespaces=())
+
+    def to_bytes(self) -> bytes:
+        """JSON as it is stored: indented, UTF-8, newline at the end."""
+        return self.model_dump_json(indent=2).encode() + b"\n"
+
+
+class Failure(Record):
+    """One Great Expectations expectation that was not met."""
+
+    suite: str  # images, classes or dataset
+    expectation: str  # e.g. expect_column_values_to_be_between
+    column: str
+    limit: str  # e.g. "≤ 0.005"
+    observed: str  # e.g. "3 of 1318 rows", or the value
+    subject: str = ""  # the class, for classes.json
+
+
+class Batch(Record):
+    """What became of one drop."""
+
+    batch: str  # <name of the drop>-<8 hex digits of its listing>
+    drop: str  # name of the drop
+    counts: dict[str, dict[str, int]]  # verdict -> label -> files; label "?" where unknown
+    reasons: dict[str, int]  # reason code -> files
+    rejected_classes: dict[str, str]  # label -> why
+    failures: tuple[Failure, ...] = ()
+
+
+class Dataset(Record):
+    """A version of the training data: the union of batches, split by group."""
+
+    dataset: int
+    parent: int | None
+    batches: tuple[str, ...]
+    counts: dict[str, dict[str, int]]  # split -> label -> images
+    manifest_sha256: str
+
+
+class Model(Record):
+    """A trained candidate."""
+
+    model: str
+    architecture: str
+    dataset: int
+    dataset_sha256: str  # manifest_sha256 of the dataset
+    artefact_sha256: str  # of model.keras
+    classes: tuple[str, ...]  # order of the outputs
+    image_size: int  # pixels
+    weights: str  # where the backbone's first weights came from
+    weights_sha256: str  # "" when from scratch
+    settings: dict[str, str | int | float]  # hyper-parameters
+    epochs: dict[str, int]  # stage -> epochs run
+    seconds: dict[str, float]  # stage -> wall time
+
+
+class ClassMetrics(Record):
+    """One class of a split. NaN where the class has no image, or was never predicted (precision)."""
+
+    recall: float
+    precision: float
+    f1: float
+    support: int  # images
+
+
+class Metrics(Record):
+    """One model on one split."""
+
+    classes: dict[str, ClassMetrics]
+    macro_f1: float
+    accuracy: float
+    confusion: tuple[tuple[int, ...], ...]  # rows: true class, columns: predicted, in the order of `classes`
+
+
+class Evaluation(Record):
+    """One model on one dataset version; the champion's on the same images beside it."""
+
+    model: str
+    architecture: str
+    artefact_sha256: str
+    dataset: int
+    dataset_sha256: str
+    validation: Metrics  # chooses between architectures
+    test: Metrics  # only the gate
+    champion: "Evaluation | None" = None
+
+
+class Check(Record):
+    """One check of the gate."""
+
+    name: str  # e.g. "recall COVID19"
+    observed: float | None  # None where it could not be evaluated
+    limit: str  # e.g. "≥ 0.95"
+    passed: bool
+    reason: str  # one sentence
+
+
+class Decision(Record):
+    """The gate's answer for one run."""
+
+    run: str
+    model: str  # the candidate chosen on validation
+    dataset: int
+    champion: str | None  # model that the candidate met; None for the first
+    candidates: tuple[str, ...]
+    promote: bool
+    checks: tuple[Check, ...]
+    reason: str  # one sentence
+    overrides: dict[str, str] = {}  # settings changed in the form for this run
+
+
+class Champion(Record):
+    """The pointer `registry/champion.json`."""
+
+    version: int  # counts promotions and rollbacks, from 1
+    model: str
+    artefact_sha256: str
+    history: int  # number of the entry that put it here
+
+
+class HistoryEntry(Record):
+    """One line of `registry/history/`: what was promoted, rolled back or refused, by whom and why."""
+
+    number: int
+    action: str  # promoted, refused or rolled_back
+    model: str
+    previous: str | None  # champion before
+    version: int | None  # champion version that this entry makes; None when refused
+    by: str
+    why: str
+    at: str  # ISO 8601, UTC
+    run: str
+    decision: Decision | None = None
+
+
+class Run(Record):
+    """Everything the report of one run is made from; stored as `reports/<run>/run.json`."""
+
+    run: str
+    outcome: str  # promoted, refused or nothing_new
+    batches: tuple[Batch, ...]
+    dataset: Dataset | None
+    models: tuple[Model, ...]
+    evaluations: tuple[Evaluation, ...]  # one per model, the champion's inside
+    decision: Decision | None
+    champion: Champion | None  # after the run

@@ -1,0 +1,116 @@
+"""Every setting, typed. Read from `CXR_*` variables first, then from `cxr.toml` or the file named by `CXR_CONFIG`."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from cxr_ml.errors import Refused
+
+# Keys are compared after case, spaces, '-' and '_' are removed. Extend it in cxr.toml under [label_spellings].
+LABEL_SPELLINGS = {
+    "normal": "NORMAL",
+    "nofinding": "NORMAL",
+    "nofindings": "NORMAL",
+    "covid19": "COVID19",
+    "covid": "COVID19",
+    "pneumonia": "PNEUMONIA",
+    "tuberculosis": "TUBERCULOSIS",
+    "turberculosis": "TUBERCULOSIS",
+    "tb": "TUBERCULOSIS",
+}
+
+
+class Settings(BaseSettings):
+    """All settings with their defaults: the published method, on a machine with a GPU."""
+
+    model_config = SettingsConfigDict(env_prefix="CXR_", extra="forbid", frozen=True)
+
+    # Store
+    bucket: str = "cxr"  # S3 bucket that holds everything; it must exist
+    prefix: str = ""  # key prefix inside the bucket, "" or ending in "/"
+    s3_endpoint_url: str | None = None  # None: AWS; else the address of a compatible server
+    aws_conn_id: str = ""  # Airflow connection with the credentials; "": boto3's own chain
+    inbox: str = "inbox"  # folder, or s3://bucket/prefix, whose sub-folders are the drops
+    cache_dir: Path = Path(".local/cache")  # decoded images; may be deleted at any time
+
+    # Labels
+    classes: tuple[str, ...] = ("NORMAL", "COVID19", "PNEUMONIA")  # order of the model's outputs
+    label_spellings: dict[str, str] = LABEL_SPELLINGS  # spelling in a drop -> label
+    patient_salt: str = ""  # mixed into the hash that replaces a patient id; keep it secret and never change it
+
+    # Reading images
+    max_file_bytes: int = Field(64_000_000, gt=0)  # larger files are quarantined unread
+    max_pixels: int = Field(50_000_000, gt=0)  # larger images are quarantined undecoded
+    duplicate_bits: int = Field(10, ge=0, le=64)  # perceptual hashes at most so many bits apart are compared on pixels
+    duplicate_correlation: float = Field(0.985, gt=0, le=1)  # at least so alike on pixels: the same image
+    expectations: Path = Path(__file__).parents[1] / "expectations"  # folder of images.json, classes.json, dataset.json
+
+    # Splits, shares of the groups whose drop does not say
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    validation_fraction: float = Field(0.15, gt=0, lt=1)  # of the groups that are not test
+
+    # Training; defaults are the study's
+    architectures: tuple[str, ...] = ("inception_v3", "resnet101_v2")
+    weights: Literal["imagenet", "none"] = "imagenet"  # "none": every layer is trained from scratch
+    weights_dir: Path | None = None  # folder of <architecture>_notop.weights.h5, instead of Keras's download
+    image_size: int = Field(256, ge=32, le=1024)  # pixels, square
+    batch_size: int = Field(128, ge=1, le=4096)  # images per step
+    head_epochs: int = Field(30, ge=1, le=1000)  # epochs with the backbone frozen (all layers when from scratch)
+    fine_tune_epochs: int = Field(30, ge=0, le=1000)  # epochs with everything trained
+    head_learning_rate: float = Field(1e-3, gt=0, le=1)
+    fine_tune_learning_rate: float = Field(1e-5, gt=0, le=1)
+    patience: int = Field(5, ge=1, le=1000)  # epochs without a better validation loss before a stage ends
+    dropout: float = Field(0.5, ge=0, lt=1)  # share dropped before the softmax
+    head_views: int = Field(4, ge=1, le=64)  # augmented views of each image that the frozen backbone sees, once
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+
+    # Gate, on the test split
+    recall_floors: dict[str, float] = {"COVID19": 0.95, "PNEUMONIA": 0.90, "NORMAL": 0.70}
+    f1_floors: dict[str, float] = {"COVID19": 0.85, "PNEUMONIA": 0.85}
+    macro_f1_floor: float = Field(0.85, ge=0, le=1)
+    min_test_support: int = Field(30, ge=1)  # test images per class
+    recall_margin: float = Field(0.02, ge=0, lt=1)  # COVID19 and PNEUMONIA recall may fall this far below the champion
+
+    # Mail
+    smtp_host: str = "localhost"
+    smtp_port: int = Field(25, gt=0, lt=65536)
+    smtp_starttls: bool = False
+    smtp_user: str = ""  # "": no login
+    smtp_password: str = ""
+    smtp_conn_id: str = ""  # Airflow connection used instead of the five above
+    smtp_timeout: float = Field(20.0, gt=0)  # seconds
+    mail_from: str = "cxr@localhost"
+    mail_allowed: tuple[str, ...] = ("radiology-team@localhost",)  # only these addresses ever get mail
+    mail_to: tuple[str, ...] = ("radiology-team@localhost",)  # default recipients, from mail_allowed
+    ui_url: str = ""  # address of the Airflow UI for links in mails; "": no links
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, os.environ.get("CXR_CONFIG", "cxr.toml"))
+        return init_settings, env_settings, toml
+
+
+def load(**overrides: object) -> Settings:
+    """Settings from the environment and the file, with `overrides` on top (None means not given).
+
+    Raises:
+        Refused: a value of the wrong type or out of range, an unknown name, or a CXR_CONFIG that does not exist.
+    """
+    config = os.environ.get("CXR_CONFIG")
+    if config and not Path(config).is_file():
+        raise Refused(f"CXR_CONFIG must name a readable TOML file. Received: {config!r}")
+    try:
+        return Settings(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}. Received: {e['input']!r}" for e in error.errors()]
+        raise Refused("These settings cannot be used:\n" + "\n".join(lines)) from None

@@ -1,0 +1,138 @@
+"""The object store: S3 through boto3. Objects are written once; only `swap` replaces one, by compare-and-set."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from cxr_ml.errors import Refused
+from cxr_ml.records import Record
+from cxr_ml.settings import Settings
+
+R = TypeVar("R", bound=Record)
+_ABSENT = {"404", "NoSuchKey", "NotFound"}
+_LOST = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+
+
+@lru_cache(maxsize=8)
+def client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no public client type
+    """A thread-safe S3 client; credentials and region come from boto3's own chain."""
+    config = Config(retries={"max_attempts": 5, "mode": "standard"}, max_pool_connections=32, connect_timeout=5)
+    return boto3.client("s3", endpoint_url=endpoint_url, config=config)
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def put_if_absent(settings: Settings, key: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
+    """Writes `data` under `key` unless something is there already.
+
+    Returns:
+        True when this call wrote it, False when the key existed (its bytes are left alone).
+    """
+    try:
+        client(settings.s3_endpoint_url).put_object(
+            Bucket=settings.bucket, Key=settings.prefix + key, Body=data, IfNoneMatch="*", ContentType=content_type
+        )
+    except ClientError as error:
+        if _code(error) in _LOST:
+            return False
+        raise
+    return True
+
+
+def swap(settings: Settings, key: str, data: bytes, etag: str | None) -> bool:
+    """Replaces `key` only if it still has `etag` (None: only if it does not exist). True when this call won."""
+    if etag is None:
+        return put_if_absent(settings, key, data, "application/json")
+    try:
+        client(settings.s3_endpoint_url).put_object(
+            Bucket=settings.bucket, Key=settings.prefix + key, Body=data, IfMatch=etag, ContentType="application/json"
+        )
+    except ClientError as error:
+        if _code(error) in _LOST | _ABSENT:
+            return False
+        raise
+    return True
+
+
+def find(settings: Settings, key: str) -> tuple[bytes, str] | None:
+    """Bytes and ETag of `key`, or None when it does not exist."""
+    try:
+        answer = client(settings.s3_endpoint_url).get_object(Bucket=settings.bucket, Key=settings.prefix + key)
+    except ClientError as error:
+        if _code(error) in _ABSENT:
+            return None
+        raise
+    return answer["Body"].read(), answer["ETag"]
+
+
+def get(settings: Settings, key: str) -> bytes:
+    """Bytes of `key`.
+
+    Raises:
+        Refused: no such key.
+    """
+    found = find(settings, key)
+    if found is None:
+        raise Refused(
+            f"The store has no object s3://{settings.bucket}/{settings.prefix}{key}. "
+            "Run the stage that writes it, or check CXR_BUCKET and CXR_PREFIX."
+        )
+    return found[0]
+
+
+def exists(settings: Settings, key: str) -> bool:
+    """Whether `key` is there."""
+    try:
+        client(settings.s3_endpoint_url).head_object(Bucket=settings.bucket, Key=settings.prefix + key)
+    except ClientError as error:
+        if _code(error) in _ABSENT:
+            return False
+        raise
+    return True
+
+
+def keys(settings: Settings, prefix: str) -> Iterator[str]:
+    """All keys below `prefix`, in order."""
+    pages = client(settings.s3_endpoint_url).get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=settings.bucket, Prefix=settings.prefix + prefix):
+        for item in page.get("Contents", ()):
+            yield item["Key"].removeprefix(settings.prefix)
+
+
+def load(settings: Settings, key: str, kind: type[R]) -> R:
+    """The record stored under `key`.
+
+    Raises:
+        Refused: no such key, or it does not hold such a record.
+    """
+    data = get(settings, key)
+    try:
+        return kind.model_validate_json(data)
+    except ValueError as error:
+        raise Refused(f"{key} does not hold a {kind.__name__} record: {error}") from None
+
+
+def check(settings: Settings) -> None:
+    """Makes sure that the bucket can be reached.
+
+    Raises:
+        Refused: the bucket does not exist or the credentials are not accepted.
+        BotoCoreError: the server cannot be reached (a retry may help).
+    """
+    try:
+        client(settings.s3_endpoint_url).head_bucket(Bucket=settings.bucket)
+    except ClientError as error:
+        where = settings.s3_endpoint_url or "AWS"
+        raise Refused(
+            f"The bucket {settings.bucket!r} at {where} cannot be used ({_code(error)}). "
+            "Create it, or set CXR_BUCKET, CXR_S3_ENDPOINT_URL and the AWS credentials."
+        ) from None
+
+
+__all__ = ["BotoCoreError", "check", "client", "exists", "find", "get", "keys", "load", "put_if_absent", "swap"]
