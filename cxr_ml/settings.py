@@ -74,6 +74,8 @@ class Settings(BaseSettings):
     min_test_support: int = Field(30, ge=1)  # test images per class
     recall_margin: float = Field(0.02, ge=0, lt=1)  # COVID19 and PNEUMONIA recall may fall this far below the champion
 
+    approval: bool = False  # whether a human must approve what passed the gate
+
     # Mail
     smtp_host: str = "localhost"
     smtp_port: int = Field(25, gt=0, lt=65536)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from cxr_ml.errors import Refused
 from cxr_ml.records import Record
@@ -17,9 +17,21 @@ _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _LOST = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 
 
-@lru_cache(maxsize=8)
+_given: list[Any] = []
+
+
+def use(given: Any) -> None:  # noqa: ANN401 - boto3 has no public client type
+    """Makes this process use `given`, an S3 client with credentials from elsewhere, e.g. an Airflow connection."""
+    _given[:] = [given]
+
+
 def client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no public client type
-    """A thread-safe S3 client; credentials and region come from boto3's own chain."""
+    """The S3 client of this process: the one given to `use`, else one on boto3's own chain of credentials."""
+    return _given[0] if _given else _own_client(endpoint_url)
+
+
+@lru_cache(maxsize=8)
+def _own_client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no public client type
     config = Config(retries={"max_attempts": 5, "mode": "standard"}, max_pool_connections=32, connect_timeout=5)
     return boto3.client("s3", endpoint_url=endpoint_url, config=config)
 
@@ -123,7 +135,7 @@ def check(settings: Settings) -> None:
 
     Raises:
         Refused: the bucket does not exist or the credentials are not accepted.
-        BotoCoreError: the server cannot be reached (a retry may help).
+        botocore.exceptions.BotoCoreError: the server cannot be reached (a retry may help).
     """
     try:
         client(settings.s3_endpoint_url).head_bucket(Bucket=settings.bucket)
@@ -133,6 +145,3 @@ def check(settings: Settings) -> None:
             f"The bucket {settings.bucket!r} at {where} cannot be used ({_code(error)}). "
             "Create it, or set CXR_BUCKET, CXR_S3_ENDPOINT_URL and the AWS credentials."
         ) from None
-
-
-__all__ = ["BotoCoreError", "check", "client", "exists", "find", "get", "keys", "load", "put_if_absent", "swap"]

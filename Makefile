@@ -1,0 +1,36 @@
+# make run      sets everything up, runs one retraining through Airflow, shows the outcome, leaves the UI up until Ctrl-C
+#                 DROP=folder    labelled X-rays instead of the generated demonstration drop
+#                 ONCE=1         ends when the run has ended
+#                 PROFILE=name   profiles/<name>.toml (demo, cpu), or `default` for the published method
+# make test     sets everything up, runs the tests
+# make clean    removes what `make run` keeps in .local/
+# make lock     compiles requirements.in into requirements.txt
+
+PYTHON ?= python3
+UV := uv==0.13.9
+READY := .venv/.ready
+
+.PHONY: run test clean lock
+.DEFAULT_GOAL := run
+
+run: $(READY)
+	@.venv/bin/python -m local.run
+
+test: $(READY)
+	@.venv/bin/python -m pytest
+
+clean:
+	@$(PYTHON) -m local.state
+
+lock: $(READY)
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 requirements.in -o requirements.txt
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed. Received: $$($(PYTHON) --version 2>&1) from '$(PYTHON)'." \
+	       "Name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q $(UV)
+	.venv/bin/uv pip sync -q --python .venv/bin/python requirements.txt
+	.venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e .
+	@touch $@

@@ -1,0 +1,180 @@
+"""One image file: refuse it or measure it, with one look at its header and one decode. Pure functions on bytes."""
+
+import hashlib
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from cxr_ml.data.boxes import white_box
+from cxr_ml.data.containers import BadImage, Header, clean, look
+from cxr_ml.settings import Settings
+
+__all__ = ["BadImage", "clean", "decode_grey", "measure", "perceptual_hash", "shrink"]
+
+SMALL = 512  # px, long side of the picture on which borders, boxes and colour cast are measured
+BLACK, WHITE = 12, 245  # 8-bit grey: at most, at least; JPEG noise around 0 and 255 stays inside
+BORDER_SHARE = 0.98  # of a row or column that must be black (white) to be border; a marker letter may stand in it
+
+
+def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | float], bytes]:
+    """Measurements of one PNG or JPEG file, and its bytes without metadata, which are what is decoded and stored.
+
+    Grey levels are those of `decode_grey`, so `mean`, `std`, `p01` and `p99` run from 0 to 255 whatever the bit depth.
+    `saturation` is sum(max - min) / sum(max) over the pixels' RGB: 0 for grey film, towards 1 for a strong cast.
+    `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash` is described at `perceptual_hash`.
+
+    Returns:
+        (sha256 of the clean bytes, format, bytes of the file, width, height, mode, bits, mean, std, p01, p99,
+        saturation, sharpness, black_border, white_border, white_box, phash), clean bytes
+
+    Raises:
+        BadImage: with the reason as its code. Limits of settings are checked before any pixel is decoded.
+    """
+    if len(data) > settings.max_file_bytes:
+        raise BadImage(
+            "too_large",
+            f"A file of at most {settings.max_file_bytes:,} bytes was expected. Received: {len(data):,} bytes",
+        )
+    header = look(data)
+    if header.width * header.height > settings.max_pixels:
+        raise BadImage(
+            "too_many_pixels",
+            f"At most {settings.max_pixels:,} pixels were expected. Received: {header.width} × {header.height}",
+        )
+    cleaned = clean(data, header.format)
+    mode, pixels = _decode(cleaned, header)
+    grey = _grey(pixels)
+    small = shrink(pixels, SMALL)
+    small_grey = _grey(small)
+    darkest, brightest = _extremes(small)
+    histogram = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64)
+    share, levels = histogram / histogram.sum(), np.arange(256.0)
+    mean = float(share @ levels)
+    below = np.cumsum(share)
+    square = _resize(small_grey, 256)
+    measured: dict[str, str | int | float] = {
+        "sha256": hashlib.sha256(cleaned).hexdigest(),
+        "format": header.format,
+        "bytes": len(data),
+        "width": header.width,
+        "height": header.height,
+        "mode": mode,
+        "bits": header.bits,
+        "mean": mean,
+        "std": float(np.sqrt(share @ (levels - mean) ** 2)),
+        "p01": float(np.searchsorted(below, 0.01)),
+        "p99": float(np.searchsorted(below, 0.99)),
+        "saturation": _saturation(darkest, brightest),
+        "sharpness": float(cv2.Laplacian(square, cv2.CV_32F).var()),
+        "black_border": _border(small_grey <= BLACK),
+        "white_border": _border(small_grey >= WHITE),
+        "white_box": white_box(darkest),
+        "phash": perceptual_hash(square),
+    }
+    return measured, cleaned
+
+
+def decode_grey(data: bytes) -> np.ndarray:
+    """Grey picture of a stored image, uint8 [height, width], from the same decode as `measure`.
+
+    Colour becomes luma (ITU-R BT.601). Transparent pixels are laid on black. Grey of 16 bits is divided by the power of
+    two that brings its highest value below 256, so that 10-, 12- and 14-bit data in 16-bit files keep their contrast;
+    16-bit colour keeps the high byte.
+
+    Raises:
+        BadImage: not a PNG or JPEG, or damaged.
+    """
+    header = look(data)
+    return _grey(_decode(clean(data, header.format), header)[1])
+
+
+def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The picture with its long side at most `side` px, averaged; returned as it is when it is small enough."""
+    height, width = pixels.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return pixels
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+
+
+def perceptual_hash(grey: np.ndarray) -> str:
+    """64-bit DCT hash as 16 hex digits: the signs of the 8×8 coefficients of frequency 1 to 8 each way, at 32×32.
+
+    Signs do not change with brightness and contrast, and mirroring turns exactly those of odd horizontal frequency.
+    """
+    bits = cv2.dct(_resize(grey, 32).astype(np.float32))[1:9, 1:9] > 0
+    return np.packbits(bits).tobytes().hex()
+
+
+def _decode(cleaned: bytes, header: Header) -> tuple[str, np.ndarray]:
+    """(Pillow's mode, pixels uint8 [height, width] or [height, width, RGB]) of clean bytes."""
+    try:
+        with Image.open(io.BytesIO(cleaned), formats=(header.format.upper(),)) as image:
+            if image.size != (header.width, header.height):
+                raise BadImage(
+                    "unreadable", f"{header.width} × {header.height} pixels were expected. Received: {image.size}"
+                )
+            image.load()
+            return image.mode, _pixels(image)
+    except Image.DecompressionBombError as error:
+        raise BadImage(
+            "too_many_pixels", f"A picture of a size that Pillow decodes was expected. Received: {error}"
+        ) from None
+    except (OSError, ValueError, SyntaxError, struct.error, zlib.error, IndexError) as error:
+        code = "truncated" if "truncated" in str(error) else "unreadable"
+        raise BadImage(code, f"A sound {header.format.upper()} was expected. Received: {error}") from None
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.uint32)
+        return (deep >> max(0, int(deep.max()).bit_length() - 8)).astype(np.uint8)
+    if image.has_transparency_data:
+        rgba = np.asarray(image.convert("RGBA"))
+        opacity = rgba[..., 3:]
+        if opacity.min() == 255:
+            return np.ascontiguousarray(rgba[..., :3])
+        return ((rgba[..., :3].astype(np.uint16) * opacity + 127) // 255).astype(np.uint8)
+    wanted = "L" if image.mode in ("L", "1") else "RGB"
+    return np.asarray(image if image.mode == wanted else image.convert(wanted))
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+
+
+def _resize(grey: np.ndarray, side: int) -> np.ndarray:
+    """A square of `side` px, averaged where it shrinks."""
+    way = cv2.INTER_AREA if min(grey.shape) >= side else cv2.INTER_LINEAR
+    return cv2.resize(grey, (side, side), interpolation=way)
+
+
+def _extremes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The darkest and the brightest colour channel of each pixel."""
+    if pixels.ndim == 2:
+        return pixels, pixels
+    red, green, blue = cv2.split(pixels)
+    return cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+
+
+def _saturation(darkest: np.ndarray, brightest: np.ndarray) -> float:
+    total = cv2.sumElems(brightest)[0]
+    return cv2.sumElems(brightest - darkest)[0] / total if total else 0.0
+
+
+def _border(mask: np.ndarray) -> float:
+    """Share of the frame in whole rows, then in whole columns of what remains, that `mask` covers from the edges."""
+
+    def inside(shares: np.ndarray) -> slice:
+        rest = np.flatnonzero(shares < BORDER_SHARE)
+        return slice(rest[0], rest[-1] + 1) if len(rest) else slice(0, 0)
+
+    counted = mask.astype(np.uint8)
+    rows = counted[inside(cv2.reduce(counted, 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel())]
+    kept = rows[:, inside(cv2.reduce(rows, 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel())] if rows.size else rows
+    return 1.0 - kept.size / mask.size

@@ -1,0 +1,275 @@
+"""Reads Great Expectations suites and evaluates tables with them. What cannot be evaluated is refused, never passed."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import great_expectations as gx
+import pandas as pd
+from great_expectations.core.expectation_validation_result import (
+    ExpectationSuiteValidationResult,
+    ExpectationValidationResult,
+)
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.exceptions import ExpectationNotFoundError, GreatExpectationsError
+from great_expectations.expectations.expectation import (
+    ColumnMapExpectation,
+    ColumnPairMapExpectation,
+    Expectation,
+    MulticolumnMapExpectation,
+)
+from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
+from great_expectations.render.view.view import DefaultJinjaPageView
+
+from cxr_ml.errors import Refused
+
+_ROW_WISE = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)
+_ABOUT_NULLS = {"expect_column_values_to_not_be_null", "expect_column_values_to_be_null"}
+_EXPECTATION_KEYS = {"type", "kwargs", "meta", "notes", "description", "severity", "id"}
+
+
+class Unmet(NamedTuple):
+    """An expectation that a table does not meet."""
+
+    expectation: str
+    column: str  # several are joined by ", "
+    reason: str  # meta.reason, else <expectation>:<column>
+    limit: str  # e.g. "≤ 0.005"
+    observed: str  # of the table as a whole, e.g. "3 of 1318 rows"
+    rows: tuple[Any, ...]  # keys of the rows that do not meet it; empty where the table is judged as a whole
+    critical: bool  # severity; "warning" and "info" are shown in Data Docs and have no consequence
+
+
+def load_suite(folder: Path, name: str) -> gx.ExpectationSuite:
+    """The suite `<folder>/<name>.json`, in Great Expectations' own JSON.
+
+    Raises:
+        Refused: no such file, broken JSON, a key given twice, an unknown expectation or argument; with file and line.
+    """
+    path = Path(folder) / f"{name}.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+    except OSError as error:
+        raise Refused(f"A Great Expectations suite was expected at {path}. Received: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise Refused(
+            f"{path}, line {error.lineno}, column {error.colno}: JSON was expected. Received: {error.msg}. Correct it."
+        ) from None
+    except ValueError as error:
+        raise Refused(f"{path}: JSON was expected. Received: {error}. Correct the file.") from None
+    entries = found.get("expectations") if isinstance(found, dict) else None
+    if not isinstance(entries, list) or not entries or found.get("name") != name:
+        raise Refused(
+            f'{path}: a suite with "name": "{name}" and at least one entry in "expectations" was expected. '
+            f"Received: {text[:200]!r}"
+        )
+    meta = found.get("meta") or {}
+    if not isinstance(meta, dict):
+        raise Refused(f'{path}: an object was expected under "meta". Received: {meta!r}')
+    # GX's own loader only logs an entry that it cannot build, and goes on without it.
+    built = [_build(entry, _where(path, text, entries, i)) for i, entry in enumerate(entries)]
+    return gx.ExpectationSuite(name=name, expectations=built, meta=meta)
+
+
+def reason_of(expectation: Expectation) -> str:
+    """The code that a row gets for not meeting the expectation."""
+    given = (expectation.meta or {}).get("reason")
+    return given or f"{expectation.expectation_type}:{', '.join(_columns(expectation.configuration.kwargs))}"
+
+
+def evaluate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise: bool) -> tuple[list[Unmet], str]:
+    """Judges a table.
+
+    Args:
+        suite: as loaded.
+        table: at least one row.
+        key: column whose values name the rows, each once.
+        row_wise: every expectation must judge single rows, so that it can be said which row fails.
+
+    Returns:
+        What is not met, in the order of the suite, and the Data Docs page (HTML without any remote part).
+
+    Raises:
+        Refused: an expectation could not be evaluated, or would let rows pass for want of a value.
+    """
+    for expectation in suite.expectations:
+        if row_wise and not isinstance(expectation, _ROW_WISE):
+            raise Refused(
+                f"{suite.name}.json judges row by row, and {expectation.expectation_type} judges a table as a whole. "
+                "Take it out, or put one of the expect_column_values_… expectations in its place."
+            )
+    validated = _validate(suite, table, key)
+    order = {_identity(e.configuration): i for i, e in enumerate(suite.expectations)}
+    results = sorted(validated.results, key=lambda r: order[_identity(r.expectation_config)])
+    if len(results) != len(suite.expectations):
+        raise Refused(f"{suite.name}.json has {len(suite.expectations)} expectations. Evaluated: {len(results)}")
+    unmet = [_unmet(suite.name, result, len(table)) for result in results]
+    found = [u for u in unmet if u is not None]
+    _refuse_nulls(suite.name, results, found, table, key)
+    validated.results = results
+    return found, _page(validated)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [k for k, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} twice in one object")
+    return found
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text}, which JSON does not have")
+
+
+def _where(path: Path, text: str, entries: list[Any], index: int) -> str:
+    kind = entries[index].get("type") if isinstance(entries[index], dict) else None
+    before = sum(isinstance(e, dict) and e.get("type") == kind for e in entries[:index])
+    places = list(re.finditer(r'"type"\s*:\s*' + re.escape(json.dumps(kind)), text))
+    line = f", line {text.count(chr(10), 0, places[before].start()) + 1}" if before < len(places) else ""
+    return f"{path}{line}, expectation {index + 1}"
+
+
+def _build(entry: object, where: str) -> Expectation:
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
+        raise Refused(f'{where}: an object with "type" and "kwargs" was expected. Received: {entry!r}')
+    if unknown := set(entry) - _EXPECTATION_KEYS:
+        raise Refused(f"{where}: only {sorted(_EXPECTATION_KEYS)} can be used. Received: {sorted(unknown)}")
+    meta = entry.get("meta") or {}
+    if not isinstance(meta, dict) or not isinstance(meta.get("reason", ""), str):
+        raise Refused(f'{where}: an object with a text as "reason" was expected under "meta". Received: {meta!r}')
+    try:
+        return ExpectationConfiguration(**({"kwargs": {}} | entry)).to_domain_obj()
+    except ExpectationNotFoundError:
+        raise Refused(
+            f"{where}: an expectation of Great Expectations {gx.__version__} was expected. "
+            f"Received: {entry['type']!r}. See https://greatexpectations.io/expectations for their names."
+        ) from None
+    except (GreatExpectationsError, ValueError, TypeError) as error:
+        raise Refused(
+            f"{where}: {entry['type']} cannot be used so. Received: {entry.get('kwargs')!r}. {error}"
+        ) from None
+
+
+def _validate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str) -> ExpectationSuiteValidationResult:
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    context.enable_analytics(False)
+    asset = context.data_sources.add_pandas("tables").add_dataframe_asset(suite.name)
+    batch = asset.add_batch_definition_whole_dataframe("whole").get_batch({"dataframe": table})
+    log = logging.getLogger("great_expectations")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it logs, with a traceback, what is refused in one sentence below
+    try:
+        # Without the values and the query of all failing rows: at 100,000 rows they take longer than the judging.
+        return batch.validate(
+            suite,
+            result_format={
+                "result_format": "COMPLETE",
+                "unexpected_index_column_names": [key],
+                "return_unexpected_index_query": False,
+                "exclude_unexpected_values": True,
+            },
+        )
+    finally:
+        log.setLevel(level)
+
+
+def _identity(configuration: ExpectationConfiguration) -> str:
+    kwargs = {k: v for k, v in configuration.kwargs.items() if k not in ("batch_id", "result_format")}
+    return json.dumps([configuration.type, kwargs, configuration.meta], sort_keys=True, default=str)
+
+
+def _columns(kwargs: dict[str, Any]) -> list[str]:
+    single = [kwargs[k] for k in ("column", "column_A", "column_B") if k in kwargs]
+    return [*single, *kwargs.get("column_list", ()), *kwargs.get("column_set", ())]
+
+
+def _unmet(suite: str, result: ExpectationValidationResult, rows: int) -> Unmet | None:
+    configuration, details = result.expectation_config, result.result or {}
+    columns = _columns(configuration.kwargs)
+    name = f"{configuration.type} on {', '.join(columns) or 'the table'}"
+    if problem := next(_exceptions(result.exception_info or {}), None):
+        raise Refused(
+            f"{suite}.json: {name} could not be evaluated. Received: {problem} "
+            "Correct the expectation, or measure what it needs."
+        )
+    expectation = configuration.to_domain_obj()
+    row_wise = isinstance(expectation, _ROW_WISE)
+    if result.success not in (True, False) or (row_wise and details.get("element_count") is None):
+        raise Refused(f"{suite}.json: {name} gave no answer. Received: {result.success!r}, {details!r}")
+    if result.success:
+        return None
+    failing = tuple(k for part in details.get("unexpected_index_list") or () for keys in part.values() for k in keys)
+    if row_wise and len(failing) != details["unexpected_count"]:
+        raise Refused(
+            f"{suite}.json: {name} counts {details['unexpected_count']} failing rows and names {len(failing)}. "
+            'Remove "result_format" from its kwargs.'
+        )
+    return Unmet(
+        expectation=configuration.type,
+        column=", ".join(columns),
+        reason=reason_of(expectation),
+        limit=_limit(configuration),
+        observed=f"{len(failing)} of {rows} rows" if row_wise else str(details.get("observed_value")),
+        rows=failing,
+        critical=str(getattr(configuration.severity, "value", configuration.severity)) == "critical",
+    )
+
+
+def _exceptions(info: dict[str, Any]) -> Iterator[str]:
+    # One dict for the expectation, or one for each metric that it needs.
+    for part in [info] if "raised_exception" in info else info.values():
+        if part.get("raised_exception"):
+            yield str(part.get("exception_message"))
+
+
+def _refuse_nulls(
+    suite: str, results: list[ExpectationValidationResult], found: list[Unmet], table: pd.DataFrame, key: str
+) -> None:
+    # GX leaves rows without a value out of the count: with no value at all, every limit is met.
+    stopped = {row for u in found if u.critical for row in u.rows}
+    for result in results:
+        configuration = result.expectation_config
+        if configuration.type in _ABOUT_NULLS or not (result.result or {}).get("missing_count"):
+            continue
+        columns = _columns(configuration.kwargs)
+        empty = set(table.loc[table[columns].isna().any(axis=1), key]) - stopped
+        if empty:
+            raise Refused(
+                f"{suite}.json: {configuration.type} would let {len(empty)} rows without {', '.join(columns)} pass. "
+                "Add expect_column_values_to_not_be_null for it, or a row_condition that leaves such rows out."
+            )
+
+
+def _limit(configuration: ExpectationConfiguration) -> str:
+    kwargs, parts = configuration.kwargs, []
+    for name, sign, strict in (("min_value", "≥", ">"), ("max_value", "≤", "<")):
+        if kwargs.get(name) is not None:
+            value = kwargs[name]
+            text = f"{value:.10g}" if isinstance(value, int | float) else str(value)
+            parts.append(f"{strict if kwargs.get('strict_' + name[:3]) else sign} {text}")
+    if "value_set" in kwargs:
+        parts.append(f"in {{{', '.join(map(str, kwargs['value_set'] or ()))}}}")
+    if configuration.type == "expect_column_values_to_not_be_null":
+        parts.append("not empty")
+    if not parts:
+        rest = {k: v for k, v in kwargs.items() if k not in ("batch_id", "column", "mostly", "result_format")}
+        parts.append(f"{configuration.type} {json.dumps(rest, default=str) if rest else ''}".strip())
+    mostly = kwargs.get("mostly")
+    return " and ".join(parts) + (f" in at least {mostly:.4g} of the rows" if mostly not in (None, 1) else "")
+
+
+def _page(validated: ExpectationSuiteValidationResult) -> str:
+    # Load times, fingerprints and run ids would make two pages of the same data differ.
+    validated.meta = {"great_expectations_version": gx.__version__}
+    document = ValidationResultsPageRenderer().render(validated)
+    view = DefaultJinjaPageView(custom_views_directory=str(Path(__file__).parent / "templates"))
+    html = view.render(document, template="data_docs.j2")
+    # GX links to pages of a site that is not built.
+    return re.sub(r'<a href="(?:\.\./)+[^"]*"\s*>(.*?)</a>', r"\1", html)

@@ -1,0 +1,114 @@
+"""The networks by name. To add one of keras.applications: one line in ARCHITECTURES."""
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+
+from cxr_ml.errors import Refused
+from cxr_ml.settings import Settings
+
+
+class Architecture(NamedTuple):
+    """How to build a backbone, and whether pretrained weights exist for it."""
+
+    build: Callable[..., keras.Model]
+    pretrained: bool
+
+
+class Backbone(NamedTuple):
+    """A backbone with its first weights: pixels in [-1, 1] of shape (n, size, size, 3) -> feature maps."""
+
+    network: keras.Model
+    weights: str  # "imagenet", the name of the file, or "from scratch"
+    weights_sha256: str
+
+
+def light(input_shape: tuple[int, int, int], weights: None = None, include_top: bool = False) -> keras.Model:
+    """A small convolutional network for demonstrations, trained from scratch.
+
+    Group instead of batch normalisation: it acts the same in training and inference, and with small batches.
+    """
+    x = inputs = keras.Input(input_shape)
+    for filters in (16, 32, 64, 96):
+        x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = keras.layers.GroupNormalization(8)(x)
+        x = keras.layers.Activation("relu")(x)
+        x = keras.layers.MaxPooling2D()(x)
+    return keras.Model(inputs, x, name="light")
+
+
+ARCHITECTURES = {
+    "inception_v3": Architecture(keras.applications.InceptionV3, pretrained=True),
+    "resnet101_v2": Architecture(keras.applications.ResNet101V2, pretrained=True),
+    "mobilenet_v2": Architecture(keras.applications.MobileNetV2, pretrained=True),
+    "light": Architecture(light, pretrained=False),
+}
+
+
+def backbone(settings: Settings, architecture: str) -> Backbone:
+    """The named backbone with the weights that the settings ask for; never silently random ones.
+
+    Raises:
+        Refused: unknown architecture, an image size it cannot take, a weights file that is missing or does not fit.
+        ConnectionError: Keras could not download its ImageNet weights.
+    """
+    if architecture not in ARCHITECTURES:
+        raise Refused(f"The architecture must be one of {sorted(ARCHITECTURES)}. Received: {architecture!r}")
+    entry = ARCHITECTURES[architecture]
+    shape = (settings.image_size, settings.image_size, 3)
+    scratch = not entry.pretrained or settings.weights == "none"
+    downloaded = not scratch and settings.weights_dir is None
+    try:
+        network = entry.build(input_shape=shape, include_top=False, weights="imagenet" if downloaded else None)
+    except ValueError as error:
+        raise Refused(f"{architecture} cannot take images of {settings.image_size} pixels: {error}") from None
+    except Exception as error:
+        if not downloaded:
+            raise
+        raise ConnectionError(
+            f"Keras could not download the ImageNet weights of {architecture} ({error}). Either let this machine reach "
+            f"storage.googleapis.com, or set CXR_WEIGHTS_DIR to a folder that holds {architecture}_notop.weights.h5 "
+            '(CXR_WEIGHTS="none" trains from scratch, which needs far more images).'
+        ) from error
+    if scratch:
+        return Backbone(network, "from scratch", "")
+    if downloaded:
+        return Backbone(network, "imagenet", _digest_of_variables(network))
+    path = settings.weights_dir / f"{architecture}_notop.weights.h5"
+    if not path.is_file():
+        there = sorted(p.name for p in settings.weights_dir.glob("*.h5"))
+        raise Refused(f"CXR_WEIGHTS_DIR must hold {path.name}. Received: {settings.weights_dir}, there: {there}")
+    try:
+        network.load_weights(path)
+    except (ValueError, OSError) as error:
+        raise Refused(f"{path} does not hold weights of {architecture} without its top: {error}") from None
+    with path.open("rb") as file:
+        return Backbone(network, path.name, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _digest_of_variables(network: keras.Model) -> str:
+    digest = hashlib.sha256()
+    for weight in network.get_weights():
+        digest.update(weight.tobytes())
+    return digest.hexdigest()
+
+
+def classifier(network: keras.Model, classes: int, dropout: float) -> keras.Model:
+    """The study's classifier on a backbone: mean over the feature map, dropout, softmax.
+
+    Preprocessing lives inside: grey uint8 images (n, size, size, 1) are widened to three channels and scaled to
+    [-1, 1]. The backbone is called in inference mode, so that its batch normalisation keeps the statistics it was
+    trained with while everything is fine-tuned.
+
+    Returns:
+        A model from uint8 images to probabilities (n, classes), with the layers "features" and "head" by name.
+    """
+    size = network.input_shape[1]
+    images = keras.Input((size, size, 1), dtype="uint8", name="image")
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(images)
+    wide = keras.layers.Concatenate(name="widen")([scaled, scaled, scaled])
+    features = keras.layers.GlobalAveragePooling2D(name="features")(network(wide, training=False))
+    dropped = keras.layers.Dropout(dropout, name="dropout")(features)
+    return keras.Model(images, keras.layers.Dense(classes, activation="softmax", name="head")(dropped))

@@ -1,0 +1,169 @@
+"""What a run says, in the words that report and mail share."""
+
+import math
+import re
+from typing import NamedTuple
+
+from cxr_ml.records import Check, Evaluation, Metrics, Run
+from cxr_ml.release import words
+from cxr_ml.settings import Settings
+
+NOTE = (
+    "Not a diagnostic device: no figure here says how the model does on your patients. "
+    "Public data confound class with source."
+)
+
+
+_LIMIT = re.compile(r"([≥≤><]) ([0-9.]+)( \w+)?")
+_SIDES = {"≥": "below", "≤": "above", ">": "not above", "<": "not below"}
+
+
+class Line(NamedTuple):
+    """One measure of the first screen, ready to print."""
+
+    name: str  # e.g. "recall COVID19"
+    value: str
+    interval: str  # 95 % interval, "" where there is none
+    floor: str  # "" where there is none
+    champion: str
+    verdict: str  # met, not met, not evaluated or no floor
+
+
+def outcome(run: Run) -> str:
+    """PROMOTED, REFUSED or NOTHING NEW."""
+    return run.outcome.replace("_", " ").upper()
+
+
+def chosen(run: Run) -> Evaluation | None:
+    """Evaluation of the candidate that the decision names; None without decision or evaluation."""
+    if run.decision is None:
+        return None
+    return next((e for e in run.evaluations if e.model == run.decision.model), None)
+
+
+def architecture(run: Run) -> str:
+    """Architecture of the chosen candidate, else its name; "" where none was chosen."""
+    evaluation = chosen(run)
+    if evaluation is not None:
+        return evaluation.architecture
+    return run.decision.model if run.decision is not None else ""
+
+
+def version(run: Run) -> int | None:
+    """Champion version that this run made; None unless it promoted."""
+    made = run.outcome == "promoted" and run.champion is not None and run.decision is not None
+    return run.champion.version if made and run.champion.model == run.decision.model else None
+
+
+def reason(run: Run) -> str:
+    """One sentence: why the run ended as it did."""
+    if run.decision is not None:
+        if run.outcome == "refused" and run.decision.promote:
+            return (
+                "The gate let the candidate pass, but it was not promoted: nobody approved it, or the champion changed "
+                f"meanwhile. The gate said: {run.decision.reason}"
+            )
+        return run.decision.reason
+    if run.outcome == "nothing_new":
+        return "The inbox brought no new image, so nothing was trained and the champion stays."
+    stopped = [f for batch in run.batches for f in batch.failures if f.suite == "dataset"]
+    if stopped:
+        first = stopped[0]
+        return (
+            "Nothing was trained, because the dataset did not meet its expectations: "
+            f"{first.column} should be {first.limit}, and is {first.observed}."
+        )
+    return "The run ended before the gate decided; no candidate was released and the champion stays."
+
+
+def _verdict(value: float, floor: float | None) -> str:
+    if floor is None:
+        return "no floor"
+    if not math.isfinite(value):
+        return words.NOT_EVALUATED
+    return "met" if value >= floor else "not met"
+
+
+def _champion(run: Run, value: float | None) -> str:
+    if value is None and run.decision is not None and run.decision.champion is None:
+        return "none yet"
+    return words.NOT_EVALUATED if value is None else ""
+
+
+def headline(run: Run, settings: Settings) -> list[Line]:
+    """Test recall of the classes with a floor, macro F1, recall of the others; empty where no candidate was chosen."""
+    evaluation = chosen(run)
+    if evaluation is None:
+        return []
+    other: Metrics | None = evaluation.champion.test if evaluation.champion else None
+    # A floor for a class that was not evaluated is shown too: it is a reason to worry.
+    lines, floored = [], list(settings.recall_floors)
+    for name in [*floored, *(n for n in evaluation.test.classes if n not in floored)]:
+        one, floor = evaluation.test.classes.get(name), settings.recall_floors.get(name)
+        recall = one.recall if one else math.nan
+        span = words.interval(recall, one.support) if one else None
+        before = other.classes[name].recall if other and name in other.classes else None
+        lines.append(
+            Line(
+                f"recall {name}",
+                words.percent(recall, floor),
+                f"{100 * span[0]:.1f} – {100 * span[1]:.1f} %" if span else "",
+                "" if floor is None else words.limit_percent(floor),
+                _champion(run, before) or words.percent(before),
+                _verdict(recall, floor),
+            )
+        )
+    macro, before = evaluation.test.macro_f1, other.macro_f1 if other else None
+    lines.insert(
+        len(floored),
+        Line(
+            "macro F1",
+            words.score(macro, settings.macro_f1_floor),
+            "",
+            f"{settings.macro_f1_floor:g}",
+            _champion(run, before) or words.score(before),
+            _verdict(macro, settings.macro_f1_floor),
+        ),
+    )
+    return lines
+
+
+def choice(run: Run) -> str:
+    """One sentence: why this candidate and no other went to the gate."""
+    evaluation = chosen(run)
+    if evaluation is None:
+        return "No candidate was chosen."
+    scores = [e.validation.macro_f1 for e in run.evaluations if e is not evaluation]
+    own = evaluation.validation.macro_f1
+    if not scores:
+        return f"{evaluation.architecture} was the only candidate."
+    finite = [s for s in scores if math.isfinite(s)]
+    if not math.isfinite(own):
+        return f"{evaluation.architecture} went to the gate without a macro F1 on the validation images."
+    if own >= max(finite, default=0.0):
+        best = f"{max(finite):.4f}" if finite else words.NOT_EVALUATED
+        return (
+            f"{evaluation.architecture} had the highest macro F1 on the validation images: {own:.4f}, "
+            f"the next {best}. The test images had no say in it."
+        )
+    return (
+        f"{evaluation.architecture} went to the gate, though its macro F1 on the validation images was not the highest."
+    )
+
+
+def failed(run: Run) -> list[Check]:
+    """Checks of the gate that did not pass."""
+    return [] if run.decision is None else [c for c in run.decision.checks if not c.passed]
+
+
+def complaint(check: Check) -> str:
+    """A failed check in a few words, such as `recall COVID19 91.0 % below 95 %`."""
+    value, limit = check.observed, _LIMIT.fullmatch(check.limit)
+    if limit is None:
+        return f"{check.name}: {check.reason}"
+    if value is None or not math.isfinite(value):
+        return f"{check.name} {words.NOT_EVALUATED}"
+    side, number = _SIDES[limit[1]], float(limit[2])
+    if check.name.startswith("recall ") and number <= 1:
+        return f"{check.name} {words.percent(value, number)} {side} {words.limit_percent(number)}"
+    return f"{check.name} {words.observed(value)} {side} {limit[2]}{limit[3] or ''}"

@@ -1,0 +1,94 @@
+"""What a run leaves behind for its readers: the decision, run.json, the report, the mail."""
+
+import io
+from collections.abc import Sequence
+
+import pandas as pd
+
+from cxr_ml import store
+from cxr_ml.data import dataset as datasets
+from cxr_ml.model import evaluate
+from cxr_ml.records import Batch, Decision, Model, Run
+from cxr_ml.release import gate, mail, registry, report
+from cxr_ml.settings import Settings
+
+
+def decide(settings: Settings, run: str, models: Sequence[str], overrides: dict[str, str] | None = None) -> Decision:
+    """Lets the gate decide on the evaluated candidates of a run, once; stored as `reports/<run>/decision.json`."""
+    key = f"reports/{run}/decision.json"
+    found = store.find(settings, key)
+    if found:
+        return Decision.model_validate_json(found[0])
+    champion = registry.champion(settings)
+    beside = champion.model if champion else None
+    number = load_model_record(settings, models[0]).dataset
+    evaluations = [evaluate.load(settings, number, name, beside) for name in models]
+    decision = gate.decide(settings, run, datasets.load(settings, number), evaluations, beside, overrides)
+    store.put_if_absent(settings, key, decision.to_bytes(), "application/json")
+    return decision
+
+
+def load_decision(settings: Settings, run: str) -> Decision:
+    """The stored decision of a run."""
+    return store.load(settings, f"reports/{run}/decision.json", Decision)
+
+
+def load_model_record(settings: Settings, name: str) -> Model:
+    """The record of a stored model."""
+    return store.load(settings, f"models/{name}/model.json", Model)
+
+
+def publish(settings: Settings, run: str, batches: Sequence[str], recipients: Sequence[str]) -> tuple[Run, str]:
+    """Writes the report of a concluded run and mails it.
+
+    Returns:
+        The record of the run, and the key of its report.
+
+    Raises:
+        Refused: a recipient who is not allowed, or a run without a decision.
+        OSError: the mail server cannot be reached (a retry may help; the report is there already).
+    """
+    to = mail.allowed(tuple(recipients), settings)
+    record = _assemble(settings, run, batches)
+    histories = {
+        m.model: pd.read_csv(io.BytesIO(store.get(settings, f"models/{m.model}/history.csv"))) for m in record.models
+    }
+    key = report.write(settings, record, histories, _copy_documents(settings, record))
+    if to and not store.exists(settings, f"reports/{run}/mailed.json"):
+        link = f"s3://{settings.bucket}/{settings.prefix}{key}"
+        mail.send(mail.outcome_message(record, settings, to, link), settings)
+        store.put_if_absent(settings, f"reports/{run}/mailed.json", b"{}\n", "application/json")
+    return record, key
+
+
+def _assemble(settings: Settings, run: str, batches: Sequence[str]) -> Run:
+    decision = load_decision(settings, run)
+    entry = next(e for e in reversed(registry.history(settings)) if e.run == run)
+    return Run(
+        run=run,
+        outcome=entry.action,
+        batches=tuple(store.load(settings, f"batches/{b}/batch.json", Batch) for b in batches),
+        dataset=datasets.load(settings, decision.dataset),
+        models=tuple(load_model_record(settings, name) for name in decision.candidates),
+        evaluations=tuple(
+            evaluate.load(settings, decision.dataset, name, decision.champion) for name in decision.candidates
+        ),
+        decision=decision,
+        champion=registry.champion(settings),
+    )
+
+
+def _copy_documents(settings: Settings, run: Run) -> dict[str, str]:
+    """Copies the Data Docs of the run beside its report; title -> relative link."""
+    pages = {
+        f"{b.batch}: {name}": f"batches/{b.batch}/{name}.html" for b in run.batches for name in ("images", "classes")
+    }
+    if run.dataset:
+        pages[f"dataset {run.dataset.dataset}"] = f"datasets/{run.dataset.dataset}/dataset.html"
+    links = {}
+    for title, key in pages.items():
+        link = "data-docs/" + key.replace("/", "-")
+        data = store.get(settings, key)
+        store.put_if_absent(settings, f"reports/{run.run}/{link}", data, "text/html; charset=utf-8")
+        links[title] = link
+    return links

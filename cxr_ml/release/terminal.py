@@ -1,0 +1,52 @@
+"""A run as tables on a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from cxr_ml.records import Decision, Evaluation, Run
+
+
+def plain(value: object) -> str:
+    """Text that rich prints as it is: names from outside must not be read as markup."""
+    return str(value).replace("[", r"\[")
+
+
+def show_run(run: Run, console: Console) -> None:
+    """Prints what became of a run: batches, candidates, decision, version."""
+    for batch in run.batches:
+        table = Table("verdict", "class", "files", title=f"batch {plain(batch.batch)}", title_justify="left")
+        for verdict, labels in batch.counts.items():
+            for label, n in labels.items():
+                table.add_row(verdict, plain(label), str(n))
+        console.print(table)
+        for reason, n in batch.reasons.items():
+            console.print(f"  {n} × {plain(reason)}", highlight=False)
+        for label, why in batch.rejected_classes.items():
+            console.print(f"  class {plain(label)} rejected: {plain(why)}", highlight=False)
+    console.print(candidates_table(run.evaluations))
+    if run.decision:
+        console.print(decision_table(run.decision))
+        console.print(f"[bold]{run.outcome.upper()}[/]: {plain(run.decision.reason)}", highlight=False)
+    if run.champion:
+        console.print(f"champion: v{run.champion.version} {plain(run.champion.model)}", highlight=False)
+
+
+def candidates_table(evaluations: tuple[Evaluation, ...] | list[Evaluation]) -> Table:
+    """Recall and F1 on the test images, candidates first, the champion below."""
+    table = Table("model", "class", "recall", "F1", "test images", title="on the test images", title_justify="left")
+    champions = {e.champion.model: e.champion for e in evaluations if e.champion}
+    for e, role in [(e, "") for e in evaluations] + [(e, " (champion)") for e in champions.values()]:
+        for label, m in e.test.classes.items():
+            table.add_row(plain(e.model) + role, plain(label), f"{m.recall:.3f}", f"{m.f1:.3f}", str(m.support))
+        table.add_row("", "macro", "", f"{e.test.macro_f1:.3f}", "", end_section=True)
+    return table
+
+
+def decision_table(decision: Decision) -> Table:
+    """The gate's decision, check by check."""
+    word = "[bold green]open" if decision.promote else "[bold red]shut"
+    table = Table("check", "observed", "limit", "passed", title=f"gate: {word}[/]", title_justify="left")
+    for c in decision.checks:
+        observed = "not evaluated" if c.observed is None else f"{c.observed:.4g}"
+        table.add_row(plain(c.name), observed, plain(c.limit), "[green]yes" if c.passed else "[red]no")
+    return table

@@ -1,0 +1,74 @@
+"""Figures and names as people read them. NaN is always `not evaluated`, never 0."""
+
+import math
+import unicodedata
+
+NOT_EVALUATED = "not evaluated"
+
+
+def plain(text: str, limit: int | None = None) -> str:
+    """`text` on one line without control, format or surrogate characters, cut to `limit` characters.
+
+    Names come from folders and archives: a newline would forge a header, U+202E would reverse what follows it, and a
+    lone surrogate cannot be encoded.
+    """
+    if not text.isprintable():
+        kept = (" " if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
+        text = " ".join("".join(kept).split(" "))
+    return text if limit is None or len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def _rounded(value: float, digits: int, floor: float | None) -> str:
+    while floor is not None and value < floor <= round(value, digits) and digits < 6:
+        digits += 1
+    return f"{value:.{digits}f}"
+
+
+def percent(share: float | None, floor: float | None = None) -> str:
+    """A share (0–1) such as `98.7 %`, with more digits where rounding would hide that it is below `floor`."""
+    if share is None or not math.isfinite(share):
+        return NOT_EVALUATED
+    return _rounded(share * 100, 1, None if floor is None else floor * 100) + " %"
+
+
+def score(value: float | None, floor: float | None = None) -> str:
+    """A score (0–1) such as `0.91`, with more digits where rounding would hide that it is below `floor`."""
+    return NOT_EVALUATED if value is None or not math.isfinite(value) else _rounded(value, 2, floor)
+
+
+def limit_percent(share: float) -> str:
+    """A floor (0–1) such as `95 %`."""
+    return f"{share * 100:.6g} %"
+
+
+def observed(value: float | None) -> str:
+    """The observed value of a check: whole numbers as such, others with four decimals."""
+    if value is None or not math.isfinite(value):
+        return NOT_EVALUATED
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """Wall time such as `48 s`, `12 min 5 s` or `2 h 3 min`."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if whole < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def interval(recall: float, support: int) -> tuple[float, float] | None:
+    """95 % Wilson score interval of a recall on `support` images; None where it was not evaluated.
+
+    Wilson, E. B. (1927), Probable inference, the law of succession, and statistical inference, JASA 22, 209–212:
+    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), with z the 97.5 % point of the normal distribution.
+    """
+    if support <= 0 or not math.isfinite(recall):
+        return None
+    z2 = 1.959963984540054**2
+    middle = recall + z2 / (2 * support)
+    half = math.sqrt(z2 * (recall * (1 - recall) / support + z2 / (4 * support**2)))
+    return max(0.0, (middle - half) / (1 + z2 / support)), min(1.0, (middle + half) / (1 + z2 / support))

@@ -1,0 +1,209 @@
+"""
+### Retraining of the chest X-ray classifier
+
+Every Monday at 03:00 UTC, or by hand with **Trigger**: new drops of labelled X-rays are copied into the store, measured
+and judged by Great Expectations, added to the next dataset version, used to train each architecture, and the best of them
+on validation is put before the gate with the test images. Only if **every** check was evaluated and passed does the
+champion change. The team gets the report by mail.
+
+* Nothing new in the inbox: the run ends early, its steps marked *skipped*, no mail.
+* The gate stays shut: the run succeeds, the champion stays, the report says why.
+* A step fails: a mail says which, why, and what to do. What is stored already stays; *Clear* the step to go on from there.
+"""
+
+from datetime import timedelta
+
+import cxr_wiring as wiring
+import pendulum
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import dag, get_current_context, task, task_group
+from airflow.sdk.exceptions import AirflowSkipException
+
+BODY = "{{ ti.xcom_pull(task_ids='decide.gate', key='table') }}"
+
+
+@dag(
+    schedule="0 3 * * 1",
+    start_date=pendulum.datetime(2026, 1, 5, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    params=wiring.form(),
+    doc_md=__doc__,
+    tags=["chest X-ray", "training"],
+    default_args={
+        # Refused input fails at once (see cxr_wiring.settings), so a retry only ever meets network and killed tasks.
+        "retries": 2,
+        "retry_delay": timedelta(seconds=20),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=5),
+        "execution_timeout": timedelta(hours=1),
+        "on_failure_callback": wiring.mail_failure,
+    },
+    dag_display_name="Chest X-ray retraining",
+)
+def cxr_retraining() -> None:
+    @task_group
+    def data() -> object:
+        """From the inbox to a dataset version."""
+
+        @task(execution_timeout=timedelta(minutes=10))
+        def find_drops(params: dict) -> list[str]:
+            """Lists the drops that are not in the store yet. None: all that follows is skipped."""
+            from cxr_ml import store
+            from cxr_ml.data import drops
+
+            with wiring.settings(params) as s:
+                store.check(s)
+                new = drops.new(s)
+                if params["drop"]:
+                    drops.listing(s, params["drop"])
+                    new = [name for name in new if name == params["drop"]]
+            if not new and not params["train_anyway"]:
+                raise AirflowSkipException("Nothing new in the inbox.")
+            return new
+
+        @task(execution_timeout=timedelta(hours=6), map_index_template="{{ task.op_kwargs['drop'] }}")
+        def ingest(drop: str, params: dict) -> str:
+            """Copies one drop into the store, free of metadata, and measures each image."""
+            from cxr_ml.data import ingest as stage
+
+            with wiring.settings(params) as s:
+                return stage.ingest(s, drop, lambda done, total: done % 500 or print(f"{done} of {total} files"))
+
+        @task(trigger_rule="none_failed")
+        def validate(batches: list[str] | None, params: dict) -> list[str]:
+            """Judges the batches: unfit images are quarantined, duplicates refused, bad classes rejected."""
+            from cxr_ml.data import batches as stage
+
+            names = list(batches or ())
+            if not names and not params["train_anyway"]:
+                raise AirflowSkipException("Nothing new to validate.")
+            with wiring.settings(params) as s:
+                for name in names:
+                    print(stage.judge(s, name).model_dump_json(indent=2))
+            return names
+
+        @task
+        def build_dataset(batches: list[str], params: dict) -> list[dict]:
+            """Writes the next dataset version; stops the run when the data is not fit to train on."""
+            from cxr_ml.data import dataset as stage
+
+            with wiring.settings(params) as s:
+                record, new = stage.build(s)
+                if not new and not params["train_anyway"]:
+                    raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")
+                print(record.model_dump_json(indent=2))
+                return [{"number": record.dataset, "architecture": a} for a in s.architectures]
+
+        batches = validate(ingest.expand(drop=find_drops()))
+        return batches, build_dataset(batches)
+
+    @task_group
+    def learn(jobs: object) -> object:
+        """Trains the candidates and evaluates them."""
+
+        @task(
+            pool="gpu",
+            queue="gpu",
+            execution_timeout=timedelta(hours=12),
+            map_index_template="{{ task.op_kwargs['architecture'] }}",
+        )
+        def train(number: int, architecture: str, params: dict) -> str:
+            """Trains one architecture: the head on the frozen backbone, then everything."""
+            from cxr_ml.model import train as stage
+
+            with wiring.settings(params) as s:
+                return stage.train(s, number, architecture).model
+
+        @task(pool="gpu", queue="gpu")
+        def evaluate(models: list[str], params: dict) -> list[str]:
+            """Evaluates the candidates, and the champion on the same images."""
+            from cxr_ml.model import evaluate as stage
+            from cxr_ml.release import registry, runs
+
+            with wiring.settings(params) as s:
+                names = list(models)
+                champion = registry.champion(s)
+                number = runs.load_model_record(s, names[0]).dataset
+                stage.evaluate(s, number, names, champion.model if champion else None)
+                return names
+
+        return evaluate(train.expand_kwargs(jobs))
+
+    @task_group
+    def decide(models: object) -> object:
+        """The gate, and a human where one is asked for."""
+
+        @task(multiple_outputs=False)
+        def gate(models: list[str], params: dict) -> bool:
+            """Checks the best candidate on validation against the floors and the champion, on the test images."""
+            from cxr_ml.release import runs
+
+            context = get_current_context()
+            changed = {k: str(v) for k, v in wiring.overrides(params).items()}
+            with wiring.settings(params) as s:
+                decision = runs.decide(s, wiring.run_name(context), models, changed)
+            print(decision.model_dump_json(indent=2))
+            rows = [f"| {c.name} | {c.observed} | {c.limit} | {'yes' if c.passed else 'NO'} |" for c in decision.checks]
+            head = [
+                f"**{decision.model}**: {decision.reason}",
+                "",
+                "| check | observed | limit | passed |",
+                "|-|-|-|-|",
+            ]
+            context["ti"].xcom_push(key="table", value="\n".join(head + rows))
+            return decision.promote
+
+        @task.branch
+        def ask(passed: bool, params: dict) -> str:
+            """Asks a human only if the form says so and the gate is open."""
+            return "decide.approval" if passed and params["approval"] else "decide.go_on"
+
+        approval = ApprovalOperator(
+            task_id="approval",
+            subject="Promote this chest X-ray model?",
+            body=BODY,
+            defaults="Reject",
+            response_timeout=timedelta(days=3),
+            doc_md="Waits for a human without taking a worker. No answer within three days means no.",
+        )
+        approved = EmptyOperator(task_id="approved", doc_md="Reached when a human approved.")
+        go_on = EmptyOperator(task_id="go_on", doc_md="Reached when no human is asked.")
+        ask(gate(models)) >> [approval, go_on]
+        approval >> approved
+        return [approval, approved, go_on]
+
+    @task(trigger_rule="none_failed_min_one_success")
+    def promote(params: dict) -> str:
+        """Moves the champion pointer if the gate is open, or records the refusal in the history."""
+        from cxr_ml.release import registry, runs
+
+        context = get_current_context()
+        answer = context["ti"].xcom_pull(task_ids="decide.approval")
+        with wiring.settings(params) as s:
+            decision = runs.load_decision(s, wiring.run_name(context))
+            by = wiring.actor(context)
+            if answer:
+                human = (answer["responded_by_user"] or {}).get("name") or "nobody (time-out)"
+                if answer["chosen_options"] != ["Approve"]:
+                    return registry.decline(s, decision, human, f"Not approved by {human}.").action
+                by = f"{by}, approved by {human}"
+            return registry.conclude(s, decision, by).action
+
+    @task(execution_timeout=timedelta(minutes=20))
+    def report(batches: list[str], outcome: str, params: dict) -> str:
+        """Writes the report with the Data Docs beside it, and mails it."""
+        from cxr_ml.release import runs
+
+        with wiring.settings(params) as s:
+            print(f"outcome: {outcome}")
+            return runs.publish(s, wiring.run_name(get_current_context()), batches, params["recipients"])[1]
+
+    batches, jobs = data()
+    concluded = promote()
+    decide(learn(jobs)) >> concluded
+    report(batches, concluded)
+
+
+cxr_retraining()

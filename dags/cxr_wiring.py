@@ -1,0 +1,155 @@
+"""What ties the library to Airflow: the trigger form, settings of a run, connections, the mail about a failed step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowFailException
+
+from cxr_ml import settings as settings_module
+from cxr_ml.errors import Refused
+from cxr_ml.settings import Settings
+
+# Fields of the form that are settings of the same name; the floors are spread over one field per class.
+_SAME = (
+    "architectures", "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate",
+    "fine_tune_learning_rate", "patience", "seed", "macro_f1_floor",
+)  # fmt: skip
+_FLOORS = {"recall_floor_": "recall_floors", "f1_floor_": "f1_floors"}
+
+
+def form() -> dict[str, Param]:
+    """The trigger form. Defaults come from the settings, so that a scheduled run uses them."""
+    s = settings_module.load()
+    from_settings = Settings.model_fields
+
+    def number(name: str, kind: str, section: str, about: str, high: float, low: float = 0.0) -> Param:
+        rule = {"exclusiveMinimum": 0} if kind == "number" else {"minimum": low}
+        value = getattr(s, name)
+        return Param(value, type=kind, maximum=high, section=section, description=about, title=_title(name), **rule)
+
+    def floor(value: float, title: str) -> Param:
+        return Param(value, type="number", minimum=0, maximum=1, section="Gate", title=title, description="0 to 1")
+
+    known = ["inception_v3", "resnet101_v2", "mobilenet_v2", "light"]
+    form = {
+        "drop": Param(
+            None,
+            type=["null", "string"],
+            maxLength=255,
+            title="Drop",
+            description="Name of one drop in the inbox. Empty: all new ones.",
+        ),
+        "train_anyway": Param(False, type="boolean", title="Train even if nothing is new"),
+        "architectures": Param(
+            list(s.architectures),
+            type="array",
+            items={"enum": known},
+            examples=known,
+            minItems=1,
+            uniqueItems=True,
+            title="Architectures",
+            section="Training",
+        ),
+        "image_size": number("image_size", "integer", "Training", "Pixels, square", 1024, 32),
+        "head_epochs": number("head_epochs", "integer", "Training", "With the backbone frozen, at most", 1000, 1),
+        "fine_tune_epochs": number("fine_tune_epochs", "integer", "Training", "With everything trained, at most", 1000),
+        "batch_size": number("batch_size", "integer", "Training", "Images per step", 4096, 1),
+        "head_learning_rate": number("head_learning_rate", "number", "Training", "Frozen stage", 1),
+        "fine_tune_learning_rate": number("fine_tune_learning_rate", "number", "Training", "Fine-tuning", 1),
+        "patience": number("patience", "integer", "Training", "Epochs without a better validation loss", 1000, 1),
+        "seed": number("seed", "integer", "Training", "Same data and seed, same model", 2**31 - 1),
+    }
+    form |= {f"recall_floor_{c}": floor(v, f"Recall of {c} at least") for c, v in s.recall_floors.items()}
+    form |= {f"f1_floor_{c}": floor(v, f"F1 of {c} at least") for c, v in s.f1_floors.items()}
+    form["macro_f1_floor"] = floor(s.macro_f1_floor, "Macro F1 at least")
+    form["approval"] = Param(
+        s.approval,
+        type="boolean",
+        section="Gate",
+        title="Ask a human before promotion",
+        description="The run waits up to three days under Required Actions; silence means no.",
+    )
+    form["recipients"] = Param(
+        list(s.mail_to),
+        type="array",
+        items={"enum": list(s.mail_allowed)},
+        examples=list(s.mail_allowed),
+        uniqueItems=True,
+        section="Report",
+        title="E-mail recipients",
+        description="From mail_allowed in the settings.",
+    )
+    assert set(_SAME) <= set(from_settings)
+    return form
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def overrides(params: dict[str, Any]) -> dict[str, Any]:
+    """The settings that this run's form changed, by name."""
+    plain = settings_module.load()
+    values: dict[str, Any] = {name: params[name] for name in _SAME}
+    for prefix, setting in _FLOORS.items():
+        values[setting] = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+    values["architectures"] = tuple(values["architectures"])
+    return {k: v for k, v in values.items() if v != getattr(plain, k)}
+
+
+@contextmanager
+def settings(params: dict[str, Any]) -> Iterator[Settings]:
+    """Settings for a step of this run. What is refused fails the step for good: a retry cannot help."""
+    try:
+        yield _with_connections(settings_module.load(**overrides(params)))
+    except Refused as error:
+        raise AirflowFailException(str(error)) from error
+
+
+def _with_connections(s: Settings) -> Settings:
+    """Credentials from the Airflow connections that the settings name, if they name any."""
+    if s.aws_conn_id:
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        from cxr_ml import store
+
+        store.use(S3Hook(aws_conn_id=s.aws_conn_id).get_conn())
+    if s.smtp_conn_id:
+        from airflow.providers.smtp.hooks.smtp import SmtpHook
+
+        hook = SmtpHook(smtp_conn_id=s.smtp_conn_id)
+        connection = hook.get_connection(s.smtp_conn_id)
+        given = {"smtp_host": connection.host, "smtp_port": connection.port or 25}
+        given |= {"smtp_user": connection.login or "", "smtp_password": connection.password or ""}
+        given["smtp_starttls"] = not connection.extra_dejson.get("disable_tls", False)
+        s = s.model_copy(update=given)
+    return s
+
+
+def run_name(context: Any) -> str:  # noqa: ANN401 - Airflow's context is a mapping of many types
+    """The name of this run as it is used in the store."""
+    from cxr_ml.release.registry import slug
+
+    return slug(context["run_id"])
+
+
+def actor(context: Any) -> str:  # noqa: ANN401
+    """Who started the run: a user of Airflow, or the schedule."""
+    return context["dag_run"].triggering_user_name or f"airflow ({context['dag_run'].run_type})"
+
+
+def mail_failure(context: Any) -> None:  # noqa: ANN401
+    """Mails which step failed, why, and what to do. For `on_failure_callback`: called once, after the last try."""
+    from cxr_ml.release import mail
+
+    s = settings_module.load()
+    params = context.get("params") or {}
+    s = _with_connections(s)
+    ti = context["ti"]
+    step = ti.task_id + (f" [{ti.map_index}]" if ti.map_index >= 0 else "")
+    error = context.get("exception") or RuntimeError("The step was killed from outside; see the scheduler's log.")
+    to = mail.allowed(tuple(params.get("recipients") or s.mail_to), s)
+    link = f"{s.ui_url.rstrip('/')}/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{ti.task_id}" if s.ui_url else ""
+    mail.send(mail.failure_message(s, to, step, ti.run_id, error, link), s)

@@ -1,0 +1,205 @@
+"""What the services of local/Procfile need: ports of their own and one environment for all of them."""
+
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cxr_ml.errors import Refused
+from local.state import REPOSITORY, private_file
+
+USUAL_PORTS = {
+    "ui": 8080,
+    "smtp": 1025,
+    "s3": 8333,
+    "master": 9333,
+    "volume": 9340,
+    "filer": 8888,
+    "admin": 23646,
+}
+# SeaweedFS listens for gRPC on each of its ports + 10000.
+GRPC_OFFSET = 10_000
+STORE_PORTS = ("s3", "master", "volume", "filer", "admin")
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens on `port` of the loopback interface and this user may bind it."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            return False
+    with socket.socket() as probe:
+        # Without it, the last run's closed connections would count as taken for a minute.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def choose_ports(free: Callable[[int], bool] = is_free) -> dict[str, int]:
+    """A port for each service of USUAL_PORTS: the usual one, else the next above it that is free.
+
+    Raises:
+        Refused: none of the 200 ports from the usual one on is free.
+    """
+    chosen: dict[str, int] = {}
+    used: set[int] = set()
+    for name, usual in USUAL_PORTS.items():
+        for port in range(usual, usual + 200):
+            needed = {port, port + GRPC_OFFSET} if name in STORE_PORTS else {port}
+            if not needed & used and all(map(free, needed)):
+                chosen[name] = port
+                used |= needed
+                break
+        else:
+            raise Refused(
+                f"No free port for {name} on 127.0.0.1 from {usual} to {usual + 199}. End what listens there."
+            )
+    return chosen
+
+
+def find_config(environ: Mapping[str, str], repository: Path = REPOSITORY) -> Path | None:
+    """The settings file for a run: PROFILE, else CXR_CONFIG, else cxr.toml, else `cpu` with weights and `demo` without.
+
+    None (PROFILE=default) leaves it to cxr_ml/settings.py.
+
+    Raises:
+        Refused: PROFILE is not one of the profiles/*.toml, or CXR_CONFIG is not a file.
+    """
+    profile = environ.get("PROFILE", "")
+    if profile == "default":
+        return None
+    if profile:
+        known = {path.stem: path for path in sorted((repository / "profiles").glob("*.toml"))}
+        if profile not in known:
+            raise Refused(f"PROFILE must be one of {', '.join([*known, 'default'])}. Received: {profile!r}")
+        return known[profile]
+    if environ.get("CXR_CONFIG"):
+        config = Path(environ["CXR_CONFIG"]).absolute()
+        if not config.is_file():
+            raise Refused(f"CXR_CONFIG must name a readable TOML file. Received: {str(config)!r}")
+        return config
+    if (repository / "cxr.toml").is_file():
+        return repository / "cxr.toml"
+    return repository / "profiles" / ("cpu.toml" if environ.get("CXR_WEIGHTS_DIR") else "demo.toml")
+
+
+def library_environment(
+    state: Path, ports: Mapping[str, int], secrets: Mapping[str, str], config: Path | None, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The variables with which `cxr-ml` works on the running store, whoever calls it."""
+    variables = {
+        "AWS_ACCESS_KEY_ID": secrets["s3_access_key"],
+        "AWS_SECRET_ACCESS_KEY": secrets["s3_secret_key"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "CXR_S3_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "CXR_BUCKET": "cxr",
+        "CXR_INBOX": str(state / "inbox"),
+        "CXR_CACHE_DIR": str(state / "cache"),
+        "CXR_PATIENT_SALT": secrets["patient_salt"],
+        "CXR_SMTP_HOST": "127.0.0.1",
+        "CXR_SMTP_PORT": str(ports["smtp"]),
+        "CXR_UI_URL": f"http://127.0.0.1:{ports['ui']}",
+        "GX_ANALYTICS_ENABLED": "false",
+        # A proxy of the user's must not see what goes to 127.0.0.1.
+        "NO_PROXY": ",".join(filter(None, [environ.get("NO_PROXY") or environ.get("no_proxy"), "127.0.0.1,localhost"])),
+    }
+    variables["no_proxy"] = variables["NO_PROXY"]
+    if config:
+        variables["CXR_CONFIG"] = str(config)
+    if environ.get("CXR_WEIGHTS_DIR"):
+        variables["CXR_WEIGHTS_DIR"] = str(Path(environ["CXR_WEIGHTS_DIR"]).absolute())
+    return variables
+
+
+def airflow_environment(
+    state: Path, ports: Mapping[str, int], secrets: Mapping[str, str], database: str | None, schedule: bool
+) -> dict[str, str]:
+    """Airflow's configuration as variables. `database`: SQLAlchemy URL, None for SQLite; `schedule`: weekly runs or not."""
+    address = f"http://127.0.0.1:{ports['ui']}"
+    home = state / "airflow"
+    sections: dict[str, dict[str, object]] = {
+        "core": {
+            "executor": "LocalExecutor",
+            "parallelism": 4,
+            "dags_folder": REPOSITORY / "dags",
+            "plugins_folder": REPOSITORY / "plugins",
+            "load_examples": False,
+            # A run by hand comes first; a weekly run that is overdue must not take its drop away.
+            "dags_are_paused_at_creation": True,
+            "execution_api_server_url": f"{address}/execution/",
+            "fernet_key": secrets["fernet_key"],
+            "simple_auth_manager_users": "admin:admin",
+            "simple_auth_manager_passwords_file": home / "passwords.json",
+            # The default asks DNS for the full name, which can take seconds without a network.
+            "hostname_callable": "socket.gethostname",
+        },
+        "api": {
+            "host": "127.0.0.1",
+            "port": ports["ui"],
+            "base_url": address,
+            "workers": 1,
+            "secret_key": secrets["api_secret"],
+        },
+        "api_auth": {"jwt_secret": secrets["jwt_secret"]},
+        "database": {"sql_alchemy_conn": database or f"sqlite:///{home / 'airflow.db'}"},
+        "scheduler": {"scheduler_idle_sleep_time": 0.5, "use_job_schedule": schedule},
+        "dag_processor": {"parsing_processes": 1},
+        "logging": {"colored_console_log": False},
+    }
+    variables = {"AIRFLOW_HOME": str(home)}
+    for section, options in sections.items():
+        for option, value in options.items():
+            variables[f"AIRFLOW__{section}__{option}".upper()] = str(value)
+    return variables
+
+
+def environment(
+    state: Path,
+    ports: Mapping[str, int],
+    secrets: Mapping[str, str],
+    config: Path | None,
+    schedule: bool,
+    environ: Mapping[str, str] = os.environ,
+) -> dict[str, str]:
+    """The whole environment of the services: the caller's without its AWS and Airflow variables, and ours on top."""
+    inherited = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(("AWS_", "AIRFLOW", "MAKE", "CXR_CONFIG")) and name not in ("DROP", "ONCE", "PROFILE")
+    }
+    binaries = str(Path(sys.executable).parent)
+    return {
+        **inherited,
+        **library_environment(state, ports, secrets, config, environ),
+        **airflow_environment(state, ports, secrets, environ.get("CXR_AIRFLOW_DB"), schedule),
+        "LOCAL_STATE": str(state),
+        **{f"LOCAL_PORT_{name.upper()}": str(port) for name, port in ports.items()},
+        # SeaweedFS stays near 120 MB with these.
+        "GOMEMLIMIT": "192MiB",
+        "GOGC": "50",
+        "PATH": os.pathsep.join([binaries, environ.get("PATH", os.defpath)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def write_files(
+    state: Path, ports: Mapping[str, int], secrets: Mapping[str, str], variables: Mapping[str, str]
+) -> None:
+    """The files in `state` that services and users read: passwords, ports, and `env` for a shell."""
+    for name in ("airflow", "logs", "inbox", "copying", "store", "reports"):
+        (state / name).mkdir(mode=0o700, exist_ok=True)
+    private_file(state / "airflow" / "passwords.json", json.dumps({"admin": secrets["ui_password"]}) + "\n")
+    private_file(state / "ports.json", json.dumps(dict(ports), indent=2) + "\n")
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())]
+    private_file(
+        state / "env",
+        "# For a shell: set -a; . this file; set +a. Then `cxr-ml` uses the running store.\n" + "".join(lines),
+    )

@@ -1,0 +1,131 @@
+"""Shows a run of the DAG while it goes on."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import httpx
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from local import airflow_api
+from local.airflow_api import Json
+
+STYLES = {
+    "success": "green",
+    "failed": "bold red",
+    "upstream_failed": "red",
+    "skipped": "dim",
+    "running": "bold cyan",
+    "queued": "cyan",
+    "up_for_retry": "yellow",
+    "awaiting_input": "bold yellow",
+    "deferred": "yellow",
+}
+WORDS = {
+    None: "waiting",
+    "scheduled": "waiting",
+    "up_for_retry": "failed, tried again soon",
+    "upstream_failed": "not run, an earlier task failed",
+    "awaiting_input": "waits for an approval in the UI",
+}
+
+
+def label(task: Json) -> str:
+    """What a person calls this task: its id, and which of the mapped ones."""
+    if task["map_index"] < 0:
+        return task["task_id"]
+    return f"{task['task_id']} [{task['rendered_map_index'] or task['map_index']}]"
+
+
+def seconds(task: Json, now: datetime) -> float | None:
+    """How long the task has run so far; None before its start."""
+    if not task["start_date"]:
+        return None
+    end = datetime.fromisoformat(task["end_date"]) if task["end_date"] else now
+    return max(0.0, (end - datetime.fromisoformat(task["start_date"])).total_seconds())
+
+
+def _in_words(task: Json) -> str:
+    return WORDS.get(task["state"], task["state"])
+
+
+def _duration(task: Json, now: datetime) -> str:
+    taken = seconds(task, now)
+    return "" if taken is None or task["state"] in (None, "scheduled", "skipped") else f"{taken:.1f} s"
+
+
+def table(tasks: list[Json], state: str, now: datetime) -> Table:
+    """The tasks as they are now."""
+    shown = Table("Task", "State", box=None, pad_edge=False, caption=f"run {state}", caption_justify="left")
+    shown.add_column("Time", justify="right")
+    for task in tasks:
+        style = STYLES.get(task["state"], "")
+        shown.add_row(
+            escape(label(task)), f"[{style}]{_in_words(task)}[/]" if style else _in_words(task), _duration(task, now)
+        )
+    return shown
+
+
+def changes(tasks: list[Json], known: dict[str, str], now: datetime) -> list[str]:
+    """One line for each task whose state changed since the last call; `known` keeps the states between calls."""
+    lines = []
+    for task in tasks:
+        name, state = label(task), _in_words(task)
+        if state != known.get(name, "waiting"):
+            taken = _duration(task, now) if task["end_date"] else ""
+            lines.append(f"{now.astimezone():%H:%M:%S}  {name:<34} {state}{f' ({taken})' if taken else ''}")
+        known[name] = state
+    return lines
+
+
+def watch(
+    client: httpx.Client, run_id: str, console: Console, pause: Callable[[float], None]
+) -> tuple[str, list[Json]]:
+    """Shows the run until it has ended: a live table on a terminal, else one line for each change.
+
+    Returns:
+        The run's state, success or failed, and its tasks.
+    """
+    order = airflow_api.task_order(client)
+
+    def look() -> tuple[str, list[Json]]:
+        # The state first: when it says that the run ended, the tasks read after it are the last word.
+        state = airflow_api.run_state(client, run_id, pause)
+        tasks = airflow_api.task_instances(client, run_id, pause)
+        return state, sorted(tasks, key=lambda t: (order.get(t["task_id"], len(order)), t["map_index"]))
+
+    known: dict[str, str] = {}
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    if live:
+        live.start()
+    try:
+        while True:
+            state, tasks = look()
+            now = datetime.now(UTC)
+            if live:
+                live.update(table(tasks, state, now), refresh=True)
+            else:
+                for line in changes(tasks, known, now):
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if state in ("success", "failed"):
+                return state, tasks
+            pause(0.5)
+    finally:
+        if live:
+            live.stop()
+
+
+def show_failures(client: httpx.Client, run_id: str, tasks: list[Json], console: Console) -> None:
+    """Prints each failed task with the end of its log."""
+    for task in tasks:
+        if task["state"] != "failed":
+            continue
+        console.print(f"\n[bold red]Task {escape(label(task))} failed.[/] The end of its log:")
+        try:
+            lines = airflow_api.log_lines(client, run_id, task)
+        except httpx.HTTPError as error:
+            lines = [f"(the log cannot be read through the API: {error})"]
+        for line in lines:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

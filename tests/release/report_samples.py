@@ -1,0 +1,157 @@
+"""Records as a run leaves them, for the tests of report, figures and mail."""
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import precision_recall_fscore_support
+
+from cxr_ml.records import (
+    Batch,
+    Champion,
+    Check,
+    ClassMetrics,
+    Dataset,
+    Decision,
+    Evaluation,
+    Failure,
+    Metrics,
+    Model,
+    Run,
+)
+
+CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
+GOOD = ((83, 3, 4), (1, 88, 1), (4, 2, 84))
+POOR = ((80, 6, 4), (5, 81, 4), (3, 5, 82))
+
+
+def metrics(confusion=GOOD, classes=CLASSES) -> Metrics:
+    """Metrics computed by scikit-learn from a confusion matrix; NaN where a class has no image."""
+    true = [r for r, row in enumerate(confusion) for n in row for _ in range(n)]
+    predicted = [c for row in confusion for c, n in enumerate(row) for _ in range(n)]
+    columns = precision_recall_fscore_support(
+        true, predicted, labels=range(len(classes)), zero_division=np.nan
+    )  # fmt: skip
+    each = {
+        name: ClassMetrics(precision=p, recall=r, f1=f if s else float("nan"), support=s)
+        for name, p, r, f, s in zip(classes, *columns, strict=True)
+    }
+    macro = float(np.mean([m.f1 for m in each.values()]))
+    accuracy = float(np.trace(np.array(confusion)) / max(1, np.sum(confusion)))
+    return Metrics(classes=each, macro_f1=macro, accuracy=accuracy, confusion=confusion)
+
+
+def evaluation(architecture="inception_v3", test=GOOD, validation=GOOD, classes=CLASSES, champion=None) -> Evaluation:
+    return Evaluation(
+        model=f"{architecture}-d3-1a2b3c4d", architecture=architecture, artefact_sha256="a" * 64, dataset=3,
+        dataset_sha256="d" * 64, validation=metrics(validation, classes), test=metrics(test, classes),
+        champion=champion,
+    )  # fmt: skip
+
+
+def model(architecture="inception_v3", classes=CLASSES) -> Model:
+    return Model(
+        model=f"{architecture}-d3-1a2b3c4d", architecture=architecture, dataset=3, dataset_sha256="d" * 64,
+        artefact_sha256="a" * 64, classes=classes, image_size=256, weights="imagenet", weights_sha256="e" * 64,
+        settings={"head_learning_rate": 0.001, "fine_tune_learning_rate": 1e-5, "batch_size": 128, "seed": 0},
+        epochs={"head": 12, "fine_tune": 6}, seconds={"head": 184.2, "fine_tune": 1403.0},
+    )  # fmt: skip
+
+
+def history(head=12, fine_tune=6, seed=0) -> pd.DataFrame:
+    epoch = np.arange(1, head + fine_tune + 1)
+    noise = np.random.default_rng(seed).normal(0, 0.01, (2, len(epoch)))
+    loss = 0.25 + 0.8 * np.exp(-epoch / 4) + noise[0]
+    val_loss = 0.3 + 0.6 * np.exp(-epoch / 3) + 0.004 * np.maximum(0, epoch - 9) + noise[1]
+    return pd.DataFrame(
+        {
+            "stage": ["head"] * head + ["fine_tune"] * fine_tune, "epoch": epoch, "loss": loss,
+            "accuracy": 1 - loss / 2.5, "val_loss": val_loss, "val_accuracy": 1 - val_loss / 2.5, "seconds": 3.0,
+        }
+    )  # fmt: skip
+
+
+def batch(drop="2026-01-12", **changes) -> Batch:
+    return Batch(
+        **{
+            "batch": f"{drop}-0f1e2d3c",
+            "drop": drop,
+            "counts": {
+                "accepted": {"NORMAL": 310, "COVID19": 305, "PNEUMONIA": 299},
+                "quarantined": {"NORMAL": 4, "COVID19": 7, "?": 2},
+                "rejected_class": {"TUBERCULOSIS": 120},
+                "duplicate": {"NORMAL": 3, "PNEUMONIA": 9},
+            },
+            "reasons": {"black_border": 5, "decode_error": 4, "sharpness": 4, "white_box": 120},
+            "rejected_classes": {"TUBERCULOSIS": "artefact_rate is 0.92 (at most 0.05): white boxes beside the film."},
+            "failures": (
+                Failure(
+                    suite="classes", expectation="expect_column_values_to_be_between", column="artefact_rate",
+                    limit="≤ 0.05", observed="0.92", subject="TUBERCULOSIS",
+                ),
+            ),
+            **changes,
+        }
+    )  # fmt: skip
+
+
+def dataset(classes=CLASSES) -> Dataset:
+    return Dataset(
+        dataset=3, parent=2, batches=("2026-01-05-aaaabbbb", "2026-01-12-0f1e2d3c"), manifest_sha256="d" * 64,
+        counts={
+            "train": {c: 820 - 140 * i % 700 for i, c in enumerate(classes)},
+            "validation": {c: 150 - 9 * i for i, c in enumerate(classes)},
+            "test": {c: 90 for c in classes},
+        },
+    )  # fmt: skip
+
+
+def checks(test: Metrics) -> tuple[Check, ...]:
+    """Recall checks in the gate's form, for the metrics given."""
+    floors = {"COVID19": 0.95, "PNEUMONIA": 0.90, "NORMAL": 0.70}
+    found = []
+    for name, floor in floors.items():
+        if name in test.classes:
+            recall = test.classes[name].recall
+            ok = recall >= floor
+            said = "enough" if ok else "too many are missed"
+            found.append(
+                Check(
+                    name=f"recall {name}", observed=recall, limit=f"≥ {floor:g}", passed=ok, reason=f"{name}: {said}."
+                )
+            )
+    ok = test.macro_f1 >= 0.85
+    found.append(Check(name="macro F1", observed=test.macro_f1, limit="≥ 0.85", passed=ok, reason="All classes alike."))
+    return tuple(found)
+
+
+def run(test=GOOD, champion=POOR, classes=CLASSES, **changes) -> Run:
+    """A run of two architectures on three classes: promoted when the recall checks pass, else refused."""
+    old = evaluation("resnet101_v2", champion, champion, classes) if champion else None
+    first = evaluation("inception_v3", test, GOOD if classes == CLASSES else test, classes, old)
+    second = evaluation("resnet101_v2", test, POOR if classes == CLASSES else test, classes, old)
+    passed = all(c.passed for c in checks(first.test))
+    decision = Decision(
+        run="scheduled__2026-01-12T03:00:00+00:00", model=first.model, dataset=3, champion=old.model if old else None,
+        candidates=(first.model, second.model), promote=passed, checks=checks(first.test),
+        reason="Every check passed." if passed else "Recall of COVID19 is below its floor, so the champion stays.",
+    )  # fmt: skip
+    return Run(
+        **{
+            "run": decision.run,
+            "outcome": "promoted" if passed else "refused",
+            "batches": (batch(),),
+            "dataset": dataset(classes),
+            "models": (model("inception_v3", classes), model("resnet101_v2", classes)),
+            "evaluations": (first, second),
+            "decision": decision,
+            "champion": Champion(version=12, model=first.model, artefact_sha256="a" * 64, history=14)
+            if passed
+            else Champion(version=11, model=old.model, artefact_sha256="b" * 64, history=11)
+            if old
+            else None,
+            **changes,
+        }
+    )
+
+
+def histories(of: Run) -> dict[str, pd.DataFrame]:
+    return {m.model: history(seed=i) for i, m in enumerate(of.models)}
