@@ -33,7 +33,7 @@ def copy_drop(source: Path, inbox: Path, copying: Path) -> tuple[str, bool]:
         The drop's name, and False when the same drop was there already.
 
     Raises:
-        Refused: `source` is no folder, is empty, has a name that cannot be a drop's, or its name is taken by another drop.
+        Refused: `source` is no folder or empty, cannot name a drop, or another drop has its name.
     """
     source = Path(os.path.abspath(source))
     if not source.is_dir():

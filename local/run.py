@@ -34,7 +34,7 @@ START_SECONDS = 240.0  # longest start of all services; measured: 20 on 2 cores
 
 
 class Stopped(BaseException):
-    """A signal, or the end of the process that started this one. Not an Exception: nothing on the way may swallow it."""
+    """A signal, or the end of the starter. Not an Exception: nothing on the way may swallow it."""
 
 
 class Failed(Exception):
@@ -135,7 +135,7 @@ def migrate(session: Session, env: dict[str, str]) -> None:
 
 
 def start_services(session: Session, env: dict[str, str], lock: int) -> None:
-    """Starts local/Procfile under honcho, and honcho under the keeper, which also holds the lock until all has ended."""
+    """Starts local/Procfile under honcho, and honcho under the keeper, which holds the lock until all has ended."""
     honcho = [sys.executable, "-m", "honcho", "-e", os.devnull, "-d", str(state.REPOSITORY), "--no-colour"]
     with open(session.logs / "honcho.log", "wb") as log:
         session.keeper = subprocess.Popen(
@@ -206,7 +206,7 @@ def run_once(
     began = time.monotonic()
     run_state, tasks = watch(client, run_id, console, session.pause)
     session.note(f"The run ended after {time.monotonic() - began:.0f} s: {run_state}")
-    show_failures(client, run_id, tasks, console)
+    show_failures(client, run_id, tasks, session.folder / "airflow" / "logs", console)
     show(settings, run_id, session.folder, before, console)
     return run_state == "success" and not any(task["state"] in ("failed", "upstream_failed") for task in tasks)
 

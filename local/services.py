@@ -121,7 +121,7 @@ def library_environment(
 def airflow_environment(
     state: Path, ports: Mapping[str, int], secrets: Mapping[str, str], database: str | None, schedule: bool
 ) -> dict[str, str]:
-    """Airflow's configuration as variables. `database`: SQLAlchemy URL, None for SQLite; `schedule`: weekly runs or not."""
+    """Airflow's configuration as variables. `database`: SQLAlchemy URL, None: SQLite; `schedule`: weekly runs too."""
     address = f"http://127.0.0.1:{ports['ui']}"
     home = state / "airflow"
     sections: dict[str, dict[str, object]] = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 from rich.console import Console
@@ -117,8 +118,8 @@ def watch(
             live.stop()
 
 
-def show_failures(client: httpx.Client, run_id: str, tasks: list[Json], console: Console) -> None:
-    """Prints each failed task with the end of its log."""
+def show_failures(client: httpx.Client, run_id: str, tasks: list[Json], logs: Path, console: Console) -> None:
+    """Prints each failed task with the end of its log; `logs` is the folder of Airflow's task logs."""
     for task in tasks:
         if task["state"] != "failed":
             continue
@@ -129,3 +130,6 @@ def show_failures(client: httpx.Client, run_id: str, tasks: list[Json], console:
             lines = [f"(the log cannot be read through the API: {error})"]
         for line in lines:
             console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+    if any(task["state"] == "failed" for task in tasks):
+        where = logs / f"dag_id={airflow_api.DAG}" / f"run_id={run_id}"
+        console.print(f"\nWhole logs: {where}", markup=False, highlight=False, soft_wrap=True)

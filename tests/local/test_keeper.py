@@ -1,0 +1,86 @@
+"""The keeper against processes that do all they can to stay."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from local.state import REPOSITORY
+
+# Leaves a grandchild in a session of its own that ignores SIGTERM and whose parent has ended, then stays itself.
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    os.write(1, b"%d\\n" % os.getpid())
+    time.sleep(600)
+os.wait()
+os.write(1, b"%d\\n" % os.getpid())
+time.sleep(600)
+"""
+
+
+def start(code):
+    return subprocess.Popen(
+        [sys.executable, "-m", "local.keeper", sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def gone(pids):
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        alive = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+        if not alive:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def stubborn():
+    keeper = start(STUBBORN)
+    pids = [int(keeper.stdout.readline()) for _ in range(2)]
+    yield keeper, pids
+    keeper.stdin.close()
+    keeper.wait(timeout=30)
+
+
+def test_two_signals_end_even_a_daemon_that_ignores_them_at_once(stubborn):
+    keeper, pids = stubborn
+    began = time.monotonic()
+    keeper.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert all(map(psutil.pid_exists, pids))
+    keeper.send_signal(signal.SIGTERM)
+    assert keeper.wait(timeout=10) == 0
+    assert gone(pids)
+    assert time.monotonic() - began < 6
+
+
+def test_the_death_of_the_starter_ends_everything(stubborn):
+    keeper, pids = stubborn
+    keeper.stdin.close()
+    assert keeper.wait(timeout=30) == 0
+    assert gone(pids)
+
+
+def test_the_end_of_the_command_ends_what_it_left_behind_and_gives_its_status():
+    keeper = start(STUBBORN.replace("os.wait()", "os.wait(); os._exit(3)"))
+    daemon = int(keeper.stdout.readline())
+    assert keeper.wait(timeout=30) == 3
+    assert gone([daemon])
+
+
+def test_a_command_that_ends_well_without_being_told_is_still_reported():
+    keeper = start("pass")
+    assert keeper.wait(timeout=30) == 1
