@@ -106,7 +106,7 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
         "epoch · " + " · ".join(f"best of {STAGES.get(s, _name(s))}: {best[s]}" for s in starts.index if s in best)
     )
     bottom.set_xlim(0.5, float(history["epoch"].max()) + 0.5)
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels = top.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=10, title=_name(model, 48)

@@ -1,0 +1,190 @@
+"""The plots: they open, say what is missing, and stay legible with many classes and hostile names."""
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import report_samples as samples
+from PIL import Image
+from scipy.stats import binomtest
+
+from cxr_ml.release import figures, words
+
+FLOORS = {"COVID19": 0.95, "PNEUMONIA": 0.90, "NORMAL": 0.70}
+HOSTILE = ("<script>alert(1)</script>", "$\\frac{1", "a\nb\u202ec", "$$", "{0}%s", "\ud800", "x" * 300, "COVID19")
+
+
+def picture(png: bytes) -> np.ndarray:
+    image = Image.open(io.BytesIO(png))
+    assert image.format == "PNG"
+    return np.asarray(image.convert("RGB"))
+
+
+def texts(monkeypatch, draw) -> list[str]:
+    """Every text that the figure shows, with the pixels it covers checked to be inside."""
+    seen = []
+    png = figures._png
+
+    def spy(figure):
+        figure.set_dpi(180)
+        figure.canvas.draw()
+        renderer = figure.canvas.get_renderer()
+        for text in figure.findobj(lambda artist: hasattr(artist, "get_text") and hasattr(artist, "get_window_extent")):
+            if text.get_visible() and text.get_text().strip():
+                seen.append(text.get_text())
+        box = figure.get_tightbbox(renderer)
+        width, height = figure.get_size_inches()
+        assert box.x0 >= -0.02 and box.y0 >= -0.02, "something is cut off at the left or bottom"
+        assert box.x1 <= width + 0.02 and box.y1 <= height + 0.02, "something is cut off at the right or top"
+        return png(figure)
+
+    monkeypatch.setattr(figures, "_png", spy)
+    draw()
+    assert seen
+    return seen
+
+
+def crowd(classes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 9, (len(classes), len(classes))) + 80 * np.eye(len(classes), dtype=int)
+    return tuple(tuple(int(n) for n in row) for row in counts)
+
+
+def test_the_best_epoch_of_a_stage_is_its_lowest_validation_loss():
+    history = samples.history(head=4, fine_tune=3)
+    history["val_loss"] = [0.9, 0.5, 0.7, 0.8, 0.6, math.nan, 0.55]
+    assert figures.best_epochs(history) == {"head": 2, "fine_tune": 7}
+
+
+def test_a_stage_without_a_finite_loss_has_no_best_epoch():
+    history = samples.history(head=2, fine_tune=2)
+    history["val_loss"] = [0.9, 0.5, math.nan, math.inf]
+    assert figures.best_epochs(history) == {"head": 2}
+
+
+def test_the_loss_curve_names_both_best_epochs_and_the_start_of_fine_tuning(monkeypatch):
+    history = samples.history(head=4, fine_tune=3)
+    history["val_loss"] = [0.9, 0.5, 0.7, 0.8, 0.6, 0.7, 0.55]
+    seen = texts(monkeypatch, lambda: figures.losses("inception_v3-d3", history))
+    assert "epoch · best of head: 2 · best of fine-tune: 7" in seen
+    assert "fine-tuning starts" in seen
+    assert "inception_v3-d3" in seen
+
+
+def test_a_run_without_fine_tuning_shows_no_start_of_it(monkeypatch):
+    seen = texts(monkeypatch, lambda: figures.losses("light", samples.history(head=1, fine_tune=0)))
+    assert "fine-tuning starts" not in seen
+
+
+@pytest.mark.parametrize("history", [None, pd.DataFrame(), samples.history().assign(loss=math.nan, val_loss=math.inf)])
+def test_a_missing_or_broken_history_says_so(monkeypatch, history):
+    seen = texts(monkeypatch, lambda: figures.losses("light", history))
+    assert len(seen) == 1 and seen[0].startswith("No loss curve")
+
+
+def test_recalls_are_printed_with_their_support_and_the_champion_beside(monkeypatch):
+    seen = texts(monkeypatch, lambda: figures.recalls(samples.run(), FLOORS))
+    assert "97.8 % of 90" in seen and "90.0 % of 90" in seen
+    assert {"floor", "candidate, 95 % interval", "champion, 95 % interval"} <= set(seen)
+
+
+def test_a_class_that_was_not_evaluated_is_named_so_and_not_drawn_as_zero(monkeypatch):
+    none = ((90, 0, 0), (0, 0, 0), (0, 0, 90))
+    seen = texts(monkeypatch, lambda: figures.recalls(samples.run(test=none, champion=None), FLOORS))
+    assert "not evaluated" in seen
+    assert not any(text.startswith("0.0 %") for text in seen)
+
+
+def test_without_champion_none_is_drawn(monkeypatch):
+    seen = texts(monkeypatch, lambda: figures.recalls(samples.run(champion=None), FLOORS))
+    assert "champion, 95 % interval" not in seen
+
+
+def test_a_run_without_decision_has_no_recall_to_show(monkeypatch):
+    seen = texts(monkeypatch, lambda: figures.recalls(samples.run(decision=None), FLOORS))
+    assert seen == ["No recall to show: this run chose no candidate."]
+
+
+def test_the_confusion_matrix_prints_counts_and_row_shares(monkeypatch):
+    metrics = samples.metrics()
+    seen = texts(monkeypatch, lambda: figures.confusion(metrics, samples.CLASSES))
+    assert "88\n97.8 %" in seen and "COVID19\n90 images" in seen
+
+
+def test_a_true_class_without_images_has_dashes_in_the_confusion_matrix(monkeypatch):
+    metrics = samples.metrics(((90, 0, 0), (0, 0, 0), (0, 0, 90)))
+    seen = texts(monkeypatch, lambda: figures.confusion(metrics, samples.CLASSES))
+    assert seen.count("–") == 3
+
+
+def test_an_empty_confusion_matrix_says_so(monkeypatch):
+    metrics = samples.metrics(((1, 0), (0, 1)), ("A", "B")).model_copy(update={"confusion": ((0, 0), (0, 0))})
+    seen = texts(monkeypatch, lambda: figures.confusion(metrics, ("A", "B")))
+    assert seen == ["No confusion matrix: no test image was evaluated."]
+
+
+def test_the_balance_prints_every_count(monkeypatch):
+    seen = texts(monkeypatch, lambda: figures.balance(samples.run()))
+    assert {"820", "680", "540", "150", "141", "132", "90"} <= set(seen)
+
+
+def test_a_run_without_dataset_has_no_balance(monkeypatch):
+    seen = texts(monkeypatch, lambda: figures.balance(samples.run(dataset=None)))
+    assert seen == ["No class balance to show: this run built no dataset."]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("classes", [HOSTILE, tuple(f"A CLASS WITH A LONG NAME {i}" for i in range(12))])
+def test_hostile_names_and_twelve_classes_are_drawn_whole(monkeypatch, classes):
+    counts = crowd(classes)
+    run = samples.run(test=counts, champion=counts, classes=classes)
+    seen = texts(monkeypatch, lambda: figures.recalls(run, FLOORS))
+    seen += texts(monkeypatch, lambda: figures.confusion(run.evaluations[0].test, classes))
+    seen += texts(monkeypatch, lambda: figures.balance(run))
+    seen += texts(monkeypatch, lambda: figures.losses(classes[0], samples.history()))
+    assert max(map(len, seen)) < 80
+
+
+def test_a_picture_shows_something_and_is_small_enough_for_mail():
+    for png in (figures.recalls(samples.run(), FLOORS), figures.losses("light", samples.history())):
+        assert picture(png).std() > 10
+        assert len(png) < 100_000
+
+
+def test_series_differ_in_grey_as_well():
+    luminances = [np.dot([0.2126, 0.7152, 0.0722], [int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in
+                  (figures.BLUE, figures.ORANGE, "#cccccc")]  # fmt: skip
+    assert min(abs(np.diff(sorted(luminances)))) > 25
+
+
+@pytest.mark.parametrize(("hits", "support"), [(88, 90), (90, 90), (0, 90), (1, 2), (950, 1000)])
+def test_the_interval_is_the_wilson_interval_that_scipy_gives(hits, support):
+    theirs = binomtest(hits, support).proportion_ci(method="wilson")
+    assert words.interval(hits / support, support) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_nothing_evaluated_has_no_interval():
+    assert (
+        words.interval(math.nan, 0) is None and words.interval(0.5, 0) is None and words.interval(math.nan, 9) is None
+    )
+
+
+def test_rounding_never_lifts_a_value_to_the_floor_it_missed():
+    assert words.percent(0.9499999, 0.95) == "94.99999 %"
+    assert words.percent(0.9497, 0.95) == "94.97 %"
+    assert words.percent(0.95, 0.95) == "95.0 %"
+    assert words.score(0.8499, 0.85) == "0.8499"
+
+
+def test_names_lose_what_could_forge_a_line_or_break_encoding():
+    assert words.plain("a\r\nBcc: x\u202e\x00\ud800\u2028y") == "a  Bcc: x    y"
+    assert words.plain("x" * 50, 10) == "x" * 9 + "…"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.42, "0.4 s"), (48, "48 s"), (59.7, "1 min 0 s"), (725, "12 min 5 s"), (7380, "2 h 3 min")]
+)
+def test_durations_read_as_people_say_them(seconds, said):
+    assert words.duration(seconds) == said

@@ -1,0 +1,409 @@
+"""The mails, through a real SMTP server and parsed back."""
+
+import datetime
+import email
+import email.policy
+import ipaddress
+import re
+import smtplib
+import socket
+import ssl
+
+import pytest
+import report_samples as samples
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cxr_ml.errors import Refused
+from cxr_ml.records import Check, Run
+from cxr_ml.release import advice, mail
+from cxr_ml.settings import Settings
+
+TEAM = "team@hospital.example"
+SECOND = "second@hospital.example"
+SETTINGS = Settings(mail_from="cxr@hospital.example", mail_allowed=(TEAM, SECOND), mail_to=(TEAM,))
+EVIL = "<script>alert(1)</script>"
+LINK = "https://store.example/reports/x/index.html"
+
+
+class Sink:
+    """Keeps what it gets; answers from `script` (one entry per event) instead where there is one."""
+
+    def __init__(self):
+        self.mails, self.rcpt, self.data, self.quit = [], [], [], []
+
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        answer = self.rcpt.pop(0) if self.rcpt else "250 OK"
+        if answer.startswith("250"):
+            envelope.rcpt_tos.append(address)
+        return answer
+
+    async def handle_DATA(self, server, session, envelope):
+        answer = self.data.pop(0) if self.data else "250 OK"
+        if answer.startswith("250"):
+            self.mails.append((tuple(envelope.rcpt_tos), envelope.content, session))
+        return answer
+
+    async def handle_QUIT(self, server, session, envelope):
+        return self.quit.pop(0) if self.quit else "221 Bye"
+
+    def parsed(self, number=0):
+        return email.message_from_bytes(self.mails[number][1], policy=email.policy.default)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def at(controller: Controller, **changes) -> Settings:
+    return SETTINGS.model_copy(update={"smtp_host": "127.0.0.1", "smtp_port": controller.port, **changes})
+
+
+@pytest.fixture
+def server():
+    controller = Controller(Sink(), hostname="127.0.0.1", port=free_port())
+    controller.start()
+    yield controller
+    controller.stop()
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between tries, not waited for."""
+    seen = []
+    monkeypatch.setattr(mail.time, "sleep", seen.append)
+    return seen
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Files of a key and a self-signed certificate for 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mail server of the tests")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )  # fmt: skip
+    return tmp_path / "crt", tmp_path / "key"
+
+
+@pytest.fixture
+def guarded(certificate):
+    """A server that takes mail only after STARTTLS and the login cxr / right."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+
+    def login(server, session, envelope, mechanism, data):
+        return AuthResult(success=(data.login, data.password) == (b"cxr", b"right"), handled=False)
+
+    controller = Controller(
+        Sink(), hostname="127.0.0.1", port=free_port(), tls_context=context, require_starttls=True,
+        authenticator=login, auth_required=True,
+    )  # fmt: skip
+    controller.start()
+    yield controller
+    controller.stop()
+
+
+def outcome(run=None, settings=SETTINGS, to=(TEAM,), link=LINK):
+    return mail.outcome_message(run or samples.run(), settings, to, link)
+
+
+def failure(error, settings=SETTINGS, step="train [1]", run="scheduled__1", link="https://airflow.example/log"):
+    return mail.failure_message(settings, (TEAM,), step, run, error, link)
+
+
+def text_of(message) -> str:
+    return message.get_body(("plain",)).get_content()
+
+
+def html_of(message) -> str:
+    return message.get_body(("html",)).get_content()
+
+
+def test_a_promotion_arrives_as_text_html_and_two_plots(server):
+    mail.send(outcome(to=(TEAM, SECOND)), at(server))
+    assert len(server.handler.mails) == 1 and server.handler.mails[0][0] == (TEAM, SECOND)
+    got = server.handler.parsed()
+    assert got["Subject"] == "[cxr] PROMOTED inception_v3 v12: COVID19 97.8 %, PNEUMONIA 93.3 %, macro F1 0.94"
+    assert got["To"] == f"{TEAM}, {SECOND}" and got["From"] == "cxr@hospital.example"
+    assert "recall COVID19: 97.8 %" in text_of(got) and LINK in text_of(got)
+    html = html_of(got)
+    wanted = set(re.findall(r'src="cid:(\w+)"', html))
+    pictures = [p for p in got.walk() if p.get_content_type() == "image/png"]
+    assert {p["Content-ID"].strip("<>") for p in pictures} == wanted == {"recalls", "confusion"}
+    assert all(p.get_payload(decode=True).startswith(b"\x89PNG") for p in pictures)
+    assert "97.8 %" in html, "the figures stand without images"
+    assert not re.findall(r'src="(?!cid:)', html)
+    assert len(server.handler.mails[0][1]) < mail.MAX_BYTES
+
+
+def test_a_refusal_names_the_first_failed_check_in_the_subject():
+    assert outcome(samples.run(test=samples.POOR))["Subject"] == (
+        "[cxr] REFUSED inception_v3: recall COVID19 90.0 % below 95 %"
+    )
+
+
+def test_further_failed_checks_are_counted_in_the_subject():
+    run = samples.run(test=((45, 25, 20), (20, 50, 20), (20, 20, 50)))
+    assert outcome(run)["Subject"].endswith("recall COVID19 55.6 % below 95 % (+3 more)")
+
+
+def test_nan_is_not_evaluated_in_subject_text_and_html():
+    run = samples.run(test=((90, 0, 0), (0, 0, 0), (0, 0, 90)))
+    message = outcome(run)
+    assert message["Subject"].startswith("[cxr] REFUSED inception_v3: recall COVID19 not evaluated")
+    for body in (text_of(message), html_of(message)):
+        assert "not evaluated" in body and not re.search(r"\bnan\b", body, re.IGNORECASE)
+
+
+def test_a_promoted_run_whose_figure_is_missing_does_not_boast_of_it():
+    settings = SETTINGS.model_copy(update={"recall_floors": {"TUBERCULOSIS": 0.99, "COVID19": 0.9}})
+    assert "TUBERCULOSIS not evaluated" in mail.subject(samples.run(), settings)
+
+
+def test_a_run_without_decision_dataset_or_champion_has_a_mail_without_plots():
+    run = Run(
+        run="manual__1", outcome="nothing_new", batches=(), dataset=None, models=(), evaluations=(), decision=None,
+        champion=None,
+    )  # fmt: skip
+    message = outcome(run)
+    assert message["Subject"].startswith("[cxr] NOTHING NEW: The inbox brought no new image")
+    assert "cid:" not in html_of(message) and "No candidate went to the gate" in text_of(message)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_hostile_names_arrive_harmless(server):
+    classes = (EVIL, "COVID19\r\nBcc: thief@evil.example", '"><img src=x onerror=alert(1)>')
+    counts = ((9, 0, 1), (0, 9, 1), (1, 0, 9))
+    drop = samples.batch(drop=f"x\r\nBcc: thief@evil.example\r\n\r\n{EVIL}\u202e\ud800", rejected_classes={EVIL: EVIL})
+    run = samples.run(test=counts, champion=counts, classes=classes, batches=(drop,), run="r\nBcc: thief@evil.example")
+    checks = (Check(name=f"recall {classes[1]}", observed=0.9, limit="≥ 0.95", passed=False, reason=EVIL),)
+    decision = run.decision.model_copy(update={"checks": checks, "reason": f"{EVIL}\r\nBcc: thief@evil.example"})
+    run = run.model_copy(update={"decision": decision, "outcome": "refused"})
+    mail.send(outcome(run, link="javascript:alert(1)"), at(server))
+    got = server.handler.parsed()
+    assert server.handler.mails[0][0] == (TEAM,) and got["Bcc"] is None
+    assert "\n" not in got["Subject"] and "recall COVID19 Bcc: thief" in got["Subject"].replace("  ", " ")
+    html = html_of(got)
+    assert "<script" not in html and "<img src=x" not in html and "&lt;script&gt;" in html
+    assert 'href="javascript' not in html and "\u202e" not in html
+    assert not re.search(r"^Bcc:", text_of(got), re.MULTILINE)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_mail_with_many_long_names_stays_small_and_its_subject_short():
+    classes = tuple(f"{'LONG ' * 60}{i}" for i in range(16))
+    counts = tuple(tuple(40 if r == c else (r * c) % 7 for c in range(16)) for r in range(16))
+    batches = tuple(
+        samples.batch(drop="y" * 5000, rejected_classes={c: "z" * 9000 for c in classes}) for _ in range(200)
+    )
+    message = outcome(samples.run(test=counts, champion=counts, classes=classes, batches=batches))
+    assert len(bytes(message)) < mail.MAX_BYTES
+    assert len(message["Subject"]) <= 150
+
+
+def test_plots_that_would_make_the_mail_too_large_are_left_out(monkeypatch):
+    monkeypatch.setattr(mail, "MAX_BYTES", 20_000)
+    message = outcome()
+    assert len(bytes(message)) < 20_000
+    assert "cid:" not in html_of(message) and "97.8 %" in html_of(message)
+
+
+def test_the_message_id_is_the_same_for_every_try_and_differs_between_mails():
+    first, again = outcome()["Message-ID"], outcome()["Message-ID"]
+    others = {outcome(samples.run(run="other"))["Message-ID"], failure("x")["Message-ID"],
+              failure("x", step="train [2]")["Message-ID"], failure("x", run="2")["Message-ID"]}  # fmt: skip
+    assert first == again and len({first} | others) == 5
+    assert re.fullmatch(r"<[\w.-]+@hospital\.example>", first)
+
+
+def test_only_allowed_addresses_get_mail():
+    with pytest.raises(Refused, match=r"'boss@evil\.example'.*CXR_MAIL_ALLOWED"):
+        outcome(to=(TEAM, "boss@evil.example"))
+    with pytest.raises(Refused, match="mail_allowed"):
+        mail.allowed((f"{TEAM}\r\nBcc: thief@evil.example",), SETTINGS)
+    with pytest.raises(Refused, match="mail_allowed"):
+        mail.allowed((f"{TEAM}, thief@evil.example",), SETTINGS)
+
+
+def test_allowed_addresses_are_taken_once_whatever_their_case():
+    assert mail.allowed((" Team@Hospital.example", TEAM, SECOND), SETTINGS) == (TEAM, SECOND)
+    assert mail.allowed((), SETTINGS) == ()
+
+
+def test_a_mail_to_nobody_is_refused():
+    with pytest.raises(Refused, match="at least one recipient"):
+        outcome(to=())
+
+
+@pytest.mark.parametrize("sender", ["", "nobody at all", "a@b\r\nBcc: thief@evil.example"])
+def test_a_sender_that_is_no_address_is_refused_in_words(sender):
+    with pytest.raises(Refused, match="plain addresses"):
+        outcome(settings=SETTINGS.model_copy(update={"mail_from": sender}))
+
+
+def test_a_failure_says_which_step_why_and_what_to_do(server):
+    error = Refused(f"The folder must hold weights.\nReceived: {EVIL}. Set CXR_WEIGHTS_DIR.")
+    mail.send(failure(error), at(server))
+    got = server.handler.parsed()
+    assert got["Subject"] == "[cxr] FAILED at train [1]: The folder must hold weights."
+    for part in ("FAILED at train [1]", "Why (Refused)", f"  Received: {EVIL}", "Trying again without changing it"):
+        assert part in text_of(got)
+    assert "<script" not in html_of(got) and 'href="https://airflow.example/log"' in html_of(got)
+
+
+def test_a_failure_keeps_secrets_to_itself(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "deep-secret")
+    settings = SETTINGS.model_copy(update={"smtp_password": "hush"})
+    message = failure(RuntimeError("deep-secret hush at postgresql://airflow:pw@db/x"), settings)
+    whole = text_of(message) + html_of(message) + message["Subject"]
+    assert "deep-secret" not in whole and "hush" not in whole and ":pw@" not in whole
+    assert "postgresql://airflow:***@db/x" in text_of(message)
+
+
+def test_an_error_without_words_or_with_too_many_still_makes_a_mail():
+    assert "without a message" in text_of(failure(KeyError.__new__(KeyError)))
+    assert len(bytes(failure(ValueError("long\n" * 100_000)))) < 50_000
+    assert failure("a\r\nBcc: thief@evil.example", step="x\r\nBcc: y")["Bcc"] is None
+
+
+class AirflowTaskTimeout(BaseException):
+    """Named like Airflow's, which this package does not import."""
+
+
+def caused(outer: BaseException, inner: BaseException) -> BaseException:
+    outer.__cause__ = inner
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (Refused("bad drop"), "The message above says"),
+        (caused(RuntimeError("task failed"), Refused("connection refused")), "The message above says"),
+        (EndpointConnectionError(endpoint_url="http://s3"), "object store answers"),
+        (ClientError({"Error": {"Code": "503", "Message": "SlowDown"}}, "PutObject"), "object store answers"),
+        (ConnectionResetError("reset"), "object store answers"),
+        (ClientError({"Error": {"Code": "403", "Message": "Forbidden"}}, "HeadBucket"), "Check the keys"),
+        (ClientError({"Error": {"Code": "AccessDenied", "Message": ""}}, "PutObject"), "Check the keys"),
+        (NoCredentialsError(), "Check the keys"),
+        (MemoryError(), "lower the batch size"),
+        ("The task was killed from outside", "lower the batch size"),
+        (AirflowTaskTimeout("Timeout, PID: 7"), "longer than its time-out"),
+        (OSError(28, "No space left on device"), "disk is full"),
+        (ZeroDivisionError("epoch 403, skilled"), "There is no advice"),
+    ],
+)
+def test_advice_fits_the_kind_of_error(error, says):
+    assert says in advice.advise(error)
+
+
+def test_mail_goes_through_starttls_and_login(guarded, certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    mail.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
+    session = guarded.handler.mails[0][2]
+    assert session.ssl is not None and session.authenticated
+
+
+def test_a_certificate_that_nobody_vouches_for_is_not_talked_to_and_not_tried_again(guarded, pauses):
+    with pytest.raises(ssl.SSLCertVerificationError):
+        mail.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
+    assert pauses == [] and guarded.handler.mails == []
+
+
+def test_a_wrong_password_is_not_tried_again(guarded, certificate, monkeypatch, pauses):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    with pytest.raises(smtplib.SMTPAuthenticationError):
+        mail.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="wrong"))
+    assert pauses == []
+
+
+def test_starttls_that_the_server_does_not_offer_is_no_reason_to_go_on_in_clear(server, pauses):
+    with pytest.raises(smtplib.SMTPNotSupportedError):
+        mail.send(outcome(), at(server, smtp_starttls=True))
+    assert server.handler.mails == [] and pauses == []
+
+
+def test_a_password_never_crosses_a_network_in_clear():
+    with pytest.raises(Refused, match="CXR_SMTP_STARTTLS"):
+        mail.send(outcome(), SETTINGS.model_copy(update={"smtp_host": "mail.example", "smtp_user": "cxr"}))
+
+
+def test_a_server_that_is_busy_is_tried_again(server, pauses):
+    server.handler.data = ["451 Busy", "452 Still busy"]
+    mail.send(outcome(), at(server))
+    assert len(server.handler.mails) == 1 and pauses == [2.0, 8.0]
+
+
+def test_a_server_that_stays_busy_raises_at_the_end(server, pauses):
+    server.handler.data = ["451 Busy"] * 9
+    with pytest.raises(smtplib.SMTPDataError):
+        mail.send(outcome(), at(server))
+    assert pauses == [2.0, 8.0, 30.0]
+
+
+def test_a_refusal_for_good_is_not_tried_again(server, pauses):
+    server.handler.data = ["554 No"]
+    with pytest.raises(smtplib.SMTPDataError):
+        mail.send(outcome(), at(server))
+    assert pauses == [] and server.handler.mails == []
+
+
+def test_a_server_that_is_down_is_tried_four_times(pauses):
+    settings = SETTINGS.model_copy(update={"smtp_host": "127.0.0.1", "smtp_port": free_port()})
+    with pytest.raises(ConnectionRefusedError):
+        mail.send(outcome(), settings)
+    assert pauses == [2.0, 8.0, 30.0]
+
+
+def test_a_server_that_never_answers_is_left_after_the_time_out(pauses):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        settings = {"smtp_host": "127.0.0.1", "smtp_port": silent.getsockname()[1], "smtp_timeout": 0.2}
+        with pytest.raises(OSError):
+            mail.send(outcome(), SETTINGS.model_copy(update=settings))
+    assert len(pauses) == 3
+
+
+def test_a_recipient_put_off_is_tried_again_alone(server, pauses):
+    server.handler.rcpt = ["250 OK", "450 Greylisted"]
+    mail.send(outcome(to=(TEAM, SECOND)), at(server))
+    assert [to for to, _, _ in server.handler.mails] == [(TEAM,), (SECOND,)]
+    assert pauses == [2.0]
+
+
+def test_a_recipient_refused_for_good_is_told_after_the_others_got_theirs(server, pauses):
+    server.handler.rcpt = ["550 Unknown", "250 OK"]
+    with pytest.raises(smtplib.SMTPRecipientsRefused) as told:
+        mail.send(outcome(to=(TEAM, SECOND)), at(server))
+    assert list(told.value.recipients) == [TEAM] and pauses == []
+    assert [to for to, _, _ in server.handler.mails] == [(SECOND,)]
+
+
+def test_trouble_after_the_mail_was_taken_does_not_send_it_twice(server, pauses):
+    server.handler.quit = ["421 Shutting down"]
+    mail.send(outcome(), at(server))
+    assert len(server.handler.mails) == 1 and pauses == []

@@ -1,0 +1,322 @@
+"""The report: one page that opens from disk, says what happened, and is written once."""
+
+import math
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import boto3
+import pytest
+import report_samples as samples
+from botocore.exceptions import BotoCoreError, ClientError
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.records import Check, Failure, Run
+from cxr_ml.release import reading, report
+from cxr_ml.settings import Settings
+
+SETTINGS = Settings(ui_url="")
+EVIL = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text that a reader sees."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(html)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1][0] not in {"style", "script"}:
+            self.words.append(data)
+
+
+def read(run: Run, settings=SETTINGS, histories=None, documents=None) -> Page:
+    return Page(
+        report.render(run, settings, samples.histories(run) if histories is None else histories, documents or {})
+    )
+
+
+def test_the_first_screen_says_promoted_with_version_recalls_floors_and_champion():
+    first = read(samples.run()).text.split("Gate checks")[0]
+    assert "PROMOTED inception_v3 · version 12 Every check passed." in first
+    assert "recall COVID19 97.8 % 92.3 – 99.4 % 95 % ✓ met 90.0 %" in first
+    assert "macro F1 0.94 0.85 ✓ met 0.90" in first
+    assert reading.NOTE in first
+
+
+def test_the_first_screen_says_refused_and_which_floor_was_missed():
+    first = read(samples.run(test=samples.POOR, champion=samples.GOOD)).text.split("Gate checks")[0]
+    assert "REFUSED inception_v3 Recall of COVID19 is below its floor" in first
+    assert "recall COVID19 90.0 % 82.1 – 94.6 % 95 % ✗ not met 97.8 %" in first
+
+
+def test_a_promise_without_approval_is_not_shown_as_a_failed_gate():
+    text = read(samples.run(outcome="refused")).text
+    assert "REFUSED" in text and "The gate let the candidate pass, but it was not promoted" in text
+    assert "version 12 The gate" not in text
+
+
+def test_gate_checks_show_observed_limit_result_and_reason():
+    text = read(samples.run(test=samples.POOR)).text
+    assert "3 of 4 checks passed." in text
+    assert "recall COVID19 COVID19: too many are missed. ✗ failed 0.9000 ≥ 0.95" in text
+    assert "macro F1 All classes alike. ✓ passed" in text
+
+
+def test_the_choice_between_candidates_is_explained_by_validation():
+    text = read(samples.run()).text
+    assert "inception_v3 had the highest macro F1 on the validation images: 0.9443, the next 0.9000." in text
+    assert "inception_v3 (chosen)" in text and "resnet101_v2 (champion)" in text
+
+
+def test_nan_is_not_evaluated_and_never_a_zero_or_a_pass():
+    run = samples.run(test=((90, 0, 0), (0, 0, 0), (0, 0, 90)), champion=None)
+    assert math.isnan(run.evaluations[0].test.classes["COVID19"].recall)
+    text = read(run).text
+    assert "recall COVID19 not evaluated 95 % ✗ not evaluated none yet" in text
+    assert "macro F1 not evaluated 0.85 ✗ not evaluated" in text
+    assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_a_class_with_a_floor_that_the_model_does_not_know_is_shown_as_not_evaluated():
+    settings = Settings(recall_floors={"TUBERCULOSIS": 0.9, "COVID19": 0.95})
+    assert "recall TUBERCULOSIS not evaluated 90 % ✗ not evaluated" in read(samples.run(), settings).text
+
+
+def test_a_first_model_has_no_champion_beside_it():
+    text = read(samples.run(champion=None)).text
+    assert "95 % ✓ met none yet" in text
+
+
+def test_a_champion_that_was_not_evaluated_is_said_to_be_so():
+    run = samples.run()
+    alone = tuple(e.model_copy(update={"champion": None}) for e in run.evaluations)
+    assert "95 % ✓ met not evaluated" in read(run.model_copy(update={"evaluations": alone})).text
+
+
+def test_a_run_with_nothing_new_has_a_whole_page():
+    run = Run(
+        run="manual__1", outcome="nothing_new", batches=(), dataset=None, models=(), evaluations=(), decision=None,
+        champion=None,
+    )  # fmt: skip
+    text = read(run).text
+    assert "NOTHING NEW The inbox brought no new image" in text
+    assert "no champion yet" in text and "The gate was not asked in this run." in text
+    assert "Nothing was trained in this run." in text and "No dataset was built" in text
+
+
+def test_a_dataset_that_may_not_be_trained_on_gives_the_reason():
+    failure = Failure(suite="dataset", expectation="expect_x", column="smallest class", limit="≥ 100", observed="12")
+    run = samples.run(
+        batches=(samples.batch(failures=(failure,)),), models=(), evaluations=(), decision=None, outcome="refused"
+    )
+    assert "smallest class should be ≥ 100, and is 12." in read(run).text.split("Gate checks")[0]
+
+
+def test_batches_show_verdicts_per_class_reasons_and_rejected_classes():
+    text = read(samples.run()).text
+    assert "COVID19 305 7 0 0 312" in text and "unknown 0 2 0 0 2" in text
+    assert "all 914 13 120 12 1059" in text
+    assert "Class TUBERCULOSIS rejected: artefact_rate is 0.92" in text
+    assert "white_box 120 black_border 5" in text
+
+
+def test_lineage_names_dataset_parent_hashes_weights_settings_and_durations():
+    text = read(samples.run()).text
+    assert "3, grown from dataset 2" in text and "d" * 64 in text and "a" * 64 in text and "e" * 64 in text
+    assert "head: 12 epochs in 3 min 4 s; fine-tune: 6 epochs in 23 min 23 s" in text
+    assert "head_learning_rate = 0.001" in text
+
+
+def test_the_page_needs_no_network():
+    documents = {"Data Docs": "data-docs/images.html"}
+    page = read(samples.run(), Settings(ui_url="https://airflow.example"), documents=documents)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
+    assert len(sources) == 6 and all(s.startswith("data:image/png;base64,") for s in sources)
+    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"} - {"#gate", "#candidates", "#curves"}
+    assert links == {"#data", "#lineage", "#links", "data-docs/images.html", "https://airflow.example"}
+    html = report.render(samples.run(), SETTINGS, {}, {})
+    assert "@import" not in html and "url(" not in html
+
+
+def test_a_missing_history_is_said_to_be_missing():
+    page = read(samples.run(), histories={})
+    assert any(a.get("alt", "").startswith("Loss and accuracy") for _, a in page.tags)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_hostile_names_arrive_harmless():
+    classes = (EVIL, "COVID19", '"><img src=x onerror=alert(1)>')
+    counts = ((9, 0, 1), (0, 9, 1), (1, 0, 9))
+    bad = samples.batch(
+        drop=f"x\r\ny\u202e{EVIL}", counts={EVIL: {EVIL: 3}, "accepted": {"\ud800": 1}}, reasons={EVIL: 1},
+        rejected_classes={EVIL: EVIL},
+    )  # fmt: skip
+    run = samples.run(test=counts, champion=counts, classes=classes, batches=(bad,))
+    decision = run.decision.model_copy(
+        update={
+            "reason": EVIL,
+            "overrides": {EVIL: EVIL},
+            "checks": (Check(name=EVIL, observed=None, limit=EVIL, passed=False, reason=EVIL),),
+        }
+    )
+    html = report.render(run.model_copy(update={"decision": decision}), SETTINGS, {}, {EVIL: f"a/{EVIL}"})
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert EVIL in page.text, "the name is shown as it is"
+    assert "\u202e" not in html
+    html.encode()
+
+
+@pytest.mark.parametrize("link", ["javascript:alert(1)", "data:text/html,x", "JaVaScRiPt:x", "java\nscript:x"])
+def test_a_link_that_could_run_something_is_refused(link):
+    with pytest.raises(Refused, match="relative, http or https"):
+        report.render(samples.run(), SETTINGS, {}, {"docs": link})
+
+
+def test_the_same_run_gives_the_same_bytes():
+    run = samples.run()
+    pages = {report.render(run, SETTINGS, samples.histories(run), {}) for _ in range(2)}
+    assert len(pages) == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (("recall COVID19", 0.91, "≥ 0.95"), "recall COVID19 91.0 % below 95 %"),
+        (("recall COVID19", 0.9499, "≥ 0.95"), "recall COVID19 94.99 % below 95 %"),
+        (("recall COVID19", math.nan, "≥ 0.95"), "recall COVID19 not evaluated"),
+        (("recall COVID19", None, "≥ 0.95"), "recall COVID19 not evaluated"),
+        (("test images COVID19", 12.0, "≥ 30 images"), "test images COVID19 12 below 30 images"),
+        (("macro F1 against champion", 0.943, "> 0.943"), "macro F1 against champion 0.9430 not above 0.943"),
+        (("champion", None, "another model"), "champion: Because."),
+    ],
+)
+def test_a_failed_check_is_told_in_a_few_words(check, said):
+    name, observed, limit = check
+    assert reading.complaint(Check(name=name, observed=observed, limit=limit, passed=False, reason="Because.")) == said
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_width_makes_the_page_wider_than_its_window(tmp_path, width):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    run = samples.run()
+    (tmp_path / "page.html").write_text(report.render(run, SETTINGS, samples.histories(run), {"Data Docs": "x.html"}))
+    # A headless window cannot be narrower than 500 pixels, a frame can; only the frame around the page runs a script.
+    (tmp_path / "frame.html").write_text(
+        f'<iframe id=f src="page.html" style="width:{width}px;height:900px;border:0"></iframe><script>onload=()=>'
+        "{const d=f.contentDocument.documentElement;document.title=d.scrollWidth+'/'+d.clientWidth}</script>"
+    )
+    done = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
+         f"--user-data-dir={tmp_path}/profile", f"--window-size={width + 40},1000", f"file://{tmp_path}/frame.html"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    content, window = map(int, re.search(r"<title>(\d+)/(\d+)</title>", done.stdout).groups())
+    assert 0 < content <= window
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports for SeaweedFS, which listens for gRPC on each one + 10000."""
+    found = []
+    for port in range(20000 + secrets.randbelow(5000), 50000):
+        with socket.socket() as one, socket.socket() as two:
+            try:
+                one.bind(("127.0.0.1", port))
+                two.bind(("127.0.0.1", port + 10000))
+            except OSError:
+                continue
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise AssertionError("no free ports")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """Settings of a bucket in a real SeaweedFS of this module."""
+    folder, ports = tmp_path_factory.mktemp("store"), free_ports(5)
+    names = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
+    keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(8), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
+    weed = str(Path(sys.executable).with_name("weed"))
+    command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+               "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
+               *(f"-{name}={port}" for name, port in zip(names, ports, strict=True))]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, open(folder / "log", "w") as log:
+        for name, value in {**keys, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+            patch.setenv(name, value)
+        server = subprocess.Popen(command, env=os.environ | keys, stdout=log, stderr=log)
+        try:
+            endpoint = f"http://127.0.0.1:{ports[0]}"
+            client = boto3.session.Session().client("s3", endpoint_url=endpoint)
+            end = time.monotonic() + 60
+            while True:
+                try:
+                    client.create_bucket(Bucket="cxr")
+                    break
+                except (BotoCoreError, ClientError):
+                    assert server.poll() is None and time.monotonic() < end, (folder / "log").read_text()[-2000:]
+                    time.sleep(0.3)
+            yield Settings(s3_endpoint_url=endpoint, prefix="team/")
+        finally:
+            server.kill()
+            server.wait()
+
+
+def test_the_report_and_its_record_are_stored_once(bucket):
+    run = samples.run(run="manual__2026-01-12T03:00:00+00:00")
+    key = report.write(bucket, run, samples.histories(run), {})
+    assert key == "reports/manual__2026-01-12T03:00:00+00:00/index.html"
+    page = store.get(bucket, key)
+    assert b"PROMOTED" in page
+    assert store.load(bucket, key.replace("index.html", "run.json"), Run).to_bytes() == run.to_bytes()
+    assert report.write(bucket, run, samples.histories(run), {}) == key
+    assert store.get(bucket, key) == page
+
+
+def test_a_report_with_nan_is_stored_and_read_back(bucket):
+    run = samples.run(run="nan", test=((90, 0, 0), (0, 0, 0), (0, 0, 90)))
+    report.write(bucket, run, {}, {})
+    assert report.write(bucket, run, {}, {}) == "reports/nan/index.html"
+    assert math.isnan(store.load(bucket, "reports/nan/run.json", Run).evaluations[0].test.macro_f1)
+
+
+def test_a_rollback_between_two_tries_does_not_change_the_report(bucket):
+    run = samples.run(run="retried")
+    key = report.write(bucket, run, {}, {})
+    page = store.get(bucket, key)
+    later = run.champion.model_copy(update={"version": 13})
+    assert report.write(bucket, run.model_copy(update={"champion": later}), {}, {}) == key
+    assert store.get(bucket, key) == page
+
+
+def test_a_stored_report_is_never_replaced_by_another_outcome(bucket):
+    report.write(bucket, samples.run(run="twice"), {}, {})
+    with pytest.raises(Refused, match="already stored with outcome 'promoted'"):
+        report.write(bucket, samples.run(run="twice", outcome="refused"), {}, {})
+
+
+@pytest.mark.parametrize("name", ["../champion", "a/b", "", "..", ".", "x" * 201, "a\nb", "a b"])
+def test_a_run_id_that_could_leave_its_folder_is_refused_before_anything_is_written(bucket, name):
+    before = list(store.keys(bucket, ""))
+    with pytest.raises(Refused, match="run id"):
+        report.write(bucket, samples.run(run=name), {}, {})
+    assert list(store.keys(bucket, "")) == before
