@@ -1,5 +1,7 @@
 """Reads Great Expectations suites and evaluates tables with them. What cannot be evaluated is refused, never passed."""
 
+import html
+import itertools
 import json
 import logging
 import re
@@ -27,8 +29,12 @@ from great_expectations.render.view.view import DefaultJinjaPageView
 
 from cxr_ml.errors import Refused
 
+# At INFO it says a hundred times per table what it does not register: the step's own lines drown in the task log.
+logging.getLogger("great_expectations").setLevel(logging.WARNING)
+
 _ROW_WISE = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)
 _ABOUT_NULLS = {"expect_column_values_to_not_be_null", "expect_column_values_to_be_null"}
+_NAMED_ROWS = 100  # tables of at most so many rows have their failing rows named in Data Docs
 _EXPECTATION_KEYS = {"type", "kwargs", "meta", "notes", "description", "severity", "id"}
 
 
@@ -108,7 +114,7 @@ def evaluate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise
     results = sorted(validated.results, key=lambda r: order[_identity(r.expectation_config)])
     if len(results) != len(suite.expectations):
         raise Refused(f"{suite.name}.json has {len(suite.expectations)} expectations. Evaluated: {len(results)}")
-    unmet = [_unmet(suite.name, result, len(table)) for result in results]
+    unmet = [_unmet(suite.name, result, len(table), key) for result in results]
     found = [u for u in unmet if u is not None]
     _refuse_nulls(suite.name, results, found, table, key)
     validated.results = results
@@ -166,14 +172,14 @@ def _validate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str) -> Expe
     level = log.level
     log.setLevel(logging.CRITICAL)  # it logs, with a traceback, what is refused in one sentence below
     try:
-        # Without the values and the query of all failing rows: at 100,000 rows they take longer than the judging.
+        # Values beside the keys make the page of a few rows say which; of many rows they take longer than the judging.
         return batch.validate(
             suite,
             result_format={
                 "result_format": "COMPLETE",
                 "unexpected_index_column_names": [key],
                 "return_unexpected_index_query": False,
-                "exclude_unexpected_values": True,
+                "exclude_unexpected_values": len(table) > _NAMED_ROWS,
             },
         )
     finally:
@@ -190,7 +196,7 @@ def _columns(kwargs: dict[str, Any]) -> list[str]:
     return [*single, *kwargs.get("column_list", ()), *kwargs.get("column_set", ())]
 
 
-def _unmet(suite: str, result: ExpectationValidationResult, rows: int) -> Unmet | None:
+def _unmet(suite: str, result: ExpectationValidationResult, rows: int, key: str) -> Unmet | None:
     configuration, details = result.expectation_config, result.result or {}
     columns = _columns(configuration.kwargs)
     name = f"{configuration.type} on {', '.join(columns) or 'the table'}"
@@ -205,11 +211,12 @@ def _unmet(suite: str, result: ExpectationValidationResult, rows: int) -> Unmet 
         raise Refused(f"{suite}.json: {name} gave no answer. Received: {result.success!r}, {details!r}")
     if result.success:
         return None
-    failing = tuple(k for part in details.get("unexpected_index_list") or () for keys in part.values() for k in keys)
+    named = [part[key] for part in details.get("unexpected_index_list") or ()]
+    failing = tuple(itertools.chain.from_iterable(named)) if rows > _NAMED_ROWS else tuple(named)
     if row_wise and len(failing) != details["unexpected_count"]:
         raise Refused(
             f"{suite}.json: {name} counts {details['unexpected_count']} failing rows and names {len(failing)}. "
-            'Remove "result_format" from its kwargs.'
+            "Use an expectation that names the rows it finds."
         )
     return Unmet(
         expectation=configuration.type,
@@ -265,11 +272,25 @@ def _limit(configuration: ExpectationConfiguration) -> str:
     return " and ".join(parts) + (f" in at least {mostly:.4g} of the rows" if mostly not in (None, 1) else "")
 
 
+def _escaped(value: Any) -> Any:  # noqa: ANN401 - JSON
+    # GX's templates write cells as they are, and a label or a file name may hold a script.
+    if isinstance(value, dict):
+        return {k: _escaped(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(v) for v in value]
+    return html.escape(value) if isinstance(value, str) else value
+
+
 def _page(validated: ExpectationSuiteValidationResult) -> str:
-    # Load times, fingerprints and run ids would make two pages of the same data differ.
-    validated.meta = {"great_expectations_version": gx.__version__}
-    document = ValidationResultsPageRenderer().render(validated)
+    # Load times, fingerprints and random element ids would make two pages of the same data differ.
+    for result in validated.results:
+        result.result = _escaped(result.result)
+    validated.meta = {"batch_kwargs": {"data_asset_name": validated.suite_name}}
+    document = ValidationResultsPageRenderer(run_info_at_end=True).render(validated)
+    document.sections = [section for section in document.sections if section.section_name != "Run Info"]
     view = DefaultJinjaPageView(custom_views_directory=str(Path(__file__).parent / "templates"))
-    html = view.render(document, template="data_docs.j2")
+    numbers = itertools.count()
+    view.env.filters["generate_html_element_uuid"] = lambda prefix="": f"{prefix}{next(numbers)}"
+    page = view.render(document, template="data_docs.j2")
     # GX links to pages of a site that is not built.
-    return re.sub(r'<a href="(?:\.\./)+[^"]*"\s*>(.*?)</a>', r"\1", html)
+    return re.sub(r'<a href="(?:\.\./)+[^"]*"\s*>(.*?)</a>', r"\1", page)

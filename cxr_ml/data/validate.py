@@ -78,8 +78,8 @@ def judge_classes(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tupl
             observed = _value(facts.loc[label], u.column)
             failures.append(_failure(suite, u, observed, label))
             count = facts.at[label, "count"]
-            sentence = f"{u.reason}: {u.column} of {count} readable images is {observed}; the limit is {u.limit}."
-            why[label] = f"{why[label]} {sentence}" if label in why else sentence
+            clause = f"{u.reason} ({u.column} {observed}, limit {u.limit})"
+            why[label] = f"{why[label]}, {clause}" if label in why else f"Of {count} readable images: {clause}"
             for row in frame.index[(frame["verdict"] == "accepted") & (frame["label"] == label)]:
                 reasons.setdefault(row, []).append(f"rejected_class:{u.reason}")
     return _refuse(frame, "rejected_class", reasons), tuple(failures), why, page
