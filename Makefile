@@ -4,7 +4,7 @@
 #                 PROFILE=name   profiles/<name>.toml (demo, cpu), or `default` for the published method
 # make test     sets everything up, runs the tests
 # make clean    removes what `make run` keeps in .local/
-# make lock     compiles requirements.in into requirements.txt
+# make lock     compiles requirements.in into requirements.txt, and the CUDA libraries for docker/Dockerfile.gpu
 
 PYTHON ?= python3
 UV := uv==0.13.9
@@ -24,6 +24,8 @@ clean:
 
 lock: $(READY)
 	.venv/bin/uv pip compile -q --universal --python-version 3.11 requirements.in -o requirements.txt
+	.venv/bin/uv pip compile -q --universal --python-version 3.11 -c requirements.txt docker/requirements-gpu.in \
+	  -o docker/requirements-gpu.txt
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

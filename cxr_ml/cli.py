@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -43,10 +44,18 @@ def _stage(**overrides: object) -> Iterator[Settings]:
 
 def _show(value: Record | dict[str, Any] | list[Any], as_json: bool, text: str | Table) -> None:
     if as_json:
-        plain = value.model_dump(mode="json") if isinstance(value, Record) else value
-        print(json.dumps(plain, indent=2))
+        print(json.dumps(_strict(value.model_dump(mode="json") if isinstance(value, Record) else value), indent=2))
     else:
         out.print(text, highlight=False)
+
+
+def _strict(value: Any) -> Any:  # noqa: ANN401 - JSON
+    # JSON knows no NaN: what could not be evaluated, such as the precision of a class never predicted, is null.
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @app.command()
@@ -66,7 +75,7 @@ def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default
                 batches.append(
                     stage.ingest(settings, name, lambda done, total: progress.update(task, completed=done, total=total))  # noqa: B023
                 )
-        _show({"batches": batches}, json_, "\n".join(map(_plain, batches)) or "Nothing new in the inbox.")
+        _show({"batches": batches}, json_, "\n".join(map(plain, batches)) or "Nothing new in the inbox.")
 
 
 @app.command()
@@ -194,8 +203,6 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
     from cxr_ml.data import batches, drops
     from cxr_ml.data import dataset as datasets
     from cxr_ml.data import ingest as ingests
-    from cxr_ml.model import evaluate as evaluates
-    from cxr_ml.model import train as trains
     from cxr_ml.release import registry, runs
 
     with _stage() as settings:
@@ -204,10 +211,15 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
         names = [ingests.ingest(settings, name) for name in drops.new(settings)]
         for name in names:
             batches.judge(settings, name)
-        built, new = datasets.build(settings) if names else (None, False)
-        if built is None or not new:
+        # A dataset that no run brought before the gate, because that run died, is taken up.
+        built, new = datasets.build(settings) if names else (datasets.latest(settings), False)
+        if built is None or (not new and registry.decided(settings, built.dataset)):
             _show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
             return
+
+        from cxr_ml.model import evaluate as evaluates  # these load a deep-learning framework
+        from cxr_ml.model import train as trains
+
         models = [trains.train(settings, built.dataset, a, 0 if json_ else 1).model for a in settings.architectures]
         champion = registry.champion(settings)
         evaluates.evaluate(settings, built.dataset, models, champion.model if champion else None)
@@ -221,7 +233,7 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
 
 
 @app.command("demo-data")
-def demo_data(folder: Path, seed: int = 0, images_per_class: int = 120,
+def demo_data(folder: Path, seed: int = 0, images_per_class: int = 300,
               shuffle_labels: Annotated[bool, typer.Option(help="A spoiled drop: labels at random.")] = False,
               json_: Json = False) -> None:  # fmt: skip
     """Write a demonstration drop of synthetic chest phantoms."""

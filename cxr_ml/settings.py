@@ -2,10 +2,17 @@
 
 import os
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from cxr_ml.errors import Refused
 
@@ -89,6 +96,11 @@ class Settings(BaseSettings):
     mail_to: tuple[str, ...] = ("radiology-team@localhost",)  # default recipients, from mail_allowed
     ui_url: str = ""  # address of the Airflow UI for links in mails; "": no links
 
+    @field_validator("label_spellings")
+    @classmethod
+    def _beside_the_usual(cls, given: dict[str, str]) -> dict[str, str]:
+        return LABEL_SPELLINGS | given
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -106,7 +118,7 @@ def load(**overrides: object) -> Settings:
     """Settings from the environment and the file, with `overrides` on top (None means not given).
 
     Raises:
-        Refused: a value of the wrong type or out of range, an unknown name, or a CXR_CONFIG that does not exist.
+        Refused: a value of the wrong type or out of range, an unknown name, or a file that is missing or no TOML.
     """
     config = os.environ.get("CXR_CONFIG")
     if config and not Path(config).is_file():
@@ -116,3 +128,7 @@ def load(**overrides: object) -> Settings:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}. Received: {e['input']!r}" for e in error.errors()]
         raise Refused("These settings cannot be used:\n" + "\n".join(lines)) from None
+    except (TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"{config or 'cxr.toml'} must be a TOML file in UTF-8. Received: {error}") from None
+    except SettingsError as error:
+        raise Refused(f"Lists and tables in CXR_* variables must be JSON, as in '[\"light\"]'. {error}") from None

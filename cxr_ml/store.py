@@ -57,19 +57,34 @@ def put_if_absent(settings: Settings, key: str, data: bytes, content_type: str =
     return True
 
 
-def swap(settings: Settings, key: str, data: bytes, etag: str | None) -> bool:
+def swap(settings: Settings, key: str, data: bytes, etag: str | None, content_type: str = "application/json") -> bool:
     """Replaces `key` only if it still has `etag` (None: only if it does not exist). True when this call won."""
     if etag is None:
-        return put_if_absent(settings, key, data, "application/json")
+        return put_if_absent(settings, key, data, content_type)
     try:
         client(settings.s3_endpoint_url).put_object(
-            Bucket=settings.bucket, Key=settings.prefix + key, Body=data, IfMatch=etag, ContentType="application/json"
+            Bucket=settings.bucket, Key=settings.prefix + key, Body=data, IfMatch=etag, ContentType=content_type
         )
     except ClientError as error:
         if _code(error) in _LOST | _ABSENT:
             return False
         raise
     return True
+
+
+def put_uncommitted(settings: Settings, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+    """Writes an object whose commit mark is not there yet, also over what a run that died left behind.
+
+    Raises:
+        RuntimeError: another run writes it at this moment.
+    """
+    if put_if_absent(settings, key, data, content_type):
+        return
+    found = find(settings, key)
+    if found and found[0] == data:
+        return
+    if not swap(settings, key, data, found[1] if found else None, content_type):
+        raise RuntimeError(f"{key} is being written by another run. Run this step again.")
 
 
 def find(settings: Settings, key: str) -> tuple[bytes, str] | None:

@@ -2,44 +2,42 @@
 ### Retraining of the chest X-ray classifier
 
 Every Monday at 03:00 UTC, or by hand with **Trigger**: new drops of labelled X-rays are copied into the store, measured
-and judged by Great Expectations, added to the next dataset version, used to train each architecture, and the best of them
-on validation is put before the gate with the test images. Only if **every** check was evaluated and passed does the
-champion change. The team gets the report by mail.
+and judged by Great Expectations, added to the next dataset version, and used to train each architecture. The best of
+them on validation is put before the gate with the test images. Only if **every** check was evaluated and passed does
+the champion change. The team gets the report by mail.
 
 * Nothing new in the inbox: the run ends early, its steps marked *skipped*, no mail.
-* The gate stays shut: the run succeeds, the champion stays, the report says why.
-* A step fails: a mail says which, why, and what to do. What is stored already stays; *Clear* the step to go on from there.
+* The gate stays shut, or a human says no: the run succeeds, the champion stays, the report says why.
+* A step fails: a mail says which, why, and what to do. What is stored stays; *Clear* the step to go on from there.
+  A dataset that no run brought before the gate is taken up by the next run.
 """
 
 from datetime import timedelta
 
 import cxr_wiring as wiring
-import pendulum
-from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import dag, get_current_context, task, task_group
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
-
-BODY = "{{ ti.xcom_pull(task_ids='decide.gate', key='table') }}"
 
 
 @dag(
-    schedule="0 3 * * 1",
-    start_date=pendulum.datetime(2026, 1, 5, tz="UTC"),
+    # No start date: the first weekly run is the next Monday's, not the one before the DAG was switched on.
+    schedule=CronTriggerTimetable("0 3 * * 1", timezone="UTC", run_immediately=timedelta(minutes=5)),
     catchup=False,
     max_active_runs=1,
     params=wiring.form(),
     doc_md=__doc__,
     tags=["chest X-ray", "training"],
     default_args={
-        # Refused input fails at once (see cxr_wiring.settings), so a retry only ever meets network and killed tasks.
         "retries": 2,
         "retry_delay": timedelta(seconds=20),
         "retry_exponential_backoff": True,
         "max_retry_delay": timedelta(minutes=5),
+        "retry_policy": wiring.RETRY_POLICY,
         "execution_timeout": timedelta(hours=1),
         "on_failure_callback": wiring.mail_failure,
     },
+    on_failure_callback=wiring.mail_silent_failures,
     dag_display_name="Chest X-ray retraining",
 )
 def cxr_retraining() -> None:
@@ -49,9 +47,10 @@ def cxr_retraining() -> None:
 
         @task(execution_timeout=timedelta(minutes=10))
         def find_drops(params: dict) -> list[str]:
-            """Lists the drops that are not in the store yet. None: all that follows is skipped."""
+            """Lists the drops that are not in the store yet. None, and nothing unfinished: the rest is skipped."""
             from cxr_ml import store
-            from cxr_ml.data import drops
+            from cxr_ml.data import dataset, drops
+            from cxr_ml.release import registry
 
             with wiring.settings(params) as s:
                 store.check(s)
@@ -59,26 +58,34 @@ def cxr_retraining() -> None:
                 if params["drop"]:
                     drops.listing(s, params["drop"])
                     new = [name for name in new if name == params["drop"]]
-            if not new and not params["train_anyway"]:
+                latest = dataset.latest(s)
+                unfinished = latest is not None and not registry.decided(s, latest.dataset)
+            if unfinished:
+                print(f"Dataset {latest.dataset} was never brought before the gate; this run does it.")
+            if not new and not unfinished and not params["train_anyway"]:
                 raise AirflowSkipException("Nothing new in the inbox.")
             return new
 
-        @task(execution_timeout=timedelta(hours=6), map_index_template="{{ task.op_kwargs['drop'] }}")
+        @task(
+            execution_timeout=timedelta(hours=6),
+            map_index_template="{{ task.op_kwargs['drop'] }}",
+            # Of a mapped task, Airflow does not show the doc string.
+            doc_md="Copies one drop into the store, free of metadata, and measures each image.",
+        )
         def ingest(drop: str, params: dict) -> str:
-            """Copies one drop into the store, free of metadata, and measures each image."""
             from cxr_ml.data import ingest as stage
 
             with wiring.settings(params) as s:
                 return stage.ingest(s, drop, lambda done, total: done % 500 or print(f"{done} of {total} files"))
 
         @task(trigger_rule="none_failed")
-        def validate(batches: list[str] | None, params: dict) -> list[str]:
+        def validate(drops: list[str], batches: list[str] | None, params: dict) -> list[str]:
             """Judges the batches: unfit images are quarantined, duplicates refused, bad classes rejected."""
             from cxr_ml.data import batches as stage
 
-            names = list(batches or ())
-            if not names and not params["train_anyway"]:
+            if drops is None:
                 raise AirflowSkipException("Nothing new to validate.")
+            names = list(batches or ())
             with wiring.settings(params) as s:
                 for name in names:
                     print(stage.judge(s, name).model_dump_json(indent=2))
@@ -88,15 +95,17 @@ def cxr_retraining() -> None:
         def build_dataset(batches: list[str], params: dict) -> list[dict]:
             """Writes the next dataset version; stops the run when the data is not fit to train on."""
             from cxr_ml.data import dataset as stage
+            from cxr_ml.release import registry
 
             with wiring.settings(params) as s:
                 record, new = stage.build(s)
-                if not new and not params["train_anyway"]:
+                if not new and registry.decided(s, record.dataset) and not params["train_anyway"]:
                     raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")
                 print(record.model_dump_json(indent=2))
                 return [{"number": record.dataset, "architecture": a} for a in s.architectures]
 
-        batches = validate(ingest.expand(drop=find_drops()))
+        found = find_drops()
+        batches = validate(found, ingest.expand(drop=found))
         return batches, build_dataset(batches)
 
     @task_group
@@ -108,9 +117,9 @@ def cxr_retraining() -> None:
             queue="gpu",
             execution_timeout=timedelta(hours=12),
             map_index_template="{{ task.op_kwargs['architecture'] }}",
+            doc_md="Trains one architecture: the head on the frozen backbone, then everything.",
         )
         def train(number: int, architecture: str, params: dict) -> str:
-            """Trains one architecture: the head on the frozen backbone, then everything."""
             from cxr_ml.model import train as stage
 
             with wiring.settings(params) as s:
@@ -135,44 +144,36 @@ def cxr_retraining() -> None:
     def decide(models: object) -> object:
         """The gate, and a human where one is asked for."""
 
-        @task(multiple_outputs=False)
-        def gate(models: list[str], params: dict) -> bool:
+        @task
+        def gate(models: list[str], params: dict) -> dict:
             """Checks the best candidate on validation against the floors and the champion, on the test images."""
             from cxr_ml.release import runs
+            from cxr_ml.release.terminal import decision_markdown
 
-            context = get_current_context()
-            changed = {k: str(v) for k, v in wiring.overrides(params).items()}
+            changed = {name: str(value) for name, value in wiring.overrides(params).items()}
             with wiring.settings(params) as s:
-                decision = runs.decide(s, wiring.run_name(context), models, changed)
+                decision = runs.decide(s, wiring.run_name(get_current_context()), models, changed)
             print(decision.model_dump_json(indent=2))
-            rows = [f"| {c.name} | {c.observed} | {c.limit} | {'yes' if c.passed else 'NO'} |" for c in decision.checks]
-            head = [
-                f"**{decision.model}**: {decision.reason}",
-                "",
-                "| check | observed | limit | passed |",
-                "|-|-|-|-|",
-            ]
-            context["ti"].xcom_push(key="table", value="\n".join(head + rows))
-            return decision.promote
+            return {"open": decision.promote, "table": decision_markdown(decision)}
 
-        @task.branch
-        def ask(passed: bool, params: dict) -> str:
-            """Asks a human only if the form says so and the gate is open."""
-            return "decide.approval" if passed and params["approval"] else "decide.go_on"
+        @task.short_circuit(ignore_downstream_trigger_rules=False)
+        def ask(verdict: dict, params: dict) -> bool:
+            """Lets the question to a human pass only if the form wants it and the gate is open."""
+            return verdict["open"] and params["approval"]
 
-        approval = ApprovalOperator(
+        # Not ApprovalOperator: its "Reject" skips what follows, and a refusal has to be recorded and reported.
+        approval = HITLOperator(
             task_id="approval",
             subject="Promote this chest X-ray model?",
-            body=BODY,
+            body="{{ ti.xcom_pull(task_ids='decide.gate')['table'] }}",
+            options=[wiring.APPROVE, "Reject"],
             defaults="Reject",
             response_timeout=timedelta(days=3),
             doc_md="Waits for a human without taking a worker. No answer within three days means no.",
         )
-        approved = EmptyOperator(task_id="approved", doc_md="Reached when a human approved.")
-        go_on = EmptyOperator(task_id="go_on", doc_md="Reached when no human is asked.")
-        ask(gate(models)) >> [approval, go_on]
-        approval >> approved
-        return [approval, approved, go_on]
+        verdict = gate(models)
+        ask(verdict) >> approval
+        return [verdict, approval]
 
     @task(trigger_rule="none_failed_min_one_success")
     def promote(params: dict) -> str:
@@ -185,9 +186,10 @@ def cxr_retraining() -> None:
             decision = runs.load_decision(s, wiring.run_name(context))
             by = wiring.actor(context)
             if answer:
-                human = (answer["responded_by_user"] or {}).get("name") or "nobody (time-out)"
-                if answer["chosen_options"] != ["Approve"]:
-                    return registry.decline(s, decision, human, f"Not approved by {human}.").action
+                human = (answer["responded_by_user"] or {}).get("name")
+                if not human or answer["chosen_options"] != [wiring.APPROVE]:
+                    why = f"Not approved by {human}." if human else "Nobody approved it in time."
+                    return registry.decline(s, decision, human or by, why).action
                 by = f"{by}, approved by {human}"
             return registry.conclude(s, decision, by).action
 

@@ -1,11 +1,14 @@
 """What ties the library to Airflow: the trigger form, settings of a run, connections, the mail about a failed step."""
 
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from airflow.sdk import Param
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk import Connection, ExceptionRetryPolicy, Param, RetryAction, RetryRule
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from cxr_ml import settings as settings_module
 from cxr_ml.errors import Refused
@@ -16,6 +19,13 @@ _SAME = (
     "architectures", "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate",
     "fine_tune_learning_rate", "patience", "seed", "macro_f1_floor",
 )  # fmt: skip
+APPROVE = "Approve"
+# Network, store, mail server and Airflow's API may answer the next time; nothing else gets better by itself. A killed
+# process raises nothing, so it is retried without being asked about.
+_PASSING: list[type[BaseException] | str] = [OSError, BotoCoreError, ClientError, AirflowRuntimeError]
+RETRY_POLICY = ExceptionRetryPolicy([RetryRule(_PASSING)], default=RetryAction.FAIL)
+MAILED = "failure_mailed"
+_KILLED = RuntimeError("The step's process was killed from outside; see its log and the scheduler's.")
 _FLOORS = {"recall_floor_": "recall_floors", "f1_floor_": "f1_floors"}
 
 
@@ -24,7 +34,7 @@ def form() -> dict[str, Param]:
     s = settings_module.load()
     from_settings = Settings.model_fields
 
-    def number(name: str, kind: str, section: str, about: str, high: float, low: float = 0.0) -> Param:
+    def number(name: str, kind: str, section: str, about: str, high: float, low: int = 0) -> Param:
         rule = {"exclusiveMinimum": 0} if kind == "number" else {"minimum": low}
         value = getattr(s, name)
         return Param(value, type=kind, maximum=high, section=section, description=about, title=_title(name), **rule)
@@ -90,7 +100,13 @@ def _title(name: str) -> str:
 
 
 def overrides(params: dict[str, Any]) -> dict[str, Any]:
-    """The settings that this run's form changed, by name."""
+    """The settings that this run's form changed, by name.
+
+    Raises:
+        Refused: `params` has a field that the form does not have; Airflow itself lets it through.
+    """
+    if unknown := set(params) - set(form()):
+        raise Refused(f"The form has no field {', '.join(map(repr, sorted(unknown)))}. It has: {', '.join(form())}")
     plain = settings_module.load()
     values: dict[str, Any] = {name: params[name] for name in _SAME}
     for prefix, setting in _FLOORS.items():
@@ -117,11 +133,13 @@ def _with_connections(s: Settings) -> Settings:
 
         store.use(S3Hook(aws_conn_id=s.aws_conn_id).get_conn())
     if s.smtp_conn_id:
-        from airflow.providers.smtp.hooks.smtp import SmtpHook
-
-        hook = SmtpHook(smtp_conn_id=s.smtp_conn_id)
-        connection = hook.get_connection(s.smtp_conn_id)
-        given = {"smtp_host": connection.host, "smtp_port": connection.port or 25}
+        connection = Connection.get(s.smtp_conn_id)
+        if connection.port == 465:
+            raise Refused(
+                f"The Airflow connection {s.smtp_conn_id!r} must name a port for STARTTLS, usually 587. Received: 465, "
+                "which speaks TLS from the first byte."
+            )
+        given = {"smtp_host": connection.host or "localhost", "smtp_port": connection.port or 25}
         given |= {"smtp_user": connection.login or "", "smtp_password": connection.password or ""}
         given["smtp_starttls"] = not connection.extra_dejson.get("disable_tls", False)
         s = s.model_copy(update=given)
@@ -141,15 +159,37 @@ def actor(context: Any) -> str:  # noqa: ANN401
 
 
 def mail_failure(context: Any) -> None:  # noqa: ANN401
-    """Mails which step failed, why, and what to do. For `on_failure_callback`: called once, after the last try."""
+    """Mails which step failed, why, and what to do. For a task's `on_failure_callback`: called after the last try."""
+    ti = context["ti"]
+    # Before the mail, which takes seconds: mail_silent_failures may look at any moment now.
+    ti.xcom_push(key=MAILED, value=True)
+    error = context.get("exception") or _KILLED
+    _send_failure(context, ti.task_id, ti.map_index, error)
+
+
+def mail_silent_failures(context: Any) -> None:  # noqa: ANN401
+    """Mails about failed steps that could not do so themselves. For the DAG's `on_failure_callback`.
+
+    A step whose process is killed, as happens when memory runs out, calls no callback of its own.
+    """
+    ti = context["ti"]
+    states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id])[ti.run_id]
+    for name in sorted(name for name, state in states.items() if state == "failed"):
+        task_id, index = re.fullmatch(r"(.+?)(?:_(\d+))?", name).groups()
+        index = -1 if index is None else int(index)
+        if not ti.xcom_pull(task_ids=task_id, key=MAILED, map_indexes=index):
+            _send_failure(context, task_id, index, _KILLED)
+
+
+def _send_failure(context: Any, task_id: str, map_index: int, error: BaseException) -> None:  # noqa: ANN401
     from cxr_ml.release import mail
 
-    s = settings_module.load()
-    params = context.get("params") or {}
-    s = _with_connections(s)
+    s = _with_connections(settings_module.load())
     ti = context["ti"]
-    step = ti.task_id + (f" [{ti.map_index}]" if ti.map_index >= 0 else "")
-    error = context.get("exception") or RuntimeError("The step was killed from outside; see the scheduler's log.")
-    to = mail.allowed(tuple(params.get("recipients") or s.mail_to), s)
-    link = f"{s.ui_url.rstrip('/')}/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{ti.task_id}" if s.ui_url else ""
+    to = mail.allowed(tuple((context.get("params") or {}).get("recipients") or s.mail_to), s)
+    if not to:
+        logging.getLogger(__name__).warning("No mail about the failure of %s: there are no recipients.", task_id)
+        return
+    step = task_id + (f" [{map_index}]" if map_index >= 0 else "")
+    link = f"{s.ui_url.rstrip('/')}/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{task_id}" if s.ui_url else ""
     mail.send(mail.failure_message(s, to, step, ti.run_id, error, link), s)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -88,6 +88,12 @@ def set_paused(client: httpx.Client, paused: bool) -> None:
     client.patch(f"/api/v2/dags/{DAG}", json={"is_paused": paused}, timeout=5).raise_for_status()
 
 
+def overdue(client: httpx.Client) -> bool:
+    """Whether a weekly run is due that Airflow has not made yet; it does so once the DAG is not paused."""
+    due = get(client, f"dags/{DAG}")["next_dagrun_run_after"]
+    return bool(due) and datetime.fromisoformat(due) <= datetime.now(UTC)
+
+
 def trigger(client: httpx.Client, conf: Json) -> str:
     """Starts a run by hand with `conf` for the DAG's form. Returns its run id."""
     body = {"logical_date": None, "conf": conf}
@@ -111,19 +117,23 @@ def run_state(client: httpx.Client, run_id: str, pause: Callable[[float], None])
 
 def task_instances(client: httpx.Client, run_id: str, pause: Callable[[float], None]) -> list[Json]:
     """Every task of a run, mapped ones one by one."""
-    return get(client, f"dags/{DAG}/dagRuns/{run_id}/taskInstances", pause, limit=100)["task_instances"]
+    found: list[Json] = []
+    while True:  # the server gives 100 at once
+        path = f"dags/{DAG}/dagRuns/{run_id}/taskInstances"
+        page = get(client, path, pause, limit=100, offset=len(found), order_by="id")
+        found += page["task_instances"]
+        if len(found) >= page["total_entries"] or not page["task_instances"]:
+            return found
 
 
 def log_lines(client: httpx.Client, run_id: str, task: Json, last: int = 25) -> list[str]:
-    """The last lines of a task's newest log, with the exceptions in it as `Type: message`."""
+    """The last lines of a task's newest log, with exceptions as `Type: message`; only errors where there are any."""
     path = f"dags/{DAG}/dagRuns/{run_id}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
-    lines: list[str] = []
-    for entry in get(client, path, map_index=task["map_index"])["content"]:
-        if isinstance(entry, str):
-            lines.append(entry)
-            continue
-        if entry["event"].startswith("::"):  # fold marks of the UI
-            continue
-        lines.append(entry["event"])
-        lines += [f"{error['exc_type']}: {error['exc_value']}" for error in entry.get("error_detail") or ()]
-    return [line for text in lines for line in text.splitlines()][-last:]
+    entries = get(client, path, map_index=task["map_index"])["content"]
+    entries = [{"event": entry} if isinstance(entry, str) else entry for entry in entries]
+    errors = [entry for entry in entries if entry.get("level") in ("error", "critical")]
+    texts: list[str] = []
+    for entry in errors or entries:
+        texts.append(entry["event"])
+        texts += [f"{error['exc_type']}: {error['exc_value']}" for error in entry.get("error_detail") or ()]
+    return [line for text in texts for line in text.splitlines()][-last:]

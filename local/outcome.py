@@ -33,9 +33,10 @@ def mails(maildir: Path) -> dict[str, str]:
         return {}
     found = mailbox.Maildir(maildir, create=False)
     subjects = {}
-    for key, message in found.items():
+    for key, message in sorted(found.items()):  # by time
         subject = str(make_header(decode_header(str(message.get("Subject", "")))))
-        subjects[key] = "".join(c if c.isprintable() else " " for c in subject)
+        printable = "".join(c if c.isprintable() else " " for c in subject)
+        subjects[key] = " ".join(printable.split())  # long headers are folded
     return subjects
 
 
@@ -44,7 +45,9 @@ def show(settings: Settings, run_id: str, state: Path, mails_before: set[str], c
     run_slug = slug(run_id)
     key = f"reports/{run_slug}/run.json"
     if not store.exists(settings, key):
-        console.print("\nThe run left no report: nothing was new in the inbox, or it failed before the report.")
+        console.print(
+            "\nThe run left no report: nothing was new in the inbox, or it failed before the report.", soft_wrap=True
+        )
     else:
         console.print()
         show_run(store.load(settings, key, Run), console)

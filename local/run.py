@@ -2,7 +2,8 @@
 
 Environment: DROP (folder of labelled X-rays), ONCE=1 (end with the run), PROFILE (name in profiles/, or `default`),
 CXR_AIRFLOW_DB (SQLAlchemy URL of Airflow's database), CXR_LOCAL (state folder instead of .local), and every CXR_*
-setting. Exit status: 0 the run did its job, 1 a task or a service failed, 2 refused, 130 or 143 interrupted.
+setting. Exit status: 0 the run did its job, 1 a task or a service failed, 2 refused,
+130 or 143 interrupted before that was known.
 """
 
 import os
@@ -26,6 +27,7 @@ from cxr_ml import store
 from cxr_ml.errors import Refused
 from local import airflow_api, keeper, services, state
 from local.drops import copy_drop
+from local.logs import dead_service, tail
 from local.outcome import mails, show
 from local.watch import show_failures, watch
 
@@ -39,21 +41,6 @@ class Stopped(BaseException):
 
 class Failed(Exception):
     """A service or a helper failed; the message says which and shows the end of its log."""
-
-
-def tail(path: Path, lines: int = 25) -> str:
-    """The last lines of a log, indented."""
-    text = path.read_text(errors="replace") if path.is_file() else ""
-    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (empty)"
-
-
-def dead_service(logs: Path) -> str:
-    """Which service ended first, by honcho's log, with the end of its own log."""
-    for line in (logs / "honcho.log").read_text(errors="replace").splitlines():
-        if " stopped (rc=" in line:
-            name = line.split("|", 1)[-1].split(" stopped", 1)[0].strip()
-            return f"The service {name} ended. {logs / f'{name}.log'} ends with:\n{tail(logs / f'{name}.log')}"
-    return f"The services ended. {logs / 'honcho.log'} ends with:\n{tail(logs / 'honcho.log')}"
 
 
 class Session:
@@ -212,17 +199,22 @@ def run_once(
 
 
 def retrain(
-    session: Session, client: httpx.Client, settings: settings_module.Settings, drop: str, since: datetime
+    session: Session, client: httpx.Client, settings: settings_module.Settings, drop: str, since: datetime, weekly: bool
 ) -> bool:
     """Clears what an earlier `make run` left unfinished, lets an overdue weekly run go first, then runs ours."""
     for run in airflow_api.active_runs(client):
-        run_id = run["dag_run_id"]
         if datetime.fromisoformat(run["queued_at"] or run["run_after"]) < since:
-            airflow_api.fail_run(client, run_id, "Its services were ended before it was.")
-            session.note(f"Run {escape(run_id)} was cut off by the end of an earlier `make run`: marked as failed")
-        else:
-            session.note(f"Run {escape(run_id)} has just begun by schedule and goes first")
-            run_once(session, client, settings, None, run_id)
+            airflow_api.fail_run(client, run["dag_run_id"], "Its services were ended before it was.")
+            session.note(f"Run {escape(run['dag_run_id'])} was cut off by the end of `make run`: marked as failed")
+    if weekly and airflow_api.overdue(client):
+        # Airflow starts it as soon as it may, before ours: it must not take our drop away unseen.
+        airflow_api.set_paused(client, False)
+        end = time.monotonic() + 60
+        while airflow_api.overdue(client) and time.monotonic() < end:
+            session.pause(0.5)
+    for run in airflow_api.active_runs(client):
+        session.note(f"Run {escape(run['dag_run_id'])} has just begun by schedule and goes first")
+        run_once(session, client, settings, None, run["dag_run_id"])
     return run_once(session, client, settings, {"drop": drop} if drop else {}, "")
 
 
@@ -275,7 +267,7 @@ def run(session: Session, lock: int) -> int:
     login = f"UI        {address}   user admin   password {password}"
     client = wait_for_airflow(session, address, password, since)
     console.print(f"        {login}", markup=False, highlight=False, soft_wrap=True)
-    succeeded = retrain(session, client, settings, drop, since)
+    succeeded = retrain(session, client, settings, drop, since, weekly=not once)
     if not once:
         console.print(login, markup=False, highlight=False, soft_wrap=True)
         stay(session, client)

@@ -32,6 +32,8 @@ WORDS = {
     "awaiting_input": "waits for an approval in the UI",
 }
 
+IDLE = (None, "scheduled", "queued", "skipped", "upstream_failed")  # no work was or is done, whatever the dates say
+
 
 def label(task: Json) -> str:
     """What a person calls this task: its id, and which of the mapped ones."""
@@ -54,7 +56,7 @@ def _in_words(task: Json) -> str:
 
 def _duration(task: Json, now: datetime) -> str:
     taken = seconds(task, now)
-    return "" if taken is None or task["state"] in (None, "scheduled", "skipped") else f"{taken:.1f} s"
+    return "" if taken is None or task["state"] in IDLE else f"{taken:.1f} s"
 
 
 def table(tasks: list[Json], state: str, now: datetime) -> Table:
@@ -73,11 +75,12 @@ def changes(tasks: list[Json], known: dict[str, str], now: datetime) -> list[str
     """One line for each task whose state changed since the last call; `known` keeps the states between calls."""
     lines = []
     for task in tasks:
-        name, state = label(task), _in_words(task)
-        if state != known.get(name, "waiting"):
+        # Not the label: a mapped task gets its name only when it runs.
+        key, state = f"{task['task_id']} {task['map_index']}", _in_words(task)
+        if state != known.get(key, "waiting"):
             taken = _duration(task, now) if task["end_date"] else ""
-            lines.append(f"{now.astimezone():%H:%M:%S}  {name:<34} {state}{f' ({taken})' if taken else ''}")
-        known[name] = state
+            lines.append(f"{now.astimezone():%H:%M:%S}  {label(task):<34} {state}{f' ({taken})' if taken else ''}")
+        known[key] = state
     return lines
 
 

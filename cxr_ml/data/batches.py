@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import duplicates, images, ingest, validate
+from cxr_ml.data import duplicates, images, ingest
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
@@ -39,6 +39,8 @@ def judge(settings: Settings, batch: str) -> Batch:
     Raises:
         Refused: a suite cannot be used, or an expectation could not be evaluated. Nothing is committed then.
     """
+    from cxr_ml.data import validate  # takes seconds to import, which who only reads a batch need not wait
+
     done = store.find(settings, f"batches/{batch}/batch.json")
     if done is not None:
         return Batch.model_validate_json(done[0])
@@ -56,8 +58,8 @@ def judge(settings: Settings, batch: str) -> Batch:
         failures=image_failures + class_failures,
     )
     for name, page in (("images", image_page), ("classes", class_page)):
-        store.put_if_absent(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
-    store.put_if_absent(settings, f"batches/{batch}/measurements.parquet", ingest.to_parquet(frame))
+        store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
+    store.put_uncommitted(settings, f"batches/{batch}/measurements.parquet", ingest.to_parquet(frame))
     store.put_if_absent(settings, f"batches/{batch}/batch.json", record.to_bytes(), "application/json")
     return record
 

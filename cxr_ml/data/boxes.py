@@ -26,7 +26,7 @@ def white_box(darkest: np.ndarray) -> float:
         darkest: uint8 [height, width], the darkest colour channel of each pixel; about 512 px on the long side.
     """
     height, width = darkest.shape
-    white = cv2.compare(darkest, WHITE, cv2.CMP_GE) & 1
+    white = (darkest >= WHITE).view(np.uint8)
     if cv2.countNonZero(white) < SMALL * white.size:
         return 0.0
     thin = max(3, round(THIN * min(height, width))) | 1  # odd, or morphology shifts the mask

@@ -5,7 +5,7 @@ import hashlib
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import batches, ingest, validate
+from cxr_ml.data import batches, ingest
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
@@ -60,27 +60,31 @@ def build(settings: Settings) -> tuple[Dataset, bool]:
     Raises:
         Refused: there is no batch yet, or the data is not fit to train on; the message lists what failed.
     """
+    from cxr_ml.data import validate  # takes seconds to import, which who only reads a dataset need not wait
+
     names = batches.committed(settings)
     if not names:
         raise Refused("A dataset needs a validated batch. Put a drop into the inbox; run ingest and validate.")
     parent = latest(settings)
     known = manifest(settings, parent) if parent else pd.DataFrame(columns=_COLUMNS)
-    # The parent's batches come first, so that what they decided stays decided.
-    order = sorted(names, key=lambda n: (n not in parent.batches if parent else True, n))
+    # The parent's batches come first and in its order, so that what they decided stays decided.
+    before = [n for n in parent.batches if n in names] if parent else []
+    order = [*before, *(n for n in names if n not in before)]
     tables, conflicted = [], set()
     for name in order:
         table = batches.measurements(settings, name)
         conflicted |= batches.conflicts(table)
         tables.append(table[table["verdict"] == "accepted"].assign(batch=name))
     rows = pd.concat(tables, ignore_index=True)
-    rows = rows[rows["label"].isin(settings.classes) & ~rows["sha256"].isin(conflicted)]
-    rows = rows.drop_duplicates("sha256", keep="first")
+    rows = rows[rows["label"].isin(settings.classes)].drop_duplicates("sha256", keep="first")
     group = ("patient:" + rows["patient"]).where(rows["patient"] != "", "image:" + rows["sha256"])
     rows = rows.assign(group=group)
     splits = dict(zip(known["group"], known["split"], strict=True))
     for name, hint in zip(rows["group"], rows["split_hint"], strict=True):
         if name not in splits:
             splits[name] = split_of(name, hint, settings)
+    # Only now: a group that lost its images to conflicts and comes back with others finds the split that it had.
+    rows = rows[~rows["sha256"].isin(conflicted)]
     rows = rows.assign(split=rows["group"].map(splits))[_COLUMNS].sort_values("sha256", ignore_index=True)
     rows = rows.astype("string")
     failures, page = validate.judge_dataset(rows, settings.classes, settings.expectations)
@@ -104,7 +108,7 @@ def build(settings: Settings) -> tuple[Dataset, bool]:
         manifest_sha256=digest,
     )
     folder = f"datasets/{number}"
-    store.put_if_absent(settings, f"{folder}/dataset.html", page.encode(), "text/html; charset=utf-8")
+    store.put_uncommitted(settings, f"{folder}/dataset.html", page.encode(), "text/html; charset=utf-8")
     if not store.put_if_absent(settings, f"{folder}/dataset.json", record.to_bytes(), "application/json"):
         raise Refused(f"Dataset {number} was written by another run at this moment. Run this step again.")
     return record, True

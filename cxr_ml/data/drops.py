@@ -50,7 +50,8 @@ def names(settings: Settings) -> list[str]:
         _, prefix = _s3_parts(settings.inbox)
         pages = _objects(settings, settings.inbox, "/")
         found = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ())]
-        return sorted(name.removeprefix(prefix).rstrip("/") for name in found)
+        found = [name.removeprefix(prefix).rstrip("/") for name in found]
+        return sorted(name for name in found if name and not name.startswith("."))
     folder = Path(settings.inbox)
     if not folder.is_dir():
         raise Refused(f"The inbox must be an existing folder or s3://bucket/prefix; set CXR_INBOX. Received: {folder}")
@@ -120,6 +121,11 @@ def new(settings: Settings) -> list[str]:
     return found
 
 
+def printable(name: str) -> str:
+    """`name` as it can be stored: what is no UTF-8, as names of files may hold, becomes an escape."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def spelling(text: str) -> str:
     """`text` as labels are compared: without case, spaces, '-' and '_'."""
     return re.sub(r"[\s_-]+", "", text).casefold()
@@ -129,19 +135,25 @@ def labels(settings: Settings, drop: str, entries: list[Entry]) -> pd.DataFrame:
     """What the drop says of each of its files: by class folders, or by `labels.csv` at its top.
 
     Returns:
-        One row per file, and per row of labels.csv without a file, with the columns file, label ("" if unknown),
-        label_raw, split_hint, patient (salted hash), source, view, reasons (codes; empty where nothing is wrong).
+        One row per file, and per row of labels.csv without a file, with the columns file (`printable`), label ("" if
+        unknown), label_raw, split_hint, patient (salted hash), source, view, reasons (codes; empty where all is well).
 
     Raises:
-        Refused: labels.csv cannot be read or lacks the columns filename and label.
+        Refused: labels.csv is a link, is too large, cannot be read or lacks the columns filename and label.
     """
     table = next((e for e in entries if e.file == _LABELS), None)
     if table is not None:
+        if not 0 <= table.size <= settings.max_file_bytes:
+            raise Refused(
+                f"labels.csv of the drop {drop!r} must be a file of at most {settings.max_file_bytes:,} bytes. "
+                f"Received: {'a link' if table.size < 0 else f'{table.size:,} bytes'}"
+            )
         rows = _from_csv(read(settings, drop, table), drop, [e for e in entries if e.file != _LABELS])
     else:
         rows = [_from_folders(e.file) for e in entries]
     known = {spelling(k): v for k, v in settings.label_spellings.items()}
     for row in rows:
+        row |= {name: printable(row[name]) for name in ("file", "label_raw")}
         row["label"] = known.get(spelling(row["label_raw"]), "")
         if not row["label"] and not row["reasons"]:
             row["reasons"] = ["unknown_label" if row["label_raw"] else "no_label"]

@@ -93,13 +93,16 @@ def decode_grey(data: bytes) -> np.ndarray:
 
 
 def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The picture with its long side at most `side` px, averaged; returned as it is when it is small enough."""
+    """The picture averaged over squares of k × k px, k the smallest for which no side is longer than `side`.
+
+    Whole squares are several times as fast as any other factor; up to k - 1 px at the right and the bottom fall away.
+    """
     height, width = pixels.shape[:2]
-    factor = side / max(height, width)
-    if factor >= 1:
+    k = -(-max(height, width) // side)
+    if k == 1:
         return pixels
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    rows, columns = max(1, height // k), max(1, width // k)
+    return cv2.resize(pixels[: rows * k, : columns * k], (columns, rows), interpolation=cv2.INTER_AREA)
 
 
 def perceptual_hash(grey: np.ndarray) -> str:

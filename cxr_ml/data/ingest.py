@@ -62,7 +62,7 @@ def ingest(settings: Settings, drop: str, on_file: Callable[[int, int], None] = 
     if store.exists(settings, key):
         return batch
     table = drops.labels(settings, drop, entries)
-    by_file = {e.file: e for e in entries}
+    by_file = {drops.printable(e.file): e for e in entries}
 
     def one(row: dict) -> dict:
         entry = by_file.get(row["file"])
@@ -78,7 +78,7 @@ def ingest(settings: Settings, drop: str, on_file: Callable[[int, int], None] = 
     frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     for column, kind in COLUMNS.items():
         if kind == "string":
-            frame[column] = frame[column].fillna("").astype("string")
+            frame[column] = frame[column].astype("string").fillna("")
         elif kind.startswith("int"):
             frame[column] = frame[column].fillna(0).astype(kind)
         elif kind != "list":

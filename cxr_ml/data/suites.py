@@ -29,9 +29,6 @@ from great_expectations.render.view.view import DefaultJinjaPageView
 
 from cxr_ml.errors import Refused
 
-# At INFO it says a hundred times per table what it does not register: the step's own lines drown in the task log.
-logging.getLogger("great_expectations").setLevel(logging.WARNING)
-
 _ROW_WISE = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)
 _ABOUT_NULLS = {"expect_column_values_to_not_be_null", "expect_column_values_to_be_null"}
 _NAMED_ROWS = 100  # tables of at most so many rows have their failing rows named in Data Docs

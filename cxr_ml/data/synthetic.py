@@ -123,7 +123,7 @@ def _lesions(rng: np.random.Generator, body: _Body, label: str) -> Plane:
     lesions = np.zeros((CANVAS, CANVAS), np.float32)
     if label == "PNEUMONIA":
         side, lobe = int(rng.integers(2)), (0.32, 0.52, 0.7)[int(rng.integers(3))]
-        wide, high = rng.uniform(24, 34), rng.uniform(22, 34)
+        wide, high = rng.uniform(28, 36), rng.uniform(28, 38)
         solid = _patch(rng, body, side, rng.uniform(0.4, 0.6), lobe + rng.uniform(-0.05, 0.05), wide, high)
         lesions = rng.uniform(0.85, 1.0) * solid
     elif label == "COVID19":
@@ -131,7 +131,7 @@ def _lesions(rng: np.random.Generator, body: _Body, label: str) -> Plane:
             for down in (np.linspace(0.3, 0.8, int(rng.integers(3, 5))) + rng.uniform(-0.05, 0.05)).tolist():
                 wide, high = rng.uniform(10, 16), rng.uniform(11, 18)
                 glass = _patch(rng, body, side, rng.uniform(0.68, 0.9), down + rng.uniform(-0.04, 0.04), wide, high)
-                lesions = np.maximum(lesions, rng.uniform(0.5, 0.75) * glass)
+                lesions = np.maximum(lesions, rng.uniform(0.7, 0.9) * glass)
         lesions *= 1 + 0.12 * _clouds(rng, 48)
     elif label == TUBERCULOSIS:
         side = int(rng.integers(2))
@@ -274,7 +274,7 @@ def _write_files(folder: Path, seed: int, images_per_class: int, shuffle_labels:
     return counts | {"defects": count - before}
 
 
-def write_drop(folder: Path, seed: int, images_per_class: int = 120, shuffle_labels: bool = False) -> dict[str, int]:
+def write_drop(folder: Path, seed: int, images_per_class: int = 300, shuffle_labels: bool = False) -> dict[str, int]:
     """Writes a drop of phantoms: PNG and JPEG files in class folders below train/ (70 %) and test/ (30 %).
 
     Beside `images_per_class` images of each of LABELS there are seven defective files, all below train/: a truncated

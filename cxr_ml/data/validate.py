@@ -78,8 +78,8 @@ def judge_classes(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tupl
             observed = _value(facts.loc[label], u.column)
             failures.append(_failure(suite, u, observed, label))
             count = facts.at[label, "count"]
-            clause = f"{u.reason} ({u.column} {observed}, limit {u.limit})"
-            why[label] = f"{why[label]}, {clause}" if label in why else f"Of {count} readable images: {clause}"
+            clause = f"{u.reason} {_share(facts.loc[label], u.column) or f'{u.column} {observed}'}, limit {u.limit}"
+            why[label] = f"{why[label]}; {clause}" if label in why else f"Of {count} readable images: {clause}"
             for row in frame.index[(frame["verdict"] == "accepted") & (frame["label"] == label)]:
                 reasons.setdefault(row, []).append(f"rejected_class:{u.reason}")
     return _refuse(frame, "rejected_class", reasons), tuple(failures), why, page
@@ -206,6 +206,12 @@ def _refuse(frame: pd.DataFrame, verdict: str, reasons: dict[int, list[str]]) ->
 def _value(row: pd.Series, column: str) -> str:
     values = [row[c] for c in column.split(", ")]
     return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values)
+
+
+def _share(row: pd.Series, column: str) -> str:
+    """A rate with its lower bound, as a reader understands it; "" for what is no lower bound of a rate."""
+    rate = column.removesuffix("_low")
+    return "" if rate == column else f"{row[rate]:.1%} (surely {row[column]:.1%} or more)"
 
 
 def _failure(suite: gx.ExpectationSuite, unmet: Unmet, observed: str | None = None, subject: str = "") -> Failure:

@@ -28,13 +28,11 @@ class Backbone(NamedTuple):
 def light(input_shape: tuple[int, int, int], weights: None = None, include_top: bool = False) -> keras.Model:
     """A small convolutional network for demonstrations, trained from scratch.
 
-    Group instead of batch normalisation: it acts the same in training and inference, and with small batches.
+    He's initialisation and no normalisation: it learns from some hundred images in small batches.
     """
     x = inputs = keras.Input(input_shape)
-    for filters in (16, 32, 64, 96):
-        x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
-        x = keras.layers.GroupNormalization(8)(x)
-        x = keras.layers.Activation("relu")(x)
+    for filters in (16, 32, 48, 64, 96):
+        x = keras.layers.Conv2D(filters, 3, padding="same", activation="leaky_relu", kernel_initializer="he_normal")(x)
         x = keras.layers.MaxPooling2D()(x)
     return keras.Model(inputs, x, name="light")
 
@@ -61,17 +59,18 @@ def backbone(settings: Settings, architecture: str) -> Backbone:
     scratch = not entry.pretrained or settings.weights == "none"
     downloaded = not scratch and settings.weights_dir is None
     try:
-        network = entry.build(input_shape=shape, include_top=False, weights="imagenet" if downloaded else None)
+        network = entry.build(input_shape=shape, include_top=False, weights=None)
     except ValueError as error:
         raise Refused(f"{architecture} cannot take images of {settings.image_size} pixels: {error}") from None
-    except Exception as error:
-        if not downloaded:
-            raise
-        raise ConnectionError(
-            f"Keras could not download the ImageNet weights of {architecture} ({error}). Either let this machine reach "
-            f"storage.googleapis.com, or set CXR_WEIGHTS_DIR to a folder that holds {architecture}_notop.weights.h5 "
-            '(CXR_WEIGHTS="none" trains from scratch, which needs far more images).'
-        ) from error
+    if downloaded:
+        try:
+            network = entry.build(input_shape=shape, include_top=False, weights="imagenet")
+        except Exception as error:
+            raise ConnectionError(
+                f"Keras could not download the ImageNet weights of {architecture} ({error}). Either let this machine "
+                f"reach storage.googleapis.com, or set CXR_WEIGHTS_DIR to a folder that holds {architecture}_notop"
+                '.weights.h5 (CXR_WEIGHTS="none" trains from scratch, which needs far more images).'
+            ) from error
     if scratch:
         return Backbone(network, "from scratch", "")
     if downloaded:
@@ -95,20 +94,26 @@ def _digest_of_variables(network: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def classifier(network: keras.Model, classes: int, dropout: float) -> keras.Model:
+def classifier(backbone: Backbone, classes: int, dropout: float) -> keras.Model:
     """The study's classifier on a backbone: mean over the feature map, dropout, softmax.
 
     Preprocessing lives inside: grey uint8 images (n, size, size, 1) are widened to three channels and scaled to
-    [-1, 1]. The backbone is called in inference mode, so that its batch normalisation keeps the statistics it was
-    trained with while everything is fine-tuned.
+    [-1, 1]. The batch normalisation of a pretrained backbone is frozen, so that it keeps the statistics it was trained
+    with while everything else is fine-tuned. Calling the backbone with training=False would not do: Keras 3 passes the
+    outer model's `training` on to nested models regardless.
 
     Returns:
         A model from uint8 images to probabilities (n, classes), with the layers "features" and "head" by name.
     """
+    network = backbone.network
+    if backbone.weights_sha256:
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
     size = network.input_shape[1]
     images = keras.Input((size, size, 1), dtype="uint8", name="image")
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(images)
     wide = keras.layers.Concatenate(name="widen")([scaled, scaled, scaled])
-    features = keras.layers.GlobalAveragePooling2D(name="features")(network(wide, training=False))
+    features = keras.layers.GlobalAveragePooling2D(name="features")(network(wide))
     dropped = keras.layers.Dropout(dropout, name="dropout")(features)
     return keras.Model(images, keras.layers.Dense(classes, activation="softmax", name="head")(dropped))

@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import inputs
+from cxr_ml.model import evaluations, inputs
 from cxr_ml.records import ClassMetrics, Dataset, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
 
@@ -38,22 +38,23 @@ def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
 
 
 def measure(y: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> Metrics:
-    """Metrics of predictions, by scikit-learn. A ratio without denominator is NaN, never 0 or 1.
+    """Metrics of predictions, by scikit-learn. What a class without images would need them for is NaN, never 0 or 1.
 
     Args:
-        y: true class indices, int (n,).
+        y: true class indices, int (n,), at least one.
         predicted: predicted class indices, int (n,).
         classes: labels in the order of the indices.
     """
     indices = list(range(len(classes)))
     precision, recall, f1, support = precision_recall_fscore_support(y, predicted, labels=indices, zero_division=np.nan)
+    f1 = np.where(support > 0, f1, np.nan)  # scikit-learn says 0 where a class without images was predicted
     return Metrics(
         classes={
             label: ClassMetrics(recall=recall[i], precision=precision[i], f1=f1[i], support=int(support[i]))
             for i, label in enumerate(classes)
         },
         macro_f1=float(np.mean(f1)),
-        accuracy=float(np.mean(y == predicted)) if len(y) else float("nan"),
+        accuracy=float(np.mean(y == predicted)),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion_matrix(y, predicted, labels=indices)),
     )
 
@@ -75,31 +76,9 @@ def evaluate(settings: Settings, number: int, names: Sequence[str], champion: st
     for name in names:
         own = beside if beside is not None and name == champion else _evaluate_one(settings, dataset, name)
         record = own.model_copy(update={"champion": beside})
-        first, later = _keys(record)
-        if not store.put_if_absent(settings, first, record.to_bytes(), "application/json"):
-            # The model was judged before, perhaps against another champion; that record stays as it was.
-            store.put_if_absent(settings, later, record.to_bytes(), "application/json")
+        evaluations.save(settings, record)
         found.append(record)
     return found
-
-
-def _keys(record: Evaluation) -> tuple[str, str]:
-    beside = record.champion.model if record.champion else "none"
-    folder = f"models/{record.model}"
-    return f"{folder}/evaluation.json", f"{folder}/evaluation-d{record.dataset}-beside-{beside}.json"
-
-
-def load(settings: Settings, number: int, name: str, champion: str | None) -> Evaluation:
-    """The stored evaluation of a candidate on a dataset beside that champion.
-
-    Raises:
-        Refused: there is none.
-    """
-    first = store.load(settings, f"models/{name}/evaluation.json", Evaluation)
-    if first.dataset == number and (first.champion.model if first.champion else None) == champion:
-        return first
-    key = f"models/{name}/evaluation-d{number}-beside-{champion or 'none'}.json"
-    return store.load(settings, key, Evaluation)
 
 
 def _evaluate_one(settings: Settings, dataset: Dataset, name: str) -> Evaluation:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -72,21 +73,24 @@ def train(settings: Settings, number: int, architecture: str, verbose: int = 2) 
     seconds = {"inputs": time.monotonic() - started}
     weights = class_weights(y[rows["train"]], len(settings.classes))
     backbone = architectures.backbone(settings, architecture)
-    classifier = architectures.classifier(backbone.network, len(settings.classes), settings.dropout)
+    classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
     from_scratch = not backbone.weights_sha256
 
-    histories = []
+    histories, best = [], math.inf
     stages = [("head", settings.head_epochs, settings.head_learning_rate)]
     stages.append(("fine_tune", settings.fine_tune_epochs, settings.fine_tune_learning_rate))
     for stage, epochs, rate in stages:
         if not epochs:
             continue
-        started = time.monotonic()
+        started, before = time.monotonic(), classifier.get_weights()
         if stage == "head" and not from_scratch:
             history = _train_head(settings, classifier, images, rows, y, weights, verbose)
         else:
             history = _train_all(settings, classifier, images, rows, y, weights, (stage, epochs, rate), verbose)
         seconds[stage] = time.monotonic() - started
+        if history["val_loss"].min() > best:
+            classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
+        best = min(best, history["val_loss"].min())
         done = len(pd.concat(histories)) if histories else 0
         history.insert(0, "epoch", range(done + 1, done + len(history) + 1))
         history.insert(0, "stage", stage)
@@ -209,16 +213,8 @@ def _write(
         epochs={str(stage): int(n) for stage, n in history.groupby("stage", sort=False).size().items()},
         seconds={stage: round(s, 1) for stage, s in seconds.items()},
     )
-    _put_uncommitted(settings, f"models/{name}/model.keras", artefact)
-    _put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
+    store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
+    store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
     if not store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes(), "application/json"):
         raise RuntimeError(f"{name} was written by two runs at once. Run this step again.")
     return record
-
-
-def _put_uncommitted(settings: Settings, key: str, data: bytes) -> None:
-    """Writes a file of a model that has no model.json yet, also over what a run that died left behind."""
-    if not store.put_if_absent(settings, key, data):
-        found = store.find(settings, key)
-        if not store.swap(settings, key, data, found[1] if found else None):
-            raise RuntimeError(f"{key} is being written by another run. Run this step again.")

@@ -57,7 +57,8 @@ def decide(
         checks.extend(_against_champion(settings, chosen, champion))
     failed = [c for c in checks if not c.passed]
     if failed:
-        reason = f"{failed[0].reason}" + (f" {len(failed) - 1} more checks failed." if len(failed) > 1 else "")
+        more = len(failed) - 1
+        reason = failed[0].reason + (f" {more} more check{'s' if more > 1 else ''} failed." if more else "")
     elif champion is None:
         reason = "Every floor is met; there is no champion yet to compare with."
     else:
@@ -127,7 +128,7 @@ def _against_champion(settings: Settings, chosen: Evaluation, champion: str) -> 
     checks = []
     for label in [c for c in ILL if c in settings.classes]:
         theirs = _of(beside.test, label, "recall")
-        floor = math.nan if theirs is None else round(theirs - settings.recall_margin, 6)
+        floor = math.nan if theirs is None else round(theirs - settings.recall_margin, 4)
         checks.append(_at_least(f"recall {label} against champion", _of(chosen.test, label, "recall"), floor))
     ours, theirs = chosen.test.macro_f1, beside.test.macro_f1
     evaluated = math.isfinite(ours) and math.isfinite(theirs)

@@ -27,25 +27,22 @@ def history(settings: Settings) -> list[HistoryEntry]:
     return [store.load(settings, key, HistoryEntry) for key in store.keys(settings, "registry/history/")]
 
 
+def decided(settings: Settings, dataset: int) -> bool:
+    """Whether a run brought candidates of this dataset version before the gate and concluded."""
+    return any(e.decision is not None and e.decision.dataset == dataset for e in history(settings))
+
+
 def conclude(settings: Settings, decision: Decision, by: str) -> HistoryEntry:
     """Carries out a decision: promotes the candidate, or records the refusal. Safe to repeat.
 
     Raises:
         Refused: the champion is no longer the one that the decision was made against, or the model is gone.
     """
-    for entry in reversed(history(settings)):
-        if entry.run == decision.run and entry.decision == decision:
-            _point(settings, entry)
-            return entry
-    if not decision.promote or not decision.checks or not all(c.passed for c in decision.checks):
-        return _append(settings, "refused", decision.model, by, decision.reason, decision.run, decision)
-    now = champion(settings)
-    if (now.model if now else None) != decision.champion:
-        raise Refused(
-            f"The decision of {decision.run} was made against the champion {decision.champion}. "
-            f"Received: {now.model if now else None} is champion now. Evaluate again."
-        )
-    entry = _append(settings, "promoted", decision.model, by, decision.reason, decision.run, decision)
+    passed = decision.promote and decision.checks and all(c.passed for c in decision.checks)
+    if passed:
+        _artefact(settings, decision.model)
+    action = "promoted" if passed else "refused"
+    entry = _append(settings, action, decision.model, by, decision.reason, decision.run, decision)
     _point(settings, entry)
     return entry
 
@@ -77,6 +74,7 @@ def rollback(settings: Settings, to: str | None, by: str, why: str) -> HistoryEn
     earlier = [m for m in past if now is None or m != now.model]
     if not earlier or (to is not None and to not in earlier):
         raise Refused(f"A rollback goes to an earlier champion, one of {sorted(set(earlier))}. Received: {to!r}")
+    _artefact(settings, to or earlier[-1])
     entry = _append(settings, "rolled_back", to or earlier[-1], by, why, f"rollback-{slug(_now())}", None)
     _point(settings, entry)
     return entry
@@ -90,14 +88,26 @@ def _append(
     settings: Settings, action: str, model: str, by: str, why: str, run: str, decision: Decision | None
 ) -> HistoryEntry:
     while True:
-        now = champion(settings)
         entries = history(settings)
-        version = max((e.version or 0 for e in entries), default=0) + 1
+        done = next((e for e in reversed(entries) if decision and e.run == run and e.decision == decision), None)
+        if done:
+            return done
+        # Read from the history, not from the pointer, which lags behind where a run died: the number below is free only
+        # while this is the last entry, so that nobody can become champion between this look and the write.
+        last = next((e for e in reversed(entries) if e.version is not None), None)
+        previous, version = (last.model, (last.version or 0) + 1) if last else (None, 1)
+        if action == "promoted" and decision and previous != decision.champion:
+            if last:
+                _point(settings, last)
+            raise Refused(
+                f"The decision of {run} was made against the champion {decision.champion}. "
+                f"Received: {previous} is champion now. Evaluate again."
+            )
         entry = HistoryEntry(
             number=len(entries) + 1,
             action=action,
             model=model,
-            previous=now.model if now else None,
+            previous=previous,
             version=None if action == "refused" else version,
             by=by,
             why=why,
@@ -110,13 +120,19 @@ def _append(
             return entry
 
 
+def _artefact(settings: Settings, model: str) -> str:
+    """SHA-256 that the model's record names; Refused where record or file are gone."""
+    record = store.load(settings, f"models/{model}/model.json", Model)
+    if not store.exists(settings, f"models/{model}/model.keras"):
+        raise Refused(f"models/{model}/model.keras is not in the store; the champion stays as it is.")
+    return record.artefact_sha256
+
+
 def _point(settings: Settings, entry: HistoryEntry) -> None:
     """Moves the pointer to what the entry says, unless it is there or a later entry has moved it on."""
     if entry.version is None:
         return
-    artefact = store.load(settings, f"models/{entry.model}/model.json", Model).artefact_sha256
-    if not store.exists(settings, f"models/{entry.model}/model.keras"):
-        raise Refused(f"models/{entry.model}/model.keras is not in the store; the champion stays as it is.")
+    artefact = _artefact(settings, entry.model)
     record = Champion(version=entry.version, model=entry.model, artefact_sha256=artefact, history=entry.number)
     while True:
         found = store.find(settings, _POINTER)

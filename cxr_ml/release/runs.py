@@ -7,23 +7,34 @@ import pandas as pd
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
-from cxr_ml.model import evaluate
+from cxr_ml.errors import Refused
+from cxr_ml.model import evaluations
 from cxr_ml.records import Batch, Decision, Model, Run
 from cxr_ml.release import gate, mail, registry, report
 from cxr_ml.settings import Settings
 
 
 def decide(settings: Settings, run: str, models: Sequence[str], overrides: dict[str, str] | None = None) -> Decision:
-    """Lets the gate decide on the evaluated candidates of a run, once; stored as `reports/<run>/decision.json`."""
+    """Lets the gate decide on the evaluated candidates of a run, once; stored as `reports/<run>/decision.json`.
+
+    Raises:
+        Refused: the run has its decision already, on other candidates.
+    """
     key = f"reports/{run}/decision.json"
     found = store.find(settings, key)
     if found:
-        return Decision.model_validate_json(found[0])
+        decision = Decision.model_validate_json(found[0])
+        if decision.candidates != tuple(models):
+            raise Refused(
+                f"A run is decided once. Received: {', '.join(models)}, but the run {run} was decided on "
+                f"{', '.join(decision.candidates)}. Start a new run."
+            )
+        return decision
     champion = registry.champion(settings)
     beside = champion.model if champion else None
     number = load_model_record(settings, models[0]).dataset
-    evaluations = [evaluate.load(settings, number, name, beside) for name in models]
-    decision = gate.decide(settings, run, datasets.load(settings, number), evaluations, beside, overrides)
+    found = [evaluations.load(settings, number, name, beside) for name in models]
+    decision = gate.decide(settings, run, datasets.load(settings, number), found, beside, overrides)
     store.put_if_absent(settings, key, decision.to_bytes(), "application/json")
     return decision
 
@@ -63,7 +74,9 @@ def publish(settings: Settings, run: str, batches: Sequence[str], recipients: Se
 
 def _assemble(settings: Settings, run: str, batches: Sequence[str]) -> Run:
     decision = load_decision(settings, run)
-    entry = next(e for e in reversed(registry.history(settings)) if e.run == run)
+    entry = next((e for e in reversed(registry.history(settings)) if e.run == run), None)
+    if entry is None:
+        raise Refused(f"The run {run} must be concluded before its report: `cxr-ml promote --run {run}`.")
     return Run(
         run=run,
         outcome=entry.action,
@@ -71,7 +84,7 @@ def _assemble(settings: Settings, run: str, batches: Sequence[str]) -> Run:
         dataset=datasets.load(settings, decision.dataset),
         models=tuple(load_model_record(settings, name) for name in decision.candidates),
         evaluations=tuple(
-            evaluate.load(settings, decision.dataset, name, decision.champion) for name in decision.candidates
+            evaluations.load(settings, decision.dataset, name, decision.champion) for name in decision.candidates
         ),
         decision=decision,
         champion=registry.champion(settings),

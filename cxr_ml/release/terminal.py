@@ -50,3 +50,12 @@ def decision_table(decision: Decision) -> Table:
         observed = "not evaluated" if c.observed is None else f"{c.observed:.4g}"
         table.add_row(plain(c.name), observed, plain(c.limit), "[green]yes" if c.passed else "[red]no")
     return table
+
+
+def decision_markdown(decision: Decision) -> str:
+    """The gate's decision in Markdown, for the question to a human in Airflow's UI."""
+    rows = [f"**{decision.model}**: {decision.reason}", "", "| check | observed | limit | passed |", "|-|-|-|-|"]
+    for c in decision.checks:
+        observed = "not evaluated" if c.observed is None else f"{c.observed:.4g}"
+        rows.append(f"| {c.name} | {observed} | {c.limit} | {'yes' if c.passed else 'NO'} |")
+    return "\n".join(rows)

@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 
-from local import run, watch
+from local import logs, watch
 
 NOW = datetime(2026, 1, 5, 3, 0, tzinfo=UTC)
 
@@ -38,6 +38,14 @@ def test_mapped_tasks_are_told_apart_by_what_they_work_on():
     assert "train [1]" in lines[1]
 
 
+def test_a_mapped_task_that_gets_its_name_while_it_runs_is_no_change():
+    known = {}
+    assert len(watch.changes([task("train", "running", 0)], known, NOW)) == 1
+    assert watch.changes([task("train", "running", 0, "inception_v3", -2)], known, NOW) == []
+    (line,) = watch.changes([task("train", "success", 0, "inception_v3", -9, -1)], known, NOW)
+    assert "train [inception_v3]" in line
+
+
 def test_a_task_name_with_markup_is_shown_as_it_is():
     console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(watch.table([task("train", "failed", 0, "[red]x[/]", -5, -1)], "running", NOW))
@@ -48,12 +56,12 @@ def test_a_task_name_with_markup_is_shown_as_it_is():
 
 def test_the_service_that_ended_first_is_named_with_its_log(tmp_path):
     (tmp_path / "honcho.log").write_text(
-        "10:00:00 system    | scheduler started (pid=7)\n"
-        "10:00:01 system    | scheduler stopped (rc=1)\n"
-        "10:00:02 system    | store stopped (rc=-15)\n"
+        "14:28:23 system          | scheduler.1 started (pid=7)\n"
+        "14:28:24 system          | dag-processor.1 stopped (rc=1)\n"
+        "14:28:25 system          | store.1 stopped (rc=-9)\n"
     )
-    (tmp_path / "scheduler.log").write_text("line\n" * 50 + "OperationalError: no such table\n")
-    message = run.dead_service(tmp_path)
-    assert "The service scheduler ended" in message
+    (tmp_path / "dag-processor.log").write_text("line\n" * 50 + "OperationalError: no such table\n")
+    message = logs.dead_service(tmp_path)
+    assert "The service dag-processor ended" in message
     assert message.splitlines()[-1].strip() == "OperationalError: no such table"
     assert len(message.splitlines()) < 30

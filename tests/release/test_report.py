@@ -1,21 +1,13 @@
 """The report: one page that opens from disk, says what happened, and is written once."""
 
 import math
-import os
 import re
-import secrets
 import shutil
-import socket
 import subprocess
-import sys
-import time
 from html.parser import HTMLParser
-from pathlib import Path
 
-import boto3
 import pytest
 import report_samples as samples
-from botocore.exceptions import BotoCoreError, ClientError
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
@@ -234,51 +226,10 @@ def test_no_width_makes_the_page_wider_than_its_window(tmp_path, width):
     assert 0 < content <= window
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports for SeaweedFS, which listens for gRPC on each one + 10000."""
-    found = []
-    for port in range(20000 + secrets.randbelow(5000), 50000):
-        with socket.socket() as one, socket.socket() as two:
-            try:
-                one.bind(("127.0.0.1", port))
-                two.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-            found.append(port)
-            if len(found) == count:
-                return found
-    raise AssertionError("no free ports")
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """Settings of a bucket in a real SeaweedFS of this module."""
-    folder, ports = tmp_path_factory.mktemp("store"), free_ports(5)
-    names = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
-    keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(8), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
-    weed = str(Path(sys.executable).with_name("weed"))
-    command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-               "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
-               *(f"-{name}={port}" for name, port in zip(names, ports, strict=True))]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch, open(folder / "log", "w") as log:
-        for name, value in {**keys, "AWS_DEFAULT_REGION": "us-east-1"}.items():
-            patch.setenv(name, value)
-        server = subprocess.Popen(command, env=os.environ | keys, stdout=log, stderr=log)
-        try:
-            endpoint = f"http://127.0.0.1:{ports[0]}"
-            client = boto3.session.Session().client("s3", endpoint_url=endpoint)
-            end = time.monotonic() + 60
-            while True:
-                try:
-                    client.create_bucket(Bucket="cxr")
-                    break
-                except (BotoCoreError, ClientError):
-                    assert server.poll() is None and time.monotonic() < end, (folder / "log").read_text()[-2000:]
-                    time.sleep(0.3)
-            yield Settings(s3_endpoint_url=endpoint, prefix="team/")
-        finally:
-            server.kill()
-            server.wait()
+@pytest.fixture
+def bucket(settings):
+    """An empty bucket, and in it a prefix."""
+    return settings.model_copy(update={"prefix": "team/"})
 
 
 def test_the_report_and_its_record_are_stored_once(bucket):

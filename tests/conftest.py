@@ -1,0 +1,96 @@
+"""Fixtures that start real servers: no part of the store is imitated."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import boto3
+import httpx
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+from cxr_ml import store
+from cxr_ml.settings import Settings
+from local.services import choose_ports
+
+# One for all tests, emptied after each: SeaweedFS gives every bucket volumes of its own, and runs out after some 200.
+BUCKET = "cxr-tests"
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A SeaweedFS on free ports with keys of its own: the variables with which boto3 and cxr_ml reach it."""
+    folder = tmp_path_factory.mktemp("seaweed")
+    ports = choose_ports()
+    keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
+    weed = shutil.which("weed", path=sysconfig.get_path("scripts"))
+    command = [
+        weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.allowDeleteBucketNotEmpty=false", "-s3.autoCreateBucket=false",
+        "-master.telemetry=false", f"-s3.port={ports['s3']}", f"-master.port={ports['master']}",
+        f"-volume.port={ports['volume']}", f"-filer.port={ports['filer']}", f"-admin.port={ports['admin']}",
+    ]  # fmt: skip
+    log = (folder / "weed.log").open("wb")
+    server = subprocess.Popen(command, env=os.environ | keys, stdout=log, stderr=log, start_new_session=True)
+    endpoint = f"http://127.0.0.1:{ports['s3']}"
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **_credentials(keys))
+    try:
+        end = time.monotonic() + 60
+        while True:
+            try:
+                client.list_buckets()
+                break
+            except (BotoCoreError, ClientError):
+                if server.poll() is not None or time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+        client.create_bucket(Bucket=BUCKET)
+        filer = f"http://127.0.0.1:{ports['filer']}"
+        yield keys | {"AWS_DEFAULT_REGION": "us-east-1", "CXR_S3_ENDPOINT_URL": endpoint, "FILER": filer}
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
+
+
+def _credentials(keys: dict[str, str]) -> dict[str, str]:
+    return {"aws_access_key_id": keys["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": keys["AWS_SECRET_ACCESS_KEY"]}
+
+
+def _empty(filer: str) -> None:
+    """Empties the bucket through SeaweedFS's own interface: S3 would leave empty folders, which later tests see."""
+    folder = f"{filer}/buckets/{BUCKET}/"
+    while entries := httpx.get(folder, headers={"Accept": "application/json"}).raise_for_status().json()["Entries"]:
+        for entry in entries:
+            name = quote(entry["FullPath"].rpartition("/")[2])
+            httpx.delete(folder + name, params={"recursive": "true"}).raise_for_status()
+
+
+@pytest.fixture
+def settings(seaweed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings with an empty bucket and an empty inbox of their own; the same in CXR_* variables for `cxr-ml`."""
+    (tmp_path / "inbox").mkdir()
+    variables = {"CXR_BUCKET": BUCKET, "CXR_INBOX": str(tmp_path / "inbox"), "CXR_CACHE_DIR": str(tmp_path / "cache")}
+    for name in [n for n in os.environ if n.startswith(("CXR_", "AWS_")) and n not in ("CXR_XRAYS", "CXR_WEIGHTS_DIR")]:
+        monkeypatch.delenv(name)
+    for name, value in (seaweed | variables).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(store, "_given", [])
+    store._own_client.cache_clear()
+    yield Settings(
+        bucket=BUCKET,
+        inbox=variables["CXR_INBOX"],
+        cache_dir=tmp_path / "cache",
+        s3_endpoint_url=seaweed["CXR_S3_ENDPOINT_URL"],
+    )
+    _empty(seaweed["FILER"])
+    store._own_client.cache_clear()

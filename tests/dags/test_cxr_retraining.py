@@ -1,0 +1,307 @@
+"""The DAG as Airflow's dag-processor reads it, in a process of its own: Airflow keeps global state."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, ParamValidationError
+
+from cxr_ml import store
+from cxr_ml.records import Dataset, Decision, HistoryEntry
+from local.state import REPOSITORY
+
+HEAVY = {
+    "boto3", "cv2", "great_expectations", "keras", "matplotlib", "numpy", "pandas", "PIL", "pyarrow", "scipy",
+    "sklearn", "tensorflow",
+}  # fmt: skip
+EDGES = {
+    "data.find_drops": ["data.ingest", "data.validate"],
+    "data.ingest": ["data.validate"],
+    "data.validate": ["data.build_dataset", "report"],
+    "data.build_dataset": ["learn.train"],
+    "learn.train": ["learn.evaluate"],
+    "learn.evaluate": ["decide.gate"],
+    "decide.gate": ["decide.ask", "promote"],
+    "decide.ask": ["decide.approval"],
+    "decide.approval": ["promote"],
+    "promote": ["report"],
+    "report": [],
+}
+HOUR = 3600
+
+
+def read_dag(home: Path, **variables: str) -> dict:
+    """What tests/dags/dag_facts.py finds, with the settings' defaults and `variables` on top."""
+    env = {n: v for n, v in os.environ.items() if not n.startswith(("CXR_", "AIRFLOW"))}
+    env |= {"AIRFLOW_HOME": str(home), "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'dags'}"}
+    script = Path(__file__).with_name("dag_facts.py")
+    command = [sys.executable, str(script), str(REPOSITORY / "dags" / "cxr_retraining.py")]
+    # In an empty folder: no cxr.toml of this checkout's.
+    done = subprocess.run(command, env=env | variables, cwd=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.partition("FACTS")[2])
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    return read_dag(tmp_path_factory.mktemp("airflow"))
+
+
+@pytest.fixture(scope="module")
+def dag(read):
+    assert read["errors"] == {}
+    return read["dag"]
+
+
+def field(dag: dict, name: str) -> Param:
+    return Param.deserialize(dag["form"][name], Param.__version__)
+
+
+def test_the_dag_is_read_without_errors_and_loads_nothing_heavy(read):
+    assert read["errors"] == {}
+    assert read["dags"] == ["cxr_retraining"]
+    loaded = {name.partition(".")[0] for name in read["modules"]}
+    assert {"airflow", "cxr_ml"} <= loaded
+    assert not HEAVY & loaded
+
+
+def test_it_runs_on_mondays_at_three_utc_one_at_a_time_and_catches_nothing_up(dag):
+    assert (dag["timetable"], dag["cron"], dag["timezone"]) == ("CronTriggerTimetable", "0 3 * * 1", "UTC")
+    assert dag["catchup"] is False
+    assert dag["max_active_runs"] == 1
+
+
+def test_switching_it_on_does_not_run_last_mondays_retraining(dag):
+    # With a start date in the past, Airflow would make one run at once, and it would take the drop of a run by hand.
+    assert dag["start_date"] is None
+    assert 0 < dag["run_immediately"] <= HOUR / 6
+
+
+def test_the_tasks_follow_the_story(dag):
+    assert {name: task["downstream"] for name, task in dag["tasks"].items()} == EDGES
+    assert {name for name, task in dag["tasks"].items() if task["mapped"]} == {"data.ingest", "learn.train"}
+
+
+def test_a_skipped_question_to_a_human_does_not_skip_the_promotion(dag):
+    rules = {name: task["rule"] for name, task in dag["tasks"].items() if task["rule"] != "all_success"}
+    # validate: with the form's "train even if nothing is new", no drop is ingested.
+    assert rules == {"data.validate": "none_failed", "promote": "none_failed_min_one_success"}
+
+
+def test_what_needs_the_accelerator_waits_in_the_pool_and_the_queue_gpu(dag):
+    gpu = {name for name, task in dag["tasks"].items() if (task["pool"], task["queue"]) == ("gpu", "gpu")}
+    assert gpu == {"learn.train", "learn.evaluate"}
+    assert all(task["pool"] == "default_pool" for name, task in dag["tasks"].items() if name not in gpu)
+
+
+def test_every_task_ends_some_day_and_the_long_ones_may_be_long(dag):
+    limits = {name: task["timeout"] for name, task in dag["tasks"].items()}
+    assert all(limits.values())
+    assert limits["data.find_drops"] <= HOUR / 6
+    assert limits["data.ingest"] >= 6 * HOUR
+    assert limits["learn.train"] >= 12 * HOUR
+
+
+def test_a_human_has_three_days_and_silence_is_a_no(dag):
+    approval = dag["tasks"]["decide.approval"]
+    assert approval["response_timeout"] == 72 * HOUR
+    assert approval["defaults"] == ["Reject"]
+
+
+def test_every_failure_is_mailed_by_the_step_or_else_by_the_dag(dag):
+    assert all(task["callbacks"] == ["mail_failure"] for task in dag["tasks"].values())
+    assert dag["callbacks"] == ["mail_silent_failures"]
+
+
+def test_every_task_has_retries_and_a_policy_for_them(dag):
+    for task in dag["tasks"].values():
+        assert task["retries"] == 2
+        assert task["policy"]["default"] == "fail"
+
+
+def test_everything_in_the_ui_explains_itself(dag):
+    texts = {name: task["doc"] for name, task in dag["tasks"].items()} | dag["groups"] | {"dag": dag["doc"]}
+    assert {"data", "learn", "decide"} < set(texts)
+    for name, text in texts.items():
+        assert text, name
+        assert text.strip().endswith("."), name
+    assert len(set(texts.values())) == len(texts)
+
+
+def test_the_form_starts_from_the_settings(dag):
+    form = {name: entry["value"] for name, entry in dag["form"].items()}
+    assert form == {
+        "drop": None,
+        "train_anyway": False,
+        "architectures": ["inception_v3", "resnet101_v2"],
+        "image_size": 256,
+        "head_epochs": 30,
+        "fine_tune_epochs": 30,
+        "batch_size": 128,
+        "head_learning_rate": 1e-3,
+        "fine_tune_learning_rate": 1e-5,
+        "patience": 5,
+        "seed": 0,
+        "recall_floor_COVID19": 0.95,
+        "recall_floor_PNEUMONIA": 0.9,
+        "recall_floor_NORMAL": 0.7,
+        "f1_floor_COVID19": 0.85,
+        "f1_floor_PNEUMONIA": 0.85,
+        "macro_f1_floor": 0.85,
+        "approval": False,
+        "recipients": ["radiology-team@localhost"],
+    }
+
+
+def test_another_profile_changes_the_form(tmp_path):
+    config = tmp_path / "own.toml"
+    config.write_text(
+        'architectures = ["light"]\nseed = 9\napproval = true\nmail_to = []\nmail_allowed = ["a@b.example"]\n'
+        "[recall_floors]\nNORMAL = 0.5\n"
+    )
+    found = read_dag(tmp_path, CXR_CONFIG=str(config), CXR_BATCH_SIZE="7")
+    assert found["errors"] == {}
+    form = {name: entry["value"] for name, entry in found["dag"]["form"].items()}
+    assert (form["architectures"], form["seed"], form["batch_size"], form["approval"]) == (["light"], 9, 7, True)
+    assert [name for name in form if name.startswith("recall")] == ["recall_floor_NORMAL"]
+    assert (form["recipients"], form["recall_floor_NORMAL"]) == ([], 0.5)
+    assert found["dag"]["form"]["recipients"]["schema"]["items"]["enum"] == ["a@b.example"]
+
+
+def test_settings_that_cannot_be_used_are_an_import_error_that_says_so(tmp_path):
+    found = read_dag(tmp_path, CXR_BATCH_SIZE="many")
+    (error,) = found["errors"].values()
+    assert "batch_size" in error
+    assert "Received: 'many'" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("drop", "2026-01-05"),
+        ("drop", None),
+        ("architectures", ["mobilenet_v2", "light"]),
+        ("image_size", 32),
+        ("fine_tune_epochs", 0),
+        ("head_learning_rate", 1),
+        ("macro_f1_floor", 0),
+        ("recall_floor_COVID19", 1.0),
+        ("recipients", []),
+    ],
+)
+def test_the_form_takes_what_makes_sense(dag, name, value):
+    assert field(dag, name).resolve(value) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("drop", 5),
+        ("drop", "x" * 256),
+        ("train_anyway", "yes"),
+        ("architectures", ["resnet9000"]),
+        ("architectures", []),
+        ("architectures", ["light", "light"]),
+        ("architectures", "light"),
+        ("image_size", 31),
+        ("image_size", 1025),
+        ("head_epochs", 0),
+        ("head_epochs", 2.5),
+        ("head_epochs", True),
+        ("fine_tune_epochs", -1),
+        ("batch_size", 0),
+        ("batch_size", 4097),
+        ("head_learning_rate", 0),
+        ("fine_tune_learning_rate", 1.1),
+        ("patience", 0),
+        ("seed", -1),
+        ("seed", 2**31),
+        ("recall_floor_COVID19", 2),
+        ("f1_floor_PNEUMONIA", -0.1),
+        ("macro_f1_floor", "high"),
+        ("approval", None),
+        ("recipients", ["somebody@else.example"]),
+        ("recipients", ["radiology-team@localhost", "radiology-team@localhost"]),
+    ],
+)
+def test_the_form_refuses_what_does_not(dag, name, value):
+    with pytest.raises(ParamValidationError):
+        field(dag, name).resolve(value)
+
+
+# What find_drops decides, on a real store
+
+
+@pytest.fixture
+def find_drops(settings):
+    """The task's function, with the values of the form that differ from its defaults."""
+    import cxr_retraining
+    import cxr_wiring
+
+    function = cxr_retraining.cxr_retraining().get_task("data.find_drops").python_callable
+    form = {name: param.value for name, param in cxr_wiring.form().items()}
+    return lambda **changed: function(params=form | changed)
+
+
+def write_drop(settings, name):
+    folder = Path(settings.inbox) / name / "NORMAL"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"x")
+
+
+def write_dataset(settings, number):
+    record = Dataset(dataset=number, parent=None, batches=("b",), counts={}, manifest_sha256="m")
+    store.put_if_absent(settings, f"datasets/{number}/dataset.json", record.to_bytes())
+
+
+def conclude(settings, dataset, number):
+    decision = Decision(
+        run=f"r{number}", model="m", dataset=dataset, champion=None, candidates=("m",), promote=False,
+        checks=(), reason="",
+    )  # fmt: skip
+    entry = HistoryEntry(
+        number=number, action="refused", model="m", previous=None, version=None, by="a", why=".", at="2026-01-05",
+        run=f"r{number}", decision=decision,
+    )  # fmt: skip
+    store.put_if_absent(settings, f"registry/history/{number:05d}.json", entry.to_bytes())
+
+
+def test_all_new_drops_are_taken_or_the_one_that_the_form_names(settings, find_drops):
+    write_drop(settings, "2026-01-05")
+    write_drop(settings, "2026-01-12 [red]")
+    assert find_drops() == ["2026-01-05", "2026-01-12 [red]"]
+    assert find_drops(drop="2026-01-12 [red]") == ["2026-01-12 [red]"]
+
+
+@pytest.mark.parametrize("name", ["2026-01-19", "../2026-01-05", "2026-01-05/NORMAL", ".", "2026-01-05\n", "/etc"])
+def test_a_name_that_is_no_drop_of_the_inbox_is_refused(settings, find_drops, name):
+    write_drop(settings, "2026-01-05")
+    with pytest.raises(AirflowFailException, match="no drop of that name"):
+        find_drops(drop=name)
+
+
+def test_an_empty_inbox_skips_the_run_unless_training_is_wanted_anyway(find_drops):
+    with pytest.raises(AirflowSkipException, match="Nothing new"):
+        find_drops()
+    assert find_drops(train_anyway=True) == []
+
+
+def test_a_dataset_that_no_run_brought_before_the_gate_is_taken_up(settings, find_drops):
+    # Its run was killed, or failed: its drop is no longer new, and without this nobody would ever train on it.
+    write_dataset(settings, 1)
+    assert find_drops() == []
+    conclude(settings, dataset=1, number=1)
+    with pytest.raises(AirflowSkipException):
+        find_drops()
+    write_dataset(settings, 2)
+    assert find_drops() == []
+
+
+def test_a_store_that_cannot_be_used_fails_the_first_step_for_good(settings, find_drops, monkeypatch):
+    monkeypatch.setenv("CXR_BUCKET", "no-such-bucket")
+    with pytest.raises(AirflowFailException, match="no-such-bucket"):
+        find_drops(train_anyway=True)

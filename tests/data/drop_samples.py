@@ -1,0 +1,132 @@
+"""Small handmade drops, and what a store holds, shared by the tests of the data room."""
+
+import io
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cxr_ml import store
+from cxr_ml.data import batches, ingest, synthetic
+from cxr_ml.records import Batch
+from cxr_ml.settings import Settings
+
+SHIPPED = Path(__file__).parents[2] / "expectations"
+LABELS = ("NORMAL", "COVID19", "PNEUMONIA")
+
+
+@lru_cache(maxsize=256)
+def film(number: int, label: str = "NORMAL") -> np.ndarray:
+    """Another phantom for each number, uint8 [256, 256]."""
+    picture = synthetic.phantom(label, np.random.default_rng([20, number]))
+    picture.flags.writeable = False
+    return picture
+
+
+def encoded(picture: np.ndarray, format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=256)
+def png(number: int, label: str = "NORMAL") -> bytes:
+    return encoded(film(number, label), compress_level=1)
+
+
+def resized(number: int, side: int = 200) -> bytes:
+    """The same film, smaller and as a JPEG."""
+    return encoded(cv2.resize(film(number), (side, side), interpolation=cv2.INTER_AREA), "JPEG", quality=85)
+
+
+def boxed(number: int) -> bytes:
+    """The film with a solid white box over it."""
+    picture = film(number).copy()
+    picture[190:230, 40:120] = 255
+    return encoded(picture)
+
+
+def csv(*rows: str, header: str = "filename,label") -> bytes:
+    return "\n".join([header, *rows, ""]).encode()
+
+
+def put_drop(settings: Settings, name: str, files: dict[str, bytes]) -> Path:
+    """Lays a drop into an inbox that is a folder."""
+    root = Path(settings.inbox) / name
+    root.mkdir()
+    for file, data in files.items():
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    return root
+
+
+def take(settings: Settings, name: str, files: dict[str, bytes] | None = None) -> Batch:
+    """A drop on its whole way to a committed batch."""
+    if files is not None:
+        put_drop(settings, name, files)
+    return batches.judge(settings, ingest.ingest(settings, name))
+
+
+def ingested(settings: Settings, batch: str) -> pd.DataFrame:
+    return ingest.read_parquet(settings, f"batches/{batch}/ingested.parquet").set_index("file")
+
+
+def judged(settings: Settings, batch: str) -> pd.DataFrame:
+    return batches.measurements(settings, batch).set_index("file")
+
+
+def verdicts(table: pd.DataFrame) -> dict[str, tuple]:
+    """file -> (verdict, *reasons)."""
+    return {f: (v, *r) for f, v, r in zip(table.index, table["verdict"], table["reasons"], strict=True)}
+
+
+def snapshot(settings: Settings) -> dict[str, bytes]:
+    """Every object below the prefix."""
+    return {key: store.get(settings, key) for key in store.keys(settings, "")}
+
+
+def elsewhere(settings: Settings) -> Settings:
+    """The same settings on a store that is still empty."""
+    return settings.model_copy(update={"prefix": f"{settings.prefix}elsewhere/"})
+
+
+def overwrite(settings: Settings, key: str, data: bytes) -> None:
+    """What the project itself never does: changes an object."""
+    store.client(settings.s3_endpoint_url).put_object(Bucket=settings.bucket, Key=settings.prefix + key, Body=data)
+
+
+def loosened(settings: Settings, folder: Path, suite: str = "dataset", **limits: dict) -> Settings:
+    """Settings with a copy of the shipped suites in which the limits of the named columns are others."""
+    folder.mkdir(exist_ok=True)
+    for path in SHIPPED.glob("*.json"):
+        content = json.loads(path.read_text())
+        if path.stem == suite:
+            for column, kwargs in limits.items():
+                (entry,) = [e for e in content["expectations"] if e["kwargs"]["column"] == column]
+                entry["kwargs"] |= kwargs
+        (folder / path.name).write_text(json.dumps(content))
+    return settings.model_copy(update={"expectations": folder})
+
+
+class Died(Exception):
+    """Stands for a process that was killed."""
+
+
+def die_at_write(monkeypatch, number: int) -> None:
+    """From its call `number` on, counted from 1, the store writes nothing and raises."""
+    calls, put = [], store.put_if_absent
+
+    def dying(*args, **kwargs):
+        calls.append(args[1])
+        if len(calls) >= number:
+            raise Died(args[1])
+        return put(*args, **kwargs)
+
+    monkeypatch.setattr(store, "put_if_absent", dying)

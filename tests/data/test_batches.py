@@ -1,0 +1,232 @@
+"""Judging a batch: what is refused and why, that it does not depend on luck, and that only the whole is visible."""
+
+import json
+
+import numpy as np
+import pytest
+from drop_samples import (
+    Died,
+    boxed,
+    die_at_write,
+    elsewhere,
+    encoded,
+    film,
+    judged,
+    loosened,
+    png,
+    put_drop,
+    resized,
+    snapshot,
+    take,
+    verdicts,
+)
+
+from cxr_ml import store
+from cxr_ml.data import batches, drops, ingest
+from cxr_ml.errors import Refused
+
+
+def films(label, *numbers):
+    return {f"train/{label}/{n}.png": png(n) for n in numbers}
+
+
+def test_a_sound_drop_is_accepted_whole_and_committed(settings):
+    record = take(settings, "week-1", films("NORMAL", 1, 2) | films("COVID19", 3))
+    assert (record.drop, record.reasons, record.rejected_classes, record.failures) == ("week-1", {}, {}, ())
+    assert record.counts == {"accepted": {"NORMAL": 2, "COVID19": 1}}
+    assert batches.committed(settings) == [record.batch]
+    assert drops.new(settings) == []
+    folder = f"batches/{record.batch}"
+    assert {f"{folder}/{n}" for n in ("batch.json", "measurements.parquet", "images.html", "classes.html")} <= set(
+        snapshot(settings)
+    )
+    assert list(judged(settings, record.batch)["verdict"]) == ["accepted"] * 3
+
+
+def test_an_unfit_image_is_quarantined_beside_an_unreadable_one_and_both_are_counted(settings):
+    files = films("NORMAL", 1, 2, 3) | {
+        "train/NORMAL/thumbnail.png": encoded(film(4)[80:170, 80:170]),
+        "train/NORMAL/blank.png": encoded(np.full((300, 300), 100, np.uint8)),
+        "train/NORMAL/boxed.png": boxed(5),
+        "train/NORMAL/page.png": b"<html>",
+        "train/UNHEARD/a.png": png(6),
+    }
+    record = take(settings, "drop", files)
+    found = verdicts(judged(settings, record.batch))
+    refused = {f.split("/", 1)[1]: v for f, v in found.items() if v != ("accepted",)}
+    assert refused == {
+        "NORMAL/thumbnail.png": ("quarantined", "too_small"),
+        "NORMAL/blank.png": ("quarantined", "blank", "blurred"),
+        "NORMAL/boxed.png": ("quarantined", "white_box"),
+        "NORMAL/page.png": ("quarantined", "not_an_image"),
+        "UNHEARD/a.png": ("quarantined", "unknown_label"),
+    }
+    assert record.counts == {"accepted": {"NORMAL": 3}, "quarantined": {"?": 1, "NORMAL": 4}}
+    assert record.reasons == {
+        "blank": 1, "blurred": 1, "not_an_image": 1, "too_small": 1, "unknown_label": 1, "white_box": 1,
+    }  # fmt: skip
+    assert {f.column for f in record.failures} == {"width", "height", "std", "sharpness", "white_box"}
+
+
+def test_a_class_with_white_boxes_is_rejected_and_the_others_are_not(settings):
+    files = films("NORMAL", *range(8)) | films("TURBERCULOSIS", *range(10, 14))
+    files |= {f"train/TURBERCULOSIS/boxed{n}.png": boxed(n) for n in range(20, 24)}
+    record = take(settings, "drop", files)
+    assert list(record.rejected_classes) == ["TUBERCULOSIS"]
+    assert "Of 8 readable images" in record.rejected_classes["TUBERCULOSIS"]
+    assert "50.0%" in record.rejected_classes["TUBERCULOSIS"]
+    assert record.counts == {
+        "accepted": {"NORMAL": 8},
+        "quarantined": {"TUBERCULOSIS": 4},
+        "rejected_class": {"TUBERCULOSIS": 4},
+    }
+    assert record.reasons == {"rejected_class:artefacts": 4, "white_box": 4}
+    assert [(f.suite, f.subject) for f in record.failures if f.suite == "classes"] == [("classes", "TUBERCULOSIS")]
+
+
+def test_a_rejected_class_is_judged_anew_in_the_next_batch(settings):
+    first = films("COVID19", *range(4)) | {f"train/COVID19/boxed{n}.png": boxed(n) for n in range(20, 24)}
+    assert take(settings, "week-1", first).rejected_classes
+    second = take(settings, "week-2", films("COVID19", 0, *range(30, 34)))
+    # An image that was never accepted is not known: it may come again in better company.
+    assert (second.counts, second.rejected_classes) == ({"accepted": {"COVID19": 5}}, {})
+
+
+def test_images_that_come_again_are_duplicates_whole_or_resized(settings):
+    take(settings, "week-1", films("NORMAL", 1, 2, 3))
+    files = {
+        "train/NORMAL/again.png": png(1),
+        "test/NORMAL/tagged.png": png(2) + b"another trailer",
+        "NORMAL/resized.jpg": resized(3),
+        "NORMAL/mirrored.png": encoded(np.ascontiguousarray(film(2)[:, ::-1])),
+        "NORMAL/new.png": png(4),
+    }
+    second = take(settings, "week-2", files)
+    table = judged(settings, second.batch)
+    assert verdicts(table) == {
+        "train/NORMAL/again.png": ("duplicate", "exact_duplicate"),
+        "test/NORMAL/tagged.png": ("duplicate", "exact_duplicate"),
+        "NORMAL/resized.jpg": ("duplicate", "near_duplicate"),
+        "NORMAL/mirrored.png": ("duplicate", "near_duplicate"),
+        "NORMAL/new.png": ("accepted",),
+    }
+    (first,) = [b for b in batches.committed(settings) if b != second.batch]
+    originals = judged(settings, first)["sha256"]
+    assert table.loc["NORMAL/resized.jpg", "duplicate_of"] == originals["train/NORMAL/3.png"]
+    assert table.loc["NORMAL/new.png", "duplicate_of"] == ""
+
+
+def test_within_a_drop_the_first_of_equal_files_stays(settings):
+    files = {"NORMAL/a.png": png(1), "NORMAL/b.png": png(1), "NORMAL/c.jpg": resized(1), "NORMAL/d.png": png(2)}
+    assert verdicts(judged(settings, take(settings, "drop", files).batch)) == {
+        "NORMAL/a.png": ("accepted",),
+        "NORMAL/b.png": ("duplicate", "exact_duplicate"),
+        "NORMAL/c.jpg": ("duplicate", "near_duplicate"),
+        "NORMAL/d.png": ("accepted",),
+    }
+
+
+def test_the_same_picture_under_two_labels_in_one_drop_is_believed_of_neither(settings):
+    files = {"NORMAL/a.png": png(1), "NORMAL/b.png": png(1), "PNEUMONIA/c.jpg": resized(1), "NORMAL/d.png": png(2)}
+    record = take(settings, "drop", files)
+    assert verdicts(judged(settings, record.batch)) == {
+        "NORMAL/a.png": ("quarantined", "conflicting_label"),
+        "NORMAL/b.png": ("quarantined", "conflicting_label"),
+        "PNEUMONIA/c.jpg": ("quarantined", "conflicting_label"),
+        "NORMAL/d.png": ("accepted",),
+    }
+
+
+@pytest.mark.parametrize("again", [png, resized])
+def test_a_known_picture_under_another_label_is_quarantined_and_names_the_one_it_contradicts(settings, again):
+    first = take(settings, "week-1", films("NORMAL", 1, 2))
+    second = take(settings, "week-2", {"PNEUMONIA/a.png": again(1), "PNEUMONIA/b.png": png(3)})
+    table = judged(settings, second.batch)
+    assert verdicts(table) == {
+        "PNEUMONIA/a.png": ("quarantined", "conflicting_label"),
+        "PNEUMONIA/b.png": ("accepted",),
+    }
+    contradicted = judged(settings, first.batch).loc["train/NORMAL/1.png", "sha256"]
+    assert batches.conflicts(table.reset_index()) == {contradicted}
+    # What is committed stays as it was; the dataset leaves the contradicted image out.
+    assert set(judged(settings, first.batch)["verdict"]) == {"accepted"}
+
+
+def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
+    take(settings, "week-1", {"NORMAL/small.png": encoded(film(1)[:90, :90]), "NORMAL/boxed.png": boxed(2)})
+    second = take(settings, "week-2", films("NORMAL", 1, 2))
+    assert second.counts == {"accepted": {"NORMAL": 2}}
+
+
+def test_a_batch_that_nobody_ingested_is_refused(settings):
+    with pytest.raises(Refused, match=r"batches/nobody/ingested\.parquet"):
+        batches.judge(settings, "nobody")
+    assert snapshot(settings) == {}
+
+
+def test_a_suite_that_cannot_be_used_commits_nothing(settings, tmp_path):
+    put_drop(settings, "drop", films("NORMAL", 1))
+    batch = ingest.ingest(settings, "drop")
+    before = snapshot(settings)
+    spoiled = loosened(settings, tmp_path / "spoiled")
+    (tmp_path / "spoiled/classes.json").write_text("{}")
+    with pytest.raises(Refused, match=r"classes\.json"):
+        batches.judge(spoiled, batch)
+    assert snapshot(settings) == before
+    assert batches.judge(settings, batch).counts == {"accepted": {"NORMAL": 1}}
+
+
+def test_limits_are_those_of_the_settings(settings, tmp_path):
+    strict = loosened(settings, tmp_path / "strict", "images", width={"min_value": 300})
+    record = take(strict, "drop", films("NORMAL", 1))
+    assert record.reasons == {"too_small": 1}
+    assert [(f.column, f.limit) for f in record.failures if f.column] == [("width", "≥ 300")]
+
+
+WEEK = films("NORMAL", 1, 2) | {"NORMAL/again.jpg": resized(1), "COVID19/c.png": boxed(3), "COVID19/d.png": b"?"}
+
+
+def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
+    record = take(settings, "drop", WEEK)
+    first = snapshot(settings)
+    assert batches.judge(settings, record.batch) == record
+    assert snapshot(settings) == first
+    take(elsewhere(settings), "drop")
+    assert snapshot(elsewhere(settings)) == first
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+def test_a_judge_that_dies_has_committed_nothing_and_is_resumed_to_the_same_store(settings, monkeypatch, number):
+    put_drop(settings, "drop", WEEK)
+    take(elsewhere(settings), "drop")
+    batch = ingest.ingest(settings, "drop")
+    with monkeypatch.context() as patch:
+        die_at_write(patch, number)
+        with pytest.raises(Died):
+            batches.judge(settings, batch)
+    assert batches.committed(settings) == [] and drops.new(settings) == ["drop"]
+    batches.judge(settings, batch)
+    mine = {k: v for k, v in snapshot(settings).items() if not k.startswith("elsewhere/")}
+    assert mine == snapshot(elsewhere(settings))
+    assert drops.new(settings) == []
+
+
+def test_a_judge_that_died_and_is_resumed_after_another_batch_says_the_same_in_record_and_table(settings, monkeypatch):
+    put_drop(settings, "slow", films("NORMAL", 1, 2))
+    slow = ingest.ingest(settings, "slow")
+    with monkeypatch.context() as patch:
+        die_at_write(patch, 4)  # the commit mark
+        with pytest.raises(Died):
+            batches.judge(settings, slow)
+    take(settings, "quick", {"NORMAL/x.jpg": resized(1)})
+    record = batches.judge(settings, slow)
+    table = batches.measurements(settings, slow)
+    assert record.counts == {"accepted": {"NORMAL": 1}, "duplicate": {"NORMAL": 1}}
+    assert table["verdict"].value_counts().to_dict() == {"accepted": 1, "duplicate": 1}
+
+
+def test_batch_json_is_what_the_design_promises(settings):
+    record = take(settings, "drop", WEEK)
+    content = json.loads(store.get(settings, f"batches/{record.batch}/batch.json"))
+    assert list(content) == ["batch", "drop", "counts", "reasons", "rejected_classes", "failures"]
+    assert sum(n for labels in content["counts"].values() for n in labels.values()) == len(WEEK)

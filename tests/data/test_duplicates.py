@@ -1,0 +1,166 @@
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from cxr_ml.data import duplicates, images
+from cxr_ml.settings import Settings
+
+SETTINGS = Settings(duplicate_bits=12, duplicate_correlation=0.92)
+SIZE = 320
+
+
+def film(seed):
+    """A chest-like picture: the same large shapes for all, ribs, vessels and grain of its own."""
+    rng = np.random.default_rng(seed)
+    picture = np.full((SIZE, SIZE), 30, np.float32)
+    cv2.ellipse(picture, (160, 220), (130, 190), 0, 0, 360, 180, -1)
+    for x in (105, 215):
+        centre = (x + int(rng.integers(-8, 9)), 160 + int(rng.integers(-8, 9)))
+        cv2.ellipse(picture, centre, (int(rng.integers(30, 42)), 90), 0, 0, 360, 60, -1)
+    for _ in range(30):
+        centre = tuple(int(v) for v in rng.integers(20, 300, 2))
+        axes = tuple(int(v) for v in rng.integers(8, 70, 2))
+        cv2.ellipse(picture, centre, axes, float(rng.uniform(0, 180)), 0, 200, float(rng.uniform(60, 220)), 3)
+    picture = cv2.GaussianBlur(picture, (0, 0), 1.5) + rng.normal(0, 2, picture.shape)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def asked(pictures, known=(), index=None, settings=SETTINGS):
+    """find() on pictures by name; returns the answer by row of the batch."""
+    everything = {**dict(known), **dict(pictures)}
+
+    def rows(named):
+        return pd.DataFrame(
+            {
+                "sha256": [n for n, _ in named],
+                "phash": [images.perceptual_hash(p) for _, p in named],
+                "label": "NORMAL",
+                "format": "png",
+            },
+            columns=["sha256", "phash", "label", "format"],
+        )
+
+    frame = rows(pictures)
+    if index is not None:
+        frame.index = index
+    return duplicates.find(frame, rows(list(known)), everything.__getitem__, settings)
+
+
+def jpeg(picture, quality):
+    return cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 0)
+
+
+CHANGES = {
+    "half the size": lambda p: cv2.resize(p, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+    "half as large again": lambda p: cv2.resize(p, None, fx=1.5, fy=1.5),
+    "JPEG 50": lambda p: jpeg(p, 50),
+    "brighter": lambda p: np.clip(p.astype(int) + 25, 0, 255).astype(np.uint8),
+    "less contrast": lambda p: (128 + (p.astype(float) - 128) * 0.9).astype(np.uint8),
+    "mirrored": lambda p: p[:, ::-1].copy(),
+    "cropped": lambda p: p[6:-4, 9:-2],
+    "cropped, small and JPEG 60": lambda p: jpeg(
+        cv2.resize(p[5:-5, 5:-5], (200, 200), interpolation=cv2.INTER_AREA), 60
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_of_a_known_image_is_near(change):
+    known = [(f"known{i}", film(i)) for i in range(8)]
+    found = asked([(f"copy{i}", CHANGES[change](film(i))) for i in range(8)], known)
+    assert list(found["duplicate_of"]) == [f"known{i}" for i in range(8)]
+    assert set(found["duplicate_kind"]) == {"near"}
+
+
+def test_strangers_are_not_merged_even_when_every_pair_is_compared_on_pixels():
+    everyone = Settings(duplicate_bits=64, duplicate_correlation=0.92)
+    found = asked([(f"film{i}", film(i)) for i in range(25)], settings=everyone)
+    assert set(found["duplicate_of"]) == {""} and set(found["duplicate_kind"]) == {""}
+
+
+def test_the_same_bytes_are_exact_and_need_no_pixels():
+    frame = pd.DataFrame(
+        {"sha256": ["a", "b", "b"], "phash": ["0" * 16, "f" * 16, "f" * 16], "label": "NORMAL", "format": "png"}
+    )
+    known = frame.iloc[:1]
+    found = duplicates.find(frame, known, lambda sha: pytest.fail(f"{sha} was loaded"), Settings(duplicate_bits=0))
+    assert list(found["duplicate_of"]) == ["a", "", "b"]
+    assert list(found["duplicate_kind"]) == ["exact", "", "exact"]
+
+
+def test_the_earlier_image_is_the_original_and_a_copy_of_a_copy_names_the_first():
+    copies = [("first", film(1)), ("second", jpeg(film(1), 70)), ("third", jpeg(jpeg(film(1), 70), 50))]
+    assert list(asked(copies)["duplicate_of"]) == ["", "first", "first"]
+    assert list(asked(copies[::-1])["duplicate_of"]) == ["", "third", "third"]
+
+
+def test_the_answer_has_the_index_of_the_batch():
+    found = asked([("a", film(1)), ("b", film(2)), ("c", jpeg(film(1), 70))], index=[30, 10, 20])
+    assert list(found.index) == [30, 10, 20]
+    assert found.at[20, "duplicate_of"] == "a"
+
+
+def test_nothing_new_and_nothing_known_give_empty_answers():
+    assert len(asked([])) == 0
+    assert len(asked([], [("a", film(1))])) == 0
+    assert list(asked([("a", film(1))])["duplicate_of"]) == [""]
+
+
+def test_blank_pictures_are_not_duplicates_of_each_other():
+    found = asked([("a", np.zeros((50, 50), np.uint8)), ("b", np.full((60, 60), 200, np.uint8))])
+    assert set(found["duplicate_of"]) == {""}
+
+
+def test_pixels_are_loaded_for_candidates_alone_and_once_each():
+    loaded = []
+    pictures = {f"film{i}": film(i) for i in range(12)} | {"copy": jpeg(film(3), 60)}
+    frame = pd.DataFrame({"sha256": list(pictures), "phash": [images.perceptual_hash(p) for p in pictures.values()]})
+
+    def load(sha):
+        loaded.append(sha)
+        return pictures[sha]
+
+    duplicates.find(frame, frame.iloc[:0], load, Settings(duplicate_bits=3, duplicate_correlation=0.92))
+    assert {"film3", "copy"} <= set(loaded)
+    assert len(loaded) == len(set(loaded)) < len(pictures)
+
+
+@pytest.mark.xrays
+@pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays")
+def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_merged():
+    folder = Path(os.environ["CXR_XRAYS"])
+    data, rows = {}, []
+    for path in [
+        *sorted((folder / "drops/2026-01-05").rglob("*.*")),
+        *sorted((folder / "drops/2026-01-12/images").iterdir()),
+    ]:
+        try:
+            measured, cleaned = images.measure(path.read_bytes(), Settings())
+        except images.BadImage:
+            continue
+        data[measured["sha256"]] = cleaned
+        rows.append({"path": path.relative_to(folder / "drops").as_posix(), **measured})
+    table = pd.DataFrame(rows)
+    first, second = (table[table["path"].str.startswith(d)] for d in ("2026-01-05", "2026-01-12"))
+
+    def load(sha):
+        return images.decode_grey(data[sha])
+
+    inside = duplicates.find(first, first.iloc[:0], load, SETTINGS)
+    # One film of the public set is there twice: plain in test/, with arrows and a date in train/.
+    assert list(first["path"][inside["duplicate_of"] != ""]) == ["2026-01-05/train/COVID19/422.JPG"]
+
+    found = duplicates.find(second, first, load, SETTINGS)
+    names = second["path"].str.split("/").str[-1]
+    kinds = dict(zip(names, found["duplicate_kind"], strict=True))
+    marked = {n for n, kind in kinds.items() if kind}
+    exact = {f"again_{i}.jpeg" for i in range(5)} | {"second_opinion.jpeg", "unclear.jpeg", "unlisted.jpeg"}
+    near = {f"resized_{i}.jpg" for i in range(6)} | {"deep16.png", "thumb.png"}
+    assert {n for n in marked if kinds[n] == "exact"} == exact
+    assert {n for n in marked if kinds[n] == "near"} == near
+    originals = found["duplicate_of"].map(dict(zip(table["sha256"], table["path"], strict=True)))
+    assert originals[names.str.startswith("resized_")].str.startswith("2026-01-05/test/").all()

@@ -1,0 +1,316 @@
+import hashlib
+import io
+import os
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from cxr_ml.data import images
+from cxr_ml.settings import Settings
+
+SETTINGS = Settings()
+COLUMNS = [
+    "sha256",
+    "format",
+    "bytes",
+    "width",
+    "height",
+    "mode",
+    "bits",
+    "mean",
+    "std",
+    "p01",
+    "p99",
+    "saturation",
+    "sharpness",
+    "black_border",
+    "white_border",
+    "white_box",
+    "phash",
+]
+
+
+def film(height=200, width=160, seed=0):
+    """A smooth grey picture with some grain, uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    wave = sum(
+        rng.uniform(10, 25) * np.cos(2 * np.pi * (a * x + b * y) + rng.uniform(0, 6))
+        for a, b in rng.uniform(0, 4, (6, 2))
+    )
+    return np.clip(120 + wave + rng.normal(0, 3, (height, width)), 5, 235).astype(np.uint8)
+
+
+def encoded(picture, format="PNG", **options):
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind, payload):
+    return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(kind + payload))
+
+
+def png(width, height, bits=8, colour=0, data=b""):
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(data)) + png_chunk(b"IEND", b"")
+
+
+def pixels(data):
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def refused(data, settings=SETTINGS):
+    with pytest.raises(images.BadImage) as caught:
+        images.measure(data, settings)
+    assert "Received: " in str(caught.value)
+    return caught.value.code
+
+
+ANIMATED = encoded(Image.fromarray(film()), save_all=True, append_images=[Image.fromarray(film(seed=1))])
+JPEG = encoded(film(), "JPEG", quality=90)
+PNG = encoded(film())
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "empty_file"),
+        (b"this is text behind .png\n" * 10, "not_an_image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
+        (b"\x89PNG\r\n\x1a\n", "truncated"),
+        (b"\xff\xd8\xff", "truncated"),
+        (encoded(film(), "GIF"), "unsupported_format"),
+        (encoded(film(), "WEBP"), "unsupported_format"),
+        (encoded(film(), "TIFF"), "unsupported_format"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 50, "unsupported_format"),
+        (png(100_000, 100_000), "too_many_pixels"),
+        (JPEG[:160] + b"\xff\xc0\0\x0b\x08\xff\xff\xff\xff\x01\x01\x11\0" + JPEG[160:], "unreadable"),
+        (png(0, 10), "unreadable"),
+        (png(100, 100, data=b"\0" * 50), "truncated"),
+        (png(100, 100, bits=7, data=b"\0" * 20_000), "unreadable"),
+        (ANIMATED, "animated"),
+        (PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "unreadable"),
+    ],
+)
+def test_hostile_bytes_are_refused_with_the_reason_as_code(data, code):
+    assert refused(data) == code
+
+
+@pytest.mark.parametrize("data", [PNG, JPEG, encoded(film(), "JPEG", progressive=True)])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_file_cut_short_is_refused_as_truncated_and_never_filled_with_grey(data, share):
+    cut = data[: int(len(data) * share)]
+    assert refused(cut) in ("truncated", "unreadable") if share < 0.5 else refused(cut) == "truncated"
+    with pytest.raises(images.BadImage):
+        images.decode_grey(cut)
+
+
+def test_no_prefix_of_an_image_raises_anything_but_bad_image():
+    for data in (PNG, JPEG):
+        for end in range(0, len(data) - 1, 97):
+            assert refused(data[:end])
+
+
+def test_random_damage_is_measured_or_refused_but_never_another_error():
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for data in (PNG, JPEG):
+        for _ in range(300):
+            damaged = bytearray(data)
+            for at in rng.integers(0, len(data), 3):
+                damaged[at] = rng.integers(256)
+            try:
+                images.measure(bytes(damaged), SETTINGS)
+                outcomes.add("measured")
+            except images.BadImage:
+                outcomes.add("refused")
+    assert "refused" in outcomes
+
+
+def test_limits_are_checked_before_any_pixel_is_decoded(monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
+    assert refused(PNG, Settings(max_pixels=100)) == "too_many_pixels"
+    assert refused(JPEG, Settings(max_pixels=100)) == "too_many_pixels"
+    assert refused(PNG, Settings(max_file_bytes=100)) == "too_large"
+
+
+def test_a_file_is_decoded_once(monkeypatch):
+    opened = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or original(*a, **k))
+    images.measure(JPEG, SETTINGS)
+    assert len(opened) == 1
+
+
+def test_measurements_have_the_fixed_columns_and_say_what_is_in_the_file():
+    picture = film()
+    measured, cleaned = images.measure(encoded(picture), SETTINGS)
+    assert list(measured) == COLUMNS
+    assert measured["sha256"] == hashlib.sha256(cleaned).hexdigest()
+    assert (measured["format"], measured["mode"], measured["bits"]) == ("png", "L", 8)
+    assert (measured["width"], measured["height"], measured["bytes"]) == (160, 200, len(encoded(picture)))
+    assert measured["mean"] == pytest.approx(picture.mean())
+    assert measured["std"] == pytest.approx(picture.std())
+    assert abs(measured["p01"] - np.percentile(picture, 1)) <= 1
+    assert abs(measured["p99"] - np.percentile(picture, 99)) <= 1
+    assert len(measured["phash"]) == 16 and int(measured["phash"], 16) >= 0
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_sixteen_bit_files_keep_their_contrast_whatever_depth_they_use(bits):
+    deep = (film().astype(np.uint16) << (bits - 8)) + 1
+    data = encoded(deep | (1 << (bits - 1)))
+    measured, _ = images.measure(data, SETTINGS)
+    assert (measured["bits"], measured["format"]) == (16, "png")
+    assert images.decode_grey(data).dtype == np.uint8
+    np.testing.assert_array_equal(images.decode_grey(data), (film() + (1 if bits == 8 else 0)) | 128)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
+def test_every_png_mode_becomes_grey_of_the_same_size(mode):
+    source = Image.fromarray(film()).convert("RGB") if mode in ("P", "RGBA") else Image.fromarray(film())
+    data = encoded(source.convert(mode))
+    measured, _ = images.measure(data, SETTINGS)
+    assert measured["mode"] == mode
+    grey = images.decode_grey(data)
+    assert grey.shape == (200, 160) and grey.dtype == np.uint8
+    if mode not in ("1", "P"):
+        np.testing.assert_allclose(grey.astype(int), film().astype(int), atol=1)
+
+
+def test_cmyk_jpeg_becomes_the_grey_it_shows():
+    data = encoded(Image.fromarray(film()).convert("RGB").convert("CMYK"), "JPEG", quality=95)
+    measured, _ = images.measure(data, SETTINGS)
+    assert measured["mode"] == "CMYK"
+    assert np.abs(images.decode_grey(data).astype(int) - film()).mean() < 4
+
+
+def test_what_is_transparent_is_black_whatever_colour_hides_there():
+    rgba = np.full((40, 40, 4), 200, np.uint8)
+    rgba[..., 3] = 255
+    rgba[:, :20, 3] = 0
+    grey = images.decode_grey(encoded(rgba))
+    assert (grey[:, :20] == 0).all() and (grey[:, 20:] == 200).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (2, 3)])
+def test_the_smallest_and_the_thinnest_images_can_be_measured(height, width):
+    for format in ("PNG", "JPEG"):
+        measured, _ = images.measure(encoded(np.full((height, width), 90, np.uint8), format), SETTINGS)
+        assert (measured["height"], measured["width"]) == (height, width)
+        assert all(np.isfinite(v) for v in measured.values() if isinstance(v, float))
+
+
+def test_metadata_is_gone_and_the_pixels_are_the_same_in_jpeg():
+    exif = Image.Exif()
+    exif[0x010E] = "SECRET PATIENT"
+    data = encoded(film(), "JPEG", exif=exif, comment=b"SECRET COMMENT", icc_profile=b"SECRET" * 50)
+    data = data + b"SECRET TRAILER"
+    data = data[:2] + b"\xff\xe0\0\x10SECRET JFIF..." + b"\xff\xed\0\x11Photoshop SECRE" + data[2:]
+    assert data.count(b"SECRE") > 4
+    measured, cleaned = images.measure(data, SETTINGS)
+    assert b"SECRE" not in cleaned and cleaned.endswith(b"\xff\xd9")
+    np.testing.assert_array_equal(pixels(cleaned), pixels(data))
+    assert measured["bytes"] == len(data)
+
+
+@pytest.mark.parametrize(
+    "options", [{"progressive": True}, {"subsampling": 2}, {"restart_marker_rows": 1}, {"keep_rgb": True}]
+)
+def test_cleaning_keeps_the_pixels_of_every_kind_of_jpeg(options):
+    colour = np.dstack([film(seed=1), film(seed=2), film(seed=3)])
+    data = encoded(colour, "JPEG", quality=80, **options)
+    np.testing.assert_array_equal(pixels(images.clean(data, "jpeg")), pixels(data))
+
+
+def test_metadata_is_gone_and_the_pixels_are_the_same_in_png():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("PatientName", "SECRET")
+    text.add_itxt("Note", "SECRET")
+    palette = Image.fromarray(film()).convert("P")
+    for image in (Image.fromarray(film()), palette):
+        data = encoded(image, pnginfo=text, dpi=(72, 72)) + b"SECRET TRAILER"
+        cleaned = images.clean(data, "png")
+        assert b"SECRET" not in cleaned and b"pHYs" not in cleaned
+        np.testing.assert_array_equal(pixels(cleaned), pixels(data))
+
+
+def test_cleaning_twice_changes_nothing_and_metadata_does_not_change_the_hash():
+    exif = Image.Exif()
+    exif[0x010E] = "somebody"
+    plain, cleaned = images.measure(JPEG, SETTINGS)
+    tagged, _ = images.measure(encoded(film(), "JPEG", quality=90, exif=exif), SETTINGS)
+    assert tagged["sha256"] == plain["sha256"]
+    assert images.clean(cleaned, "jpeg") == cleaned
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_a_picture_that_only_exif_turns_upright_is_refused(format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert refused(encoded(film(), format, exif=exif)) == "rotated"
+
+
+def test_saturation_tells_a_blue_cast_from_grey_film():
+    grey = np.dstack([film()] * 3)
+    assert images.measure(encoded(grey), SETTINGS)[0]["saturation"] == 0
+    blue = grey.copy()
+    blue[..., 0] //= 2
+    assert images.measure(encoded(blue), SETTINGS)[0]["saturation"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_sharpness_falls_when_a_film_is_blurred():
+    sharp = Image.fromarray(film(300, 300))
+    blurred = sharp.resize((30, 30)).resize((300, 300))
+    values = [images.measure(encoded(i), SETTINGS)[0]["sharpness"] for i in (sharp, blurred)]
+    assert values[0] > 5 * values[1]
+
+
+@pytest.mark.parametrize(("level", "column"), [(0, "black_border"), (255, "white_border")])
+def test_borders_are_their_share_of_the_frame(level, column):
+    framed = np.full((200, 200), level, np.uint8)
+    framed[20:180, 10:190] = film(160, 180)
+    measured, _ = images.measure(encoded(framed), SETTINGS)
+    assert measured[column] == pytest.approx(1 - 160 * 180 / 200**2, abs=0.01)
+    other = {"black_border": "white_border", "white_border": "black_border"}[column]
+    assert measured[other] == 0
+
+
+def test_many_threads_measure_the_same_as_one():
+    data = [encoded(film(seed=i), f) for i in range(8) for f in ("PNG", "JPEG")]
+    alone = [images.measure(d, SETTINGS) for d in data]
+    together = [None] * len(data)
+
+    def work(start):
+        for i in range(start, len(data), 4):
+            together[i] = images.measure(data[i], SETTINGS)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert together == alone
+
+
+@pytest.mark.xrays
+@pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays")
+def test_real_images_are_clean_without_a_changed_pixel():
+    paths = sorted(Path(os.environ["CXR_XRAYS"], "drops/2026-01-05").rglob("*.*"))[::6]
+    measured = 0
+    for path in paths:
+        data = path.read_bytes()
+        try:
+            _, cleaned = images.measure(data, SETTINGS)
+        except images.BadImage as error:
+            assert error.code == "unsupported_format"
+            continue
+        np.testing.assert_array_equal(pixels(cleaned), pixels(data))
+        assert len(cleaned) <= len(data)
+        measured += 1
+    assert measured > 100

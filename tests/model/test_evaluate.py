@@ -1,0 +1,236 @@
+"""Metrics that a hand can check, and the stored model and images that they are taken from."""
+
+import hashlib
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+from model_samples import CLASSES, overwrite, picture, put_dataset, quick
+
+from cxr_ml import store
+from cxr_ml.data import dataset as datasets
+from cxr_ml.errors import Refused
+from cxr_ml.model import architectures, evaluate, evaluations
+from cxr_ml.records import Dataset, Evaluation, Model
+from cxr_ml.settings import Settings
+
+
+def pairs(confusion) -> tuple[np.ndarray, np.ndarray]:
+    """True and predicted indices with this confusion matrix."""
+    cells = [(t, p) for t, row in enumerate(confusion) for p, n in enumerate(row) for _ in range(n)]
+    return np.array([t for t, _ in cells]), np.array([p for _, p in cells])
+
+
+def test_metrics_agree_with_numbers_computed_by_hand():
+    metrics = evaluate.measure(*pairs(((8, 1, 1), (2, 6, 0), (0, 0, 2))), CLASSES)
+    normal, covid, pneumonia = (metrics.classes[c] for c in CLASSES)
+    assert (normal.recall, normal.precision, normal.f1, normal.support) == (0.8, 0.8, pytest.approx(0.8), 10)
+    assert (covid.recall, covid.support) == (0.75, 8)
+    assert covid.precision == pytest.approx(6 / 7) and covid.f1 == pytest.approx(12 / 15)
+    assert (pneumonia.recall, pneumonia.support) == (1.0, 2)
+    assert pneumonia.precision == pytest.approx(2 / 3) and pneumonia.f1 == pytest.approx(4 / 5)
+    assert metrics.macro_f1 == pytest.approx(0.8)
+    assert metrics.accuracy == 0.8
+    assert metrics.confusion == ((8, 1, 1), (2, 6, 0), (0, 0, 2))
+
+
+def test_a_class_that_was_never_found_has_recall_and_f1_zero_and_no_precision():
+    metrics = evaluate.measure(*pairs(((5, 0, 0), (5, 0, 0), (0, 0, 5))), CLASSES)
+    covid = metrics.classes["COVID19"]
+    assert (covid.recall, covid.f1, covid.support) == (0.0, 0.0, 5)
+    assert math.isnan(covid.precision)
+    assert metrics.macro_f1 == pytest.approx((2 / 3 + 0 + 1) / 3)
+
+
+@pytest.mark.parametrize("wrongly_predicted", [0, 3])
+def test_a_class_without_images_has_no_recall_and_no_f1_and_neither_has_the_mean(wrongly_predicted):
+    metrics = evaluate.measure(*pairs(((5, wrongly_predicted, 0), (0, 0, 0), (0, 0, 5))), CLASSES)
+    covid = metrics.classes["COVID19"]
+    assert covid.support == 0
+    assert math.isnan(covid.recall) and math.isnan(covid.f1)
+    assert math.isnan(metrics.macro_f1)
+    assert metrics.classes["PNEUMONIA"].recall == 1.0
+
+
+def test_metrics_that_are_not_a_number_survive_storage(settings):
+    metrics = evaluate.measure(*pairs(((5, 0, 0), (0, 0, 0), (0, 0, 5))), CLASSES)
+    store.put_if_absent(settings, "metrics.json", metrics.to_bytes())
+    read = store.load(settings, "metrics.json", type(metrics))
+    assert math.isnan(read.macro_f1) and math.isnan(read.classes["COVID19"].recall)
+
+
+def by_level(shift: float = 0.0) -> keras.Model:
+    """A classifier that tells the sample classes by the mean grey level, moved by `shift` of 255."""
+    pixels = keras.Input((32, 32, 3))
+    classifier = architectures.classifier(
+        architectures.Backbone(keras.Model(pixels, keras.layers.Identity()(pixels)), "from scratch", ""), 3, 0.5
+    )
+    # The largest of w·x + b over the classes is that whose level is nearest to x, all in [-1, 1].
+    levels = np.array([40, 120, 200]) / 127.5 - 1 + 2 * shift
+    kernel = np.repeat(levels[None] / 3, 3, axis=0) * 20
+    classifier.get_layer("head").set_weights([kernel, -(levels**2) * 10])
+    return classifier
+
+
+def put_model(settings: Settings, dataset: Dataset, name: str, network: keras.Model, tmp_path, classes=CLASSES) -> None:
+    path = tmp_path / "made.keras"
+    network.save(path)
+    artefact = path.read_bytes()
+    record = Model(
+        model=name, architecture="light", dataset=dataset.dataset, dataset_sha256=dataset.manifest_sha256,
+        artefact_sha256=hashlib.sha256(artefact).hexdigest(), classes=classes, image_size=32, weights="from scratch",
+        weights_sha256="", settings={}, epochs={}, seconds={},
+    )  # fmt: skip
+    store.put_if_absent(settings, f"models/{name}/model.keras", artefact)
+    store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
+
+
+@pytest.fixture
+def judged(settings, tmp_path):
+    """Settings, dataset 1, and the models `good` (finds every class) and `bad` (takes COVID19 for NORMAL)."""
+    s = quick(settings)
+    dataset = put_dataset(s)
+    put_model(s, dataset, "good", by_level(), tmp_path)
+    put_model(s, dataset, "bad", by_level(0.25), tmp_path)
+    return s, dataset
+
+
+def test_a_candidate_is_measured_on_validation_and_on_test(judged):
+    s, dataset = judged
+    (found,) = evaluate.evaluate(s, 1, ["good"], None)
+    assert found.champion is None
+    assert (found.model, found.dataset, found.dataset_sha256) == ("good", 1, dataset.manifest_sha256)
+    assert found.validation.confusion == ((4, 0, 0), (0, 4, 0), (0, 0, 4))
+    assert found.test.confusion == ((5, 0, 0), (0, 5, 0), (0, 0, 5))
+    record = store.load(s, "models/good/model.json", Model)
+    assert found.artefact_sha256 == record.artefact_sha256
+
+
+def test_the_champion_is_measured_on_the_same_images_beside_the_candidate(judged):
+    s, dataset = judged
+    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    beside = found.champion
+    assert beside.model == "bad" and beside.champion is None
+    assert beside.test.confusion == ((5, 0, 0), (5, 0, 0), (0, 5, 0))
+    assert beside.dataset_sha256 == found.dataset_sha256 == dataset.manifest_sha256
+    for split in ("validation", "test"):
+        one, other = getattr(found, split), getattr(beside, split)
+        assert [c.support for c in one.classes.values()] == [c.support for c in other.classes.values()]
+
+
+def test_the_champion_is_measured_anew_on_a_new_dataset_not_remembered(judged):
+    s, _ = judged
+    evaluate.evaluate(s, 1, ["bad"], None)
+    newer = put_dataset(s, 2, {"train": 2, "validation": 2, "test": 7}, seed=3)
+    (found,) = evaluate.evaluate(s, 2, ["good"], "bad")
+    assert found.champion.dataset_sha256 == newer.manifest_sha256
+    assert found.champion.test.classes["NORMAL"].support == 7
+
+
+def test_each_candidate_gets_the_champion_beside_it(judged, tmp_path):
+    s, dataset = judged
+    put_model(s, dataset, "third", by_level(0.01), tmp_path)
+    found = evaluate.evaluate(s, 1, ["good", "third"], "bad")
+    assert [e.model for e in found] == ["good", "third"]
+    assert [e.champion.model for e in found] == ["bad", "bad"]
+
+
+def test_the_evaluation_is_stored_and_read_back_by_dataset_and_champion(judged):
+    s, _ = judged
+    (alone,) = evaluate.evaluate(s, 1, ["good"], None)
+    (beside,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    # Compared as bytes: the champion's precision of a class that it never predicts is NaN, which equals nothing.
+    assert store.load(s, "models/good/evaluation.json", Evaluation).to_bytes() == alone.to_bytes()
+    assert evaluations.load(s, 1, "good", None).to_bytes() == alone.to_bytes()
+    assert evaluations.load(s, 1, "good", "bad").to_bytes() == beside.to_bytes()
+    put_dataset(s, 2, seed=5)
+    with pytest.raises(Refused, match="models/good/evaluation-d2-beside-bad"):
+        evaluations.load(s, 2, "good", "bad")
+
+
+def test_evaluating_twice_changes_nothing_in_the_store(judged):
+    s, _ = judged
+    for champion in (None, "bad"):
+        evaluate.evaluate(s, 1, ["good"], champion)
+    before = {key: store.find(s, key) for key in store.keys(s, "models/")}
+    assert sum("evaluation" in key for key in before) == 2
+    for champion in (None, "bad"):
+        evaluate.evaluate(s, 1, ["good"], champion)
+    assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
+
+
+def test_a_model_file_that_was_changed_is_refused_before_keras_opens_it(judged, monkeypatch):
+    s, _ = judged
+    overwrite(s, "models/good/model.keras", store.get(s, "models/bad/model.keras"))
+    monkeypatch.setattr(keras.saving, "load_model", lambda *a, **k: pytest.fail("opened"))
+    with pytest.raises(Refused, match=r"models/good/model\.keras is not the file .*Received: [0-9a-f]{64}"):
+        evaluate.evaluate(s, 1, ["good"], None)
+
+
+def test_a_champion_whose_file_was_changed_is_refused_too(judged):
+    s, _ = judged
+    overwrite(s, "models/bad/model.keras", b"PK")
+    with pytest.raises(Refused, match=r"models/bad/model\.keras is not the file"):
+        evaluate.evaluate(s, 1, ["good"], "bad")
+    assert not store.exists(s, "models/good/evaluation.json")
+
+
+def test_a_model_that_would_run_code_when_opened_is_not_run(judged, tmp_path):
+    s, dataset = judged
+    pixels = keras.Input((32, 32, 1), dtype="uint8")
+    mean = keras.layers.Lambda(lambda x: x[:, 0, 0, :])(keras.layers.Rescaling(1.0)(pixels))
+    put_model(s, dataset, "hostile", keras.Model(pixels, keras.layers.Dense(3)(mean)), tmp_path)
+    with pytest.raises(ValueError, match=r"Lambda|lambda"):
+        evaluate.evaluate(s, 1, ["hostile"], None)
+
+
+def test_a_model_that_is_not_there_is_refused_by_name(judged):
+    with pytest.raises(Refused, match=r"models/absent/model\.json"):
+        evaluate.evaluate(judged[0], 1, ["absent"], None)
+
+
+@pytest.mark.parametrize("classes", [("COVID19", "NORMAL", "PNEUMONIA"), (*CLASSES, "TUBERCULOSIS"), CLASSES[:2]])
+def test_a_model_of_other_classes_or_another_order_is_refused(judged, classes):
+    s, _ = judged
+    with pytest.raises(Refused, match="good must know the classes"):
+        evaluate.evaluate(s.model_copy(update={"classes": classes}), 1, ["good"], None)
+
+
+def test_a_dataset_without_test_images_is_not_evaluated(judged):
+    s, _ = judged
+    put_dataset(s, 2, {"train": 2, "validation": 2}, seed=1)
+    with pytest.raises(Refused, match="at least one image"):
+        evaluate.evaluate(s, 2, ["good"], None)
+
+
+def test_probabilities_that_are_not_numbers_are_refused(judged, tmp_path):
+    s, dataset = judged
+    broken = by_level()
+    broken.get_layer("head").set_weights([np.full((3, 3), np.nan), np.zeros(3)])
+    put_model(s, dataset, "broken", broken, tmp_path)
+    with pytest.raises(Refused, match="NaN or infinity"):
+        evaluate.evaluate(s, 1, ["broken"], None)
+    assert not store.exists(s, "models/broken/evaluation.json")
+
+
+def test_an_image_of_the_training_split_has_no_say(judged):
+    s, dataset = judged
+    manifest = datasets.manifest(s, dataset)
+    assert (manifest["split"] == "train").sum() == 36
+    (found,) = evaluate.evaluate(s, 1, ["good"], None)
+    assert np.sum(found.test.confusion) == 15 and np.sum(found.validation.confusion) == 12
+
+
+def test_the_stored_evaluation_is_json_that_names_each_class(judged):
+    s, _ = judged
+    evaluate.evaluate(s, 1, ["good"], None)
+    stored = json.loads(store.get(s, "models/good/evaluation.json"))
+    assert list(stored["test"]["classes"]) == list(CLASSES)
+
+
+def test_predictions_follow_the_picture(judged):
+    _, network = evaluate.load_model(judged[0], "good")
+    pictures = np.stack([picture(label, 5, side=32)[..., None] for label in CLASSES])
+    np.testing.assert_array_equal(evaluate.probabilities(network, pictures).argmax(axis=1), [0, 1, 2])

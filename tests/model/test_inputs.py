@@ -1,0 +1,151 @@
+"""Images as arrays: the same rows as the manifest, decoded once; batches that a seed and an epoch determine."""
+
+import cv2
+import numpy as np
+import pytest
+from model_samples import CLASSES, overwrite, put_dataset
+
+from cxr_ml import store
+from cxr_ml.data import dataset as datasets
+from cxr_ml.data import images
+from cxr_ml.data.ingest import image_key
+from cxr_ml.errors import Refused
+from cxr_ml.model import inputs
+
+FEW = {"train": 2, "validation": 1, "test": 1}
+
+
+@pytest.mark.parametrize(("shape", "size"), [((80, 60), 32), ((20, 20), 32), ((32, 32), 32), ((300, 40), 64)])
+def test_an_image_of_any_shape_becomes_a_grey_square(shape, size):
+    grey = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    square = inputs.resize(grey, size)
+    assert square.shape == (size, size, 1) and square.dtype == np.uint8
+    assert abs(float(square.mean()) - float(grey.mean())) < 6
+
+
+def test_shrinking_averages_so_that_fine_texture_does_not_become_stripes():
+    stripes = np.tile(np.array([0, 255], np.uint8), (100, 50))
+    assert abs(inputs.resize(stripes, 32).astype(int) - 127).max() < 40
+
+
+def test_each_row_of_the_array_is_the_image_of_that_row_of_the_manifest(settings):
+    dataset = put_dataset(settings, counts=FEW)
+    array, manifest = inputs.load(settings, dataset, 32)
+    assert array.shape == (12, 32, 32, 1) and array.dtype == np.uint8
+    assert list(manifest["sha256"]) == list(datasets.manifest(settings, dataset)["sha256"])
+    for pixels, row in zip(array, manifest.itertuples(), strict=True):
+        stored = images.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
+        np.testing.assert_array_equal(pixels, cv2.resize(stored, (32, 32), interpolation=cv2.INTER_AREA)[..., None])
+
+
+def test_images_are_decoded_once_and_then_read_from_the_cache(settings, monkeypatch):
+    dataset = put_dataset(settings, counts=FEW)
+    first, _ = inputs.load(settings, dataset, 32)
+
+    def decoded_again(data):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(images, "decode_grey", decoded_again)
+    again, _ = inputs.load(settings, dataset, 32)
+    np.testing.assert_array_equal(again, first)
+    assert [p.suffix for p in settings.cache_dir.iterdir()] == [".npy"]
+
+
+def test_another_size_or_another_dataset_is_decoded_anew(settings):
+    one, other = put_dataset(settings, 1, FEW), put_dataset(settings, 2, FEW, seed=1)
+    assert inputs.load(settings, one, 32)[0].shape[1:] == (32, 32, 1)
+    assert inputs.load(settings, one, 48)[0].shape[1:] == (48, 48, 1)
+    assert (inputs.load(settings, other, 32)[0] != inputs.load(settings, one, 32)[0]).any()
+
+
+def test_a_decoding_that_fails_leaves_no_half_array_behind(settings):
+    dataset = put_dataset(settings, counts=FEW)
+    row = datasets.manifest(settings, dataset).iloc[7]
+    key = image_key(row["sha256"], row["format"])
+    whole = store.get(settings, key)
+    overwrite(settings, key, whole[: len(whole) // 2])
+    with pytest.raises(images.BadImage):
+        inputs.load(settings, dataset, 32)
+    assert list(settings.cache_dir.iterdir()) == []
+    overwrite(settings, key, whole)
+    assert inputs.load(settings, dataset, 32)[0].any(axis=(1, 2, 3)).all()
+
+
+def test_a_manifest_that_was_changed_is_refused(settings):
+    dataset = put_dataset(settings, counts=FEW)
+    overwrite(settings, "datasets/1/manifest.parquet", store.get(settings, "datasets/1/manifest.parquet") + b" ")
+    with pytest.raises(Refused, match="was changed after dataset 1 was written"):
+        inputs.load(settings, dataset, 32)
+
+
+def test_a_missing_image_is_refused_by_its_key(settings):
+    dataset = put_dataset(settings, counts=FEW)
+    row = datasets.manifest(settings, dataset).iloc[0]
+    key = image_key(row["sha256"], row["format"])
+    store.client(settings.s3_endpoint_url).delete_object(Bucket=settings.bucket, Key=key)
+    with pytest.raises(Refused, match=key):
+        inputs.load(settings, dataset, 32)
+
+
+def test_targets_are_indices_in_the_order_of_the_classes(settings):
+    dataset = put_dataset(settings, counts=FEW)
+    _, manifest = inputs.load(settings, dataset, 32)
+    y = inputs.targets(manifest, CLASSES)
+    assert y.dtype == np.int64
+    assert [CLASSES[i] for i in y] == list(manifest["label"])
+    turned = inputs.targets(manifest, CLASSES[::-1])
+    np.testing.assert_array_equal(turned, 2 - y)
+
+
+@pytest.fixture
+def numbered():
+    """Twenty images; each batch element can be traced to its row by its target."""
+    pixels = np.random.default_rng(3).integers(0, 256, (20, 32, 32, 1), dtype=np.uint8)
+    rows = np.arange(5, 18)
+
+    def make(seed=0, batch_size=5):
+        return inputs.AugmentedBatches(pixels, rows, rows * 10, rows / 10, batch_size, seed)
+
+    return make
+
+
+def epoch(batches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return tuple(np.concatenate(parts) for parts in zip(*(batches[i] for i in range(len(batches))), strict=True))
+
+
+def test_an_epoch_shows_each_training_image_once_with_its_target_and_weight(numbered):
+    batches = numbered()
+    assert [len(batches[i][1]) for i in range(len(batches))] == [5, 5, 3]
+    views, y, weights = epoch(batches)
+    assert views.shape == (13, 32, 32, 1) and views.dtype == np.uint8
+    assert sorted(y) == [row * 10 for row in range(5, 18)]
+    np.testing.assert_allclose(weights, y / 100)
+
+
+def test_views_are_augmented_views_of_the_very_image(monkeypatch, numbered):
+    monkeypatch.setattr(inputs, "augment", lambda images, rng: images)
+    batches = numbered()
+    views, y, _ = epoch(batches)
+    np.testing.assert_array_equal(views, batches.images[y // 10])
+
+
+def test_the_same_seed_and_epoch_give_the_same_batches(numbered):
+    one, other = numbered(), numbered()
+    for _ in range(2):
+        for a, b in zip(epoch(one), epoch(other), strict=True):
+            np.testing.assert_array_equal(a, b)
+        one.on_epoch_end()
+        other.on_epoch_end()
+
+
+def test_another_seed_gives_another_order_and_other_views(numbered):
+    assert (epoch(numbered(seed=0))[1] != epoch(numbered(seed=1))[1]).any()
+
+
+def test_each_epoch_has_its_own_order_and_its_own_views(numbered):
+    batches = numbered()
+    views, y, _ = epoch(batches)
+    batches.on_epoch_end()
+    later_views, later_y, _ = epoch(batches)
+    assert (y != later_y).any()
+    assert (views[y.argsort()] != later_views[later_y.argsort()]).any(axis=(1, 2, 3)).all()

@@ -1,0 +1,335 @@
+"""Training, for real and small: what is stored, when it is not done again, and what is never stored."""
+
+import hashlib
+import io
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from model_samples import CLASSES, overwrite, put_dataset, quick
+
+from cxr_ml import store
+from cxr_ml.data import dataset as datasets
+from cxr_ml.data.ingest import to_parquet
+from cxr_ml.errors import Refused
+from cxr_ml.model import architectures, evaluate, inputs, train
+from cxr_ml.records import Model
+
+
+def history(settings, record: Model) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(store.get(settings, f"models/{record.model}/history.csv")))
+
+
+def validation_loss(settings, dataset, classifier: keras.Model) -> float:
+    images, manifest = inputs.load(settings, dataset, settings.image_size)
+    rows = np.flatnonzero(manifest["split"] == "validation")
+    classifier.compile(loss="sparse_categorical_crossentropy")
+    return classifier.evaluate(images[rows], inputs.targets(manifest, CLASSES)[rows], verbose=0)
+
+
+def no_training(monkeypatch) -> None:
+    monkeypatch.setattr(architectures, "backbone", lambda *_: pytest.fail("trained again"))
+
+
+def test_class_weights_are_those_of_the_published_counts():
+    y = np.repeat([0, 1, 2], [460, 3875, 1341])
+    np.testing.assert_allclose(train.class_weights(y, 3), [4.1130, 0.4883, 1.4109], atol=5e-5)
+    assert train.class_weights(y, 3)[y].sum() == pytest.approx(len(y))
+
+
+@pytest.mark.parametrize("y", [[0, 0, 2], [0, 1, 1], []])
+def test_a_class_without_training_images_is_refused_with_the_counts(y):
+    with pytest.raises(Refused, match=r"Each class needs images.*Received counts: \["):
+        train.class_weights(np.array(y, int), 3)
+
+
+def test_a_training_stores_model_history_and_record(settings):
+    s = quick(settings)
+    dataset = put_dataset(s)
+    record = train.train(s, 1, "light", verbose=0)
+    assert store.load(s, f"models/{record.model}/model.json", Model) == record
+    assert record.model.startswith("light-d1-")
+    assert (record.architecture, record.dataset, record.dataset_sha256) == ("light", 1, dataset.manifest_sha256)
+    assert (record.classes, record.image_size) == (CLASSES, 32)
+    assert (record.weights, record.weights_sha256) == ("from scratch", "")
+    assert record.epochs == {"head": 2, "fine_tune": 1}
+    assert set(record.seconds) == {"inputs", "head", "fine_tune"}
+    assert record.settings["batch_size"] == 8 and record.settings["fine_tune_learning_rate"] == 1e-4
+    artefact = store.get(s, f"models/{record.model}/model.keras")
+    assert hashlib.sha256(artefact).hexdigest() == record.artefact_sha256
+    table = history(s, record)
+    assert list(table["stage"]) == ["head", "head", "fine_tune"] and list(table["epoch"]) == [1, 2, 3]
+    assert list(table.columns[2:6]) == ["loss", "accuracy", "val_loss", "val_accuracy"]
+    assert np.isfinite(table[["loss", "val_loss"]]).all(axis=None)
+    _, network = evaluate.load_model(s, record.model)
+    assert network.output_shape == (None, 3)
+
+
+def test_a_network_learns_what_can_be_learned_and_says_so_on_images_it_never_saw(settings):
+    s = quick(settings, head_epochs=12, fine_tune_epochs=2, head_learning_rate=3e-3, patience=12)
+    put_dataset(s)
+    record = train.train(s, 1, "light", verbose=0)
+    (found,) = evaluate.evaluate(s, 1, [record.model], None)
+    assert found.test.accuracy > 0.9, "classes of plain grey levels"
+    table = history(s, record)
+    assert table["val_loss"].iloc[-1] < 0.6 * table["val_loss"].iloc[0]
+
+
+def test_the_same_inputs_are_not_trained_twice(settings, monkeypatch):
+    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
+    put_dataset(s)
+    record = train.train(s, 1, "light", verbose=0)
+    before = {key: store.find(s, key) for key in store.keys(s, "models/")}
+    no_training(monkeypatch)
+    assert train.train(s, 1, "light", verbose=0) == record
+    assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
+
+
+def test_the_same_inputs_give_the_same_network(settings):
+    one = quick(settings, head_epochs=1, fine_tune_epochs=0)
+    other = one.model_copy(update={"prefix": "again/", "cache_dir": settings.cache_dir / "again"})
+    networks = []
+    for s in (one, other):
+        put_dataset(s)
+        record = train.train(s, 1, "light", verbose=0)
+        networks.append((record.model, evaluate.load_model(s, record.model)[1].get_weights()))
+    (name, weights), (other_name, other_weights) = networks
+    assert name == other_name
+    for a, b in zip(weights, other_weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 48}, {"batch_size": 4}, {"head_epochs": 3}, {"fine_tune_epochs": 2}, {"dropout": 0.3},
+        {"head_learning_rate": 1e-2}, {"fine_tune_learning_rate": 1e-6}, {"patience": 2}, {"head_views": 2},
+        {"seed": 1}, {"weights": "imagenet"}, {"weights_dir": "elsewhere"}, {"classes": CLASSES[::-1]},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_whatever_changes_the_training_changes_the_name(settings, change):
+    s = quick(settings)
+    dataset = put_dataset(s, counts={"train": 1})
+    name = train.model_name(s, dataset, "light")
+    assert train.model_name(s, dataset, "light") == name
+    assert train.model_name(s.model_copy(update=change), dataset, "light") != name
+
+
+def test_another_dataset_changes_the_name_and_where_the_store_is_does_not(settings):
+    s = quick(settings)
+    dataset = put_dataset(s, counts={"train": 1})
+    name = train.model_name(s, dataset, "light")
+    changed = dataset.model_copy(update={"manifest_sha256": "f" * 64})
+    assert train.model_name(s, changed, "light") != name
+    elsewhere = {"bucket": "x", "prefix": "y/", "cache_dir": "z", "macro_f1_floor": 0.1, "mail_to": ()}
+    assert train.model_name(s.model_copy(update=elsewhere), dataset, "light") == name
+
+
+def test_what_a_run_that_died_left_behind_is_trained_over(settings):
+    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
+    dataset = put_dataset(s)
+    name = train.model_name(s, dataset, "light")
+    store.put_if_absent(s, f"models/{name}/model.keras", b"half a file")
+    store.put_if_absent(s, f"models/{name}/history.csv", b"stage")
+    record = train.train(s, 1, "light", verbose=0)
+    assert record.model == name
+    assert evaluate.load_model(s, name)[0] == record
+    assert len(history(s, record)) == 1
+
+
+def test_two_runs_that_write_the_same_model_are_told(settings, monkeypatch):
+    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
+    dataset = put_dataset(s)
+    name = train.model_name(s, dataset, "light")
+    materialise = inputs.load
+
+    def other_run_finishes_meanwhile(*args):
+        store.put_if_absent(s, f"models/{name}/model.json", b"{}")
+        return materialise(*args)
+
+    monkeypatch.setattr(inputs, "load", other_run_finishes_meanwhile)
+    with pytest.raises(RuntimeError, match=f"{name} was written by two runs at once"):
+        train.train(s, 1, "light", verbose=0)
+
+
+def test_a_learning_rate_beyond_all_measure_is_refused(settings):
+    s = quick(settings, head_epochs=3, head_learning_rate=1e30, fine_tune_epochs=0)
+    put_dataset(s)
+    with pytest.raises(Refused, match=r"no longer a number.*Received: \["):
+        train.train(s, 1, "light", verbose=0)
+    assert list(store.keys(s, "models/")) == []
+
+
+def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settings, monkeypatch):
+    s = quick(settings, head_epochs=1)
+    put_dataset(s)
+    compiled = train._compile
+
+    def explode(model, value):
+        if value == s.fine_tune_learning_rate:
+            model.get_layer("head").kernel.assign(np.full(model.get_layer("head").kernel.shape, np.inf))
+        compiled(model, value)
+
+    monkeypatch.setattr(train, "_compile", explode)
+    with pytest.raises(Refused, match="no longer a number: training is stopped and nothing is stored"):
+        train.train(s, 1, "light", verbose=0)
+    assert list(store.keys(s, "models/")) == []
+
+
+def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoch(settings):
+    s = quick(settings, head_epochs=40, fine_tune_epochs=0, head_learning_rate=0.03, patience=2)
+    dataset = put_dataset(s)
+    record = train.train(s, 1, "light", verbose=0)
+    losses = history(s, record)["val_loss"]
+    assert 3 <= len(losses) < 40
+    assert losses.idxmin() == len(losses) - 3, "two epochs without a better one end it"
+    classifier = evaluate.load_model(s, record.model)[1]
+    assert validation_loss(s, dataset, classifier) == pytest.approx(losses.min(), abs=1e-4)
+
+
+def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
+    s = quick(settings, head_epochs=4, head_learning_rate=3e-3, fine_tune_epochs=2, fine_tune_learning_rate=0.3)
+    dataset = put_dataset(s)
+    record = train.train(s, 1, "light", verbose=0)
+    best = history(s, record).groupby("stage")["val_loss"].min()
+    assert best["fine_tune"] > best["head"], "or this test shows nothing"
+    classifier = evaluate.load_model(s, record.model)[1]
+    assert validation_loss(s, dataset, classifier) == pytest.approx(best["head"], abs=1e-4)
+
+
+def test_no_fine_tuning_leaves_one_stage(settings):
+    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
+    put_dataset(s)
+    record = train.train(s, 1, "light", verbose=0)
+    assert record.epochs == {"head": 1} and set(history(s, record)["stage"]) == {"head"}
+
+
+def test_without_a_validation_split_nothing_is_trained(settings):
+    s = quick(settings)
+    put_dataset(s, counts={"train": 3, "test": 1})
+    with pytest.raises(Refused, match="needs a validation split"):
+        train.train(s, 1, "light", verbose=0)
+    assert list(store.keys(s, "models/")) == []
+
+
+def test_a_class_without_training_images_stops_the_training(settings):
+    s = quick(settings)
+    put_dataset(s, labels=CLASSES[:2])
+    with pytest.raises(Refused, match=r"Received counts: \[12, 12, 0\]"):
+        train.train(s, 1, "light", verbose=0)
+
+
+def test_an_unknown_architecture_is_refused_and_nothing_is_stored(settings):
+    s = quick(settings)
+    put_dataset(s, counts={"train": 2, "validation": 1})
+    with pytest.raises(Refused, match="Received: 'vgg99'"):
+        train.train(s, 1, "vgg99", verbose=0)
+    assert list(store.keys(s, "models/")) == []
+
+
+def test_a_stored_model_whose_file_was_changed_is_refused_when_it_is_loaded(settings):
+    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
+    put_dataset(s)
+    record = train.train(s, 1, "light", verbose=0)
+    artefact = bytearray(store.get(s, f"models/{record.model}/model.keras"))
+    artefact[len(artefact) // 2] ^= 1
+    overwrite(s, f"models/{record.model}/model.keras", bytes(artefact))
+    with pytest.raises(Refused, match=record.artefact_sha256):
+        evaluate.load_model(s, record.model)
+
+
+def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
+    s = quick(settings, head_epochs=1, fine_tune_epochs=0, batch_size=100)
+    put_dataset(s, 1, {"train": 2, "validation": 1})
+    plenty = put_dataset(s, 2, {"train": 6}, labels=CLASSES[:1], seed=1)
+    merged = merge(s, plenty)
+    seen = []
+    real = inputs.AugmentedBatches.__getitem__
+
+    def spy(self, index):
+        batch = real(self, index)
+        seen.append(batch)
+        return batch
+
+    monkeypatch.setattr(inputs.AugmentedBatches, "__getitem__", spy)
+    train.train(s, merged, "light", verbose=0)
+    _, y, weights = seen[0]
+    assert sorted(y) == [0] * 8 + [1, 1, 2, 2]
+    np.testing.assert_allclose(weights, np.array([12 / (3 * 8), 12 / (3 * 2), 12 / (3 * 2)])[y])
+
+
+def merge(settings, other) -> int:
+    """Writes dataset 3: the rows of datasets 1 and 2."""
+    tables = [datasets.manifest(settings, datasets.load(settings, 1)), datasets.manifest(settings, other)]
+    data = to_parquet(pd.concat(tables).sort_values("sha256", ignore_index=True))
+    record = other.model_copy(update={"dataset": 3, "manifest_sha256": hashlib.sha256(data).hexdigest()})
+    store.put_if_absent(settings, "datasets/3/manifest.parquet", data)
+    store.put_if_absent(settings, "datasets/3/dataset.json", record.to_bytes())
+    return 3
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A folder with a weights file of MobileNetV2 for 96 pixels, and the weights in it."""
+    folder = tmp_path_factory.mktemp("weights")
+    keras.utils.set_random_seed(4)
+    network = keras.applications.MobileNetV2(input_shape=(96, 96, 3), include_top=False, weights=None)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # one look at some noise gives statistics that signals pass
+    network(np.random.default_rng(0).normal(size=(8, 96, 96, 3)), training=True)
+    network.save_weights(folder / "mobilenet_v2_notop.weights.h5")
+    return folder, network.get_weights()
+
+
+def transfer(settings, folder, **changes):
+    return quick(
+        settings, **{"weights": "imagenet", "weights_dir": folder, "image_size": 96, "head_views": 2} | changes
+    )
+
+
+def inner(classifier: keras.Model) -> keras.Model:
+    (network,) = [layer for layer in classifier.layers if isinstance(layer, keras.Model)]
+    return network
+
+
+def test_a_pretrained_network_is_fine_tuned_but_for_its_batch_normalisation(settings, pretrained):
+    folder, first = pretrained
+    # A head that has hardly learned leaves the second stage something to better.
+    s = transfer(settings, folder, head_epochs=1, head_learning_rate=1e-6, fine_tune_epochs=3)
+    put_dataset(s, counts={"train": 5, "validation": 2, "test": 2})
+    record = train.train(s, 1, "mobilenet_v2", verbose=0)
+    file = folder / "mobilenet_v2_notop.weights.h5"
+    assert record.weights == file.name
+    assert record.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record.epochs == {"head": 1, "fine_tune": 3}
+    network = inner(evaluate.load_model(s, record.model)[1])
+    for variable, now, then in zip(network.weights, network.get_weights(), first, strict=True):
+        if "bn" in variable.path.lower():
+            np.testing.assert_array_equal(now, then)
+        else:
+            assert (now != then).any(), variable.path
+
+
+def test_a_head_alone_leaves_the_pretrained_network_as_it_was(settings, pretrained):
+    folder, first = pretrained
+    s = transfer(settings, folder, head_epochs=4, fine_tune_epochs=0, dropout=0.0, head_learning_rate=0.01)
+    dataset = put_dataset(s, counts={"train": 5, "validation": 2, "test": 2})
+    record = train.train(s, 1, "mobilenet_v2", verbose=0)
+    classifier = evaluate.load_model(s, record.model)[1]
+    for now, then in zip(inner(classifier).get_weights(), first, strict=True):
+        np.testing.assert_array_equal(now, then)
+    table = history(s, record)
+    assert table["loss"].iloc[-1] < 0.8 * table["loss"].iloc[0], "the head learns"
+    # What the history says of the head is what the whole classifier does.
+    assert validation_loss(s, dataset, classifier) == pytest.approx(table["val_loss"].min(), abs=1e-3)
+
+
+def test_pretrained_weights_that_are_missing_stop_the_training(settings, tmp_path):
+    s = quick(settings, weights="imagenet", weights_dir=tmp_path, image_size=96)
+    put_dataset(s, counts={"train": 1, "validation": 1})
+    with pytest.raises(Refused, match=r"mobilenet_v2_notop\.weights\.h5"):
+        train.train(s, 1, "mobilenet_v2", verbose=0)
+    assert list(store.keys(s, "models/")) == []

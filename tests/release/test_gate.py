@@ -1,0 +1,181 @@
+"""Every check can shut the gate on its own, and what was not evaluated shuts it too."""
+
+import math
+
+import pytest
+import report_samples as samples
+
+from cxr_ml.errors import Refused
+from cxr_ml.records import Decision, Evaluation
+from cxr_ml.release import gate
+from cxr_ml.settings import Settings
+
+SETTINGS = Settings()
+PERFECT = ((90, 0, 0), (0, 90, 0), (0, 0, 90))
+CHAMPION = samples.evaluation("resnet101_v2", samples.POOR)
+
+
+def candidate(test=PERFECT, champion: Evaluation | None = CHAMPION, **changes) -> Evaluation:
+    return samples.evaluation("inception_v3", test, champion=champion).model_copy(update=changes)
+
+
+def decide(*evaluations: Evaluation, champion: str | None = CHAMPION.model, **settings) -> Decision:
+    changed = SETTINGS.model_copy(update=settings)
+    return gate.decide(changed, "run-1", samples.dataset(), evaluations, champion)
+
+
+def failed(decision: Decision) -> list[str]:
+    assert not decision.promote
+    return [c.name for c in decision.checks if not c.passed]
+
+
+def with_metric(label: str, **values) -> Evaluation:
+    found = candidate()
+    classes = found.test.classes | {label: found.test.classes[label].model_copy(update=values)}
+    return found.model_copy(update={"test": found.test.model_copy(update={"classes": classes})})
+
+
+def test_a_candidate_that_meets_every_floor_and_beats_the_champion_is_promoted():
+    decision = decide(candidate())
+    assert decision.promote and all(c.passed for c in decision.checks)
+    assert {c.name for c in decision.checks} == {
+        "evaluated on this dataset", "test images NORMAL", "test images COVID19", "test images PNEUMONIA",
+        "recall COVID19", "recall PNEUMONIA", "recall NORMAL", "F1 COVID19", "F1 PNEUMONIA", "macro F1",
+        "recall COVID19 against champion", "recall PNEUMONIA against champion", "macro F1 against champion",
+    }  # fmt: skip
+
+
+def test_the_first_candidate_needs_no_champion():
+    decision = decide(candidate(champion=None), champion=None)
+    assert decision.promote and decision.champion is None and "no champion yet" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"recall_floors": SETTINGS.recall_floors | {"COVID19": 1.01}}, "recall COVID19"),
+        ({"recall_floors": SETTINGS.recall_floors | {"PNEUMONIA": 1.01}}, "recall PNEUMONIA"),
+        ({"recall_floors": SETTINGS.recall_floors | {"NORMAL": 1.01}}, "recall NORMAL"),
+        ({"f1_floors": SETTINGS.f1_floors | {"COVID19": 1.01}}, "F1 COVID19"),
+        ({"f1_floors": SETTINGS.f1_floors | {"PNEUMONIA": 1.01}}, "F1 PNEUMONIA"),
+        ({"macro_f1_floor": 1.01}, "macro F1"),
+    ],
+)
+def test_one_missed_floor_shuts_the_gate(changes, check):
+    assert failed(decide(candidate(), **changes)) == [check]
+
+
+@pytest.mark.parametrize("label", samples.CLASSES)
+def test_too_few_test_images_of_one_class_shut_the_gate(label):
+    assert failed(decide(with_metric(label, support=29))) == [f"test images {label}"]
+    assert decide(with_metric(label, support=30)).promote
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("label", "metric", "checks"),
+    [
+        ("COVID19", "recall", ["recall COVID19", "recall COVID19 against champion"]),
+        ("PNEUMONIA", "recall", ["recall PNEUMONIA", "recall PNEUMONIA against champion"]),
+        ("NORMAL", "recall", ["recall NORMAL"]),
+        ("COVID19", "f1", ["F1 COVID19"]),
+        ("PNEUMONIA", "f1", ["F1 PNEUMONIA"]),
+    ],
+)
+def test_a_metric_that_is_no_number_shuts_the_gate_and_is_shown_as_not_evaluated(label, metric, checks, value):
+    decision = decide(with_metric(label, **{metric: value}))
+    assert failed(decision) == checks
+    assert all(c.observed is None and "could not be evaluated" in c.reason for c in decision.checks if not c.passed)
+
+
+def test_a_macro_f1_that_is_no_number_shuts_the_gate():
+    found = candidate()
+    found = found.model_copy(update={"test": found.test.model_copy(update={"macro_f1": math.nan})})
+    assert failed(decide(found)) == ["macro F1", "macro F1 against champion"]
+
+
+@pytest.mark.parametrize("label", samples.CLASSES)
+def test_a_class_that_was_not_evaluated_shuts_the_gate(label):
+    found = candidate()
+    classes = {k: v for k, v in found.test.classes.items() if k != label}
+    found = found.model_copy(update={"test": found.test.model_copy(update={"classes": classes})})
+    assert {f"test images {label}", f"recall {label}"} <= set(failed(decide(found)))
+
+
+def test_an_evaluation_on_another_dataset_shuts_the_gate():
+    assert failed(decide(candidate(dataset_sha256="0" * 64))) == ["evaluated on this dataset"]
+
+
+def test_a_champion_evaluated_on_another_dataset_shuts_the_gate():
+    stale = CHAMPION.model_copy(update={"dataset_sha256": "0" * 64})
+    assert failed(decide(candidate(champion=stale))) == ["evaluated on this dataset"]
+
+
+def test_a_champion_that_was_not_evaluated_shuts_the_gate():
+    assert failed(decide(candidate(champion=None))) == ["champion"]
+
+
+def test_the_evaluation_of_another_model_does_not_stand_in_for_the_champion():
+    assert failed(decide(candidate(), champion="inception_v3-d1-00000000")) == ["champion"]
+
+
+def test_the_champion_cannot_be_promoted_over_itself():
+    own = samples.evaluation("resnet101_v2", PERFECT)
+    found = own.model_copy(update={"champion": own})
+    assert failed(decide(found, champion=own.model)) == ["champion"]
+
+
+@pytest.mark.parametrize("settings", [{"recall_floors": {"COVID19": 0.9, "PNEUMONIA": 0.9}}, {"f1_floors": {}}])
+def test_a_missing_floor_shuts_the_gate(settings):
+    assert failed(decide(candidate(), **settings)) == ["floors"]
+
+
+def test_a_floor_for_a_class_that_does_not_exist_shuts_the_gate():
+    floors = SETTINGS.recall_floors | {"COVID-19": 0.99}
+    assert set(failed(decide(candidate(), recall_floors=floors))) == {"recall COVID-19", "floors"}
+
+
+def test_a_floor_that_is_no_number_shuts_the_gate():
+    floors = SETTINGS.recall_floors | {"NORMAL": math.nan}
+    assert failed(decide(candidate(), recall_floors=floors)) == ["recall NORMAL"]
+
+
+def test_a_recall_may_fall_below_the_champions_by_the_margin_and_no_more():
+    best = samples.evaluation("resnet101_v2", ((60, 20, 10), (0, 100, 0), (0, 0, 100)))
+    within = candidate(((90, 0, 0), (2, 98, 0), (0, 0, 100)), best)
+    beyond = candidate(((90, 0, 0), (3, 97, 0), (0, 0, 100)), best)
+    assert decide(within).promote
+    assert failed(decide(beyond)) == ["recall COVID19 against champion"]
+
+
+def test_a_tie_keeps_the_champion():
+    equal = samples.evaluation("resnet101_v2", PERFECT)
+    assert failed(decide(candidate(PERFECT, equal))) == ["macro F1 against champion"]
+
+
+def test_the_candidate_is_chosen_on_validation_and_not_on_test():
+    better = samples.evaluation("inception_v3", samples.POOR, validation=samples.GOOD)
+    luckier = samples.evaluation("mobilenet_v2", PERFECT, validation=samples.POOR)
+    assert gate.choose([luckier, better]).model == better.model
+    decision = decide(luckier, better, champion=None)
+    assert decision.model == better.model and not decision.promote
+    assert decision.candidates == (luckier.model, better.model)
+
+
+def test_a_candidate_without_a_number_on_validation_is_not_chosen():
+    nan = samples.evaluation("inception_v3")
+    nan = nan.model_copy(update={"validation": nan.validation.model_copy(update={"macro_f1": math.nan})})
+    poor = samples.evaluation("mobilenet_v2", validation=samples.POOR)
+    assert gate.choose([nan, poor]) is poor and gate.choose([poor, nan]) is poor
+
+
+def test_no_candidate_is_refused():
+    with pytest.raises(Refused, match="at least one evaluated candidate"):
+        gate.choose([])
+
+
+def test_the_reason_names_the_first_failure_and_counts_the_others():
+    decision = decide(candidate(samples.POOR))
+    first = next(c for c in decision.checks if not c.passed)
+    assert decision.reason.startswith(first.reason)
+    assert f"{len(failed(decision)) - 1} more" in decision.reason

@@ -1,0 +1,266 @@
+"""The pointer moves only for what passed; the history is only added to; every step can be repeated."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import report_samples as samples
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.records import Check, Decision
+from cxr_ml.release import registry
+
+PASSED = Check(name="macro F1", observed=0.95, limit="≥ 0.85", passed=True, reason="macro F1 is 0.950.")
+FAILED = Check(name="recall COVID19", observed=0.5, limit="≥ 0.95", passed=False, reason="recall COVID19 is 0.500.")
+
+
+def put_model(settings, name: str) -> str:
+    record = samples.model().model_copy(update={"model": name})
+    store.put_if_absent(settings, f"models/{name}/model.keras", b"weights of " + name.encode())
+    store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
+    return name
+
+
+def decision(run: str, model: str, champion: str | None = None, checks=(PASSED,), promote=True) -> Decision:
+    return Decision(
+        run=run, model=model, dataset=3, champion=champion, candidates=(model,), promote=promote, checks=checks,
+        reason="Because.",
+    )  # fmt: skip
+
+
+def promoted(settings, run: str, model: str, champion: str | None = None):
+    return registry.conclude(settings, decision(run, put_model(settings, model), champion), "ann")
+
+
+def test_there_is_no_champion_before_the_first_promotion(settings):
+    assert registry.champion(settings) is None and registry.history(settings) == []
+
+
+def test_a_promotion_moves_the_pointer_and_is_told_by_the_history(settings):
+    entry = promoted(settings, "run-1", "first")
+    champion = registry.champion(settings)
+    assert (champion.model, champion.version, champion.history) == ("first", 1, 1)
+    assert champion.artefact_sha256 == samples.model().artefact_sha256
+    assert registry.history(settings) == [entry]
+    assert (entry.action, entry.by, entry.why, entry.previous, entry.run) == (
+        "promoted", "ann", "Because.", None, "run-1",
+    )  # fmt: skip
+
+
+def test_a_decision_is_carried_out_once_however_often_it_is_asked_for(settings):
+    first, again = promoted(settings, "run-1", "first"), promoted(settings, "run-1", "first")
+    assert first == again and len(registry.history(settings)) == 1 and registry.champion(settings).version == 1
+
+
+@pytest.mark.parametrize(
+    ("checks", "promote"),
+    [((PASSED, FAILED), True), ((FAILED,), False), ((), True), ((PASSED,), False)],
+    ids=["a failed check", "refused", "no checks at all", "not to be promoted"],
+)
+def test_what_did_not_pass_every_check_is_never_promoted_whatever_the_decision_says(settings, checks, promote):
+    put_model(settings, "first")
+    entry = registry.conclude(settings, decision("run-1", "first", None, checks, promote), "ann")
+    assert entry.action == "refused" and entry.version is None
+    assert registry.champion(settings) is None
+
+
+def test_a_refusal_leaves_the_champion_and_its_version(settings):
+    promoted(settings, "run-1", "first")
+    registry.conclude(settings, decision("run-2", put_model(settings, "second"), "first", (FAILED,), False), "ann")
+    entry = promoted(settings, "run-3", "third", "first")
+    assert [e.action for e in registry.history(settings)] == ["promoted", "refused", "promoted"]
+    assert entry.version == 2 and entry.previous == "first" and registry.champion(settings).model == "third"
+
+
+def test_a_run_that_died_between_history_and_pointer_is_healed_by_repeating_it(settings, monkeypatch):
+    put_model(settings, "first")
+    with monkeypatch.context() as broken:
+        broken.setattr(registry, "_point", lambda *_: (_ for _ in ()).throw(ConnectionError("the line was cut")))
+        with pytest.raises(ConnectionError):
+            registry.conclude(settings, decision("run-1", "first"), "ann")
+    assert registry.champion(settings) is None and len(registry.history(settings)) == 1
+    registry.conclude(settings, decision("run-1", "first"), "ann")
+    assert registry.champion(settings).model == "first" and len(registry.history(settings)) == 1
+
+
+def test_a_decision_against_a_champion_of_yesterday_is_refused(settings):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    with pytest.raises(Refused, match=r"made against the champion first.*second is champion now"):
+        promoted(settings, "run-3", "third", "first")
+    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
+
+
+def test_repeating_an_old_promotion_does_not_bring_the_old_champion_back(settings):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    promoted(settings, "run-1", "first")
+    assert registry.champion(settings).model == "second"
+
+
+def test_a_model_without_its_artefact_does_not_become_champion(settings):
+    record = samples.model().model_copy(update={"model": "hollow"})
+    store.put_if_absent(settings, "models/hollow/model.json", record.to_bytes())
+    with pytest.raises(Refused, match=r"model\.keras is not in the store"):
+        registry.conclude(settings, decision("run-1", "hollow"), "ann")
+    assert registry.champion(settings) is None and registry.history(settings) == []
+
+
+def test_a_rollback_to_a_model_that_is_gone_is_refused_and_not_told_as_done(settings):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    store.client(settings.s3_endpoint_url).delete_object(Bucket=settings.bucket, Key="models/first/model.keras")
+    with pytest.raises(Refused, match=r"first/model\.keras is not in the store; the champion stays"):
+        registry.rollback(settings, None, "ann", "Misses too much.")
+    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
+
+
+def test_what_a_human_did_not_approve_is_a_refusal_in_the_history(settings):
+    put_model(settings, "first")
+    entry = registry.decline(settings, decision("run-1", "first"), "bob", "Not approved by bob.")
+    assert registry.decline(settings, decision("run-1", "first"), "bob", "Not approved by bob.") == entry
+    assert (entry.action, entry.by, entry.why) == ("refused", "bob", "Not approved by bob.")
+    assert registry.champion(settings) is None and registry.history(settings) == [entry]
+
+
+def test_a_rollback_brings_back_the_champion_before_as_a_new_version(settings):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    entry = registry.rollback(settings, None, "ann", "Misses too much.")
+    assert (entry.action, entry.model, entry.previous, entry.version) == ("rolled_back", "first", "second", 3)
+    champion = registry.champion(settings)
+    assert (champion.model, champion.version) == ("first", 3)
+
+
+@pytest.mark.parametrize(
+    ("to", "why", "message"),
+    [
+        ("never", "a reason", "an earlier champion"),
+        ("second", "a reason", "an earlier champion"),
+        (None, " ", "reason"),
+    ],
+)
+def test_a_rollback_needs_a_reason_and_an_earlier_champion(settings, to, why, message):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    with pytest.raises(Refused, match=message):
+        registry.rollback(settings, to, "ann", why)
+    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
+
+
+def test_a_first_champion_cannot_be_rolled_back(settings):
+    promoted(settings, "run-1", "first")
+    with pytest.raises(Refused, match="an earlier champion"):
+        registry.rollback(settings, None, "ann", "Misses too much.")
+
+
+def test_refusals_of_many_runs_at_once_get_numbers_of_their_own(settings):
+    put_model(settings, "first")
+
+    def refuse(number: int) -> int:
+        return registry.conclude(settings, decision(f"run-{number}", "first", None, (FAILED,), False), "ann").number
+
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(refuse, range(8)))
+    assert sorted(numbers) == list(range(1, 9))
+    assert {e.run for e in registry.history(settings)} == {f"run-{n}" for n in range(8)}
+
+
+def test_of_many_who_met_the_same_champion_one_is_promoted_and_the_others_must_meet_that_one(settings):
+    promoted(settings, "run-0", "first")
+    names = [put_model(settings, f"candidate-{n}") for n in range(8)]
+
+    def conclude(name: str) -> str:
+        try:
+            return registry.conclude(settings, decision(f"run-{name}", name, "first"), "ann").action
+        except Refused as refused:
+            assert "made against the champion first" in str(refused)
+            return "too late"
+
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(conclude, names))
+    assert sorted(outcomes) == ["promoted"] + ["too late"] * 7
+    winner = names[outcomes.index("promoted")]
+    champion = registry.champion(settings)
+    assert (champion.model, champion.version, champion.history) == (winner, 2, 2)
+    assert [(e.number, e.model, e.previous) for e in registry.history(settings)] == [
+        (1, "first", None), (2, winner, "first"),
+    ]  # fmt: skip
+
+
+def test_one_decision_carried_out_by_two_at_once_is_one_entry(settings):
+    put_model(settings, "first")
+    with ThreadPoolExecutor(4) as pool:
+        entries = list(pool.map(lambda _: registry.conclude(settings, decision("run-1", "first"), "ann"), range(4)))
+    assert registry.history(settings) == entries[:1] and len({e.number for e in entries}) == 1
+    assert registry.champion(settings).version == 1
+
+
+def test_a_rollback_between_look_and_write_is_seen_by_a_promotion(settings, monkeypatch):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    put_model(settings, "third")
+    put = store.put_if_absent
+
+    def rolled_back_just_before(settings, key, *rest):
+        if key == "registry/history/00003.json":
+            monkeypatch.setattr(store, "put_if_absent", put)
+            registry.rollback(settings, None, "ann", "Misses too much.")
+        return put(settings, key, *rest)
+
+    monkeypatch.setattr(store, "put_if_absent", rolled_back_just_before)
+    with pytest.raises(Refused, match=r"made against the champion second.*first is champion now"):
+        registry.conclude(settings, decision("run-3", "third", "second"), "ann")
+    assert registry.champion(settings).model == "first"
+    assert [e.action for e in registry.history(settings)] == ["promoted", "promoted", "rolled_back"]
+
+
+def test_the_next_run_heals_a_pointer_that_a_dead_run_left_behind(settings, monkeypatch):
+    promoted(settings, "run-1", "first")
+    with monkeypatch.context() as broken:
+        broken.setattr(registry, "_point", lambda *_: (_ for _ in ()).throw(ConnectionError("the line was cut")))
+        with pytest.raises(ConnectionError):
+            promoted(settings, "run-2", "second", "first")
+    assert registry.champion(settings).model == "first"
+    with pytest.raises(Refused, match="second is champion now"):
+        promoted(settings, "run-3", "third", "first")
+    assert registry.champion(settings).model == "second"
+    assert promoted(settings, "run-4", "third", "second").version == 3
+
+
+def test_history_entries_are_never_replaced_or_removed(settings):
+    promoted(settings, "run-1", "first")
+    seen = {}
+    for step in (
+        lambda: promoted(settings, "run-2", "second", "first"),
+        lambda: registry.rollback(settings, "first", "ann", "Misses too much."),
+        lambda: registry.decline(settings, decision("run-3", "second", "first"), "bob", "No."),
+        lambda: registry.conclude(settings, decision("run-4", "second", "first", (FAILED,)), "ann"),
+        lambda: promoted(settings, "run-2", "second", "first"),
+    ):
+        step()
+        now = {key: store.find(settings, key) for key in store.keys(settings, "registry/history/")}
+        assert now | seen == now
+        seen = now
+    assert [e.action for e in registry.history(settings)] == [
+        "promoted", "promoted", "rolled_back", "refused", "refused",
+    ]  # fmt: skip
+
+
+def test_a_dataset_counts_as_decided_once_a_run_concluded_on_it(settings):
+    assert not registry.decided(settings, 3)
+    registry.conclude(settings, decision("run-1", put_model(settings, "first"), None, (FAILED,)), "ann")
+    assert registry.decided(settings, 3) and not registry.decided(settings, 4)
+
+
+@pytest.mark.parametrize(
+    ("run", "slug"),
+    [
+        ("manual__2026-01-12T03:00:00+00:00", "manual-2026-01-12T03-00-00-00-00"),
+        ("../../models/x", "models-x"),
+        ("…", "run"),
+        ("a" * 500, "a" * 120),
+    ],
+)
+def test_the_name_of_a_run_is_made_fit_for_a_key(run, slug):
+    assert registry.slug(run) == slug

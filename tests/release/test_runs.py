@@ -1,0 +1,226 @@
+"""What a run leaves behind: one decision, one report, one mail."""
+
+import email
+import email.policy
+import socket
+
+import pytest
+import report_samples as samples
+from aiosmtpd.controller import Controller
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.model import evaluations
+from cxr_ml.records import Decision, Evaluation, Run
+from cxr_ml.release import gate, registry, runs
+
+RUN = "manual__2026-01-12T03:00:00+00:00"
+TEAM = "team@hospital.example"
+BETTER = ((88, 1, 1), (0, 89, 1), (1, 1, 88))
+DATASET = samples.dataset()
+BATCH = samples.batch()
+
+
+class Sink:
+    """Keeps the mails it gets; closes the line instead while `down`."""
+
+    def __init__(self):
+        self.mails, self.down = [], False
+
+    async def handle_DATA(self, server, session, envelope):
+        if self.down:
+            return "554 Transaction failed"
+        self.mails.append((tuple(envelope.rcpt_tos), email.message_from_bytes(envelope.content)))
+        return "250 OK"
+
+
+@pytest.fixture
+def sink():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    controller = Controller(Sink(), hostname="127.0.0.1", port=port)
+    controller.start()
+    yield controller
+    controller.stop()
+
+
+def put_model(settings, evaluation: Evaluation) -> str:
+    """A stored model with its record, history and evaluation."""
+    folder = f"models/{evaluation.model}"
+    record = samples.model(evaluation.architecture)
+    store.put_if_absent(settings, f"{folder}/model.keras", evaluation.model.encode())
+    store.put_if_absent(settings, f"{folder}/history.csv", samples.history().to_csv(index=False).encode())
+    store.put_if_absent(settings, f"{folder}/model.json", record.to_bytes())
+    evaluations.save(settings, evaluation)
+    return evaluation.model
+
+
+@pytest.fixture
+def filled(settings, sink):
+    """Settings of a store with a batch, a dataset and two evaluated candidates, and of a mail server."""
+    for name in ("images", "classes"):
+        store.put_if_absent(settings, f"batches/{BATCH.batch}/{name}.html", f"<p>Data Docs of {name}</p>".encode())
+    store.put_if_absent(settings, f"batches/{BATCH.batch}/batch.json", BATCH.to_bytes())
+    store.put_if_absent(settings, "datasets/3/dataset.html", b"<p>Data Docs of the dataset</p>")
+    store.put_if_absent(settings, "datasets/3/dataset.json", DATASET.to_bytes())
+    put_model(settings, samples.evaluation("inception_v3", BETTER))
+    put_model(settings, samples.evaluation("mobilenet_v2", samples.GOOD, samples.POOR))
+    mail = {"smtp_host": "127.0.0.1", "smtp_port": sink.port, "mail_from": "cxr@hospital.example"}
+    return settings.model_copy(update=mail | {"mail_allowed": (TEAM,), "mail_to": (TEAM,)})
+
+
+MODELS = ["inception_v3-d3-1a2b3c4d", "mobilenet_v2-d3-1a2b3c4d"]
+
+
+def concluded(settings, run=RUN) -> Decision:
+    decision = runs.decide(settings, run, MODELS)
+    registry.conclude(settings, decision, "ann")
+    return decision
+
+
+def snapshot(settings) -> dict[str, bytes]:
+    return {key: store.get(settings, key) for key in store.keys(settings, "")}
+
+
+def test_the_gate_decides_on_what_is_stored(filled):
+    decision = runs.decide(filled, RUN, MODELS, {"macro_f1_floor": "0.85 → 0.8"})
+    assert decision.promote and decision.model == MODELS[0] and decision.candidates == tuple(MODELS)
+    assert (decision.run, decision.dataset, decision.champion) == (RUN, 3, None)
+    assert decision.overrides == {"macro_f1_floor": "0.85 → 0.8"}
+    assert runs.load_decision(filled, RUN) == decision
+
+
+def test_a_run_is_decided_once_even_if_the_floors_change_between_two_tries(filled):
+    first = runs.decide(filled, RUN, MODELS)
+    stricter = filled.model_copy(update={"macro_f1_floor": 0.999})
+    assert runs.decide(stricter, RUN, MODELS) == first
+    assert not runs.decide(stricter, "another", MODELS).promote
+
+
+def test_a_run_that_was_decided_on_other_candidates_is_refused(filled):
+    runs.decide(filled, RUN, MODELS)
+    with pytest.raises(Refused, match="A run is decided once"):
+        runs.decide(filled, RUN, MODELS[:1])
+
+
+def test_candidates_that_were_not_evaluated_beside_the_champion_of_now_are_refused(filled):
+    concluded(filled)
+    with pytest.raises(Refused, match=f"evaluation-d3-beside-{MODELS[0]}"):
+        runs.decide(filled, "next", MODELS[1:])
+
+
+def test_the_next_run_meets_the_champion(filled):
+    concluded(filled)
+    champion = samples.evaluation("inception_v3", BETTER)
+    evaluations.save(filled, samples.evaluation("mobilenet_v2", samples.GOOD, champion=champion))
+    decision = runs.decide(filled, "next", MODELS[1:])
+    assert decision.champion == MODELS[0] and not decision.promote
+    assert "macro F1 against champion" in [c.name for c in decision.checks if not c.passed]
+
+
+def test_a_run_without_a_decision_is_refused_by_name(filled):
+    with pytest.raises(Refused, match=r"reports/unknown/decision\.json"):
+        runs.load_decision(filled, "unknown")
+    with pytest.raises(Refused, match=r"reports/unknown/decision\.json"):
+        runs.publish(filled, "unknown", [], [TEAM])
+
+
+def test_a_run_must_be_concluded_before_its_report(filled, sink):
+    runs.decide(filled, RUN, MODELS)
+    before = snapshot(filled)
+    with pytest.raises(Refused, match=f"must be concluded before its report: `cxr-ml promote --run {RUN[:10]}"):
+        runs.publish(filled, RUN, [BATCH.batch], [TEAM])
+    assert snapshot(filled) == before and sink.handler.mails == []
+
+
+def test_a_concluded_run_gets_record_report_and_mail(filled, sink):
+    decision = concluded(filled)
+    record, key = runs.publish(filled, RUN, [BATCH.batch], [TEAM])
+    assert key == f"reports/{RUN}/index.html"
+    assert store.load(filled, f"reports/{RUN}/run.json", Run).to_bytes() == record.to_bytes()
+    assert (record.outcome, record.decision) == ("promoted", decision)
+    assert record.batches == (BATCH,) and record.dataset == DATASET
+    assert [m.model for m in record.models] == [e.model for e in record.evaluations] == MODELS
+    assert record.champion.model == MODELS[0] and record.champion.version == 1
+    page = store.get(filled, key).decode()
+    assert "PROMOTED" in page and "inception_v3" in page and BATCH.batch in page
+    ((to, message),) = sink.handler.mails
+    assert to == (TEAM,) and message["Subject"].startswith("[cxr] PROMOTED inception_v3 v1")
+    text = message.get_payload()[0].get_payload(decode=True).decode()
+    assert f"s3://{filled.bucket}/{key}" in text
+
+
+def test_a_refused_run_is_reported_as_refused(filled, sink):
+    strict = filled.model_copy(update={"macro_f1_floor": 0.999})
+    registry.conclude(strict, runs.decide(strict, RUN, MODELS), "ann")
+    record, key = runs.publish(strict, RUN, [BATCH.batch], [TEAM])
+    assert (record.outcome, record.champion) == ("refused", None)
+    assert b"REFUSED" in store.get(filled, key)
+    ((_, message),) = sink.handler.mails
+    assert message["Subject"].startswith("[cxr] REFUSED inception_v3")
+
+
+def test_what_a_human_did_not_approve_is_reported_as_refused(filled):
+    registry.decline(filled, runs.decide(filled, RUN, MODELS), "bob", "Not approved by bob.")
+    record, _ = runs.publish(filled, RUN, [BATCH.batch], [])
+    assert record.outcome == "refused" and record.decision.promote and record.champion is None
+
+
+def test_data_docs_lie_beside_the_report_and_are_linked(filled):
+    concluded(filled)
+    _, key = runs.publish(filled, RUN, [BATCH.batch], [])
+    page = store.get(filled, key).decode()
+    for name, text in (
+        (f"batches-{BATCH.batch}-images", "Data Docs of images"),
+        (f"batches-{BATCH.batch}-classes", "Data Docs of classes"),
+        ("datasets-3-dataset", "Data Docs of the dataset"),
+    ):
+        assert f'href="data-docs/{name}.html"' in page
+        assert text in store.get(filled, f"reports/{RUN}/data-docs/{name}.html").decode()
+
+
+def test_publishing_twice_changes_nothing_and_mails_once(filled, sink):
+    concluded(filled)
+    first = runs.publish(filled, RUN, [BATCH.batch], [TEAM])
+    before = snapshot(filled)
+    again = runs.publish(filled, RUN, [BATCH.batch], [TEAM])
+    assert again[1] == first[1] and again[0].to_bytes() == first[0].to_bytes()
+    assert snapshot(filled) == before
+    assert len(sink.handler.mails) == 1
+
+
+def test_a_mail_that_failed_leaves_the_report_and_is_sent_by_the_next_try(filled, sink):
+    concluded(filled)
+    sink.handler.down = True
+    with pytest.raises(OSError, match="Transaction failed"):
+        runs.publish(filled, RUN, [BATCH.batch], [TEAM])
+    assert store.exists(filled, f"reports/{RUN}/index.html")
+    sink.handler.down = False
+    runs.publish(filled, RUN, [BATCH.batch], [TEAM])
+    assert len(sink.handler.mails) == 1
+
+
+def test_without_recipients_there_is_a_report_and_no_mail(filled, sink):
+    concluded(filled)
+    _, key = runs.publish(filled, RUN, [BATCH.batch], [])
+    assert store.exists(filled, key) and sink.handler.mails == []
+
+
+def test_a_recipient_who_is_not_allowed_is_refused_before_anything_is_written_or_sent(filled, sink):
+    concluded(filled)
+    before = snapshot(filled)
+    with pytest.raises(Refused, match=r"mail_allowed .*Received: 'press@news\.example'"):
+        runs.publish(filled, RUN, [BATCH.batch], [TEAM, "press@news.example"])
+    assert snapshot(filled) == before and sink.handler.mails == []
+
+
+def test_a_batch_that_is_not_there_is_refused_by_name(filled):
+    concluded(filled)
+    with pytest.raises(Refused, match=r"batches/absent/batch\.json"):
+        runs.publish(filled, RUN, ["absent"], [])
+
+
+def test_the_stored_decision_is_what_the_gate_said(filled):
+    found = [evaluations.load(filled, 3, name, None) for name in MODELS]
+    assert runs.decide(filled, RUN, MODELS) == gate.decide(filled, RUN, DATASET, found, None)
