@@ -41,15 +41,15 @@ def is_free(port: int) -> bool:
     return True
 
 
-def choose_ports(free: Callable[[int], bool] = is_free) -> dict[str, int]:
-    """A port for each service of USUAL_PORTS: the usual one, else the next above it that is free.
+def choose_ports(free: Callable[[int], bool] = is_free, usual_ports: Mapping[str, int] = USUAL_PORTS) -> dict[str, int]:
+    """A port for each service: the usual one, else the next above it that is free.
 
     Raises:
         Refused: none of the 200 ports from the usual one on is free.
     """
     chosen: dict[str, int] = {}
     used: set[int] = set()
-    for name, usual in USUAL_PORTS.items():
+    for name, usual in usual_ports.items():
         for port in range(usual, usual + 200):
             needed = {port, port + GRPC_OFFSET} if name in STORE_PORTS else {port}
             if not needed & used and all(map(free, needed)):

@@ -1,6 +1,7 @@
 """Fixtures that start real servers: no part of the store is imitated."""
 
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -19,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from cxr_ml import store
 from cxr_ml.settings import Settings
-from local.services import choose_ports
+from local.services import STORE_PORTS, choose_ports
 
 # One for all tests, emptied after each: SeaweedFS gives every bucket volumes of its own, and runs out after some 200.
 BUCKET = "cxr-tests"
@@ -38,7 +39,8 @@ def clean_environment() -> Iterator[None]:
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A SeaweedFS on free ports with keys of its own: the variables with which boto3 and cxr_ml reach it."""
     folder = tmp_path_factory.mktemp("seaweed")
-    ports = choose_ports()
+    # Not the usual ports: another store may be starting there at this moment.
+    ports = choose_ports(usual_ports={name: random.randrange(12_000, 20_000) for name in STORE_PORTS})
     keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
     weed = shutil.which("weed", path=sysconfig.get_path("scripts"))
     command = [
