@@ -25,8 +25,9 @@ class Entry(NamedTuple):
     """One file of a drop. `stamp` changes when the file does (modification time, or the ETag in S3)."""
 
     file: str  # path below the drop, "/" between parts
-    size: int  # bytes
+    size: int  # bytes; -1 for a link
     stamp: str
+    path: str  # what `read` opens: an absolute path, or s3://bucket/key
 
 
 def _s3_parts(uri: str) -> tuple[str, str]:
@@ -70,9 +71,9 @@ def listing(settings: Settings, drop: str) -> list[Entry]:
         )
     if settings.inbox.startswith("s3://"):
         root = f"{settings.inbox.rstrip('/')}/{drop}"
-        _, prefix = _s3_parts(root)
+        bucket, prefix = _s3_parts(root)
         found = [
-            Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"])
+            Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
             for page in _objects(settings, root)
             for item in page.get("Contents", ())
             if not item["Key"].endswith("/")
@@ -85,7 +86,8 @@ def listing(settings: Settings, drop: str) -> list[Entry]:
                 path = Path(folder) / name
                 status = path.lstat()
                 size = -1 if path.is_symlink() or not path.is_file() else status.st_size
-                found.append(Entry(path.relative_to(root).as_posix(), size, str(status.st_mtime_ns)))
+                file = path.relative_to(root).as_posix()
+                found.append(Entry(file, size, str(status.st_mtime_ns), str(path.absolute())))
     return sorted(e for e in found if not _ignored(e.file))
 
 
@@ -94,13 +96,12 @@ def _ignored(file: str) -> bool:
     return name.startswith(".") or name.lower() in _IGNORED
 
 
-def read(settings: Settings, drop: str, entry: Entry) -> bytes:
+def read(settings: Settings, entry: Entry) -> bytes:
     """Bytes of one file of a drop."""
-    if settings.inbox.startswith("s3://"):
-        bucket, prefix = _s3_parts(f"{settings.inbox.rstrip('/')}/{drop}")
-        answer = store.client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=prefix + entry.file)
-        return answer["Body"].read()
-    return (Path(settings.inbox) / drop / entry.file).read_bytes()
+    if entry.path.startswith("s3://"):
+        bucket, _, key = entry.path.removeprefix("s3://").partition("/")
+        return store.client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key)["Body"].read()
+    return Path(entry.path).read_bytes()
 
 
 def batch_id(drop: str, entries: list[Entry]) -> str:
@@ -148,7 +149,7 @@ def labels(settings: Settings, drop: str, entries: list[Entry]) -> pd.DataFrame:
                 f"labels.csv of the drop {drop!r} must be a file of at most {settings.max_file_bytes:,} bytes. "
                 f"Received: {'a link' if table.size < 0 else f'{table.size:,} bytes'}"
             )
-        rows = _from_csv(read(settings, drop, table), drop, [e for e in entries if e.file != _LABELS])
+        rows = _from_csv(read(settings, table), drop, [e for e in entries if e.file != _LABELS])
     else:
         rows = [_from_folders(e.file) for e in entries]
     known = {spelling(k): v for k, v in settings.label_spellings.items()}

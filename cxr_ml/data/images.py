@@ -4,6 +4,7 @@ import hashlib
 import io
 import struct
 import zlib
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,26 +14,31 @@ from cxr_ml.data.boxes import white_box
 from cxr_ml.data.containers import BadImage, Header, clean, look
 from cxr_ml.settings import Settings
 
-__all__ = ["BadImage", "clean", "decode_grey", "measure", "perceptual_hash", "shrink"]
+__all__ = ["BadImage", "clean", "decode_grey", "measure", "open_image", "perceptual_hash", "ring", "shrink"]
 
 SMALL = 512  # px, long side of the picture on which borders, boxes and colour cast are measured
 BLACK, WHITE = 12, 245  # 8-bit grey: at most, at least; JPEG noise around 0 and 255 stays inside
 BORDER_SHARE = 0.98  # of a row or column that must be black (white) to be border; a marker letter may stand in it
 
 
-def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | float], bytes]:
-    """Measurements of one PNG or JPEG file, and its bytes without metadata, which are what is decoded and stored.
+RING = 4  # px, width of the border ring of the picture at 32×32 that the probe for shortcuts sees
 
-    Grey levels are those of `decode_grey`, so `mean`, `std`, `p01` and `p99` run from 0 to 255 whatever the bit depth.
-    `saturation` is sum(max - min) / sum(max) over the pixels' RGB: 0 for grey film, towards 1 for a strong cast.
-    `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash` is described at `perceptual_hash`.
 
-    Returns:
-        (sha256 of the clean bytes, format, bytes of the file, width, height, mode, bits, mean, std, p01, p99,
-        saturation, sharpness, black_border, white_border, white_box, phash), clean bytes
+class Opened(NamedTuple):
+    """A file whose header was looked at and whose picture was decoded, once."""
+
+    format: str  # png or jpeg
+    mode: str  # Pillow's
+    bits: int  # per sample, as stored
+    pixels: np.ndarray  # uint8 [height, width] or [height, width, RGB]
+    clean: bytes  # what is stored: the file without metadata
+
+
+def open_image(data: bytes, settings: Settings) -> Opened:
+    """Decodes a PNG or JPEG. Limits of settings are checked before any pixel is decoded.
 
     Raises:
-        BadImage: with the reason as its code. Limits of settings are checked before any pixel is decoded.
+        BadImage: with the reason as its code.
     """
     if len(data) > settings.max_file_bytes:
         raise BadImage(
@@ -47,6 +53,26 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         )
     cleaned = clean(data, header.format)
     mode, pixels = _decode(cleaned, header)
+    return Opened(header.format, mode, header.bits, pixels, cleaned)
+
+
+def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | float], bytes]:
+    """Measurements of one PNG or JPEG file, and its bytes without metadata, which are what is decoded and stored.
+
+    Grey levels are those of `decode_grey`, so `mean`, `std`, `p01` and `p99` run from 0 to 255 whatever the bit depth.
+    `saturation` is sum(max - min) / sum(max) over the pixels' RGB: 0 for grey film, towards 1 for a strong cast.
+    `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash` and `ring` are described at
+    `perceptual_hash` and `ring`.
+
+    Returns:
+        (sha256 of the clean bytes, format, bytes of the file, width, height, mode, bits, mean, std, p01, p99,
+        saturation, sharpness, black_border, white_border, white_box, phash, ring), clean bytes
+
+    Raises:
+        BadImage: with the reason as its code. Limits of settings are checked before any pixel is decoded.
+    """
+    opened = open_image(data, settings)
+    pixels = opened.pixels
     grey = _grey(pixels)
     small = shrink(pixels, SMALL)
     small_grey = _grey(small)
@@ -57,13 +83,13 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
     below = np.cumsum(share)
     square = _resize(small_grey, 256)
     measured: dict[str, str | int | float] = {
-        "sha256": hashlib.sha256(cleaned).hexdigest(),
-        "format": header.format,
+        "sha256": hashlib.sha256(opened.clean).hexdigest(),
+        "format": opened.format,
         "bytes": len(data),
-        "width": header.width,
-        "height": header.height,
-        "mode": mode,
-        "bits": header.bits,
+        "width": grey.shape[1],
+        "height": grey.shape[0],
+        "mode": opened.mode,
+        "bits": opened.bits,
         "mean": mean,
         "std": float(np.sqrt(share @ (levels - mean) ** 2)),
         "p01": float(np.searchsorted(below, 0.01)),
@@ -74,8 +100,9 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         "white_border": _border(small_grey >= WHITE),
         "white_box": white_box(darkest),
         "phash": perceptual_hash(square),
+        "ring": ring(square),
     }
-    return measured, cleaned
+    return measured, opened.clean
 
 
 def decode_grey(data: bytes) -> np.ndarray:
@@ -112,6 +139,13 @@ def perceptual_hash(grey: np.ndarray) -> str:
     """
     bits = cv2.dct(_resize(grey, 32).astype(np.float32))[1:9, 1:9] > 0
     return np.packbits(bits).tobytes().hex()
+
+
+def ring(grey: np.ndarray) -> str:
+    """The outermost RING px of the picture at 32×32: how it was framed, no lungs. 448 grey levels as 896 hex digits."""
+    inner = np.zeros((32, 32), bool)
+    inner[RING:-RING, RING:-RING] = True
+    return _resize(grey, 32)[~inner].tobytes().hex()
 
 
 def _decode(cleaned: bytes, header: Header) -> tuple[str, np.ndarray]:

@@ -18,7 +18,8 @@ COLUMNS = {
     "mode": "string", "bits": "int16", "label": "string", "label_raw": "string", "split_hint": "string",
     "patient": "string", "source": "string", "view": "string", "mean": "float64", "std": "float64", "p01": "float64",
     "p99": "float64", "saturation": "float64", "sharpness": "float64", "black_border": "float64",
-    "white_border": "float64", "white_box": "float64", "phash": "string", "verdict": "string", "reasons": "list",
+    "white_border": "float64", "white_box": "float64", "phash": "string", "ring": "string",
+    "verdict": "string", "reasons": "list",
 }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def ingest(settings: Settings, drop: str, on_file: Callable[[int, int], None] = 
 
     def one(row: dict) -> dict:
         entry = by_file.get(row["file"])
-        return row | (_copy(settings, drop, entry) if entry else {})
+        return row | (_copy(settings, entry) if entry else {})
 
     rows = []
     with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
@@ -87,14 +88,14 @@ def ingest(settings: Settings, drop: str, on_file: Callable[[int, int], None] = 
     return batch
 
 
-def _copy(settings: Settings, drop: str, entry: drops.Entry) -> dict:
+def _copy(settings: Settings, entry: drops.Entry) -> dict:
     """Measurements of one file, with the codes of what is wrong with it under `unread`."""
     if entry.size < 0:
         return {"unread": ["symlink"]}
     if entry.size > settings.max_file_bytes:
         return {"bytes": entry.size, "unread": ["too_large"]}
     try:
-        measured, clean = images.measure(drops.read(settings, drop, entry), settings)
+        measured, clean = images.measure(drops.read(settings, entry), settings)
     except images.BadImage as error:
         return {"bytes": entry.size, "unread": [error.code]}
     store.put_if_absent(

@@ -230,7 +230,7 @@ def test_the_name_of_a_batch_changes_with_any_change_of_the_drop_and_with_nothin
 
 
 def test_files_of_two_drops_that_look_alike_do_not_share_a_batch():
-    entries = [drops.Entry("NORMAL/a.png", 1, "1")]
+    entries = [drops.Entry("NORMAL/a.png", 1, "1", "/inbox/a.png")]
     assert drops.batch_id("a b", entries) != drops.batch_id("a-b", entries)
 
 
@@ -259,7 +259,7 @@ def test_an_inbox_in_s3_is_listed_and_read_like_a_folder(remote):
     assert drops.names(settings) == ["week-1", "week-10"]
     (entry,) = drops.listing(settings, "week-1")
     assert (entry.file, entry.size) == ("train/NORMAL/a.png", 3)
-    assert drops.read(settings, "week-1", entry) == b"one"
+    assert drops.read(settings, entry) == b"one"
     assert said(settings, "week-1").loc["train/NORMAL/a.png", ["label", "split_hint"]].to_list() == ["NORMAL", "train"]
     assert said(settings, "week-10")["label"].to_dict() == {"images/b.png": "COVID19"}
     same = settings.model_copy(update={"inbox": settings.inbox + "/"})

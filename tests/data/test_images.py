@@ -32,6 +32,7 @@ COLUMNS = [
     "white_border",
     "white_box",
     "phash",
+    "ring",
 ]
 
 
@@ -160,6 +161,7 @@ def test_measurements_have_the_fixed_columns_and_say_what_is_in_the_file():
     assert measured["std"] == pytest.approx(picture.std())
     assert abs(measured["p01"] - np.percentile(picture, 1)) <= 1
     assert abs(measured["p99"] - np.percentile(picture, 99)) <= 1
+    assert len(bytes.fromhex(measured["ring"])) == 32 * 32 - 24 * 24
     assert len(measured["phash"]) == 16 and int(measured["phash"], 16) >= 0
 
 
