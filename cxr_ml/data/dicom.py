@@ -120,19 +120,17 @@ def _decode(header: pydicom.Dataset, found: Header) -> np.ndarray:
         uid = "1.2.840.10008.1.2" if implicit else "1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2"
         header.file_meta.TransferSyntaxUID = pydicom.uid.UID(uid)
     syntax = header.file_meta.TransferSyntaxUID
-    expected = found.width * found.height * found.bits // 8
-    if syntax.is_encapsulated if syntax.is_transfer_syntax else False:
-        _check_frame(header.PixelData, syntax, found, expected)
-    elif len(header.PixelData) < expected:
-        raise BadImage("truncated", f"{expected:,} bytes of pixels were expected. Received: {len(header.PixelData):,}")
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise BadImage(
-            "unsupported_syntax", f"A transfer syntax of pictures was expected. Received: {syntax}"
-        ) from None
+        raise BadImage("unsupported_syntax", f"A syntax of pictures was expected. Received: {syntax}") from None
     if not decoder.is_available:
-        raise BadImage("unsupported_syntax", f"A transfer syntax that is read here was expected. Received: {syntax}")
+        raise BadImage("unsupported_syntax", f"A syntax that is read here was expected. Received: {syntax}")
+    expected = found.width * found.height * found.bits // 8
+    if syntax.is_encapsulated:
+        _check_frame(header.PixelData, syntax, found, expected)
+    elif len(header.PixelData) < expected:
+        raise BadImage("truncated", f"{expected:,} bytes of pixels were expected. Received: {len(header.PixelData):,}")
     pixels, _ = decoder.as_array(header, index=0)
     if pixels.shape != (found.height, found.width) or pixels.dtype.itemsize > 2:
         raise BadImage("unreadable", f"{found.width} × {found.height} pixels were expected. Received: {pixels.shape}")
