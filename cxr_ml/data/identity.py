@@ -44,7 +44,7 @@ def hide(row: dict, names: list[str], mark: str) -> dict:
     # The longest first: of "Doe Jane", "Doe" alone would leave the rest to a guess.
     patterns.sort(key=lambda p: -len(p[1]))
     found = re.compile("|".join(p[1] for p in patterns), re.IGNORECASE)
-    return row | {column: found.sub(mark, row[column]) for column in _TEXTS}
+    return row | {column: found.sub(mark, row[column]) for column in filter(row.get, _TEXTS)}
 
 
 def _patterns(name: str) -> list[tuple[list[str], str]]:
@@ -67,7 +67,7 @@ def _alone(words: list[str]) -> tuple[list[str], str]:
 def hide_known(row: dict, known: dict[str, str]) -> dict:
     """`row` with marks for the ids of any patient of the drop; `known`: squeezed id -> mark, from `known_ids`."""
     changed = {}
-    for column in _TEXTS:
+    for column in filter(row.get, _TEXTS):
         text, words = row[column], list(re.finditer(r"[^\W_]+", row[column]))
         at = len(words) - 1
         while at >= 0:
