@@ -19,7 +19,11 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="pydicom")
 
 _STRIP = 1 << 20  # px that are worked on at once
-_PEOPLE = ("PatientID", "PatientName", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "AccessionNumber")
+_PEOPLE = (
+    "PatientID", "PatientName", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientBirthDate",
+    "AccessionNumber",
+)  # fmt: skip
+_LONGEST, _MOST = 256, 100  # characters of such a text (PS3.5 table 6.2-1 allows 64, of a name 195), values of one
 # Defined terms of (0018,5101), PS3.3 C.8.7.1.1 and C.8.11.5; free text there could name somebody.
 _VIEWS = {"AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LAT", "LATERAL"}
 
@@ -40,7 +44,7 @@ def facts(data: bytes) -> Facts:
         for keyword in _PEOPLE:
             value = header.get(keyword) or ""
             values = value if isinstance(value, pydicom.multival.MultiValue | list) else [value]
-            texts.append([text for text in (str(v).strip(" \0^") for v in values) if text])
+            texts.append([text for text in (str(v).strip(" \0^")[:_LONGEST] for v in values[:_MOST]) if text])
         view = str(header.get("ViewPosition") or "").strip().upper()
     except Exception:  # the same file is refused with a reason when its picture is asked for
         return Facts((), (), "")
@@ -216,7 +220,9 @@ def _display(header: pydicom.Dataset, occurring: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise BadImage("unreadable", "A finite rescale was expected. Received: a slope or intercept without end")
     if header.get("VOILUTSequence"):
-        shares = apply_voi(values, header) / ((1 << _first(header.VOILUTSequence[0].LUTDescriptor, 2)) - 1)
+        shares = apply_voi(np.rint(values).astype(np.int64), header) / (
+            (1 << _first(header.VOILUTSequence[0].LUTDescriptor, 2)) - 1
+        )
     elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
         shares = _window(values, header)
     else:

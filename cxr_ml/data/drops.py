@@ -119,16 +119,17 @@ def _files(root: Path) -> Iterator[Entry]:
     def complain(error: OSError) -> None:
         raise Refused(f"Every folder of a drop must be readable. Received: {error.filename!r}: {error.strerror}")
 
-    for folder, _, files in os.walk(root, onerror=complain):
-        for name in files:
-            path = Path(folder) / name
-            status = path.lstat()
-            fault = "symlink" if stat.S_ISLNK(status.st_mode) else "special_file"
-            file, stamp = path.relative_to(root).as_posix(), str(status.st_mtime_ns)
+    top = str(root.absolute())
+    for folder, folders, files in os.walk(top, onerror=complain):
+        for name in [*files, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
+            path = os.path.join(folder, name)
+            status = os.lstat(path)
+            file, stamp = path[len(top) + 1 :], str(status.st_mtime_ns)
             if stat.S_ISREG(status.st_mode):
-                yield Entry(file, status.st_size, stamp, str(path.absolute()))
+                yield Entry(file, status.st_size, stamp, path)
             else:
-                yield Entry(file, -1, stamp, str(path.absolute()), fault)
+                fault = "symlink" if stat.S_ISLNK(status.st_mode) else "special_file"
+                yield Entry(file, -1, stamp, path, fault)
 
 
 def _tidy(found: Iterator[Entry]) -> list[Entry]:
@@ -143,10 +144,9 @@ def _tidy(found: Iterator[Entry]) -> list[Entry]:
 
 
 def _ignored(file: str) -> bool:
-    path = PurePosixPath(file)
-    if archives.outside(file):
-        return False
-    return path.name.startswith(".") or path.name.lower() in _IGNORED or path.parts[0] == "__MACOSX"
+    name = file.rpartition("/")[2]
+    clutter = name.startswith(".") or name.lower() in _IGNORED or file.startswith("__MACOSX/")
+    return clutter and not archives.outside(file)
 
 
 @contextmanager

@@ -315,6 +315,7 @@ def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(inbox, tmp_
     found = {e.file: (e.size, e.fault) for e in drops.listing(inbox, "drop")}
     assert found == {
         "NORMAL/a.png": (1, ""),
+        "NORMAL/folder": (-1, "symlink"),
         "NORMAL/link.png": (-1, "symlink"),
         "NORMAL/pipe.png": (-1, "special_file"),
     }

@@ -83,9 +83,9 @@ def test_ids_of_other_patients_of_the_drop_are_found_too():
 
 def test_a_dicom_header_gives_patient_and_view_where_the_drop_gives_none():
     data = dicom(film(1), ViewPosition="PA", **PERSON)
-    found = identity.from_header(SETTINGS, row("Doe_Jane/MRN-0012345.dcm"), data)
+    found = identity.from_header(SETTINGS, row("Doe_Jane/MRN-0012345_b19610203.dcm"), data)
     mark = identity.hashed(SETTINGS, "MRN-0012345")
-    assert found == row(f"{mark}/{mark}.dcm", patient=mark, view="PA")
+    assert found == row(f"{mark}/{mark}_b{mark}.dcm", patient=mark, view="PA")
     given = row("doe jane.dcm", patient="given by the table", view="AP")
     assert identity.from_header(SETTINGS, given, data) == given | {"file": "given by the table.dcm"}
 
