@@ -3,6 +3,7 @@
 import io
 import logging
 import warnings
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="pydicom")
 
 _STRIP = 1 << 20  # px that are worked on at once
+_INFLATED = 128_000_000  # bytes that a deflated file may have
 _PEOPLE = (
     "PatientID", "PatientName", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientBirthDate",
     "AccessionNumber",
@@ -83,10 +85,22 @@ def open_dicom(data: bytes, settings: Settings) -> tuple[Header, str, np.ndarray
 
 
 def _parse(data: bytes, **options: bool) -> pydicom.Dataset:
-    # pydicom would inflate such a file whole, whatever its size.
+    # pydicom would inflate a deflated file whole, whatever its size.
     if DeflatedExplicitVRLittleEndian.encode() in data:
-        raise BadImage("unsupported_syntax", "A DICOM file that is not deflated was expected. Received: a deflated one")
+        data = _inflated(data)
     return pydicom.dcmread(io.BytesIO(data), force=True, **options)
+
+
+def _inflated(data: bytes) -> bytes:
+    """The elements behind the meta header of a deflated file (PS3.5 A.5), as a file without one."""
+    start = 144 + int.from_bytes(data[140:144], "little")
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    found = inflate.decompress(data[start:], _INFLATED) if data[132:140] == b"\2\0\0\0UL\4\0" else b""
+    if not found or inflate.unconsumed_tail or DeflatedExplicitVRLittleEndian.encode() in found:
+        raise BadImage(
+            "unreadable", f"A deflated DICOM file of at most {_INFLATED:,} bytes was expected. Received: another"
+        )
+    return found
 
 
 def _look(header: pydicom.Dataset, settings: Settings) -> Header:
