@@ -23,7 +23,6 @@ _STRIP = 1 << 20  # px that are worked on at once
 _INFLATED = 128_000_000  # bytes that a deflated file may have
 _PEOPLE = (
     "PatientID", "PatientName", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientBirthDate",
-    "AccessionNumber",
 )  # fmt: skip
 _LONGEST, _MOST = 256, 100  # characters of such a text (PS3.5 table 6.2-1 allows 64, of a name 195), values of one
 # Defined terms of (0018,5101), PS3.3 C.8.7.1.1 and C.8.11.5; free text there could name somebody.
@@ -34,7 +33,8 @@ class Facts(NamedTuple):
     """What a header says of whose picture it is, for as long as it takes to replace it."""
 
     patients: tuple[str, ...]  # what may name the patient, best first: PatientID, PatientName
-    names: tuple[str, ...]  # every text of the header by which somebody could be found
+    names: tuple[str, ...]  # every text of the header by which the patient could be found
+    accession: str  # number of the examination, by which the patient could be found too
     view: str  # a defined term, or ""
 
 
@@ -43,15 +43,15 @@ def facts(data: bytes) -> Facts:
     try:
         header = _parse(data, stop_before_pixels=True)
         texts = []
-        for keyword in _PEOPLE:
+        for keyword in (*_PEOPLE, "AccessionNumber"):
             value = header.get(keyword) or ""
             values = value if isinstance(value, pydicom.multival.MultiValue | list) else [value]
             texts.append([text for text in (str(v).strip(" \0^")[:_LONGEST] for v in values[:_MOST]) if text])
         view = str(header.get("ViewPosition") or "").strip().upper()
     except Exception:  # the same file is refused with a reason when its picture is asked for
-        return Facts((), (), "")
-    patients = tuple(text for found in texts[:2] for text in found)
-    return Facts(patients, tuple(text for found in texts for text in found), view if view in _VIEWS else "")
+        return Facts((), (), "", "")
+    patients, names = ([text for found in some for text in found] for some in (texts[:2], texts[:-1]))
+    return Facts(tuple(patients), tuple(names), next(iter(texts[-1]), ""), view if view in _VIEWS else "")
 
 
 def open_dicom(data: bytes, settings: Settings) -> tuple[Header, str, np.ndarray]:

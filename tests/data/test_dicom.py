@@ -314,6 +314,6 @@ def test_the_patient_is_the_id_or_else_the_name_and_the_view_one_of_the_defined_
     said = dicoms.facts(dicom(RAMP, 12, ViewPosition="pa", **PERSON))
     assert said.patients == ("MRN-0012345", "Doe^Jane^Quincy") and said.view == "PA"
     assert dicoms.facts(dicom(RAMP, 12, PatientName="Doe^Jane")).patients == ("Doe^Jane",)
-    assert dicoms.facts(dicom(RAMP, 12)) == dicoms.Facts((), (), "")
+    assert dicoms.facts(dicom(RAMP, 12)) == dicoms.Facts((), (), "", "")
     assert dicoms.facts(dicom(RAMP, 12, ViewPosition="JANE DOE")).view == ""
-    assert dicoms.facts(b"\0" * 128 + b"DICM" + b"\xff" * 500) == dicoms.Facts((), (), "")
+    assert dicoms.facts(b"\0" * 128 + b"DICM" + b"\xff" * 500) == dicoms.Facts((), (), "", "")
