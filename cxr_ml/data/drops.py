@@ -1,114 +1,22 @@
-"""Finds drops in the inbox, lists their files and reads the label of each. A drop is hostile until judged."""
+"""What a drop says of each of its files: label, split, patient, source and view. A drop is hostile until judged."""
 
-import csv
-import hashlib
-import io
-import os
-import re
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+import unicodedata
+from pathlib import PurePosixPath
 
 import pandas as pd
 
 from cxr_ml import store
+from cxr_ml.data import archives, identity
+from cxr_ml.data.containers import BadImage
+from cxr_ml.data.inbox import Entry, batch_id, listing, names, opened, printable, read
+from cxr_ml.data.sheets import read_rows, spelling
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
+__all__ = ["Entry", "batch_id", "labels", "listing", "names", "new", "opened", "printable", "read", "spelling"]
+
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "validation", "validation": "validation"}
 _LABELS = "labels.csv"
-_IGNORED = {"thumbs.db", "desktop.ini"}
-_COLUMNS = ("filename", "label", "patient_id", "view", "source", "split")
-
-
-class Entry(NamedTuple):
-    """One file of a drop. `stamp` changes when the file does (modification time, or the ETag in S3)."""
-
-    file: str  # path below the drop, "/" between parts
-    size: int  # bytes
-    stamp: str
-
-
-def _s3_parts(uri: str) -> tuple[str, str]:
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
-    return bucket, prefix.rstrip("/") + "/" if prefix else ""
-
-
-def _objects(settings: Settings, uri: str, delimiter: str = "") -> Iterator[dict]:
-    bucket, prefix = _s3_parts(uri)
-    pages = store.client(settings.s3_endpoint_url).get_paginator("list_objects_v2")
-    yield from pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter=delimiter)
-
-
-def names(settings: Settings) -> list[str]:
-    """Names of all drops in the inbox, in order.
-
-    Raises:
-        Refused: the inbox does not exist.
-    """
-    if settings.inbox.startswith("s3://"):
-        _, prefix = _s3_parts(settings.inbox)
-        pages = _objects(settings, settings.inbox, "/")
-        found = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ())]
-        found = [name.removeprefix(prefix).rstrip("/") for name in found]
-        return sorted(name for name in found if name and not name.startswith("."))
-    folder = Path(settings.inbox)
-    if not folder.is_dir():
-        raise Refused(f"The inbox must be an existing folder or s3://bucket/prefix; set CXR_INBOX. Received: {folder}")
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith("."))
-
-
-def listing(settings: Settings, drop: str) -> list[Entry]:
-    """The files of a drop, in order of their paths. Links are listed with size -1 and never followed.
-
-    Raises:
-        Refused: the inbox has no drop of that name.
-    """
-    if drop not in names(settings):
-        raise Refused(
-            f"The inbox {settings.inbox} has no drop of that name. Received: {drop!r}. There: {names(settings)}"
-        )
-    if settings.inbox.startswith("s3://"):
-        root = f"{settings.inbox.rstrip('/')}/{drop}"
-        _, prefix = _s3_parts(root)
-        found = [
-            Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"])
-            for page in _objects(settings, root)
-            for item in page.get("Contents", ())
-            if not item["Key"].endswith("/")
-        ]
-    else:
-        root = Path(settings.inbox) / drop
-        found = []
-        for folder, _, files in os.walk(root):
-            for name in files:
-                path = Path(folder) / name
-                status = path.lstat()
-                size = -1 if path.is_symlink() or not path.is_file() else status.st_size
-                found.append(Entry(path.relative_to(root).as_posix(), size, str(status.st_mtime_ns)))
-    return sorted(e for e in found if not _ignored(e.file))
-
-
-def _ignored(file: str) -> bool:
-    name = PurePosixPath(file).name
-    return name.startswith(".") or name.lower() in _IGNORED
-
-
-def read(settings: Settings, drop: str, entry: Entry) -> bytes:
-    """Bytes of one file of a drop."""
-    if settings.inbox.startswith("s3://"):
-        bucket, prefix = _s3_parts(f"{settings.inbox.rstrip('/')}/{drop}")
-        answer = store.client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=prefix + entry.file)
-        return answer["Body"].read()
-    return (Path(settings.inbox) / drop / entry.file).read_bytes()
-
-
-def batch_id(drop: str, entries: list[Entry]) -> str:
-    """`<drop>-<8 hex digits>`: the digits change with the path, size or time of any file of the drop."""
-    facts = "\n".join(f"{e.file!r} {e.size} {e.stamp}" for e in entries)
-    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", drop).strip("-.")[:80] or "drop"
-    digest = hashlib.sha256((repr(drop) + "\n" + facts).encode(errors="surrogatepass")).hexdigest()
-    return f"{slug}-{digest[:8]}"
 
 
 def new(settings: Settings) -> list[str]:
@@ -121,47 +29,68 @@ def new(settings: Settings) -> list[str]:
     return found
 
 
-def printable(name: str) -> str:
-    """`name` as it can be stored: what is no UTF-8, as names of files may hold, becomes an escape."""
-    return name.encode(errors="backslashreplace").decode()
-
-
-def spelling(text: str) -> str:
-    """`text` as labels are compared: without case, spaces, '-' and '_'."""
-    return re.sub(r"[\s_-]+", "", text).casefold()
-
-
 def labels(settings: Settings, drop: str, entries: list[Entry]) -> pd.DataFrame:
-    """What the drop says of each of its files: by class folders, or by `labels.csv` at its top.
+    """What the drop says of each of its files: by `labels.csv` at its top, or else by class folders.
+
+    Either may lie below one folder that wraps everything. Ids of patients in the texts are replaced by their hash.
 
     Returns:
         One row per file, and per row of labels.csv without a file, with the columns file (`printable`), label ("" if
-        unknown), label_raw, split_hint, patient (salted hash), source, view, reasons (codes; empty where all is well).
+        unknown), label_raw, split_hint, patient (salted hash), source, view, reasons (codes; empty where all is well)
+        and entry (place of the file in `entries`, -1 where there is none), in order of the paths in the drop.
 
     Raises:
-        Refused: labels.csv is a link, is too large, cannot be read or lacks the columns filename and label.
+        Refused: labels.csv is a link, is too large, cannot be read, lacks the columns filename and label, or has more
+            than `max_drop_files` rows; or it names patients and `patient_salt` is not set.
     """
-    table = next((e for e in entries if e.file == _LABELS), None)
-    if table is not None:
-        if not 0 <= table.size <= settings.max_file_bytes:
-            raise Refused(
-                f"labels.csv of the drop {drop!r} must be a file of at most {settings.max_file_bytes:,} bytes. "
-                f"Received: {'a link' if table.size < 0 else f'{table.size:,} bytes'}"
-            )
-        rows = _from_csv(read(settings, drop, table), drop, [e for e in entries if e.file != _LABELS])
-    else:
-        rows = [_from_folders(e.file) for e in entries]
     known = {spelling(k): v for k, v in settings.label_spellings.items()}
+    wrapper = _wrapper(entries, known)
+    table = _table(drop, entries, wrapper)
+    if table is None:
+        rows = [_from_folders(e.file, wrapper) | {"entry": i} for i, e in enumerate(entries)]
+    else:
+        rows = _from_csv(settings, drop, entries, table, wrapper)
+    rows.sort(key=lambda row: (row["file"], row["entry"]))
+    marks = {patient: identity.hashed(settings, patient) for patient in {row["patient"] for row in rows}}
+    ids = identity.known_ids(marks)
+    finished = []
     for row in rows:
-        row |= {name: printable(row[name]) for name in ("file", "label_raw")}
+        row |= {name: printable(row[name]) for name in ("file", "label_raw", "source", "view")}
         row["label"] = known.get(spelling(row["label_raw"]), "")
-        if not row["label"] and not row["reasons"]:
+        faulty = row["entry"] >= 0 and entries[row["entry"]].fault
+        if not row["label"] and not row["reasons"] and not faulty:
             row["reasons"] = ["unknown_label" if row["label_raw"] else "no_label"]
+        patient, row["patient"] = row["patient"], marks[row["patient"]]
         if row["patient"]:
-            digest = hashlib.sha256(f"{settings.patient_salt}\n{row['patient']}".encode(errors="surrogatepass"))
-            row["patient"] = digest.hexdigest()[:16]
-    columns = ["file", "label", "label_raw", "split_hint", "patient", "source", "view", "reasons"]
-    return pd.DataFrame(rows, columns=columns).sort_values("file", ignore_index=True)
+            row = identity.hide(row, [patient], row["patient"])
+        finished.append(identity.hide_known(row, ids) if ids else row)
+    columns = ["file", "label", "label_raw", "split_hint", "patient", "source", "view", "reasons", "entry"]
+    return pd.DataFrame(finished, columns=columns)
+
+
+def _wrapper(entries: list[Entry], known: dict[str, str]) -> str:
+    """The folder, with "/", below which the whole drop lies, as in most archives; "" where there is none."""
+    paths = [PurePosixPath(e.file).parts for e in entries if not archives.outside(e.file)]
+    tops = {parts[0] for parts in paths if len(parts) > 1}
+    if len(tops) != 1:
+        return ""
+    (top,) = tops
+    if top.lower() in SPLITS or spelling(top) in known:
+        return ""
+    inside = {parts[1] for parts in paths if len(parts) > 2}
+    wraps = any(name.lower() in SPLITS or spelling(name) in known for name in inside)
+    return f"{top}/" if wraps or any(e.file.lower() == f"{top}/{_LABELS}".lower() for e in entries) else ""
+
+
+def _table(drop: str, entries: list[Entry], wrapper: str) -> int | None:
+    """Which entry is the labels.csv of the drop."""
+    for folder in ("", wrapper):
+        found = [i for i, e in enumerate(entries) if e.file.lower() == f"{folder}{_LABELS}".lower()]
+        if len(found) > 1:
+            raise Refused(f"The drop {drop!r} must have one labels.csv. Received: {[entries[i].file for i in found]}")
+        if found:
+            return found[0]
+    return None
 
 
 def _row(file: str, label: str, split: str = "", patient: str = "", source: str = "", view: str = "") -> dict:
@@ -171,42 +100,49 @@ def _row(file: str, label: str, split: str = "", patient: str = "", source: str 
     )
 
 
-def _from_folders(file: str) -> dict:
-    folders = list(PurePosixPath(file).parts[:-1])
+def _from_folders(file: str, wrapper: str) -> dict:
+    if archives.outside(file):
+        return _row(file, "")
+    folders = list(PurePosixPath(file.removeprefix(wrapper)).parts[:-1])
     split = folders.pop(0) if folders and folders[0].lower() in SPLITS else ""
     return _row(file, folders[0] if folders else "", split)
 
 
-def _from_csv(data: bytes, drop: str, entries: list[Entry]) -> list[dict]:
+def _from_csv(settings: Settings, drop: str, entries: list[Entry], table: int, wrapper: str) -> list[dict]:
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header = [str(name).strip().lower() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        lines = list(reader)
-    except csv.Error as error:
-        raise Refused(f"labels.csv of the drop {drop!r} is not a CSV table: {error}") from None
-    if not {"filename", "label"} <= set(header):
-        raise Refused(f"labels.csv of the drop {drop!r} needs the columns filename and label. Received: {header[:20]}")
-    present = {e.file for e in entries}
-    rows: dict[str, dict] = {}
-    for line in lines:
-        values = {name: (line.get(name) or "").strip() for name in _COLUMNS}
-        file = values["filename"].replace("\\", "/")
-        row = _row(file, values["label"], values["split"], values["patient_id"], values["source"], values["view"])
-        path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts or not file or "\0" in file:
+        data = read(settings, entries[table])
+    except BadImage as error:
+        raise Refused(f"labels.csv of the drop {drop!r} must be a file that can be read. {error}") from None
+    files = {e.file: i for i, e in enumerate(entries) if i != table}
+    # A name typed on one system and packed on another may differ in how its accents are composed.
+    composed = {unicodedata.normalize("NFC", file): i for file, i in files.items()}
+    rows: dict[int | str, dict] = {}
+    for said in read_rows(data, drop):
+        file = said["filename"].replace("\\", "/")
+        file = str(PurePosixPath(file)) if file else ""
+        row = _row(file, said["label"], said["split"], said["patient_id"], said["source"], said["view"])
+        row["entry"] = -1
+        at = None
+        if archives.outside(file):
             row["reasons"] = ["path_outside_drop"]
-        elif file not in present:
-            row["reasons"] = ["file_missing"]
-        if file in rows:
-            if spelling(rows[file]["label_raw"]) != spelling(row["label_raw"]):
-                rows[file]["reasons"] = ["conflicting_rows"]
-            continue
-        rows[file] = row
-    unlisted = [{**_row(e.file, ""), "reasons": ["not_listed"]} for e in entries if e.file not in rows]
+        else:
+            tries = [f for way in (file, wrapper + file) for f in (way, unicodedata.normalize("NFC", way))]
+            at = next((where[f] for where in (files, composed) for f in tries if f in where), None)
+            if at is None:
+                row["reasons"] = ["file_missing"]
+            else:
+                row |= {"file": entries[at].file, "entry": at}
+        earlier = rows.setdefault(file if at is None else at, row)
+        if earlier is not row and _facts(earlier) != _facts(row):
+            earlier["reasons"] = ["conflicting_rows"]
+        if len(rows) > settings.max_drop_files:
+            raise Refused(
+                f"labels.csv of the drop {drop!r} must have at most {settings.max_drop_files:,} rows. "
+                "Received: more. Split the drop, or raise max_drop_files."
+            )
+    unlisted = [_row(file, "") | {"entry": i, "reasons": ["not_listed"]} for file, i in files.items() if i not in rows]
     return [*rows.values(), *unlisted]
+
+
+def _facts(row: dict) -> tuple[str, str, str]:
+    return spelling(row["label_raw"]), row["patient"], row["split_hint"]

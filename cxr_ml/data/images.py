@@ -4,41 +4,65 @@ import hashlib
 import io
 import struct
 import zlib
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from cxr_ml.data.boxes import white_box
-from cxr_ml.data.containers import BadImage, Header, clean, look
+from cxr_ml.data.containers import BadImage, Header, clean, is_dicom, look
 from cxr_ml.settings import Settings
 
-__all__ = ["BadImage", "clean", "decode_grey", "measure", "perceptual_hash", "shrink"]
+__all__ = [
+    "BadImage",
+    "clean",
+    "decode_grey",
+    "measure",
+    "open_image",
+    "perceptual_hash",
+    "ring",
+    "shrink",
+]
 
 SMALL = 512  # px, long side of the picture on which borders, boxes and colour cast are measured
 BLACK, WHITE = 12, 245  # 8-bit grey: at most, at least; JPEG noise around 0 and 255 stays inside
 BORDER_SHARE = 0.98  # of a row or column that must be black (white) to be border; a marker letter may stand in it
 
 
-def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | float], bytes]:
-    """Measurements of one PNG or JPEG file, and its bytes without metadata, which are what is decoded and stored.
+_STRIP = 1 << 21  # px that are converted at once
+_PNG_LEVEL = 4
+RING = 4  # px, width of the border ring of the picture at 32×32 that the probe for shortcuts sees
 
-    Grey levels are those of `decode_grey`, so `mean`, `std`, `p01` and `p99` run from 0 to 255 whatever the bit depth.
-    `saturation` is sum(max - min) / sum(max) over the pixels' RGB: 0 for grey film, towards 1 for a strong cast.
-    `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash` is described at `perceptual_hash`.
 
-    Returns:
-        (sha256 of the clean bytes, format, bytes of the file, width, height, mode, bits, mean, std, p01, p99,
-        saturation, sharpness, black_border, white_border, white_box, phash), clean bytes
+class Opened(NamedTuple):
+    """A file whose header was looked at and whose picture was decoded, once."""
+
+    format: str  # png, jpeg or dicom; what is stored has the `extension` of it
+    mode: str  # Pillow's; of DICOM the photometric interpretation
+    bits: int  # per sample, as stored in the file
+    pixels: np.ndarray  # uint8 [height, width] or [height, width, RGB]
+    clean: bytes  # what is stored: the file without metadata; of DICOM the picture as a grey PNG of 8 bits
+
+
+def open_image(data: bytes, settings: Settings) -> Opened:
+    """Decodes a PNG, JPEG or DICOM. Limits of settings are checked before any pixel is decoded.
+
+    A picture of 50 million pixels takes at most 600 MB while it is decoded (CMYK, progressive), of grey 250 MB.
 
     Raises:
-        BadImage: with the reason as its code. Limits of settings are checked before any pixel is decoded.
+        BadImage: with the reason as its code.
     """
     if len(data) > settings.max_file_bytes:
         raise BadImage(
             "too_large",
             f"A file of at most {settings.max_file_bytes:,} bytes was expected. Received: {len(data):,} bytes",
         )
+    if is_dicom(data):
+        from cxr_ml.data.dicom import open_dicom  # pydicom takes 0.2 s to import
+
+        header, mode, pixels = open_dicom(data, settings)
+        return Opened(header.format, mode, header.bits, pixels, _png(pixels))
     header = look(data)
     if header.width * header.height > settings.max_pixels:
         raise BadImage(
@@ -47,6 +71,26 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         )
     cleaned = clean(data, header.format)
     mode, pixels = _decode(cleaned, header)
+    return Opened(header.format, mode, header.bits, pixels, cleaned)
+
+
+def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | float], bytes]:
+    """Measurements of one PNG or JPEG file, and its bytes without metadata, which are what is decoded and stored.
+
+    Grey levels are those of `decode_grey`, so `mean`, `std`, `p01` and `p99` run from 0 to 255 whatever the bit depth.
+    `saturation` is sum(max - min) / sum(max) over the pixels' RGB: 0 for grey film, towards 1 for a strong cast.
+    `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash` and `ring` are described at
+    `perceptual_hash` and `ring`.
+
+    Returns:
+        (sha256 of the clean bytes, format, bytes of the file, width, height, mode, bits, mean, std, p01, p99,
+        saturation, sharpness, black_border, white_border, white_box, phash, ring), clean bytes
+
+    Raises:
+        BadImage: with the reason as its code. Limits of settings are checked before any pixel is decoded.
+    """
+    opened = open_image(data, settings)
+    pixels = opened.pixels
     grey = _grey(pixels)
     small = shrink(pixels, SMALL)
     small_grey = _grey(small)
@@ -57,13 +101,13 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
     below = np.cumsum(share)
     square = _resize(small_grey, 256)
     measured: dict[str, str | int | float] = {
-        "sha256": hashlib.sha256(cleaned).hexdigest(),
-        "format": header.format,
+        "sha256": hashlib.sha256(opened.clean).hexdigest(),
+        "format": opened.format,
         "bytes": len(data),
-        "width": header.width,
-        "height": header.height,
-        "mode": mode,
-        "bits": header.bits,
+        "width": grey.shape[1],
+        "height": grey.shape[0],
+        "mode": opened.mode,
+        "bits": opened.bits,
         "mean": mean,
         "std": float(np.sqrt(share @ (levels - mean) ** 2)),
         "p01": float(np.searchsorted(below, 0.01)),
@@ -74,8 +118,9 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         "white_border": _border(small_grey >= WHITE),
         "white_box": white_box(darkest),
         "phash": perceptual_hash(square),
+        "ring": ring(square),
     }
-    return measured, cleaned
+    return measured, opened.clean
 
 
 def decode_grey(data: bytes) -> np.ndarray:
@@ -114,6 +159,13 @@ def perceptual_hash(grey: np.ndarray) -> str:
     return np.packbits(bits).tobytes().hex()
 
 
+def ring(grey: np.ndarray) -> str:
+    """The outermost RING px of the picture at 32×32: how it was framed, no lungs. 448 grey levels as 896 hex digits."""
+    inner = np.zeros((32, 32), bool)
+    inner[RING:-RING, RING:-RING] = True
+    return _resize(grey, 32)[~inner].tobytes().hex()
+
+
 def _decode(cleaned: bytes, header: Header) -> tuple[str, np.ndarray]:
     """(Pillow's mode, pixels uint8 [height, width] or [height, width, RGB]) of clean bytes."""
     try:
@@ -134,17 +186,39 @@ def _decode(cleaned: bytes, header: Header) -> tuple[str, np.ndarray]:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
+    """What a loaded picture shows. In strips: whole copies of a large one in other modes would take a gigabyte."""
+    wide, high = image.size
+    channels: tuple[int, ...] = ()
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.uint32)
-        return (deep >> max(0, int(deep.max()).bit_length() - 8)).astype(np.uint8)
-    if image.has_transparency_data:
-        rgba = np.asarray(image.convert("RGBA"))
-        opacity = rgba[..., 3:]
-        if opacity.min() == 255:
-            return np.ascontiguousarray(rgba[..., :3])
-        return ((rgba[..., :3].astype(np.uint16) * opacity + 127) // 255).astype(np.uint8)
-    wanted = "L" if image.mode in ("L", "1") else "RGB"
-    return np.asarray(image if image.mode == wanted else image.convert(wanted))
+        shift = max(0, int(image.getextrema()[1]).bit_length() - 8)
+
+        def show(part: Image.Image) -> np.ndarray:
+            return np.asarray(part) >> shift
+    elif image.has_transparency_data:
+        channels, show = (3,), _on_black
+    else:
+        wanted = "L" if image.mode in ("L", "1") else "RGB"
+        channels = () if wanted == "L" else (3,)
+
+        def show(part: Image.Image) -> np.ndarray:
+            return np.asarray(part if part.mode == wanted else part.convert(wanted))
+
+    pixels = np.empty((high, wide, *channels), np.uint8)
+    rows = max(1, _STRIP // wide)
+    for y in range(0, high, rows):
+        pixels[y : y + rows] = show(image.crop((0, y, wide, min(y + rows, high))) if rows < high else image)
+    return pixels
+
+
+def _on_black(image: Image.Image) -> np.ndarray:
+    rgba = np.asarray(image.convert("RGBA"))
+    return (rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + 127) // 255
+
+
+def _png(grey: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG", compress_level=_PNG_LEVEL)
+    return buffer.getvalue()
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import drops, images
+from cxr_ml.data import containers, drops, identity, images
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
@@ -18,13 +18,14 @@ COLUMNS = {
     "mode": "string", "bits": "int16", "label": "string", "label_raw": "string", "split_hint": "string",
     "patient": "string", "source": "string", "view": "string", "mean": "float64", "std": "float64", "p01": "float64",
     "p99": "float64", "saturation": "float64", "sharpness": "float64", "black_border": "float64",
-    "white_border": "float64", "white_box": "float64", "phash": "string", "verdict": "string", "reasons": "list",
+    "white_border": "float64", "white_box": "float64", "phash": "string", "ring": "string",
+    "verdict": "string", "reasons": "list",
 }  # fmt: skip
 
 
-def image_key(sha256: str, extension: str) -> str:
-    """Key of an image in the store."""
-    return f"images/{sha256[:2]}/{sha256}.{extension}"
+def image_key(sha256: str, format: str) -> str:
+    """Key of an image in the store; `format` as measured: png, jpeg or dicom."""
+    return f"images/{sha256[:2]}/{sha256}.{containers.extension(format)}"
 
 
 def to_parquet(frame: pd.DataFrame) -> bytes:
@@ -54,27 +55,24 @@ def ingest(settings: Settings, drop: str, on_file: Callable[[int, int], None] = 
     Raises:
         Refused: no such drop, it has no files, or its labels.csv cannot be used.
     """
-    entries = drops.listing(settings, drop)
-    if not entries:
-        raise Refused(f"A drop must hold images, in class folders or with a labels.csv. Received: {drop!r}, empty.")
-    batch = drops.batch_id(drop, entries)
-    key = f"batches/{batch}/ingested.parquet"
-    if store.exists(settings, key):
+    batch = drops.batch_id(drop, drops.listing(settings, drop))  # no archive is opened for it
+    if store.exists(settings, f"batches/{batch}/ingested.parquet"):
         return batch
-    table = drops.labels(settings, drop, entries)
-    by_file = {drops.printable(e.file): e for e in entries}
+    with drops.opened(settings, drop) as (batch, entries):
+        if not entries:
+            raise Refused(f"A drop must hold images, in class folders or with a labels.csv. Received: {drop!r}, empty.")
+        table = drops.labels(settings, drop, entries)
 
-    def one(row: dict) -> dict:
-        entry = by_file.get(row["file"])
-        return row | (_copy(settings, drop, entry) if entry else {})
+        def one(row: dict) -> dict:
+            return _copy(settings, entries[row["entry"]], row) if row["entry"] >= 0 else row
 
-    rows = []
-    with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
-        for row in pool.map(one, table.to_dict("records")):
-            row["reasons"] = [*row["reasons"], *row.pop("unread", [])]
-            row["verdict"] = "quarantined" if row["reasons"] else "accepted"
-            rows.append(row)
-            on_file(len(rows), len(table))
+        rows = []
+        with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
+            for row in pool.map(one, table.to_dict("records")):
+                row["reasons"] = [*row["reasons"], *row.pop("unread", [])]
+                row["verdict"] = "quarantined" if row["reasons"] else "accepted"
+                rows.append(row)
+                on_file(len(rows), len(table))
     frame = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     for column, kind in COLUMNS.items():
         if kind == "string":
@@ -83,24 +81,22 @@ def ingest(settings: Settings, drop: str, on_file: Callable[[int, int], None] = 
             frame[column] = frame[column].fillna(0).astype(kind)
         elif kind != "list":
             frame[column] = frame[column].astype(kind)
-    store.put_if_absent(settings, key, to_parquet(frame))
+    store.put_if_absent(settings, f"batches/{batch}/ingested.parquet", to_parquet(frame))
     return batch
 
 
-def _copy(settings: Settings, drop: str, entry: drops.Entry) -> dict:
-    """Measurements of one file, with the codes of what is wrong with it under `unread`."""
-    if entry.size < 0:
-        return {"unread": ["symlink"]}
-    if entry.size > settings.max_file_bytes:
-        return {"bytes": entry.size, "unread": ["too_large"]}
+def _copy(settings: Settings, entry: drops.Entry, row: dict) -> dict:
+    """`row` with the measurements of its file, or with the codes of what is wrong with it under `unread`."""
     try:
-        measured, clean = images.measure(drops.read(settings, drop, entry), settings)
+        data = drops.read(settings, entry)
+        row = identity.from_header(settings, row, data)
+        measured, clean = images.measure(data, settings)
     except images.BadImage as error:
-        return {"bytes": entry.size, "unread": [error.code]}
+        return row | {"bytes": max(0, entry.size), "unread": [error.code]}
     store.put_if_absent(
         settings,
         image_key(measured["sha256"], measured["format"]),
         clean,
-        f"image/{measured['format']}",
+        f"image/{containers.extension(measured['format'])}",
     )
-    return measured
+    return row | measured
