@@ -19,7 +19,7 @@ from drop_samples import (
 )
 
 from cxr_ml import store
-from cxr_ml.data import batches, dataset, ingest
+from cxr_ml.data import batches, dataset, groups, ingest
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
@@ -177,10 +177,10 @@ def test_a_group_that_left_and_came_back_has_its_old_split(small):
 
 def test_groups_without_a_hint_are_dealt_in_the_shares_of_the_settings():
     settings = Settings(test_fraction=0.2, validation_fraction=0.15)
-    found = pd.Series([dataset.split_of(f"image:{i}", "", settings) for i in range(4000)]).value_counts(normalize=True)
+    found = pd.Series([groups.split_of(f"image:{i}", "", settings) for i in range(4000)]).value_counts(normalize=True)
     assert found["test"] == pytest.approx(0.2, abs=0.02)
     assert found["validation"] == pytest.approx(0.8 * 0.15, abs=0.02)
-    hinted = pd.Series([dataset.split_of(f"image:{i}", "train", settings) for i in range(4000)]).value_counts()
+    hinted = pd.Series([groups.split_of(f"image:{i}", "train", settings) for i in range(4000)]).value_counts()
     assert "test" not in hinted and hinted["validation"] / 4000 == pytest.approx(0.15, abs=0.02)
 
 
@@ -188,9 +188,9 @@ def test_the_split_of_a_group_depends_on_its_name_alone_and_the_known_values_do_
     names = ["image:a", "image:b", "patient:c", "patient:d", "image:e", "image:f"]
     settings = Settings(test_fraction=0.5, validation_fraction=0.5)
     digests = [int(hashlib.sha256(f"test\n{n}".encode()).hexdigest()[:8], 16) / 2**32 for n in names]
-    assert [dataset.share(n, "test") for n in names] == digests
-    assert [dataset.split_of(n, "", settings) == "test" for n in names] == [d < 0.5 for d in digests]
-    assert [dataset.share(n, "validation") for n in names] != digests
+    assert [groups.share(n, "test") for n in names] == digests
+    assert [groups.split_of(n, "", settings) == "test" for n in names] == [d < 0.5 for d in digests]
+    assert [groups.share(n, "validation") for n in names] != digests
 
 
 # What is refused

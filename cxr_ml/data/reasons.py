@@ -1,0 +1,82 @@
+"""What the codes mean for which a file was refused, and its measurements beside the limits."""
+
+import json
+from typing import NamedTuple
+
+import pandas as pd
+
+from cxr_ml.errors import Refused
+from cxr_ml.settings import Settings
+
+_WORDS = {
+    "no_label": "The drop says no label for it.",
+    "unknown_label": "The drop's label is none of the known spellings; see label_spellings in the settings.",
+    "not_listed": "labels.csv does not list this file.",
+    "file_missing": "labels.csv lists it, and the drop has no such file.",
+    "path_outside_drop": "labels.csv names a path that leads out of the drop.",
+    "conflicting_rows": "labels.csv has two rows for it, with different labels.",
+    "symlink": "It is a link, and links are never followed.",
+    "too_large": "The file is larger than max_file_bytes in the settings; it was not read.",
+    "too_many_pixels": "The image has more pixels than max_pixels in the settings; it was not decoded.",
+    "not_an_image": "The bytes are no image of a kind that is read here, whatever the file is called.",
+    "truncated": "The file ends before the image does.",
+    "unreadable": "The file cannot be decoded.",
+    "conflicting_label": "The same picture was delivered under another label too, and nobody knows which is right.",
+    "contradicted": "It was accepted; then a later drop showed the same picture under another label.",
+    "exact_duplicate": "The same image is in the store already.",
+    "near_duplicate": "It shows the same picture as an earlier image: resized, re-encoded, mirrored or the like.",
+}
+
+
+class Limit(NamedTuple):
+    """One expectation of images.json beside what was measured."""
+
+    column: str
+    value: str  # "" where it was not measured
+    limit: str  # e.g. "≥ 100"
+    reason: str  # code of a row that does not meet it
+    notes: str  # what the suite says about it
+
+
+def limits(row: pd.Series, settings: Settings) -> list[Limit]:
+    """The limits of images.json for one column each, beside the row's measurements.
+
+    Raises:
+        Refused: images.json cannot be read.
+    """
+    path = settings.expectations / "images.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["expectations"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(f"A Great Expectations suite was expected at {path}. Received: {error}") from None
+    sides = sorted((row["width"], row["height"]))
+    values = dict(row) | {"aspect_ratio": sides[1] / sides[0] if sides[0] else None}
+    found = []
+    for entry in entries:
+        kwargs = entry["kwargs"]
+        parts = [f"{sign} {kwargs[k]:g}" for k, sign in (("min_value", "≥"), ("max_value", "≤")) if k in kwargs]
+        parts += [f"one of {', '.join(map(str, kwargs['value_set']))}"] if "value_set" in kwargs else []
+        reason = (entry.get("meta") or {}).get("reason") or f"{entry['type']}:{kwargs.get('column', '')}"
+        value = values.get(kwargs.get("column"))
+        shown = "" if value is None or pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        found.append(Limit(kwargs.get("column", ""), shown, " and ".join(parts), reason, entry.get("notes") or ""))
+    return found
+
+
+def explain(code: str, row: pd.Series, rejected: str, settings: Settings) -> str:
+    """A reason code in plain words.
+
+    Args:
+        code: e.g. too_small.
+        row: the measurements of the file.
+        rejected: why the file's class was rejected in its batch, "" where it was not.
+        settings: where images.json is.
+    """
+    if code.startswith("rejected_class:"):
+        return f"Its class was rejected in this drop. {rejected}"
+    if code in _WORDS:
+        return _WORDS[code]
+    found = [x for x in limits(row, settings) if x.reason == code]
+    measured = "; ".join(f"{x.column} is {x.value or 'not measured'}, expected {x.limit}" for x in found if x.limit)
+    notes = next((x.notes for x in found if x.notes), "")
+    return f"{measured[:1].upper()}{measured[1:]}. {notes}".strip(". ") + "." if found else f"{code.replace('_', ' ')}."
