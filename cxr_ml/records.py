@@ -122,6 +122,31 @@ class Evaluation(Record):
     champion: "Evaluation | None" = None
 
 
+class Doubt(Record):
+    """A label that a model contradicts."""
+
+    sha256: str
+    batch: str
+    file: str
+    image: str  # key in the store
+    label: str
+    probability: float  # of the label, by the model
+    suggested: str  # the class that the model thinks most likely
+    suggested_probability: float
+    split: str
+    issue: bool  # whether confident learning takes it for mislabelled
+
+
+class Doubts(Record):
+    """Labels of a dataset that a model contradicts; printed, never stored."""
+
+    dataset: int
+    model: str
+    looked_at: int  # images
+    said: str  # which images were looked at, in a sentence
+    doubts: tuple[Doubt, ...]  # least believed first
+
+
 class Check(Record):
     """One check of the gate."""
 

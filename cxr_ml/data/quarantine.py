@@ -1,5 +1,6 @@
 """Every refused file can be asked about, and a human can rule on it."""
 
+import numpy as np
 import pandas as pd
 
 from cxr_ml import store
@@ -33,7 +34,9 @@ def files(settings: Settings) -> pd.DataFrame:
     contradicted = (frame["verdict"] == "accepted") & frame["sha256"].isin(set(against) - {""})
     frame.loc[contradicted, "state"] = "contradicted"
     frame.loc[contradicted, "duplicate_of"] = frame.loc[contradicted, "sha256"].map(against)
-    frame["reasons"] = [[*r, "contradicted"] if c else list(r) for r, c in zip(frame["reasons"], contradicted)]  # noqa: B905
+    frame["reasons"] = [
+        [*r, "contradicted"] if c else list(r) for r, c in zip(frame["reasons"], contradicted, strict=True)
+    ]
     actions = frame["sha256"].map({s: r.action for s, r in entries.items()})
     frame.loc[actions == "withdraw", "state"] = "withdrawn"
     frame["ruling"] = frame["sha256"].map({s: r.number for s, r in entries.items()}).fillna(0).astype(int)
@@ -49,8 +52,9 @@ def refused(
     rows = files(settings)
     rows = rows[rows["state"] != "accepted"]
     if reason is not None:
-        rows = rows[[any(code in (reason, f"rejected_class:{reason}") or code.startswith(f"{reason}:") for code in codes)
-                     for codes in rows["reasons"]]]  # fmt: skip
+        wanted = (reason, f"rejected_class:{reason}")
+        hits = [any(c in wanted or c.startswith(f"{reason}:") for c in codes) for codes in rows["reasons"]]
+        rows = rows[np.array(hits, bool)]
     if label is not None:
         rows = rows[(rows["label"] == _label(settings, label)) | (rows["label_raw"] == label)]
     if drop is not None:
@@ -79,8 +83,8 @@ def find(frame: pd.DataFrame, name: str) -> pd.Series:
         rows = frame[frame["file"].str.endswith(f"/{name}")]
     if rows.empty:
         raise Refused(
-            "A file of a committed batch was expected: its path in the drop, with the drop before it where two have it, "
-            f"or 8 or more digits of its SHA-256. Received: {name!r}. `cxr-ml quarantine list` names the refused ones."
+            "A file of a committed batch was expected: its path in the drop, with the drop before it where two have "
+            f"it, or 8 or more digits of its SHA-256. Received: {name!r}. `cxr-ml quarantine list` names those refused."
         )
     if len(rows) > 1 and (rows["sha256"].nunique() > 1 or (rows["sha256"] == "").any()):
         lines = [f"  {r['batch']}/{r['file']}  {r['sha256'][:16]}" for _, r in rows.head(_SHOWN).iterrows()]
@@ -176,8 +180,8 @@ def rule(
         record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
         raise Refused(
             f"The class {row['label']} of batch {row['batch']} was rejected as a whole. "
-            f"{record.rejected_classes.get(row['label'], '')}. A class that is let in image by image brings what it was "
-            "rejected for. If this image is meant all the same, say so with --from-rejected-class; the ruling keeps it."
+            f"{record.rejected_classes.get(row['label'], '')}. A class that is let in image by image brings what it "
+            "was rejected for. If this image is meant all the same, say so with --from-rejected-class."
         )
     ruling = rulings.append(settings, row, action, wanted, by, why)
     leaving = _same_picture(frame, row)
@@ -197,10 +201,10 @@ def _wanted(settings: Settings, row: pd.Series, bearers: pd.DataFrame, action: s
             raise Refused(f"The new label must be one of the model's classes: {classes}. Received: {label!r}")
         return wanted
     labels = sorted(set(bearers["label"]) - {""})
-    if not row["label"] or "conflicting_rows" in row["reasons"] or (len(labels) > 1 and bearers["file"].nunique() > 1):
+    if not row["label"] or "conflicting_rows" in row["reasons"] or len(labels) > 1:
         raise Refused(
-            f"{row['file']!r} has no single label that it could be released with. Received: {row['label_raw']!r}, known "
-            f"labels of this image: {', '.join(labels) or 'none'}. Say which is right: relabel it as one of {classes}."
+            f"{row['file']!r} has no single label that it could be released with. Received: {row['label_raw']!r}; "
+            f"known labels of this image: {', '.join(labels) or 'none'}. Relabel it as what is right: {classes}."
         )
     if row["label"] not in settings.classes:
         raise Refused(
