@@ -56,7 +56,10 @@ def show_(number: int, json_: Json = False) -> None:
         facts.add_row("parent", "none, the first" if record.parent is None else str(record.parent))
         facts.add_row("batches", plain(", ".join(record.batches)))
         facts.add_row("rulings honoured", str(record.rulings))
-        facts.add_row("withheld", f"{len(record.withheld)} images, whose group turned out to reach into another split")
+        if record.withheld:
+            facts.add_row(
+                "withheld", f"{len(record.withheld)} images, whose group turned out to reach into a test split"
+            )
         facts.add_row("manifest SHA-256", record.manifest_sha256)
         show(record, json_, _counts(record, settings, ""), facts, *_shortcuts(record))
 

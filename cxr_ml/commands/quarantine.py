@@ -72,7 +72,7 @@ def show_(name: Name, json_: Json = False) -> None:
         why = [f"[bold]{plain(code)}[/]: {plain(words)}" for code, words in found["reasons"].items()]
         limits = Table("measure", "value", "limit", "", title="measured, beside images.json", title_justify="left")
         for line in found["limits"]:
-            mark = "[red]refused" if line["reason"] in failed else ""
+            mark = "[red]refused" if line["reason"] in failed and not line["met"] else ""
             limits.add_row(plain(line["column"]), line["value"] or "not measured", line["limit"], mark)
         others = Table("file", "batch", "label", "state", "SHA-256", title="the same picture", title_justify="left")
         for other in found["others"]:

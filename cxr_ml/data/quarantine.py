@@ -37,11 +37,13 @@ def files(settings: Settings) -> pd.DataFrame:
     frame["reasons"] = [
         [*r, "contradicted"] if c else list(r) for r, c in zip(frame["reasons"], contradicted, strict=True)
     ]
-    actions = frame["sha256"].map({s: r.action for s, r in entries.items()})
-    frame.loc[actions == "withdraw", "state"] = "withdrawn"
-    frame["ruling"] = frame["sha256"].map({s: r.number for s, r in entries.items()}).fillna(0).astype(int)
-    ruled_in = frame["sha256"].map({s: r.label for s, r in entries.items() if r.action != "withdraw"})
-    frame["now"] = ruled_in.fillna(frame["label"].where(frame["state"] == "accepted", "")).astype("string")
+    ruled = [entries.get(sha) if sha else None for sha in frame["sha256"]]
+    frame.loc[np.array([r is not None and r.action == "withdraw" for r in ruled]), "state"] = "withdrawn"
+    frame["ruling"] = [r.number if r else 0 for r in ruled]
+    taken = frame["label"].where(frame["state"] == "accepted", "")
+    frame["now"] = pd.array(
+        [r.label if r and r.action != "withdraw" else label for r, label in zip(ruled, taken, strict=True)], "string"
+    )
     return frame
 
 
@@ -159,10 +161,9 @@ def rule(
             f"({', '.join(row['reasons'])}). Correct the file and deliver it in a new drop."
         )
     bearers = frame[frame["sha256"] == row["sha256"]]
-    accepted = (bearers["state"] == "accepted").any()
-    inside = row["now"] or (row["label"] if accepted and row["state"] != "withdrawn" else "")
+    inside = next((label for label in bearers["now"] if label), "")
     if action == "withdraw":
-        if row["state"] == "withdrawn" or not inside:
+        if not inside:
             raise Refused(f"Only what a dataset would take can be withdrawn. Received: {what}, which is out already.")
         return rulings.append(settings, row, action, inside, by, why), []
     wanted = _wanted(settings, row, bearers, action, label)
@@ -186,7 +187,8 @@ def rule(
     ruling = rulings.append(settings, row, action, wanted, by, why)
     leaving = _same_picture(frame, row)
     leaving = leaving[(leaving["now"] != "") & (leaving["now"] != wanted) & (leaving["sha256"] != row["sha256"])]
-    return ruling, [
+    until = [f"The image was in as {inside} until now."] if inside and inside != wanted else []
+    return ruling, until + [
         f"{r['file']!r} of batch {r['batch']} leaves: it shows the same picture under the label {r['now']}."
         for _, r in leaving.iterrows()
     ]

@@ -33,7 +33,8 @@ class Limit(NamedTuple):
 
     column: str
     value: str  # "" where it was not measured
-    limit: str  # e.g. "≥ 100"
+    limit: str  # e.g. "≥ 100"; "" for an expectation that is no limit of the value itself
+    met: bool
     reason: str  # code of a row that does not meet it
     notes: str  # what the suite says about it
 
@@ -49,17 +50,25 @@ def limits(row: pd.Series, settings: Settings) -> list[Limit]:
         entries = json.loads(path.read_text(encoding="utf-8"))["expectations"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(f"A Great Expectations suite was expected at {path}. Received: {error}") from None
-    sides = sorted((row["width"], row["height"]))
-    values = dict(row) | {"aspect_ratio": sides[1] / sides[0] if sides[0] else None}
+    short, long = sorted((row["width"], row["height"]))
+    values = dict(row) | {"aspect_ratio": long / short if short else None}
     found = []
     for entry in entries:
         kwargs = entry["kwargs"]
-        parts = [f"{sign} {kwargs[k]:g}" for k, sign in (("min_value", "≥"), ("max_value", "≤")) if k in kwargs]
-        parts += [f"one of {', '.join(map(str, kwargs['value_set']))}"] if "value_set" in kwargs else []
         reason = (entry.get("meta") or {}).get("reason") or f"{entry['type']}:{kwargs.get('column', '')}"
         value = values.get(kwargs.get("column"))
-        shown = "" if value is None or pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
-        found.append(Limit(kwargs.get("column", ""), shown, " and ".join(parts), reason, entry.get("notes") or ""))
+        measured = value is not None and not pd.isna(value)
+        shown = "" if not measured else f"{value:.4g}" if isinstance(value, float) else str(value)
+        limit, met = "", measured
+        if entry["type"] == "expect_column_values_to_be_between":
+            low, high = kwargs.get("min_value"), kwargs.get("max_value")
+            sides = (("≥", low), ("≤", high))
+            limit = " and ".join(f"{sign} {side:g}" for sign, side in sides if side is not None)
+            met = measured and (low is None or value >= low) and (high is None or value <= high)
+        elif entry["type"] == "expect_column_values_to_be_in_set":
+            limit = f"one of {', '.join(map(str, kwargs['value_set']))}"
+            met = measured and value in kwargs["value_set"]
+        found.append(Limit(kwargs.get("column", ""), shown, limit, met, reason, entry.get("notes") or ""))
     return found
 
 
@@ -77,6 +86,7 @@ def explain(code: str, row: pd.Series, rejected: str, settings: Settings) -> str
     if code in _WORDS:
         return _WORDS[code]
     found = [x for x in limits(row, settings) if x.reason == code]
-    measured = "; ".join(f"{x.column} is {x.value or 'not measured'}, expected {x.limit}" for x in found if x.limit)
+    unmet = [x for x in found if x.limit and not x.met]
+    measured = "; ".join(f"{x.column} is {x.value or 'not measured'}, expected {x.limit}" for x in unmet)
     notes = next((x.notes for x in found if x.notes), "")
-    return f"{measured[:1].upper()}{measured[1:]}. {notes}".strip(". ") + "." if found else f"{code.replace('_', ' ')}."
+    return f"{measured}. {notes}".strip(". ") + "." if found else f"{code.replace('_', ' ')}."

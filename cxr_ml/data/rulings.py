@@ -84,7 +84,7 @@ def admitted(frame: pd.DataFrame, ruled: Mapping[str, Ruling]) -> pd.DataFrame:
     """What may be trained on: each image once, with its label in force and the number of its ruling (0: none).
 
     Args:
-        frame: the measurements of all batches, with `batch`; the first accepted row of an image counts, or the one
+        frame: the measurements of all batches, with `batch`; the first accepted row of an image counts, else the one
             that it was ruled on.
         ruled: `in_force`.
 
@@ -97,7 +97,8 @@ def admitted(frame: pd.DataFrame, ruled: Mapping[str, Ruling]) -> pd.DataFrame:
     rows = frame[by_hand]
     names = zip(rows["sha256"], rows["batch"], rows["file"], strict=True)
     hit = [s in entering and (b, f) == (entering[s].batch, entering[s].file) for s, b, f in names]
-    rows = rows[np.array(hit, bool)].drop_duplicates("sha256")
+    known = rows[np.array(hit, bool) | ((rows["verdict"] == "accepted") & rows["sha256"].isin(set(entering)))]
+    rows = known.sort_values("verdict", key=lambda v: v != "accepted", kind="stable").drop_duplicates("sha256")
     if lost := set(entering) - set(rows["sha256"]):
         one = entering[min(lost)]
         raise Refused(

@@ -175,10 +175,11 @@ def shortcuts(dataset: Dataset | None) -> list[tuple[str, bool]]:
 def ruled(ruling: Ruling) -> str:
     """A ruling as a sentence."""
     done = {"release": "released as", "relabel": "relabelled as", "withdraw": "withdrawn; it was"}.get(ruling.action)
+    why = ruling.why if ruling.why.endswith((".", "!", "?")) else f"{ruling.why}."
     aside = f" Set aside: {', '.join(ruling.reasons)}." if ruling.reasons and ruling.action != "withdraw" else ""
     return (
         f"Ruling {ruling.number}, {ruling.at}: {ruling.file} {done or ruling.action} {ruling.label} "
-        f"by {ruling.by}: {ruling.why}{aside}"
+        f"by {ruling.by}: {why}{aside}"
     )
 
 
