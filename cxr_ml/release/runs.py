@@ -79,7 +79,10 @@ def _assemble(settings: Settings, run: str, batches: Sequence[str]) -> Run:
     if entry is None:
         raise Refused(f"The run {run} must be concluded before its report: `cxr-ml promote --run {run}`.")
     dataset = datasets.load(settings, decision.dataset)
-    since = datasets.load(settings, dataset.parent).rulings if dataset.parent else 0
+    ruled = ()
+    if dataset.rulings:
+        since = datasets.load(settings, dataset.parent).rulings if dataset.parent else 0
+        ruled = tuple(r for r in rulings.read(settings, since) if r.number <= dataset.rulings)
     return Run(
         run=run,
         outcome=entry.action,
@@ -91,7 +94,7 @@ def _assemble(settings: Settings, run: str, batches: Sequence[str]) -> Run:
         ),
         decision=decision,
         champion=registry.champion(settings),
-        rulings=tuple(r for r in rulings.read(settings, since) if r.number <= dataset.rulings),
+        rulings=ruled,
     )
 
 

@@ -6,68 +6,25 @@ import pandas as pd
 import pytest
 from drop_samples import (
     Died,
-    csv,
+    built,
     die_at_write,
     elsewhere,
-    loosened,
+    listed,
     overwrite,
     png,
     put_drop,
     resized,
+    sha,
     snapshot,
+    split_of,
     take,
+    week,
 )
 
 from cxr_ml import store
 from cxr_ml.data import batches, dataset, groups, ingest
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
-
-SPLITS = {"train": 2, "validation": 1, "test": 1}
-HEADER = "filename,label,patient_id,split"
-
-
-@pytest.fixture
-def small(settings, tmp_path):
-    """Settings under which a dozen images are a dataset."""
-    least = {"min_value": 1}
-    loose = loosened(
-        settings, tmp_path / "suites", smallest_class=least, test_support_min=least, validation_support_min=least
-    )
-    # A hint to train still leaves a share to validation; this one leaves none, so that counts are known.
-    return loose.model_copy(update={"validation_fraction": 1e-9})
-
-
-def week(first, splits=SPLITS, labels=("NORMAL", "COVID19", "PNEUMONIA")):
-    """A drop with class folders: new films from the number `first` on, so many per class and split."""
-    files, number = {}, first
-    for split, count in splits.items():
-        for label in labels:
-            for _ in range(count):
-                files[f"{split}/{label}/{number}.png"] = png(number)
-                number += 1
-    return files
-
-
-def listed(*rows):
-    """A drop with labels.csv: a row and its film for each (number, label, patient, split)."""
-    files = {f"{number}.png": png(number) for number, *_ in rows}
-    lines = [f"{number}.png,{label},{patient},{split}" for number, label, patient, split in rows]
-    return files | {"labels.csv": csv(*lines, header=HEADER)}
-
-
-def built(settings) -> pd.DataFrame:
-    record, new = dataset.build(settings)
-    assert new
-    return dataset.manifest(settings, record)
-
-
-def sha(number: int) -> str:
-    return hashlib.sha256(png(number)).hexdigest()
-
-
-def split_of(table: pd.DataFrame) -> dict[str, str]:
-    return dict(zip(table["sha256"], table["split"], strict=True))
 
 
 def test_the_first_dataset_holds_what_was_accepted_in_the_splits_of_the_drop(small):
