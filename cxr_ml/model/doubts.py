@@ -73,8 +73,9 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
         )
     said = (
         f"{model} was asked about {len(rows)} of the {len(manifest)} images of dataset {dataset.dataset}. The other "
-        f"{int(seen.sum())} were left out: it was trained on them, or on others of their patient or picture. A doubt "
-        "is a reason to look at the film; `cxr-ml quarantine relabel` or `withdraw` then rules on it."
+        f"{int(seen.sum())} were left out: it was trained on them, or on others of their patient or picture. Early "
+        "stopping saw the validation images of that time, so it is a little too sure of those. A doubt is a reason to "
+        "look at the film; `cxr-ml quarantine relabel` or `withdraw` then rules on it."
     )
     return Doubts(dataset=dataset.dataset, model=model, looked_at=len(rows), said=said, doubts=tuple(found))
 
