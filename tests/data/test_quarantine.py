@@ -4,6 +4,7 @@ import hashlib
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 from drop_samples import (
     HEADER,
@@ -25,7 +26,7 @@ from drop_samples import (
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.data import dataset, ingest, quarantine, rulings, thumbnails, versions
+from cxr_ml.data import dataset, ingest, quarantine, reasons, rulings, thumbnails, versions
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset, Ruling
 
@@ -441,3 +442,12 @@ def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(small):
     changed = {"dataset": 2, "manifest_sha256": hashlib.sha256(forged).hexdigest()}
     overwrite(small, "datasets/2/dataset.json", record.model_copy(update=changed).to_bytes())
     assert versions.diff(small, 1, 2)[["change", "sha256", "split"]].values.tolist() == [["moved", one, "test"]]
+
+
+def test_codes_of_unreadable_files_have_words_and_an_unknown_one_is_shown_as_it_is(settings):
+    row = pd.Series({"width": 0, "height": 0})
+    assert reasons.explain("truncated", row, "", settings) == "The file ends before the image does."
+    assert reasons.explain("odd_code", row, "", settings) == "odd code."
+    assert reasons.explain("rejected_class:artefacts", row, "Of 8.", settings).endswith("Of 8.")
+    with pytest.raises(Refused, match=r"images\.json"):
+        reasons.limits(row, settings.model_copy(update={"expectations": settings.cache_dir}))
