@@ -1,61 +1,24 @@
 """`cxr-ml`: each stage of the retraining as a command, without Airflow."""
 
 import getpass
-import json
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from cxr_ml import settings as settings_module
+from cxr_ml.commands import dataset as dataset_commands
+from cxr_ml.commands import quarantine as quarantine_commands
+from cxr_ml.commands.shared import Json, err, opened, out, show
 from cxr_ml.errors import Refused
-from cxr_ml.records import Record
 from cxr_ml.release.terminal import candidates_table, decision_table, plain, show_run
-from cxr_ml.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-out = Console()
-err = Console(stderr=True)
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+app.add_typer(dataset_commands.app, name="dataset")
+app.add_typer(quarantine_commands.app, name="quarantine")
 RunName = Annotated[str, typer.Option("--run", help="Name of the run that decision and report belong to.")]
-
-
-@contextmanager
-def _stage(**overrides: object) -> Iterator[Settings]:
-    """Settings for one command; what is refused ends it with the reason and exit status 2."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield settings_module.load(**overrides)
-    except Refused as error:
-        err.print(f"[bold red]Refused:[/] {plain(error)}", highlight=False)
-        raise typer.Exit(2) from None
-    except (BotoCoreError, ClientError, ConnectionError) as error:
-        err.print(f"[bold red]Not reachable:[/] {plain(error)}", highlight=False)
-        raise typer.Exit(3) from None
-
-
-def _show(value: Record | dict[str, Any] | list[Any], as_json: bool, text: str | Table) -> None:
-    if as_json:
-        print(json.dumps(_strict(value.model_dump(mode="json") if isinstance(value, Record) else value), indent=2))
-    else:
-        out.print(text, highlight=False)
-
-
-def _strict(value: Any) -> Any:  # noqa: ANN401 - JSON
-    # JSON knows no NaN: what could not be evaluated, such as the precision of a class never predicted, is null.
-    if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_strict(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @app.command()
@@ -66,7 +29,7 @@ def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default
     from cxr_ml.data import drops
     from cxr_ml.data import ingest as stage
 
-    with _stage() as settings:
+    with opened() as settings:
         store.check(settings)
         batches = []
         for name in drop or drops.new(settings):
@@ -75,7 +38,7 @@ def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default
                 batches.append(
                     stage.ingest(settings, name, lambda done, total: progress.update(task, completed=done, total=total))  # noqa: B023
                 )
-        _show({"batches": batches}, json_, "\n".join(map(plain, batches)) or "Nothing new in the inbox.")
+        show({"batches": batches}, json_, "\n".join(map(plain, batches)) or "Nothing new in the inbox.")
 
 
 @app.command()
@@ -83,27 +46,14 @@ def validate(batch: list[str], json_: Json = False) -> None:
     """Judge ingested batches with Great Expectations and commit them."""
     from cxr_ml.data import batches
 
-    with _stage() as settings:
+    with opened() as settings:
         records = [batches.judge(settings, name) for name in batch]
         table = Table("batch", "verdict", "class", "files")
         for record in records:
             for verdict, labels in record.counts.items():
                 for label, n in labels.items():
                     table.add_row(plain(record.batch), verdict, plain(label), str(n))
-        _show([r.model_dump(mode="json") for r in records], json_, table)
-
-
-@app.command()
-def dataset(json_: Json = False) -> None:
-    """Build the next dataset version from all validated batches."""
-    from cxr_ml.data import dataset as stage
-
-    with _stage() as settings:
-        record, new = stage.build(settings)
-        table = Table("split", *settings.classes, title=f"dataset {record.dataset}{'' if new else ' (nothing new)'}")
-        for split, counts in record.counts.items():
-            table.add_row(split, *(str(counts.get(label, 0)) for label in settings.classes))
-        _show(record, json_, table)
+        show([r.model_dump(mode="json") for r in records], json_, table)
 
 
 @app.command()
@@ -113,10 +63,10 @@ def train(
     """Train candidates on a dataset version; default: the architectures of the settings."""
     from cxr_ml.model import train as stage
 
-    with _stage() as settings:
+    with opened() as settings:
         chosen = architecture or list(settings.architectures)
         models = [stage.train(settings, dataset, name, verbose=0 if json_ else 1) for name in chosen]
-        _show([m.model_dump(mode="json") for m in models], json_, "\n".join(m.model for m in models))
+        show([m.model_dump(mode="json") for m in models], json_, "\n".join(m.model for m in models))
 
 
 @app.command()
@@ -125,14 +75,14 @@ def evaluate(model: list[str], json_: Json = False) -> None:
     from cxr_ml.model import evaluate as stage
     from cxr_ml.release import registry, runs
 
-    with _stage() as settings:
+    with opened() as settings:
         numbers = {runs.load_model_record(settings, name).dataset for name in model}
         if len(numbers) != 1:
             raise Refused(f"Candidates must come from one dataset version. Received: {sorted(numbers)}")
         champion = registry.champion(settings)
         with err.status("predicting"):
             found = stage.evaluate(settings, numbers.pop(), model, champion.model if champion else None)
-        _show([e.model_dump(mode="json") for e in found], json_, candidates_table(found))
+        show([e.model_dump(mode="json") for e in found], json_, candidates_table(found))
 
 
 @app.command()
@@ -140,9 +90,9 @@ def gate(model: list[str], run: RunName, json_: Json = False) -> None:
     """Let the gate decide on evaluated candidates. A shut gate is a result, not an error."""
     from cxr_ml.release import runs
 
-    with _stage() as settings:
+    with opened() as settings:
         decision = runs.decide(settings, run, model)
-        _show(decision, json_, decision_table(decision))
+        show(decision, json_, decision_table(decision))
 
 
 @app.command()
@@ -150,11 +100,9 @@ def promote(run: RunName, json_: Json = False) -> None:
     """Carry out the gate's decision of a run: promote, or record the refusal."""
     from cxr_ml.release import registry, runs
 
-    with _stage() as settings:
+    with opened() as settings:
         entry = registry.conclude(settings, runs.load_decision(settings, run), by=getpass.getuser())
-        _show(
-            entry, json_, f"{entry.action}: {entry.model}" + (f", champion v{entry.version}" if entry.version else "")
-        )
+        show(entry, json_, f"{entry.action}: {entry.model}" + (f", champion v{entry.version}" if entry.version else ""))
 
 
 @app.command()
@@ -164,9 +112,9 @@ def rollback(why: Annotated[str, typer.Option(help="The reason, for the history.
     """Make an earlier champion champion again."""
     from cxr_ml.release import registry
 
-    with _stage() as settings:
+    with opened() as settings:
         entry = registry.rollback(settings, to, by=getpass.getuser(), why=why)
-        _show(entry, json_, f"{entry.model} is champion again, v{entry.version}.")
+        show(entry, json_, f"{entry.model} is champion again, v{entry.version}.")
 
 
 @app.command()
@@ -176,9 +124,9 @@ def report(run: RunName, batch: Annotated[list[str] | None, typer.Argument()] = 
     """Write the report of a concluded run, and mail it."""
     from cxr_ml.release import runs
 
-    with _stage() as settings:
+    with opened() as settings:
         record, key = runs.publish(settings, run, batch or (), to or ())
-        _show(record, json_, f"s3://{settings.bucket}/{settings.prefix}{key}")
+        show(record, json_, f"s3://{settings.bucket}/{settings.prefix}{key}")
 
 
 @app.command()
@@ -187,13 +135,13 @@ def predict(files: list[Path], model: Annotated[str | None, typer.Option(help="D
     """Probabilities of X-ray files. Not a diagnosis."""
     from cxr_ml.release import predict as stage
 
-    with _stage() as settings:
+    with opened() as settings:
         rows = stage.predict(settings, files, model)
         table = Table("file", "predicted", *settings.classes, "refused")
         for row in rows:
             shown = (f"{row['probabilities'][c]:.3f}" if row["probabilities"] else "" for c in settings.classes)
             table.add_row(plain(row["file"]), row["predicted"] or "", *shown, row["refused"] or "")
-        _show(rows, json_, table)
+        show(rows, json_, table)
 
 
 @app.command()
@@ -205,16 +153,17 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
     from cxr_ml.data import ingest as ingests
     from cxr_ml.release import registry, runs
 
-    with _stage() as settings:
+    with opened() as settings:
         store.check(settings)
         run = registry.slug(run or f"cli-{datetime.now(UTC).isoformat(timespec='seconds')}")
         names = [ingests.ingest(settings, name) for name in drops.new(settings)]
         for name in names:
             batches.judge(settings, name)
         # A dataset that no run brought before the gate, because that run died, is taken up.
-        built, new = datasets.build(settings) if names else (datasets.latest(settings), False)
+        changed = names or datasets.pending(settings)
+        built, new = datasets.build(settings) if changed else (datasets.latest(settings), False)
         if built is None or (not new and registry.decided(settings, built.dataset)):
-            _show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
+            show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
             return
 
         from cxr_ml.model import evaluate as evaluates  # these load a deep-learning framework
@@ -226,7 +175,7 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
         registry.conclude(settings, runs.decide(settings, run, models), by=getpass.getuser())
         record, key = runs.publish(settings, run, names, settings.mail_to)
         if json_:
-            _show(record, True, "")
+            show(record, True, "")
             return
         show_run(record, out)
         out.print(f"report: s3://{settings.bucket}/{settings.prefix}{key}", highlight=False)
@@ -239,6 +188,6 @@ def demo_data(folder: Path, seed: int = 0, images_per_class: int = 300,
     """Write a demonstration drop of synthetic chest phantoms."""
     from cxr_ml.data import synthetic
 
-    with _stage():
+    with opened():
         counts = synthetic.write_drop(folder, seed, images_per_class, shuffle_labels)
-        _show(counts, json_, f"{sum(counts.values())} files in {plain(folder)}")
+        show(counts, json_, f"{sum(counts.values())} files in {plain(folder)}")

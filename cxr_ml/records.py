@@ -35,6 +35,32 @@ class Batch(Record):
     failures: tuple[Failure, ...] = ()
 
 
+class Ruling(Record):
+    """What a human ruled on one image; stored as `rulings/<00001>.json`. The last ruling on an image is in force."""
+
+    number: int
+    sha256: str
+    batch: str  # of the row that it was ruled on
+    file: str  # likewise
+    action: str  # release (in, as labelled), relabel (in, with another label) or withdraw (out)
+    label: str  # of the image from now on; of a withdrawn one, the label that it had
+    by: str
+    why: str
+    at: str  # ISO 8601, UTC
+    reasons: tuple[str, ...] = ()  # codes for which it was refused, which the ruling sets aside
+
+
+class Probe(Record):
+    """How well a linear probe that sees no lungs tells the classes apart."""
+
+    sees: str  # border, or encoding (size, format, mode, bits, bytes)
+    balanced_accuracy: float | None  # cross-validated over groups; None where it was not measured
+    chance: float  # balanced accuracy of guessing
+    images: int  # that it was measured on, or could have been
+    limit: float  # balanced accuracy above which it is a warning
+    why: str = ""  # one sentence where it was not measured
+
+
 class Dataset(Record):
     """A version of the training data: the union of batches, split by group."""
 
@@ -43,6 +69,9 @@ class Dataset(Record):
     batches: tuple[str, ...]
     counts: dict[str, dict[str, int]]  # split -> label -> images
     manifest_sha256: str
+    rulings: int = 0  # the rulings 1 to this one are honoured
+    withheld: tuple[str, ...] = ()  # images out for good: their group turned out to have others in a stricter split
+    shortcuts: tuple[Probe, ...] = ()  # on the training and validation images
 
 
 class Model(Record):
@@ -91,6 +120,31 @@ class Evaluation(Record):
     validation: Metrics  # chooses between architectures
     test: Metrics  # only the gate
     champion: "Evaluation | None" = None
+
+
+class Doubt(Record):
+    """A label that a model contradicts."""
+
+    sha256: str
+    batch: str
+    file: str
+    image: str  # key in the store
+    label: str
+    probability: float  # of the label, by the model
+    suggested: str  # the class that the model thinks most likely
+    suggested_probability: float
+    split: str
+    issue: bool  # whether confident learning takes it for mislabelled
+
+
+class Doubts(Record):
+    """Labels of a dataset that a model contradicts; printed, never stored."""
+
+    dataset: int
+    model: str
+    looked_at: int  # images
+    said: str  # which images were looked at, in a sentence
+    doubts: tuple[Doubt, ...]  # least believed first
 
 
 class Check(Record):
@@ -152,3 +206,4 @@ class Run(Record):
     evaluations: tuple[Evaluation, ...]  # one per model, the champion's inside
     decision: Decision | None
     champion: Champion | None  # after the run
+    rulings: tuple[Ruling, ...] = ()  # of humans, that this dataset honours and its parent did not

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     test_fraction: float = Field(0.2, gt=0, lt=1)
     validation_fraction: float = Field(0.15, gt=0, lt=1)  # of the groups that are not test
 
+    # Shortcuts: what a probe that sees no lungs may know of the label
+    shortcut_limit: float = Field(0.25, ge=0, le=1)  # warned of above; 0: no better than guessing, 1: always right
+
     # Training; defaults are the study's
     architectures: tuple[str, ...] = ("inception_v3", "resnet101_v2")
     weights: Literal["imagenet", "none"] = "imagenet"  # "none": every layer is trained from scratch

@@ -124,6 +124,21 @@ def exists(settings: Settings, key: str) -> bool:
     return True
 
 
+def written(settings: Settings, key: str) -> str:
+    """When `key` was written, by the server's clock: ISO 8601, UTC.
+
+    Raises:
+        Refused: no such key.
+    """
+    try:
+        answer = client(settings.s3_endpoint_url).head_object(Bucket=settings.bucket, Key=settings.prefix + key)
+    except ClientError as error:
+        if _code(error) in _ABSENT:
+            raise Refused(f"The store has no object s3://{settings.bucket}/{settings.prefix}{key}.") from None
+        raise
+    return answer["LastModified"].isoformat(timespec="seconds")
+
+
 def keys(settings: Settings, prefix: str) -> Iterator[str]:
     """All keys below `prefix`, in order."""
     pages = client(settings.s3_endpoint_url).get_paginator("list_objects_v2")

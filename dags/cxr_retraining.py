@@ -6,7 +6,7 @@ and judged by Great Expectations, added to the next dataset version, and used to
 them on validation is put before the gate with the test images. Only if **every** check was evaluated and passed does
 the champion change. The team gets the report by mail.
 
-* Nothing new in the inbox: the run ends early, its steps marked *skipped*, no mail.
+* Nothing new in the inbox, and no new ruling on an image: the run ends early, its steps marked *skipped*, no mail.
 * The gate stays shut, or a human says no: the run succeeds, the champion stays, the report says why.
 * A step fails: a mail says which, why, and what to do. What is stored stays; *Clear* the step to go on from there.
   A dataset that no run brought before the gate is taken up by the next run.
@@ -60,9 +60,12 @@ def cxr_retraining() -> None:
                     new = [name for name in new if name == params["drop"]]
                 latest = dataset.latest(s)
                 unfinished = latest is not None and not registry.decided(s, latest.dataset)
+                rulings = dataset.pending(s)
             if unfinished:
                 print(f"Dataset {latest.dataset} was never brought before the gate; this run does it.")
-            if not new and not unfinished and not params["train_anyway"]:
+            if rulings:
+                print(f"{rulings} new rulings on single images; the next dataset honours them.")
+            if not new and not unfinished and not rulings and not params["train_anyway"]:
                 raise AirflowSkipException("Nothing new in the inbox.")
             return new
 

@@ -357,6 +357,11 @@ def test_a_retraining_that_died_after_its_dataset_is_taken_up_by_the_next(tiny, 
         status, out, err = call("retrain", "--json")
         assert (status, out) == (2, "") and "stopped in training" in err
     assert asked == [1, 1]
+    # A ruling of a human makes a new dataset, though the inbox brings nothing.
+    film = next(Path(tiny.inbox, "demo/train/NORMAL").iterdir())
+    answer("quarantine", "withdraw", f"train/NORMAL/{film.name}", "--why", "another patient")
+    assert call("retrain", "--json")[0] == 2
+    assert asked == [1, 1, 2]
 
 
 def test_an_empty_inbox_is_nothing_new(settings):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import duplicates, images, ingest
+from cxr_ml.data import duplicates, images, ingest, rulings, thumbnails
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
@@ -24,10 +24,11 @@ def measurements(settings: Settings, batch: str) -> pd.DataFrame:
 
 
 def _tables(settings: Settings, but: str) -> Iterator[pd.DataFrame]:
+    ruled = rulings.in_force(rulings.read(settings))
     for batch in committed(settings):
         if batch != but:
-            table = measurements(settings, batch)
-            yield table.loc[table["verdict"] == "accepted", ["sha256", "phash", "label", "format"]]
+            table = rulings.known(measurements(settings, batch), ruled)
+            yield table[["sha256", "phash", "label", "format"]]
 
 
 def judge(settings: Settings, batch: str) -> Batch:
@@ -59,6 +60,7 @@ def judge(settings: Settings, batch: str) -> Batch:
     )
     for name, page in (("images", image_page), ("classes", class_page)):
         store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
+    thumbnails.write(settings, frame[frame["verdict"] != "accepted"])
     store.put_uncommitted(settings, f"batches/{batch}/measurements.parquet", ingest.to_parquet(frame))
     store.put_if_absent(settings, f"batches/{batch}/batch.json", record.to_bytes(), "application/json")
     return record

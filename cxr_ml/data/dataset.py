@@ -1,13 +1,14 @@
-"""Builds the next dataset version from all committed batches. A group never changes its split."""
+"""Builds the next dataset version from all committed batches and rulings. A group never changes its split."""
 
 import hashlib
 
+import numpy as np
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import batches, ingest
+from cxr_ml.data import batches, duplicates, groups, images, ingest, rulings, shortcuts
 from cxr_ml.errors import Refused
-from cxr_ml.records import Dataset
+from cxr_ml.records import Dataset, Ruling
 from cxr_ml.settings import Settings
 
 _COLUMNS = ["sha256", "format", "label", "split", "group", "source", "batch"]
@@ -15,8 +16,13 @@ _COLUMNS = ["sha256", "format", "label", "split", "group", "source", "batch"]
 
 def latest(settings: Settings) -> Dataset | None:
     """The newest dataset version, or None before the first."""
-    numbers = [int(k.split("/")[1]) for k in store.keys(settings, "datasets/") if k.endswith("/dataset.json")]
-    return load(settings, max(numbers)) if numbers else None
+    found = numbers(settings)
+    return load(settings, found[-1]) if found else None
+
+
+def numbers(settings: Settings) -> list[int]:
+    """The numbers of all dataset versions, in order."""
+    return sorted(int(k.split("/")[1]) for k in store.keys(settings, "datasets/") if k.endswith("/dataset.json"))
 
 
 def load(settings: Settings, number: int) -> Dataset:
@@ -37,20 +43,6 @@ def manifest(settings: Settings, dataset: Dataset) -> pd.DataFrame:
     return ingest.read_parquet(settings, key)
 
 
-def share(group: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on the group and the purpose alone."""
-    return int(hashlib.sha256(f"{purpose}\n{group}".encode()).hexdigest()[:8], 16) / 2**32
-
-
-def split_of(group: str, hint: str, settings: Settings) -> str:
-    """Split of a group that is new: the drop's word if it has one, else by the hash of the group."""
-    if hint in ("test", "validation"):
-        return hint
-    if not hint and share(group, "test") < settings.test_fraction:
-        return "test"
-    return "validation" if share(group, "validation") < settings.validation_fraction else "train"
-
-
 def build(settings: Settings) -> tuple[Dataset, bool]:
     """Writes the next dataset version, unless all is as it was.
 
@@ -66,27 +58,15 @@ def build(settings: Settings) -> tuple[Dataset, bool]:
     if not names:
         raise Refused("A dataset needs a validated batch. Put a drop into the inbox; run ingest and validate.")
     parent = latest(settings)
-    known = manifest(settings, parent) if parent else pd.DataFrame(columns=_COLUMNS)
+    known = manifest(settings, parent) if parent else pd.DataFrame(columns=_COLUMNS, dtype="string")
     # The parent's batches come first and in its order, so that what they decided stays decided.
     before = [n for n in parent.batches if n in names] if parent else []
     order = [*before, *(n for n in names if n not in before)]
-    tables, conflicted = [], set()
-    for name in order:
-        table = batches.measurements(settings, name)
-        conflicted |= batches.conflicts(table)
-        tables.append(table[table["verdict"] == "accepted"].assign(batch=name))
-    rows = pd.concat(tables, ignore_index=True)
-    rows = rows[rows["label"].isin(settings.classes)].drop_duplicates("sha256", keep="first")
-    group = ("patient:" + rows["patient"]).where(rows["patient"] != "", "image:" + rows["sha256"])
-    rows = rows.assign(group=group)
-    splits = dict(zip(known["group"], known["split"], strict=True))
-    for name, hint in zip(rows["group"], rows["split_hint"], strict=True):
-        if name not in splits:
-            splits[name] = split_of(name, hint, settings)
-    # Only now: a group that lost its images to conflicts and comes back with others finds the split that it had.
-    rows = rows[~rows["sha256"].isin(conflicted)]
-    rows = rows.assign(split=rows["group"].map(splits))[_COLUMNS].sort_values("sha256", ignore_index=True)
-    rows = rows.astype("string")
+    entries = rulings.read(settings)
+    measured, withheld = _candidates(settings, order, entries, known)
+    withheld |= set(parent.withheld) if parent else set()
+    measured = measured[~measured["sha256"].isin(withheld)].sort_values("sha256", ignore_index=True)
+    rows = measured[_COLUMNS].astype("string")
     failures, page = validate.judge_dataset(rows, settings.classes, settings.expectations)
     if failures:
         lines = [f"  {f.column}: expected {f.limit}. Received: {f.observed}" for f in failures]
@@ -106,12 +86,68 @@ def build(settings: Settings) -> tuple[Dataset, bool]:
         batches=tuple(order),
         counts=counts,
         manifest_sha256=digest,
+        rulings=len(entries),
+        withheld=tuple(sorted(withheld)),
+        shortcuts=shortcuts.probes(measured[measured["split"] != "test"], settings),
     )
     folder = f"datasets/{number}"
     store.put_uncommitted(settings, f"{folder}/dataset.html", page.encode(), "text/html; charset=utf-8")
     if not store.put_if_absent(settings, f"{folder}/dataset.json", record.to_bytes(), "application/json"):
         raise Refused(f"Dataset {number} was written by another run at this moment. Run this step again.")
     return record, True
+
+
+def pending(settings: Settings) -> int:
+    """How many rulings the newest dataset does not honour yet; 0 before the first dataset."""
+    newest = latest(settings)
+    return max(0, rulings.count(settings) - newest.rulings) if newest else 0
+
+
+def _candidates(
+    settings: Settings, order: list[str], entries: list[Ruling], known: pd.DataFrame
+) -> tuple[pd.DataFrame, set[str]]:
+    """What may be trained on with its measurements, group and split, and the images of `known` that have to go."""
+    frame = pd.concat([batches.measurements(settings, n).assign(batch=n) for n in order], ignore_index=True)
+    frame = frame[frame["sha256"] != ""]
+    if "ring" not in frame:
+        frame = frame.assign(ring="")
+    conflicted = batches.conflicts(frame)
+    ruled = rulings.in_force(entries)
+    admitted = rulings.admitted(frame, ruled)
+    accepted = frame[frame["verdict"] == "accepted"]
+    copies = _copies(settings, admitted[admitted["verdict"] != "accepted"], accepted)
+    # Accepted images that conflicts or a human took out are placed too: their group finds the split that it had when it
+    # comes back. What a human let in is placed last, so that it changes no split that would be without it.
+    candidates = pd.concat([accepted, admitted[admitted["verdict"] != "accepted"]]).drop_duplicates("sha256")
+    candidates = candidates[candidates["label"].isin(settings.classes) | candidates["sha256"].isin(set(ruled))]
+    placed, gone = groups.assign(frame, candidates, copies, known, settings)
+    placed = placed.set_index("sha256")[["group", "split"]]
+    rows = admitted[admitted["label"].isin(settings.classes)]
+    rows = rows[(rows["ruling"] > 0) | ~rows["sha256"].isin(conflicted)]
+    rows = _one_label_each(rows, groups.connected(groups.pictures(frame, copies)))
+    return rows.join(placed, on="sha256"), gone
+
+
+def _copies(settings: Settings, released: pd.DataFrame, accepted: pd.DataFrame) -> pd.DataFrame:
+    """sha256, duplicate_of of released images that show the picture of an accepted one, or of one another."""
+    formats = dict(zip(accepted["sha256"], accepted["format"], strict=True))
+    formats |= dict(zip(released["sha256"], released["format"], strict=True))
+
+    def load(sha256: str) -> np.ndarray:
+        return images.decode_grey(store.get(settings, ingest.image_key(sha256, formats[sha256])))
+
+    # Judging compared accepted images only; a released one was not among them.
+    found = duplicates.find(released, accepted, load, settings)["duplicate_of"] if len(released) else []
+    return pd.DataFrame({"sha256": released["sha256"], "duplicate_of": found}, dtype="string")
+
+
+def _one_label_each(rows: pd.DataFrame, picture: pd.Series) -> pd.DataFrame:
+    """Without the images whose picture a later ruling gave another label."""
+    number = picture.reindex("image:" + rows["sha256"]).to_numpy()
+    last = rows.assign(picture=number).sort_values("ruling").drop_duplicates("picture", keep="last")
+    labels = {p: label for p, label, r in zip(last["picture"], last["label"], last["ruling"], strict=True) if r}
+    agrees = [labels.get(p, label) == label for p, label in zip(number, rows["label"], strict=True)]
+    return rows[np.array(agrees, bool)]
 
 
 def _write_manifest(settings: Settings, number: int, data: bytes) -> int:

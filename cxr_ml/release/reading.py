@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from cxr_ml.records import Check, Evaluation, Metrics, Run
+from cxr_ml.records import Check, Dataset, Evaluation, Metrics, Ruling, Run
 from cxr_ml.release import words
 from cxr_ml.settings import Settings
 
@@ -148,6 +148,38 @@ def choice(run: Run) -> str:
         )
     return (
         f"{evaluation.architecture} went to the gate, though its macro F1 on the validation images was not the highest."
+    )
+
+
+_SEES = {"border": "the outer border", "encoding": "how the files are encoded (size, format, bit depth, bytes)"}
+
+
+def shortcuts(dataset: Dataset | None) -> list[tuple[str, bool]]:
+    """What the probes for shortcuts found, a sentence each, and whether it is a warning."""
+    found = []
+    for probe in dataset.shortcuts if dataset else ():
+        sees = _SEES.get(probe.sees, probe.sees)
+        if probe.balanced_accuracy is None:
+            found.append((f"Whether {sees} gives the class away was not measured. {probe.why}", False))
+            continue
+        told = (
+            f"A probe that sees only {sees} tells the classes apart with "
+            f"{probe.balanced_accuracy:.0%} balanced accuracy (chance {probe.chance:.0%}), on {probe.images} images"
+        ).replace("%", " %")
+        warns = probe.balanced_accuracy > probe.limit
+        consequence = "class and source coincide in this data; high figures are no evidence of diagnostic skill"
+        found.append((f"{told}: {consequence}." if warns else f"{told}.", warns))
+    return found
+
+
+def ruled(ruling: Ruling) -> str:
+    """A ruling as a sentence."""
+    done = {"release": "released as", "relabel": "relabelled as", "withdraw": "withdrawn; it was"}.get(ruling.action)
+    why = ruling.why if ruling.why.endswith((".", "!", "?")) else f"{ruling.why}."
+    aside = f" Set aside: {', '.join(ruling.reasons)}." if ruling.reasons and ruling.action != "withdraw" else ""
+    return (
+        f"Ruling {ruling.number}, {ruling.at}: {ruling.file} {done or ruling.action} {ruling.label} "
+        f"by {ruling.by}: {why}{aside}"
     )
 
 

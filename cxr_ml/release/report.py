@@ -111,6 +111,8 @@ def render(run: Run, settings: Settings, histories: dict[str, pd.DataFrame], doc
         recalls=_picture(figures.recalls(run, settings.recall_floors)) if evaluation is not None else None,
         balance=_picture(figures.balance(run)) if run.dataset is not None else None,
         batches=[(batch, *table(batch)) for batch in run.batches],
+        shortcuts=reading.shortcuts(run.dataset),
+        rulings=[reading.ruled(r) for r in run.rulings],
         documents=documents,
         ui_url=settings.ui_url,
     )

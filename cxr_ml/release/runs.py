@@ -7,6 +7,7 @@ import pandas as pd
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
+from cxr_ml.data import rulings
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluations
 from cxr_ml.records import Batch, Decision, Model, Run
@@ -77,17 +78,23 @@ def _assemble(settings: Settings, run: str, batches: Sequence[str]) -> Run:
     entry = next((e for e in reversed(registry.history(settings)) if e.run == run), None)
     if entry is None:
         raise Refused(f"The run {run} must be concluded before its report: `cxr-ml promote --run {run}`.")
+    dataset = datasets.load(settings, decision.dataset)
+    ruled = ()
+    if dataset.rulings:
+        since = datasets.load(settings, dataset.parent).rulings if dataset.parent else 0
+        ruled = tuple(r for r in rulings.read(settings, since) if r.number <= dataset.rulings)
     return Run(
         run=run,
         outcome=entry.action,
         batches=tuple(store.load(settings, f"batches/{b}/batch.json", Batch) for b in batches),
-        dataset=datasets.load(settings, decision.dataset),
+        dataset=dataset,
         models=tuple(load_model_record(settings, name) for name in decision.candidates),
         evaluations=tuple(
             evaluations.load(settings, decision.dataset, name, decision.champion) for name in decision.candidates
         ),
         decision=decision,
         champion=registry.champion(settings),
+        rulings=ruled,
     )
 
 

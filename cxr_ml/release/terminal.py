@@ -4,6 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cxr_ml.records import Decision, Evaluation, Run
+from cxr_ml.release import reading
 
 
 def plain(value: object) -> str:
@@ -23,6 +24,10 @@ def show_run(run: Run, console: Console) -> None:
             console.print(f"  {n} × {plain(reason)}", highlight=False)
         for label, why in batch.rejected_classes.items():
             console.print(f"  class {plain(label)} rejected: {plain(why)}", highlight=False)
+    for text, warns in reading.shortcuts(run.dataset):
+        console.print(f"[bold red]Warning:[/] {plain(text)}" if warns else plain(text), highlight=False)
+    for ruling in run.rulings:
+        console.print(plain(reading.ruled(ruling)), highlight=False)
     console.print(candidates_table(run.evaluations))
     if run.decision:
         console.print(decision_table(run.decision))

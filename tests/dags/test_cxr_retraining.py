@@ -11,7 +11,7 @@ from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, ParamValidationError
 
 from cxr_ml import store
-from cxr_ml.records import Dataset, Decision, HistoryEntry
+from cxr_ml.records import Dataset, Decision, HistoryEntry, Ruling
 from local.state import REPOSITORY
 
 HEAVY = {
@@ -297,6 +297,12 @@ def test_a_dataset_that_no_run_brought_before_the_gate_is_taken_up(settings, fin
     conclude(settings, dataset=1, number=1)
     with pytest.raises(AirflowSkipException):
         find_drops()
+    # A ruling of a human makes the next dataset new, without any drop.
+    ruling = Ruling(
+        number=1, sha256="a", batch="b", file="f", action="release", label="NORMAL", by="a", why=".", at="2026-01-05"
+    )
+    store.put_if_absent(settings, "rulings/00001.json", ruling.to_bytes())
+    assert find_drops() == []
     write_dataset(settings, 2)
     assert find_drops() == []
 

@@ -1,5 +1,6 @@
 """Small handmade drops, and what a store holds, shared by the tests of the data room."""
 
+import hashlib
 import io
 import json
 import os
@@ -12,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.data import batches, ingest, synthetic
+from cxr_ml.data import batches, dataset, ingest, synthetic
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
@@ -130,3 +131,39 @@ def die_at_write(monkeypatch, number: int) -> None:
         return put(*args, **kwargs)
 
     monkeypatch.setattr(store, "put_if_absent", dying)
+
+
+SPLITS = {"train": 2, "validation": 1, "test": 1}
+HEADER = "filename,label,patient_id,split"
+
+
+def week(first, splits=SPLITS, labels=LABELS):
+    """A drop with class folders: new films from the number `first` on, so many per class and split."""
+    files, number = {}, first
+    for split, count in splits.items():
+        for label in labels:
+            for _ in range(count):
+                files[f"{split}/{label}/{number}.png"] = png(number)
+                number += 1
+    return files
+
+
+def listed(*rows):
+    """A drop with labels.csv: a row and its film for each (number, label, patient, split)."""
+    files = {f"{number}.png": png(number) for number, *_ in rows}
+    lines = [f"{number}.png,{label},{patient},{split}" for number, label, patient, split in rows]
+    return files | {"labels.csv": csv(*lines, header=HEADER)}
+
+
+def built(settings) -> pd.DataFrame:
+    record, new = dataset.build(settings)
+    assert new
+    return dataset.manifest(settings, record)
+
+
+def sha(number: int) -> str:
+    return hashlib.sha256(png(number)).hexdigest()
+
+
+def split_of(table: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(table["sha256"], table["split"], strict=True))

@@ -195,7 +195,7 @@ def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
     assert snapshot(elsewhere(settings)) == first
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
 def test_a_judge_that_dies_has_committed_nothing_and_is_resumed_to_the_same_store(settings, monkeypatch, number):
     put_drop(settings, "drop", WEEK)
     take(elsewhere(settings), "drop")

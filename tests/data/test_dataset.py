@@ -6,68 +6,25 @@ import pandas as pd
 import pytest
 from drop_samples import (
     Died,
-    csv,
+    built,
     die_at_write,
     elsewhere,
-    loosened,
+    listed,
     overwrite,
     png,
     put_drop,
     resized,
+    sha,
     snapshot,
+    split_of,
     take,
+    week,
 )
 
 from cxr_ml import store
-from cxr_ml.data import batches, dataset, ingest
+from cxr_ml.data import batches, dataset, groups, ingest
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
-
-SPLITS = {"train": 2, "validation": 1, "test": 1}
-HEADER = "filename,label,patient_id,split"
-
-
-@pytest.fixture
-def small(settings, tmp_path):
-    """Settings under which a dozen images are a dataset."""
-    least = {"min_value": 1}
-    loose = loosened(
-        settings, tmp_path / "suites", smallest_class=least, test_support_min=least, validation_support_min=least
-    )
-    # A hint to train still leaves a share to validation; this one leaves none, so that counts are known.
-    return loose.model_copy(update={"validation_fraction": 1e-9})
-
-
-def week(first, splits=SPLITS, labels=("NORMAL", "COVID19", "PNEUMONIA")):
-    """A drop with class folders: new films from the number `first` on, so many per class and split."""
-    files, number = {}, first
-    for split, count in splits.items():
-        for label in labels:
-            for _ in range(count):
-                files[f"{split}/{label}/{number}.png"] = png(number)
-                number += 1
-    return files
-
-
-def listed(*rows):
-    """A drop with labels.csv: a row and its film for each (number, label, patient, split)."""
-    files = {f"{number}.png": png(number) for number, *_ in rows}
-    lines = [f"{number}.png,{label},{patient},{split}" for number, label, patient, split in rows]
-    return files | {"labels.csv": csv(*lines, header=HEADER)}
-
-
-def built(settings) -> pd.DataFrame:
-    record, new = dataset.build(settings)
-    assert new
-    return dataset.manifest(settings, record)
-
-
-def sha(number: int) -> str:
-    return hashlib.sha256(png(number)).hexdigest()
-
-
-def split_of(table: pd.DataFrame) -> dict[str, str]:
-    return dict(zip(table["sha256"], table["split"], strict=True))
 
 
 def test_the_first_dataset_holds_what_was_accepted_in_the_splits_of_the_drop(small):
@@ -177,10 +134,10 @@ def test_a_group_that_left_and_came_back_has_its_old_split(small):
 
 def test_groups_without_a_hint_are_dealt_in_the_shares_of_the_settings():
     settings = Settings(test_fraction=0.2, validation_fraction=0.15)
-    found = pd.Series([dataset.split_of(f"image:{i}", "", settings) for i in range(4000)]).value_counts(normalize=True)
+    found = pd.Series([groups.split_of(f"image:{i}", "", settings) for i in range(4000)]).value_counts(normalize=True)
     assert found["test"] == pytest.approx(0.2, abs=0.02)
     assert found["validation"] == pytest.approx(0.8 * 0.15, abs=0.02)
-    hinted = pd.Series([dataset.split_of(f"image:{i}", "train", settings) for i in range(4000)]).value_counts()
+    hinted = pd.Series([groups.split_of(f"image:{i}", "train", settings) for i in range(4000)]).value_counts()
     assert "test" not in hinted and hinted["validation"] / 4000 == pytest.approx(0.15, abs=0.02)
 
 
@@ -188,9 +145,9 @@ def test_the_split_of_a_group_depends_on_its_name_alone_and_the_known_values_do_
     names = ["image:a", "image:b", "patient:c", "patient:d", "image:e", "image:f"]
     settings = Settings(test_fraction=0.5, validation_fraction=0.5)
     digests = [int(hashlib.sha256(f"test\n{n}".encode()).hexdigest()[:8], 16) / 2**32 for n in names]
-    assert [dataset.share(n, "test") for n in names] == digests
-    assert [dataset.split_of(n, "", settings) == "test" for n in names] == [d < 0.5 for d in digests]
-    assert [dataset.share(n, "validation") for n in names] != digests
+    assert [groups.share(n, "test") for n in names] == digests
+    assert [groups.split_of(n, "", settings) == "test" for n in names] == [d < 0.5 for d in digests]
+    assert [groups.share(n, "validation") for n in names] != digests
 
 
 # What is refused

@@ -11,7 +11,7 @@ import report_samples as samples
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Check, Failure, Run
+from cxr_ml.records import Check, Failure, Probe, Ruling, Run
 from cxr_ml.release import reading, report
 from cxr_ml.settings import Settings
 
@@ -271,3 +271,40 @@ def test_a_run_id_that_could_leave_its_folder_is_refused_before_anything_is_writ
     with pytest.raises(Refused, match="run id"):
         report.write(bucket, samples.run(run=name), {}, {})
     assert list(store.keys(bucket, "")) == before
+
+
+def with_probes(*accuracies, **changes) -> Run:
+    probes = tuple(
+        Probe(sees=sees, balanced_accuracy=a, chance=0.3333, images=935, limit=0.5, why="Too few." if a is None else "")
+        for sees, a in zip(("border", "encoding"), accuracies, strict=True)
+    )
+    return samples.run(dataset=samples.dataset().model_copy(update={"shortcuts": probes, **changes}))
+
+
+def test_shortcut_risk_is_said_in_plain_words_and_warned_of_above_the_limit():
+    text = read(with_probes(0.8655, 0.44)).text
+    told = "A probe that sees only the outer border tells the classes apart with 87 % balanced accuracy (chance 33 %)"
+    assert f"Shortcut risk: {told}, on 935 images: class and source coincide in this data" in text
+    assert "no evidence of diagnostic skill" in text
+    assert "bytes) tells the classes apart with 44 % balanced accuracy (chance 33 %), on 935 images." in text
+    assert text.count("Shortcut risk:") == 1
+
+
+def test_a_probe_that_was_not_measured_says_so_and_why():
+    text = read(with_probes(None, None)).text
+    assert "Whether the outer border gives the class away was not measured. Too few." in text
+    assert "Shortcut risk" not in text
+
+
+def test_rulings_of_humans_are_shown_harmless_and_those_withheld_counted():
+    ruling = Ruling(
+        number=7, sha256="a" * 64, batch="b", file=EVIL, action="relabel", label="COVID19", by="dr.a", why="read again",
+        at="2026-01-10T09:00:00+00:00", reasons=("conflicting_label",),
+    )  # fmt: skip
+    run = with_probes(0.4, 0.4, rulings=7, withheld=("a" * 64,)).model_copy(update={"rulings": (ruling,)})
+    html = report.render(run, SETTINGS, {}, {})
+    text = Page(html).text
+    assert "Rulings of humans, new in this dataset" in text and EVIL not in html
+    assert "relabelled as COVID19 by dr.a: read again. Set aside: conflicting_label." in text
+    assert "7 honoured; 1 images withheld" in text
+    assert "Rulings of humans" not in read(samples.run()).text

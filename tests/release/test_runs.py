@@ -11,7 +11,7 @@ from aiosmtpd.controller import Controller
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluations
-from cxr_ml.records import Decision, Evaluation, Run
+from cxr_ml.records import Decision, Evaluation, Ruling, Run
 from cxr_ml.release import gate, registry, runs
 
 RUN = "manual__2026-01-12T03:00:00+00:00"
@@ -89,6 +89,25 @@ def test_the_gate_decides_on_what_is_stored(filled):
     assert (decision.run, decision.dataset, decision.champion) == (RUN, 3, None)
     assert decision.overrides == {"macro_f1_floor": "0.85 → 0.8"}
     assert runs.load_decision(filled, RUN) == decision
+
+
+def test_the_record_holds_the_rulings_that_its_dataset_honours_and_the_parent_did_not(filled):
+    for number in range(1, 5):
+        ruling = Ruling(
+            number=number, sha256="a" * 64, batch="b", file="f", action="release", label="NORMAL", by="a", why="b",
+            at="2026-01-10T09:00:00+00:00",
+        )  # fmt: skip
+        store.put_if_absent(filled, f"rulings/{number:05d}.json", ruling.to_bytes())
+    parent = DATASET.model_copy(update={"dataset": 2, "parent": 1, "rulings": 1})
+    child = DATASET.model_copy(update={"dataset": 3, "rulings": 3})
+    store.put_if_absent(filled, "datasets/2/dataset.json", parent.to_bytes())
+    client = store.client(filled.s3_endpoint_url)
+    client.put_object(Bucket=filled.bucket, Key="datasets/3/dataset.json", Body=child.to_bytes())
+    concluded(filled)
+    record, _ = runs.publish(filled, RUN, [BATCH.batch], ())
+    assert [r.number for r in record.rulings] == [2, 3]
+    # The fourth came later: the same report again is still the same.
+    assert runs.publish(filled, RUN, [BATCH.batch], ())[0] == record
 
 
 def test_a_run_is_decided_once_even_if_the_floors_change_between_two_tries(filled):

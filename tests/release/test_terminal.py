@@ -6,7 +6,7 @@ import math
 import report_samples as samples
 from rich.console import Console
 
-from cxr_ml.records import Check, Decision
+from cxr_ml.records import Check, Decision, Probe, Ruling
 from cxr_ml.release import terminal
 
 MARKUP = "[red]x[/]"
@@ -29,6 +29,18 @@ def row(text: str, *words: str) -> list[str]:
     """Cells of the only row that has all these words."""
     (line,) = [line for line in text.splitlines() if all(w in line for w in words) and "│" in line]
     return [cell.strip() for cell in line.strip("│ ").split("│")]
+
+
+def test_a_run_shows_shortcut_risk_and_new_rulings():
+    probe = Probe(sees="border", balanced_accuracy=0.87, chance=0.3333, images=935, limit=0.5)
+    ruling = Ruling(
+        number=7, sha256="a" * 64, batch="b", file=MARKUP, action="withdraw", label="COVID19", by="dr.a", why="blurred",
+        at="2026-01-10T09:00:00+00:00", reasons=("white_box",),
+    )  # fmt: skip
+    dataset = samples.dataset().model_copy(update={"shortcuts": (probe,)})
+    text = whole(samples.run(dataset=dataset, rulings=(ruling,)))
+    assert "Warning: A probe that sees only the outer border" in text and "87 % balanced accuracy" in text
+    assert f"{MARKUP} withdrawn; it was COVID19 by dr.a: blurred." in text and "Set aside" not in text
 
 
 def test_a_promoted_run_shows_batches_candidates_checks_and_the_new_champion():

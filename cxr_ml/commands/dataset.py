@@ -1,0 +1,119 @@
+"""`cxr-ml dataset`: builds the next version, and tells about all of them."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cxr_ml.commands.shared import Json, err, opened, show
+from cxr_ml.errors import Refused
+from cxr_ml.records import Dataset
+from cxr_ml.release import reading
+from cxr_ml.release.terminal import plain
+from cxr_ml.settings import Settings
+
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
+def dataset(context: typer.Context, json_: Json = False) -> None:
+    """Build the next dataset version from all validated batches and rulings; with a command: ask about versions."""
+    from cxr_ml.data import dataset as stage
+
+    if context.invoked_subcommand:
+        return
+    with opened() as settings:
+        record, new = stage.build(settings)
+        show(record, json_, _counts(record, settings, "" if new else " (nothing new)"), *_shortcuts(record))
+
+
+@app.command("list")
+def list_(json_: Json = False) -> None:
+    """All dataset versions."""
+    from cxr_ml.data import dataset as stage
+
+    with opened() as settings:
+        records = [stage.load(settings, n) for n in stage.numbers(settings)]
+        table = Table("dataset", "parent", "batches", "rulings", "train", "validation", "test", "manifest SHA-256")
+        for r in records:
+            sums = (str(sum(r.counts.get(s, {}).values())) for s in ("train", "validation", "test"))
+            parent = "–" if r.parent is None else str(r.parent)
+            table.add_row(
+                str(r.dataset), parent, str(len(r.batches)), str(r.rulings), *sums, r.manifest_sha256[:16]
+            )  # fmt: skip
+        texts = [table] if records else ["No dataset yet."]
+        show([r.model_dump(mode="json") for r in records], json_, *texts)
+
+
+@app.command("show")
+def show_(number: int, json_: Json = False) -> None:
+    """One version: its images, where they come from, and what probes without lungs make of them."""
+    from cxr_ml.data import dataset as stage
+
+    with opened() as settings:
+        record = stage.load(settings, number)
+        facts = Table(show_header=False, box=None, pad_edge=False)
+        facts.add_row("parent", "none, the first" if record.parent is None else str(record.parent))
+        facts.add_row("batches", plain(", ".join(record.batches)))
+        facts.add_row("rulings honoured", str(record.rulings))
+        if record.withheld:
+            facts.add_row(
+                "withheld", f"{len(record.withheld)} images, whose group turned out to reach into a test split"
+            )
+        facts.add_row("manifest SHA-256", record.manifest_sha256)
+        show(record, json_, _counts(record, settings, ""), facts, *_shortcuts(record))
+
+
+@app.command()
+def diff(before: int, after: int, json_: Json = False) -> None:
+    """What two versions do not hold alike; with --json, image by image."""
+    from cxr_ml.data import versions as stage
+
+    with opened() as settings:
+        rows = stage.diff(settings, before, after)
+        table = Table("change", "class", "was", "split", "batch", "images")
+        keys = ["change", "label", "label_before", "split", "batch"]
+        for (change, label, was, split, batch), n in rows.groupby(keys, sort=False).size().items():
+            shown = was if change == "relabelled" else ""
+            table.add_row(change, plain(label), plain(shown), split, plain(batch), str(n))
+        sums = ", ".join(f"{int((rows['change'] == c).sum())} {c}" for c in stage.CHANGES)
+        value = {c: rows[rows["change"] == c].drop(columns="change").to_dict("records") for c in stage.CHANGES}
+        show(value, json_, *([table] if len(rows) else []), f"dataset {before} → {after}: {sums}")
+
+
+@app.command()
+def doubts(
+    number: Annotated[int | None, typer.Argument(help="Dataset version; default: the newest.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="So many at most.")] = 50,
+    json_: Json = False,
+) -> None:
+    """Images whose label the champion contradicts most, for a human to look at. Changes nothing."""
+    from cxr_ml.data import dataset as datasets
+    from cxr_ml.model import doubts as stage
+    from cxr_ml.release import registry
+
+    with opened() as settings:
+        record = datasets.load(settings, number) if number is not None else datasets.latest(settings)
+        champion = registry.champion(settings)
+        if record is None or champion is None:
+            raise Refused("Doubts need a dataset and a champion. Received: none yet. Retrain first.")
+        with err.status("predicting"):
+            found = stage.find(settings, record, champion.model, top)
+        table = Table("SHA-256", "file", "label", "champion says", "p(label)", "p(says)", "split", "issue")
+        for d in found.doubts:
+            table.add_row(
+                d.sha256[:12], plain(f"{d.batch}/{d.file}"), d.label, d.suggested, f"{d.probability:.3f}",
+                f"{d.suggested_probability:.3f}", d.split, "yes" if d.issue else "",
+            )  # fmt: skip
+        show(found, json_, *([table] if found.doubts else []), plain(found.said))
+
+
+def _counts(record: Dataset, settings: Settings, note: str) -> Table:
+    table = Table("split", *settings.classes, title=f"dataset {record.dataset}{note}")
+    for split, counts in record.counts.items():
+        table.add_row(split, *(str(counts.get(label, 0)) for label in settings.classes))
+    return table
+
+
+def _shortcuts(record: Dataset) -> list[str]:
+    return [f"[bold red]Warning:[/] {plain(t)}" if warn else plain(t) for t, warn in reading.shortcuts(record)]

@@ -1,0 +1,114 @@
+"""`cxr-ml quarantine`: what was refused and why, and the rulings of humans on it."""
+
+import getpass
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cxr_ml.commands.shared import Json, opened, show
+from cxr_ml.records import Ruling
+from cxr_ml.release import reading
+from cxr_ml.release.terminal import plain
+
+app = typer.Typer(no_args_is_help=True, help="Ask about refused files, and rule on them.")
+Name = Annotated[
+    str, typer.Argument(metavar="FILE-OR-SHA", help="File, DROP/FILE, or 8 digits or more of its SHA-256.")
+]
+Why = Annotated[str, typer.Option(help="The reason, for the record.")]
+By = Annotated[str | None, typer.Option(help="Who rules; default: the user of this machine.")]
+Rejected = Annotated[bool, typer.Option("--from-rejected-class", help="The image's class was rejected as a whole.")]
+_COLUMNS = [
+    "file",
+    "batch",
+    "drop",
+    "label",
+    "label_raw",
+    "state",
+    "reasons",
+    "sha256",
+    "duplicate_of",
+    "ruling",
+    "now",
+]
+
+
+@app.command("list")
+def list_(
+    reason: Annotated[str | None, typer.Option(help="Only of this reason code.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only of this label.")] = None,
+    drop: Annotated[str | None, typer.Option(help="Only of this drop or batch.")] = None,
+    json_: Json = False,
+) -> None:
+    """Every refused file, with its reasons."""
+    from cxr_ml.data import quarantine as stage
+
+    with opened() as settings:
+        rows = stage.refused(settings, reason, label, drop)
+        table = Table("SHA-256", "drop", "file", "label", "what became of it", "reasons", "ruling")
+        for row in rows[_COLUMNS].itertuples():
+            ruled = f"{row.ruling}: in as {row.now}" if row.now else f"{row.ruling}: out" if row.ruling else ""
+            label_shown = row.label or f"({row.label_raw})" if row.label_raw else ""
+            cells = (row.sha256[:12], row.drop, row.file, label_shown, row.state, ", ".join(row.reasons), ruled)
+            table.add_row(*map(plain, cells))
+        many = f"{len(rows)} files"
+        show(rows[_COLUMNS].to_dict("records"), json_, *([table] if len(rows) else []), many)
+
+
+@app.command("show")
+def show_(name: Name, json_: Json = False) -> None:
+    """All about one file: why it was refused, its measurements, files with the same picture, rulings."""
+    from cxr_ml.data import quarantine as stage
+
+    with opened() as settings:
+        found = stage.show(settings, name)
+        failed = set(found["reasons"])
+        facts = Table(show_header=False, box=None, pad_edge=False)
+        prefix = f"s3://{settings.bucket}/{settings.prefix}"
+        for key in ("file", "batch", "drop", "at", "label", "state", "now", "sha256"):
+            facts.add_row(_TITLES.get(key, key), plain(found[key] or "–"))
+        for key in ("image", "thumbnail"):
+            facts.add_row(key, plain(prefix + found[key] if found[key] else "–"))
+        why = [f"[bold]{plain(code)}[/]: {plain(words)}" for code, words in found["reasons"].items()]
+        limits = Table("measure", "value", "limit", "", title="measured, beside images.json", title_justify="left")
+        for line in found["limits"]:
+            mark = "[red]refused" if line["reason"] in failed and not line["met"] else ""
+            limits.add_row(plain(line["column"]), line["value"] or "not measured", line["limit"], mark)
+        others = Table("file", "batch", "label", "state", "SHA-256", title="the same picture", title_justify="left")
+        for other in found["others"]:
+            others.add_row(*(plain(other[k]) for k in ("file", "batch", "label", "state")), other["sha256"][:12])
+        ruled = [plain(reading.ruled(Ruling(**r))) for r in found["rulings"]]
+        tables = [t for t in (limits, others) if t.row_count]
+        show(found, json_, facts, *why, *tables, *ruled)
+
+
+_TITLES = {"at": "judged at", "now": "next dataset", "sha256": "SHA-256"}
+
+
+@app.command()
+def release(name: Name, why: Why, by: By = None, from_rejected_class: Rejected = False, json_: Json = False) -> None:
+    """Let a refused image into the next dataset, with the label that it came with."""
+    _rule(name, "release", why, by, "", from_rejected_class, json_)
+
+
+@app.command()
+def relabel(name: Name, label: str, why: Why, by: By = None, from_rejected_class: Rejected = False,
+            json_: Json = False) -> None:  # fmt: skip
+    """Give an image another label, and let it into the next dataset."""
+    _rule(name, "relabel", why, by, label, from_rejected_class, json_)
+
+
+@app.command()
+def withdraw(name: Name, why: Why, by: By = None, json_: Json = False) -> None:
+    """Take an image out of the next dataset: an accepted one, or one that was let in by mistake."""
+    _rule(name, "withdraw", why, by, "", False, json_)
+
+
+def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected: bool, json_: bool) -> None:
+    from cxr_ml.data import quarantine as stage
+
+    with opened() as settings:
+        by = getpass.getuser() if by is None else by
+        ruling, notes = stage.rule(settings, name, action, by, why, label, rejected)
+        later = "The next dataset honours it: the weekly run takes it up, or `cxr-ml dataset`."
+        show(ruling, json_, plain(reading.ruled(ruling)), *map(plain, notes), later)

@@ -1,0 +1,54 @@
+"""What all commands share: settings with errors for people, and results for people or machines."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cxr_ml import settings as settings_module
+from cxr_ml.errors import Refused
+from cxr_ml.records import Record
+from cxr_ml.release.terminal import plain
+from cxr_ml.settings import Settings
+
+out = Console()
+err = Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+@contextmanager
+def opened(**overrides: object) -> Iterator[Settings]:
+    """Settings for one command; what is refused ends it with the reason and exit status 2."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield settings_module.load(**overrides)
+    except Refused as error:
+        err.print(f"[bold red]Refused:[/] {plain(error)}", highlight=False)
+        raise typer.Exit(2) from None
+    except (BotoCoreError, ClientError, ConnectionError) as error:
+        err.print(f"[bold red]Not reachable:[/] {plain(error)}", highlight=False)
+        raise typer.Exit(3) from None
+
+
+def show(value: Record | dict[str, Any] | list[Any], as_json: bool, *texts: str | Table) -> None:
+    """Prints a result: as strict JSON, or as the texts and tables for people."""
+    if as_json:
+        print(json.dumps(_strict(value.model_dump(mode="json") if isinstance(value, Record) else value), indent=2))
+        return
+    for text in texts:
+        out.print(text, highlight=False)
+
+
+def _strict(value: Any) -> Any:  # noqa: ANN401 - JSON
+    # JSON knows no NaN: what could not be evaluated, such as the precision of a class never predicted, is null.
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

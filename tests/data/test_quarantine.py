@@ -1,0 +1,453 @@
+"""Rulings of humans on refused images: what they may let in, what is refused, and that later data cannot undo them."""
+
+import hashlib
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from drop_samples import (
+    HEADER,
+    boxed,
+    built,
+    csv,
+    encoded,
+    film,
+    listed,
+    overwrite,
+    png,
+    resized,
+    sha,
+    snapshot,
+    split_of,
+    take,
+    week,
+)
+from PIL import Image
+
+from cxr_ml import store
+from cxr_ml.data import dataset, ingest, quarantine, reasons, rulings, thumbnails, versions
+from cxr_ml.errors import Refused
+from cxr_ml.records import Dataset, Ruling
+
+
+def rule(settings, name, action="release", label="", why="seen by two readers", **more):
+    return quarantine.rule(settings, name, action, "dr.a", why, label, **more)
+
+
+def labels(table):
+    return dict(zip(table["sha256"], table["label"], strict=True))
+
+
+def sha_of(settings, file):
+    frame = quarantine.files(settings)
+    return quarantine.find(frame, file)["sha256"]
+
+
+# Asking
+
+
+def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(small):
+    files = week(100) | {
+        "train/NORMAL/boxed.png": boxed(1),
+        "train/NORMAL/page.png": b"<html>",
+        "train/COVID19/again.png": png(100),
+        "train/NORMAL/copy.jpg": resized(101),
+    }
+    take(small, "week-1", files)
+    take(small, "week-2", {"PNEUMONIA/unclear.png": png(102), "odd/x.png": png(7)})
+    rows = quarantine.refused(small)
+    found = {(r.file, r.state): tuple(r.reasons) for r in rows.itertuples()}
+    assert found == {
+        ("train/NORMAL/boxed.png", "quarantined"): ("white_box",),
+        ("train/NORMAL/page.png", "quarantined"): ("not_an_image",),
+        ("train/COVID19/again.png", "quarantined"): ("conflicting_label",),
+        ("train/NORMAL/100.png", "quarantined"): ("conflicting_label",),
+        ("train/NORMAL/copy.jpg", "duplicate"): ("near_duplicate",),
+        ("train/COVID19/102.png", "contradicted"): ("contradicted",),
+        ("PNEUMONIA/unclear.png", "quarantined"): ("conflicting_label",),
+        ("odd/x.png", "quarantined"): ("unknown_label",),
+    }
+    assert set(quarantine.refused(small, reason="white_box")["file"]) == {"train/NORMAL/boxed.png"}
+    assert len(quarantine.refused(small, label="covid-19")) == 2
+    assert len(quarantine.refused(small, drop="week-2", reason="unknown_label")) == 1
+    assert quarantine.refused(small, drop="week-3").empty
+
+
+def test_a_refused_file_tells_why_in_words_with_measures_limits_thumbnail_and_date(small):
+    batch = take(small, "week-1", {"train/NORMAL/boxed.png": boxed(1), "train/NORMAL/a.png": png(2)}).batch
+    told = quarantine.show(small, "boxed.png")
+    assert (told["file"], told["batch"], told["drop"], told["label"]) == (
+        "train/NORMAL/boxed.png", batch, "week-1", "NORMAL",
+    )  # fmt: skip
+    assert "white_box is 0." in told["reasons"]["white_box"] and "≤ 0.005" in told["reasons"]["white_box"]
+    assert "white rectangle" in told["reasons"]["white_box"]
+    unmet = [x["column"] for x in told["limits"] if not x["met"]]
+    assert unmet == ["white_box"] and len(told["limits"]) > 8
+    assert told["at"].startswith("20") and told["at"].endswith("+00:00")
+    assert store.exists(small, told["image"]) and store.exists(small, told["thumbnail"])
+    assert told["others"] == told["rulings"] == []
+
+
+def test_a_file_without_an_image_can_be_asked_about_too(small):
+    take(small, "week-1", {"train/NORMAL/page.png": b"<html>", "train/NORMAL/a.png": png(2)})
+    told = quarantine.show(small, "page.png")
+    assert told["image"] == told["thumbnail"] == "" and told["limits"] == []
+    assert "no image" in told["reasons"]["not_an_image"]
+
+
+def test_copies_and_contradictions_name_each_other(small):
+    take(small, "week-1", {"NORMAL/a.png": png(1), "NORMAL/b.jpg": resized(1), "NORMAL/c.png": png(2)})
+    take(small, "week-2", {"COVID19/d.png": png(2)})
+    others = lambda name: {o["file"] for o in quarantine.show(small, name)["others"]}  # noqa: E731
+    assert others("b.jpg") == {"NORMAL/a.png"} and others("a.png") == {"NORMAL/b.jpg"}
+    assert others("c.png") == {"COVID19/d.png"} and others("d.png") == {"NORMAL/c.png"}
+
+
+def test_a_file_is_found_by_path_drop_and_path_or_digits_and_what_is_not_unique_is_refused(small):
+    take(small, "week-1", {"NORMAL/a.png": png(1)})
+    batch = take(small, "week-2", {"NORMAL/a.png": png(2)}).batch
+    frame = quarantine.files(small)
+    for name in ("week-2/NORMAL/a.png", f"{batch}/NORMAL/a.png", sha(2), sha(2)[:8], sha(2)[:20].upper()):
+        assert quarantine.find(frame, name)["sha256"] == sha(2)
+    with pytest.raises(Refused, match="fits 2 files"):
+        quarantine.find(frame, "NORMAL/a.png")
+    for name in ("lost.png", sha(2)[:7], "", "NORMAL"):
+        with pytest.raises(Refused, match="quarantine list"):
+            quarantine.find(frame, name)
+
+
+def test_an_empty_store_has_nothing_refused(settings):
+    assert quarantine.refused(settings).empty
+    with pytest.raises(Refused, match="was expected"):
+        rule(settings, "a.png")
+    assert snapshot(settings) == {}
+
+
+# Ruling
+
+
+def test_a_released_image_enters_the_next_dataset_and_the_ruling_is_on_record(small):
+    take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
+    first = built(small)
+    assert dataset.pending(small) == 0
+    ruling, notes = rule(small, "boxed.png")
+    assert notes == [] and dataset.pending(small) == 1
+    assert store.load(small, "rulings/00001.json", Ruling) == ruling
+    assert (ruling.number, ruling.action, ruling.label, ruling.by) == (1, "release", "NORMAL", "dr.a")
+    assert (ruling.reasons, ruling.why) == (("white_box",), "seen by two readers")
+    second = built(small)
+    record = dataset.latest(small)
+    assert set(second["sha256"]) - set(first["sha256"]) == {ruling.sha256}
+    assert (record.parent, record.rulings, dataset.pending(small)) == (1, 1, 0)
+    assert split_of(second).items() >= split_of(first).items()
+    before = snapshot(small)
+    assert dataset.build(small) == (record, False) and snapshot(small) == before
+    assert dataset.load(small, 1).rulings == 0
+
+
+def test_a_relabelled_image_changes_its_label_and_keeps_its_split(small):
+    take(small, "week-1", week(100) | {"test/NORMAL/x.png": png(1)})
+    built(small)
+    rule(small, "test/NORMAL/x.png", "relabel", "covid")
+    second = built(small)
+    assert (labels(second)[sha(1)], split_of(second)[sha(1)]) == ("COVID19", "test")
+    changes = versions.diff(small, 1, 2)
+    assert changes[["change", "label_before", "label"]].values.tolist() == [["relabelled", "NORMAL", "COVID19"]]
+
+
+def test_an_image_of_unknown_label_enters_once_it_is_relabelled(small):
+    take(small, "week-1", week(100) | {"train/LUNG/x.png": png(1)})
+    with pytest.raises(Refused, match="Relabel it"):
+        rule(small, "x.png")
+    rule(small, "x.png", "relabel", "pneumonia")
+    assert labels(built(small))[sha(1)] == "PNEUMONIA"
+
+
+def test_the_last_ruling_on_an_image_is_in_force_and_none_is_lost(small):
+    take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
+    picture = sha_of(small, "boxed.png")
+    rule(small, "boxed.png")
+    rule(small, "boxed.png", "relabel", "COVID19")
+    assert labels(built(small))[picture] == "COVID19"
+    rule(small, "boxed.png", "withdraw")
+    assert picture not in labels(built(small))
+    rule(small, "boxed.png", why="after all")
+    assert labels(built(small))[picture] == "NORMAL"
+    entries = rulings.read(small)
+    assert [(e.number, e.action) for e in entries] == [(1, "release"), (2, "relabel"), (3, "withdraw"), (4, "release")]
+    assert [e["number"] for e in quarantine.show(small, "boxed.png")["rulings"]] == [1, 2, 3, 4]
+
+
+def test_the_same_ruling_twice_is_one_and_two_at_once_both_count(small, monkeypatch):
+    take(small, "week-1", {"train/NORMAL/boxed.png": boxed(1), "train/NORMAL/other.png": boxed(2)})
+    assert rule(small, "boxed.png") == rule(small, "boxed.png")
+    assert rulings.count(small) == 1
+    read, raced = rulings.read, []
+
+    def late(settings, after=0):
+        found = read(settings, after)
+        if not raced:  # another human rules between the look and the write
+            raced.append(1)
+            rule(settings, "other.png")
+        return found
+
+    row = quarantine.find(quarantine.files(small), "boxed.png")
+    monkeypatch.setattr(rulings, "read", late)
+    mine = rulings.append(small, row, "relabel", "COVID19", "dr.b", "I differ")
+    monkeypatch.setattr(rulings, "read", read)
+    assert mine.number == 3 and [r.number for r in rulings.read(small)] == [1, 2, 3]
+
+
+IMPOSSIBLE = [
+    ("page.png", "release", "", "needs an image in the store"),
+    ("page.png", "relabel", "NORMAL", "needs an image in the store"),
+    ("x.png", "release", "", "no single label"),
+    ("x.png", "relabel", "lung", "one of the model's classes"),
+    ("x.png", "relabel", "TB", "one of the model's classes"),
+    ("x.png", "relabel", "", "one of the model's classes"),
+    ("x.png", "withdraw", "", "out already"),
+    ("tb.png", "release", "", "an image labelled TUBERCULOSIS"),
+    ("a.png", "release", "", "accepted as NORMAL already"),
+    ("a.png", "relabel", "normal", "accepted as NORMAL already"),
+    ("again.png", "release", "", "accepted as NORMAL already"),
+    ("twice.png", "release", "", "no single label"),
+    ("conflict.png", "release", "", "no single label"),
+]
+
+
+def test_what_cannot_be_ruled_is_refused_with_a_sentence_and_nothing_is_written(small):
+    files = {"a.png": png(2), "again.png": png(2), "x.png": png(1), "tb.png": boxed(4), "page.png": b"<html>"}
+    files |= {"twice.png": png(5), "conflict.png": png(6), "other.png": png(6)}
+    rows = [("a.png", "normal"), ("again.png", "normal"), ("x.png", "lung"), ("tb.png", "TB"), ("page.png", "normal")]
+    rows += [("twice.png", "normal"), ("twice.png", "covid"), ("conflict.png", "normal"), ("other.png", "covid")]
+    take(small, "week-1", files | {"labels.csv": csv(*(f"{f},{label}" for f, label in rows))})
+    before = snapshot(small)
+    for name, action, label, words in IMPOSSIBLE:
+        with pytest.raises(Refused, match=words):
+            rule(small, name, action, label)
+    for by, why in (("dr.a", " "), (" ", "a reason"), ("", "")):
+        with pytest.raises(Refused, match="needs a reason"):
+            quarantine.rule(small, "tb.png", "relabel", by, why, "NORMAL")
+    assert snapshot(small) == before
+
+
+def test_an_image_of_a_rejected_class_enters_only_when_that_is_said(small):
+    bad = {f"train/COVID19/boxed{n}.png": boxed(n) for n in range(20, 24)}
+    take(small, "week-1", week(100))
+    rejected = take(small, "week-2", bad | {f"train/COVID19/{n}.png": png(n) for n in range(4)})
+    assert list(rejected.rejected_classes) == ["COVID19"]
+    for action, label in (("release", ""), ("relabel", "NORMAL")):
+        with pytest.raises(Refused, match=r"rejected as a whole.*--from-rejected-class"):
+            rule(small, "train/COVID19/1.png", action, label)
+    ruling, _ = rule(small, "train/COVID19/1.png", rejected_too=True)
+    assert ruling.reasons == ("rejected_class:artefacts",)
+    assert labels(built(small))[sha(1)] == "COVID19"
+
+
+def test_a_ruling_whose_batch_is_gone_stops_the_dataset(small):
+    take(small, "week-1", week(100))
+    lost = Ruling(
+        number=1, sha256="a" * 64, batch="lost", file="x.png", action="release", label="NORMAL", by="a", why="b", at="c"
+    )
+    overwrite(small, "rulings/00001.json", lost.to_bytes())
+    with pytest.raises(Refused, match=r"Ruling 1 is on .x\.png. of batch .lost."):
+        dataset.build(small)
+
+
+# One picture, one label, one split
+
+
+def test_a_released_copy_of_a_test_image_joins_its_group_and_never_enters_train(small):
+    take(small, "week-1", week(100) | {"test/NORMAL/x.png": png(1)})
+    built(small)
+    take(small, "week-2", {"train/NORMAL/copy.jpg": resized(1)})
+    rule(small, "copy.jpg")
+    table = built(small)
+    copy = sha_of(small, "copy.jpg")
+    assert (split_of(table)[copy], split_of(table)[sha(1)]) == ("test", "test")
+    assert table.set_index("sha256").loc[[copy, sha(1)], "group"].nunique() == 1
+
+
+def boxed_smaller(number):
+    """The boxed film at another size: a copy that judging never compared, because both were refused before."""
+    picture = np.asarray(Image.open(io.BytesIO(boxed(number))).resize((200, 200)))
+    return encoded(picture)
+
+
+def test_a_released_image_is_compared_with_all_others_though_judging_had_left_it_out(small):
+    take(small, "week-1", week(100) | {"test/NORMAL/boxed.png": boxed(1)})
+    take(small, "week-2", {"train/NORMAL/smaller.png": boxed_smaller(1)})
+    assert set(quarantine.refused(small)["state"]) == {"quarantined"}
+    rule(small, "boxed.png")
+    assert split_of(built(small))[sha_of(small, "boxed.png")] == "test"
+    rule(small, "smaller.png")
+    table = built(small)
+    assert split_of(table)[sha_of(small, "smaller.png")] == "test"
+
+
+def test_a_later_copy_of_a_released_image_is_a_duplicate_and_one_under_another_label_a_conflict(small):
+    take(small, "week-1", week(100) | {"train/LUNG/x.png": png(1)})
+    rule(small, "x.png", "relabel", "COVID19")
+    built(small)
+    second = take(small, "week-2", {"COVID19/copy.jpg": resized(1), "NORMAL/y.png": png(2)})
+    assert second.counts["duplicate"] == {"COVID19": 1}
+    third = take(small, "week-3", {"NORMAL/copy.jpg": resized(1)})
+    assert third.reasons == {"conflicting_label": 1}
+    # What the human said of the picture stands.
+    assert labels(built(small))[sha(1)] == "COVID19"
+
+
+def test_a_copy_of_a_withdrawn_image_does_not_bring_it_back(small):
+    take(small, "week-1", week(100) | {"train/NORMAL/x.png": png(1)})
+    rule(small, "x.png", "withdraw")
+    assert sha(1) not in labels(built(small))
+    assert take(small, "week-2", {"NORMAL/copy.jpg": resized(1)}).counts == {"duplicate": {"NORMAL": 1}}
+
+
+def test_of_one_picture_under_two_labels_the_last_ruling_decides_and_says_who_leaves(small):
+    take(small, "week-1", week(100) | {"train/NORMAL/a.png": png(1)})
+    take(small, "week-2", {"train/PNEUMONIA/b.jpg": resized(1)})
+    copy = sha_of(small, "b.jpg")
+    rule(small, "b.jpg")
+    table = labels(built(small))
+    assert table[copy] == "PNEUMONIA" and sha(1) not in table
+    _, notes = rule(small, "a.png")
+    assert len(notes) == 1 and "b.jpg" in notes[0] and "PNEUMONIA" in notes[0]
+    table = labels(built(small))
+    assert table[sha(1)] == "NORMAL" and copy not in table
+
+
+def test_a_relabel_of_the_very_image_that_is_in_says_under_which_label_it_was(small):
+    take(small, "week-1", week(100) | {"train/NORMAL/a.png": png(1), "train/LUNG/b.png": png(1)})
+    ruling, notes = rule(small, "b.png", "relabel", "COVID19")
+    assert ruling.file == "train/LUNG/b.png" and notes == ["The image was in as NORMAL until now."]
+    table = built(small)
+    assert labels(table)[sha(1)] == "COVID19" and (table["sha256"] == sha(1)).sum() == 1
+
+
+def test_datasets_built_with_the_same_rulings_elsewhere_are_the_same_bytes(small):
+    take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
+    rule(small, "boxed.png")
+    built(small)
+    first = snapshot(small)
+    for key in [k for k in first if k.startswith("datasets/")]:
+        store.client(small.s3_endpoint_url).delete_object(Bucket=small.bucket, Key=key)
+    built(small)
+    assert snapshot(small) == first
+
+
+def test_records_from_before_there_were_rulings_still_load(settings):
+    old = b'{"dataset": 1, "parent": null, "batches": [], "counts": {}, "manifest_sha256": "a"}'
+    overwrite(settings, "datasets/1/dataset.json", old)
+    record = dataset.load(settings, 1)
+    assert isinstance(record, Dataset) and (record.rulings, record.withheld, record.shortcuts) == (0, (), ())
+
+
+# Thumbnails
+
+
+def test_each_refused_image_has_a_small_picture_without_metadata_and_no_accepted_one_has(settings):
+    big = np.asarray(Image.fromarray(film(1)).resize((600, 900)))
+    big = np.stack([big, big // 2, big // 2], axis=2)
+    take(settings, "drop", {"NORMAL/red.png": encoded(big), "NORMAL/ok.png": png(2), "NORMAL/bad.png": b"?"})
+    (key,) = [k for k in snapshot(settings) if k.startswith("thumbnails/")]
+    picture = sha_of(settings, "red.png")
+    assert key == thumbnails.key(picture) == f"thumbnails/{picture[:2]}/{picture}.jpg"
+    data = store.get(settings, key)
+    with Image.open(io.BytesIO(data)) as small:
+        assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (171, 256))
+        assert set(small.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+    image = store.get(settings, ingest.image_key(picture, "png"))
+    assert thumbnails.make(image, settings) == data
+
+
+def test_a_picture_below_the_size_of_a_thumbnail_is_not_enlarged(settings):
+    small = thumbnails.make(encoded(film(1)[:60, :40]), settings)
+    assert Image.open(io.BytesIO(small)).size == (40, 60)
+
+
+# Groups
+
+
+def test_a_copy_that_names_the_patient_ties_the_patient_to_the_test_image(small):
+    take(small, "week-1", week(100) | {"test/NORMAL/x.png": png(1)})
+    built(small)
+    # The copy is refused, and yet it tells whose picture the test image is.
+    rows = csv("copy.jpg,normal,P,train", "new.png,normal,P,train", header=HEADER)
+    take(small, "week-2", {"copy.jpg": resized(1), "new.png": png(2), "labels.csv": rows})
+    table = built(small)
+    assert (split_of(table)[sha(1)], split_of(table)[sha(2)]) == ("test", "test")
+    assert table.set_index("sha256").loc[[sha(1), sha(2)], "group"].nunique() == 1
+
+
+def test_a_copy_without_a_patient_of_a_test_image_with_one_never_enters_train(small):
+    take(small, "week-1", week(100))
+    take(small, "week-2", listed((1, "normal", "P", "test")))
+    built(small)
+    take(small, "week-3", {"train/NORMAL/copy.jpg": resized(1), "train/NORMAL/new.png": png(2)})
+    table = built(small)
+    assert split_of(table)[sha(1)] == "test" and sha_of(small, "copy.jpg") not in split_of(table)
+    assert (table.groupby("group")["split"].nunique() == 1).all()
+
+
+def test_what_turns_out_to_be_one_group_in_two_splits_stays_in_the_stricter_and_leaves_the_other_for_good(small):
+    take(small, "week-1", week(100) | {"test/NORMAL/x.png": png(1), "train/NORMAL/y.png": png(2)})
+    first = split_of(built(small))
+    assert (first[sha(1)], first[sha(2)]) == ("test", "train")
+    rows = csv("a.jpg,normal,P,train", "b.jpg,normal,P,train", header=HEADER)
+    take(small, "week-2", {"a.jpg": resized(1), "b.jpg": resized(2), "labels.csv": rows})
+    second = split_of(built(small))
+    assert second[sha(1)] == "test" and sha(2) not in second
+    assert dataset.latest(small).withheld == (sha(2),)
+    take(small, "week-3", {"train/NORMAL/z.png": png(3)})
+    third = split_of(built(small))
+    assert sha(2) not in third and dataset.latest(small).withheld == (sha(2),)
+    assert (versions.diff(small, 1, 3)["change"] != "moved").all()
+    with pytest.raises(Refused, match="stays out for good"):
+        rule(small, sha(2), "relabel", "COVID19")
+
+
+# Versions
+
+
+def test_a_diff_names_what_was_added_removed_and_relabelled(small):
+    take(small, "week-1", week(100) | {"train/NORMAL/x.png": png(1), "train/NORMAL/y.png": png(2)})
+    built(small)
+    second = take(small, "week-2", {"train/COVID19/new.png": png(3)}).batch
+    rule(small, "train/NORMAL/x.png", "withdraw")
+    rule(small, "train/NORMAL/y.png", "relabel", "PNEUMONIA")
+    built(small)
+    found = versions.diff(small, 1, 2).set_index("change")
+    assert found["sha256"].to_dict() == {"added": sha(3), "removed": sha(1), "relabelled": sha(2)}
+    assert found.loc["added", ["label", "label_before", "split_before", "batch"]].tolist() == [
+        "COVID19",
+        "",
+        "",
+        second,
+    ]
+    assert found.loc["removed", ["label", "split"]].tolist() == ["NORMAL", "train"]
+    back = versions.diff(small, 2, 1)
+    assert set(back["change"]) == {"added", "removed", "relabelled"} and versions.diff(small, 2, 2).empty
+    assert dataset.numbers(small) == [1, 2]
+
+
+def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(small):
+    take(small, "week-1", week(100))
+    record, _ = dataset.build(small)
+    table = dataset.manifest(small, record)
+    one = table["sha256"][table["split"] == "train"].iloc[0]
+    forged = ingest.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
+    overwrite(small, "datasets/2/manifest.parquet", forged)
+    changed = {"dataset": 2, "manifest_sha256": hashlib.sha256(forged).hexdigest()}
+    overwrite(small, "datasets/2/dataset.json", record.model_copy(update=changed).to_bytes())
+    assert versions.diff(small, 1, 2)[["change", "sha256", "split"]].values.tolist() == [["moved", one, "test"]]
+
+
+def test_codes_of_unreadable_files_have_words_and_an_unknown_one_is_shown_as_it_is(settings):
+    row = pd.Series({"width": 0, "height": 0})
+    assert reasons.explain("truncated", row, "", settings) == "The file ends before the image does."
+    assert reasons.explain("odd_code", row, "", settings) == "odd code."
+    assert reasons.explain("rejected_class:artefacts", row, "Of 8.", settings).endswith("Of 8.")
+    with pytest.raises(Refused, match=r"images\.json"):
+        reasons.limits(row, settings.model_copy(update={"expectations": settings.cache_dir}))
