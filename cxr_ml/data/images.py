@@ -113,7 +113,7 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         "p01": float(np.searchsorted(below, 0.01)),
         "p99": float(np.searchsorted(below, 0.99)),
         "saturation": _saturation(darkest, brightest),
-        "sharpness": float(cv2.Laplacian(square, cv2.CV_32F).var()),
+        "sharpness": _sharpness(square),
         "black_border": _border(small_grey <= BLACK),
         "white_border": _border(small_grey >= WHITE),
         "white_box": white_box(darkest),
@@ -242,6 +242,12 @@ def _extremes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _saturation(darkest: np.ndarray, brightest: np.ndarray) -> float:
     total = cv2.sumElems(brightest)[0]
     return cv2.sumElems(brightest - darkest)[0] / total if total else 0.0
+
+
+def _sharpness(square: np.ndarray) -> float:
+    """Variance of the Laplacian, as mean of the squares less square of the mean: exact on whole numbers, and fast."""
+    edges = cv2.Laplacian(square, cv2.CV_16S)
+    return max(0.0, cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - (cv2.sumElems(edges)[0] / edges.size) ** 2)
 
 
 def _border(mask: np.ndarray) -> float:

@@ -63,6 +63,18 @@ def test_writing_on_a_box_does_not_hide_it():
     assert white_box(picture) == pytest.approx(50 * 240 / 300**2, rel=0.05)
 
 
+def test_a_white_frame_of_padding_is_found_and_the_film_inside_is_no_part_of_it():
+    framed = jpeg(cv2.copyMakeBorder(film(), 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=255), 75)
+    assert white_box(framed) == pytest.approx(1 - 300**2 / 380**2, rel=0.05)
+
+
+@pytest.mark.parametrize("level", [236, 245, 255])
+def test_a_box_need_not_be_quite_white(level):
+    picture = film()
+    picture[200:240, 60:160] = level
+    assert white_box(jpeg(picture, 75)) == pytest.approx(40 * 100 / 300**2, rel=0.15)
+
+
 def soft_blob():
     picture = film().astype(np.float32)
     y, x = np.mgrid[0:300, 0:300]
@@ -86,6 +98,15 @@ def arrow_and_letters():
     return cv2.putText(picture, "AP L", (150, 60), cv2.FONT_HERSHEY_SIMPLEX, 1.5, 255, 4)
 
 
+def large_letter():
+    return jpeg(cv2.putText(film(), "L", (60, 250), cv2.FONT_HERSHEY_SIMPLEX, 2, 255, 5), 90)
+
+
+def wedge_beside_a_film_scanned_askew():
+    picture = film()
+    return cv2.fillPoly(picture, [np.array([(0, 0), (22, 0), (0, 299)])], 255)
+
+
 def line_along_the_frame():
     return cv2.copyMakeBorder(film(), 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=255)
 
@@ -102,7 +123,18 @@ def blank_white():
 
 @pytest.mark.parametrize(
     "draw",
-    [soft_blob, over_exposed, disc, outline, arrow_and_letters, line_along_the_frame, grey_rectangle, blank_white],
+    [
+        soft_blob,
+        over_exposed,
+        disc,
+        outline,
+        arrow_and_letters,
+        large_letter,
+        wedge_beside_a_film_scanned_askew,
+        line_along_the_frame,
+        grey_rectangle,
+        blank_white,
+    ],
 )
 def test_what_is_bright_but_no_white_rectangle_is_no_box(draw):
     assert white_box(draw()) < LIMIT
@@ -136,3 +168,40 @@ def test_hardly_any_real_film_of_the_three_classes_is_said_to_have_a_box():
     boxes = [measured_box(p) for p in paths if p.read_bytes()[8:12] != b"WEBP"]
     assert len(boxes) > 300
     assert np.mean(np.array(boxes) >= LIMIT) < 0.01
+
+
+def resized(picture, side):
+    scale = side / max(picture.shape)
+    return cv2.resize(
+        picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
+
+
+def looked_at(picture):
+    return white_box(images.shrink(picture, images.SMALL)) >= LIMIT
+
+
+@pytest.mark.xrays
+@pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays")
+def test_rectangles_drawn_on_real_films_are_found_and_films_spoilt_otherwise_have_none():
+    folder = Path(os.environ["CXR_XRAYS"])
+    judged = pd.read_csv(folder / "white_box.csv")
+    found, alarms = [], []
+    for number, path in enumerate(judged.loc[judged["white_box"] == 0, "path"]):
+        rng = np.random.default_rng([3, number])
+        colour = cv2.imdecode(np.fromfile(folder / path, np.uint8), cv2.IMREAD_COLOR)
+        plain = resized(np.ascontiguousarray(colour.min(axis=2)), 600)
+        height, width = plain.shape
+        high, wide = int(height * rng.uniform(0.08, 0.2)), int(width * rng.uniform(0.12, 0.4))
+        top, left = int(rng.uniform(0, height - high)), int(rng.uniform(0, width - wide))
+        boxed = plain.copy()
+        boxed[top : top + high, left : left + wide] = rng.choice([255, 252, 246])
+        found += [looked_at(jpeg(resized(boxed, 224), 80)), looked_at(jpeg(boxed, 50)), looked_at(resized(boxed, 1500))]
+        found.append(looked_at(cv2.copyMakeBorder(plain, 0, high, 0, wide, cv2.BORDER_CONSTANT, value=255)))
+        bright = np.clip(plain.astype(np.float32) * 1.2, 0, 255).astype(np.uint8)
+        shield = cv2.ellipse(plain.copy(), (width // 2, height), (wide, high), 0, 0, 360, 255, -1)
+        outline = cv2.rectangle(plain.copy(), (left, top), (left + wide, top + high), 255, width // 100)
+        alarms += [looked_at(jpeg(p, 80)) for p in (plain, bright, shield, outline)]
+    print(f"recall {np.mean(found):.4f} of {len(found)}, specificity {1 - np.mean(alarms):.4f} of {len(alarms)}")
+    assert np.mean(found) >= 0.95
+    assert np.mean(alarms) <= 0.02

@@ -344,6 +344,51 @@ def test_borders_are_their_share_of_the_frame(level, column):
     assert measured[other] == 0
 
 
+def measured(picture, column, **options):
+    return images.measure(encoded(picture, **options), SETTINGS)[0][column]
+
+
+@pytest.mark.parametrize(("level", "column"), [(0, "black_border"), (255, "white_border")])
+@pytest.mark.parametrize("quality", [50, 75, 95])
+def test_a_border_with_the_noise_of_jpeg_is_still_measured(level, column, quality):
+    framed = np.full((300, 300), level, np.uint8)
+    framed[:, 60:240] = film(300, 180)
+    assert measured(framed, column, format="JPEG", quality=quality) == pytest.approx(0.4, abs=0.02)
+
+
+def test_less_contrast_and_wrong_exposure_move_their_measures():
+    picture = film().astype(np.float32)
+    flat = (120 + (picture - 120) / 4).astype(np.uint8)
+    assert measured(flat, "std") < measured(film(), "std") / 3
+    dark, burnt = (picture / 4).astype(np.uint8), np.clip(picture * 2, 0, 255).astype(np.uint8)
+    assert measured(dark, "mean") < measured(film(), "mean") / 3 and measured(dark, "p99") < 64
+    assert measured(burnt, "mean") > 1.5 * measured(film(), "mean") and measured(burnt, "p99") == 255
+
+
+def test_sharpness_is_the_variance_of_the_laplacian():
+    picture = film(256, 256).astype(int)
+    padded = np.pad(picture, 1, mode="reflect")
+    edges = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * picture
+    assert measured(film(256, 256), "sharpness") == pytest.approx(edges.var())
+
+
+@pytest.mark.xrays
+@pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays")
+def test_each_complaint_about_published_films_moves_its_measure_beyond_the_limit_that_classes_or_images_set():
+    paths = sorted(Path(os.environ["CXR_XRAYS"], "drops/2026-01-05/train/NORMAL").iterdir())[::20]
+    assert len(paths) > 10
+    for path in paths:
+        grey = Image.open(path).convert("L").resize((400, 400))
+        array = np.asarray(grey)
+        tinted = np.stack([array // 2, array * 0.9, array], axis=2).astype(np.uint8)
+        blurred = grey.resize((24, 24), Image.Resampling.BOX).resize((400, 400), Image.Resampling.BICUBIC)
+        assert measured(array, "saturation") == 0 and measured(tinted, "saturation") > 0.25
+        assert measured(np.pad(array, 80), "black_border") > 0.3 > measured(array, "black_border")
+        assert measured(array // 8 + 100, "std") < 10 < measured(array, "std")
+        assert measured(blurred, "sharpness") < 5 < measured(array, "sharpness")
+        assert measured(array // 8, "mean") < 25 < measured(array, "mean")
+
+
 def test_many_threads_measure_the_same_as_one():
     data = [encoded(film(seed=i), f) for i in range(8) for f in ("PNG", "JPEG")]
     alone = [images.measure(d, SETTINGS) for d in data]
