@@ -131,7 +131,8 @@ def _with_connections(s: Settings) -> Settings:
 
         from cxr_ml import store
 
-        store.use(S3Hook(aws_conn_id=s.aws_conn_id).get_conn())
+        hook = S3Hook(aws_conn_id=s.aws_conn_id)
+        store.use(hook.get_conn(), hook.get_credentials())
     if s.smtp_conn_id:
         connection = Connection.get(s.smtp_conn_id)
         if connection.port == 465:

@@ -6,14 +6,16 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, NamedTuple
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd  # the processes that only read files need not load it
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "validation", "validation": "validation"}
 _LABELS = "labels.csv"
@@ -96,12 +98,57 @@ def _ignored(file: str) -> bool:
     return name.startswith(".") or name.lower() in _IGNORED
 
 
+@contextmanager
+def opened(settings: Settings, drop: str) -> Iterator[tuple[str, list[Entry]]]:
+    """The name of the batch that the drop makes, and its files, which can be read as long as this lasts.
+
+    Raises:
+        Refused: no such drop, or it has no files.
+    """
+    entries = listing(settings, drop)
+    if not entries:
+        raise Refused(f"A drop must hold images, in class folders or with a labels.csv. Received: {drop!r}, empty.")
+    yield batch_id(drop, entries), entries
+
+
 def read(settings: Settings, entry: Entry) -> bytes:
-    """Bytes of one file of a drop."""
+    """Bytes of one file of a drop.
+
+    Raises:
+        Refused: the file is not the one that was listed any more, or must not be read.
+    """
     if entry.path.startswith("s3://"):
         bucket, _, key = entry.path.removeprefix("s3://").partition("/")
-        return store.client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key)["Body"].read()
-    return Path(entry.path).read_bytes()
+        found = store.fetch(settings, bucket, key)
+        data, stamp = found or (b"", "")
+    else:
+        try:
+            with open(entry.path, "rb") as file:
+                data = file.read(entry.size + 1)
+                stamp = str(os.fstat(file.fileno()).st_mtime_ns)
+        except FileNotFoundError:
+            data, stamp = b"", ""
+        except PermissionError:
+            raise Refused(
+                f"Every file of a drop must be readable for the user who ingests it. Received: {entry.file!r}, which "
+                "is not. Change its permissions, then run this step again."
+            ) from None
+    if (len(data), stamp) != (entry.size, entry.stamp):
+        raise Refused(changed(f"its file {entry.file!r} is not as it was listed"))
+    return data
+
+
+def changed(what: str) -> str:
+    """The refusal of a drop that did not keep still."""
+    return (
+        f"A drop must not change while it is ingested. Received: a drop that did, for {what}. Write drops elsewhere "
+        "and move them into the inbox when they are whole; then start a new run, which takes it as it is then."
+    )
+
+
+def labels_file(entries: list[Entry]) -> Entry | None:
+    """The drop's `labels.csv`, if it has one."""
+    return next((e for e in entries if e.file == _LABELS), None)
 
 
 def batch_id(drop: str, entries: list[Entry]) -> str:
@@ -132,7 +179,7 @@ def spelling(text: str) -> str:
     return re.sub(r"[\s_-]+", "", text).casefold()
 
 
-def labels(settings: Settings, drop: str, entries: list[Entry]) -> pd.DataFrame:
+def labels(settings: Settings, drop: str, entries: list[Entry]) -> "pd.DataFrame":
     """What the drop says of each of its files: by class folders, or by `labels.csv` at its top.
 
     Returns:
@@ -142,7 +189,9 @@ def labels(settings: Settings, drop: str, entries: list[Entry]) -> pd.DataFrame:
     Raises:
         Refused: labels.csv is a link, is too large, cannot be read or lacks the columns filename and label.
     """
-    table = next((e for e in entries if e.file == _LABELS), None)
+    import pandas as pd
+
+    table = labels_file(entries)
     if table is not None:
         if not 0 <= table.size <= settings.max_file_bytes:
             raise Refused(

@@ -21,6 +21,7 @@ BLACK, WHITE = 12, 245  # 8-bit grey: at most, at least; JPEG noise around 0 and
 BORDER_SHARE = 0.98  # of a row or column that must be black (white) to be border; a marker letter may stand in it
 
 
+_BAND = 256  # rows that are converted at once
 RING = 4  # px, width of the border ring of the picture at 32×32 that the probe for shortcuts sees
 
 
@@ -168,17 +169,27 @@ def _decode(cleaned: bytes, header: Header) -> tuple[str, np.ndarray]:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.uint32)
-        return (deep >> max(0, int(deep.max()).bit_length() - 8)).astype(np.uint8)
-    if image.has_transparency_data:
-        rgba = np.asarray(image.convert("RGBA"))
-        opacity = rgba[..., 3:]
-        if opacity.min() == 255:
-            return np.ascontiguousarray(rgba[..., :3])
-        return ((rgba[..., :3].astype(np.uint16) * opacity + 127) // 255).astype(np.uint8)
-    wanted = "L" if image.mode in ("L", "1") else "RGB"
-    return np.asarray(image if image.mode == wanted else image.convert(wanted))
+    if image.mode in ("L", "1") and not image.has_transparency_data:
+        return np.asarray(image if image.mode == "L" else image.convert("L"))
+    deep = image.mode.startswith("I")
+    shift = max(0, int(np.asarray(image).max()).bit_length() - 8) if deep else 0
+    pixels = np.empty((image.height, image.width) if deep else (image.height, image.width, 3), np.uint8)
+    # In bands: Pillow and numpy both copy what they convert, and of 50 megapixels that would be 1 GB.
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(top + _BAND, image.height)))
+        pixels[top : top + _BAND] = np.asarray(band) >> shift if deep else _rgb(band)
+    return pixels
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """The picture in colour, what is transparent laid on black."""
+    if not image.has_transparency_data:
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    rgba = np.asarray(image.convert("RGBA"))
+    opacity = rgba[..., 3:]
+    if opacity.min() == 255:
+        return rgba[..., :3]
+    return ((rgba[..., :3].astype(np.uint16) * opacity + 127) // 255).astype(np.uint8)
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
