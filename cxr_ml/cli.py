@@ -3,7 +3,7 @@
 import getpass
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,24 +58,63 @@ def _strict(value: Any) -> Any:  # noqa: ANN401 - JSON
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextmanager
+def _progress(what: str, json_: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, and the function that moves it: (done, total)."""
+    with Progress(console=err, disable=json_) as progress:
+        task = progress.add_task(plain(what), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 @app.command()
 def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default: all new ones.")] = None,
            json_: Json = False) -> None:  # fmt: skip
     """Copy drops from the inbox into the store and measure each image."""
     from cxr_ml import store
     from cxr_ml.data import drops
-    from cxr_ml.data import ingest as stage
 
     with _stage() as settings:
         store.check(settings)
-        batches = []
-        for name in drop or drops.new(settings):
-            with Progress(console=err, disable=json_) as progress:
-                task = progress.add_task(plain(name), total=None)
-                batches.append(
-                    stage.ingest(settings, name, lambda done, total: progress.update(task, completed=done, total=total))  # noqa: B023
-                )
+        batches = _ingest(settings, drop or drops.new(settings), json_)
         _show({"batches": batches}, json_, "\n".join(map(plain, batches)) or "Nothing new in the inbox.")
+
+
+def _ingest(settings: Settings, names: list[str], json_: bool) -> list[str]:
+    from cxr_ml.data import ingest as stage
+
+    batches = []
+    for name in names:
+        with _progress(name, json_) as on_file:
+            batches.append(stage.ingest(settings, name, on_file))
+    return batches
+
+
+@app.command()
+def measure(paths: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+            out_: Annotated[Path | None, typer.Option("--out", help="A .parquet or .csv file to write.")] = None,
+            json_: Json = False) -> None:  # fmt: skip
+    """Measure image files of any folder, as `ingest` does with a drop. Needs no store."""
+    from cxr_ml.data import measure as stage
+
+    with _stage() as settings:
+        listed = stage.listing(paths)
+        with _progress("measuring", json_) as on_file:
+            tables = stage.tables(settings, listed, lambda done: on_file(done, len(listed)))
+            if out_:
+                unread = stage.write(tables, out_)
+            else:
+                rows = [row for frame in tables for row in frame.to_dict("records")]
+        if out_:
+            found = {"files": len(listed), "unread": unread, "out": str(out_)}
+            reasons = ", ".join(f"{n} {code}" for code, n in unread.items()) or "none"
+            _show(found, json_, f"{len(listed)} files in {plain(out_)}; not measured: {reasons}")
+            return
+        table = Table("file", "size", "mean", "sharpness", "white box", "saturation", "reasons")
+        for row in rows if not json_ else ():
+            values = (f"{row[n]:.3g}" for n in ("mean", "sharpness", "white_box", "saturation"))
+            shown = ("",) * 5 if row["reasons"] else (f"{row['width']}×{row['height']}", *values)
+            table.add_row(plain(row["file"]), *shown, " ".join(row["reasons"]))
+        _show(rows, json_, table)
 
 
 @app.command()
@@ -202,13 +241,12 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
     from cxr_ml import store
     from cxr_ml.data import batches, drops
     from cxr_ml.data import dataset as datasets
-    from cxr_ml.data import ingest as ingests
     from cxr_ml.release import registry, runs
 
     with _stage() as settings:
         store.check(settings)
         run = registry.slug(run or f"cli-{datetime.now(UTC).isoformat(timespec='seconds')}")
-        names = [ingests.ingest(settings, name) for name in drops.new(settings)]
+        names = _ingest(settings, drops.new(settings), json_)
         for name in names:
             batches.judge(settings, name)
         # A dataset that no run brought before the gate, because that run died, is taken up.

@@ -95,6 +95,11 @@ def form() -> dict[str, Param]:
     return form
 
 
+def ingest_tasks() -> int:
+    """How many shards a run ingests at the same time."""
+    return settings_module.load().ingest_tasks
+
+
 def _title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 

@@ -27,10 +27,8 @@ def copy(settings: Settings, entry: drops.Entry) -> dict[str, Any]:
     Raises:
         Refused: the file is not as it was listed, or must not be read.
     """
-    if entry.size < 0:
-        return {"unread": ["symlink"]}
-    if entry.size > settings.max_file_bytes:
-        return {"bytes": entry.size, "unread": ["too_large"]}
+    if code := _unfit(settings, entry):
+        return {"bytes": max(0, entry.size), "unread": [code]}
     with room.for_file(entry.size):
         try:
             measured, clean = _measured(settings, drops.read(settings, entry))
@@ -40,22 +38,23 @@ def copy(settings: Settings, entry: drops.Entry) -> dict[str, Any]:
     return measured
 
 
-def measure(settings: Settings, path: str) -> dict[str, Any]:
-    """What `images.measure` says of any file; if it cannot be read, its `bytes` and, under `unread`, the reason."""
-    file = Path(path)
-    size = 0
-    try:
-        if not file.is_file():  # a pipe or a device would be read for ever
-            return {"unread": ["not_a_file" if file.exists() else "file_missing"]}
-        size = file.stat().st_size
-        if size > settings.max_file_bytes:
-            return {"bytes": size, "unread": ["too_large"]}
-        with room.for_file(size):
-            return _measured(settings, file.read_bytes())[0]
-    except images.BadImage as error:
-        return {"bytes": size, "unread": [error.code]}
-    except OSError:
-        return {"bytes": size, "unread": ["not_readable"]}
+def measure(settings: Settings, entry: drops.Entry) -> dict[str, Any]:
+    """What `copy` returns, of a local file, without a store; `not_readable` where the file cannot be read."""
+    if code := _unfit(settings, entry):
+        return {"bytes": max(0, entry.size), "unread": [code]}
+    with room.for_file(entry.size):
+        try:
+            return _measured(settings, Path(entry.path).read_bytes())[0]
+        except images.BadImage as error:
+            return {"bytes": entry.size, "unread": [error.code]}
+        except OSError:
+            return {"bytes": entry.size, "unread": ["not_readable"]}
+
+
+def _unfit(settings: Settings, entry: drops.Entry) -> str:
+    if entry.size < 0:
+        return "symlink"
+    return "too_large" if entry.size > settings.max_file_bytes else ""
 
 
 def _measured(settings: Settings, data: bytes) -> tuple[dict[str, Any], bytes]:

@@ -1,6 +1,7 @@
 """Measures any image files, without a store: the table that `ingest` makes of a drop, for a look at a folder."""
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,29 +17,37 @@ from cxr_ml.settings import Settings
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # <https://owasp.org/www-community/attacks/CSV_Injection>
 
 
-def listing(paths: Iterable[Path]) -> list[str]:
+def listing(paths: Iterable[Path]) -> list[drops.Entry]:
     """The files that are named, and those below the folders that are named, each in order of their paths.
+
+    Links are followed where they are named, and else listed with size -1, as is all that is no file.
 
     Raises:
         Refused: a path does not exist.
     """
-    found: list[str] = []
+    found: list[drops.Entry] = []
     for path in paths:
         if not path.exists():
             raise Refused(f"Files and folders that exist were expected. Received: {str(path)!r}")
         if path.is_dir():
-            found += sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+            below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+            found += sorted(_entry(file, file.lstat()) for file in below)
         else:
-            found.append(str(path))
+            found.append(_entry(path, path.stat()))
     return found
 
 
-def tables(settings: Settings, listed: list[str], on_file: Callable[[int], None]) -> Iterator[pd.DataFrame]:
+def _entry(file: Path, status: os.stat_result) -> drops.Entry:
+    size = status.st_size if stat.S_ISREG(status.st_mode) else -1
+    return drops.Entry(str(file), size, str(status.st_mtime_ns), str(file))
+
+
+def tables(settings: Settings, listed: list[drops.Entry], on_file: Callable[[int], None]) -> Iterator[pd.DataFrame]:
     """Measures files in as many processes as `ingest` uses; at most `shard_files` of them are one table.
 
     Args:
         settings: for the limits in size.
-        listed: paths of files. What cannot be read has the reason in `reasons`, and nothing measured.
+        listed: what `listing` found. What cannot be read has the reason in `reasons`, and nothing measured.
         on_file: called with the number of files done after each file.
 
     Yields:
@@ -46,7 +55,7 @@ def tables(settings: Settings, listed: list[str], on_file: Callable[[int], None]
     """
     for first in range(0, len(listed), settings.shard_files):
         part = listed[first : first + settings.shard_files]
-        rows = [{"file": drops.printable(path)} for path in part]
+        rows = [{"file": drops.printable(entry.file)} for entry in part]
         done = workers.run(files.measure, settings, part, min(room.processes(), max(1, len(part) // 16)))
         for count, (number, found) in enumerate(done, start=first + 1):
             rows[number].update(files.CRASHED if found is None else found)
@@ -63,7 +72,7 @@ def write(found: Iterable[pd.DataFrame], out: Path) -> dict[str, int]:
             would take for a formula begins with an apostrophe.
 
     Returns:
-        How many files have which reason; those without one are counted under "".
+        How many files have which reason.
 
     Raises:
         Refused: another ending, or a folder that does not exist.
@@ -77,7 +86,7 @@ def write(found: Iterable[pd.DataFrame], out: Path) -> dict[str, int]:
             append = _parquet if out.suffix == ".parquet" else _csv
             for frame in append(file, found):
                 for codes in frame["reasons"]:
-                    for code in codes or [""]:
+                    for code in codes:
                         reasons[code] = reasons.get(code, 0) + 1
         unfinished.replace(out)
     finally:

@@ -273,8 +273,8 @@ def conclude(settings, dataset, number):
 def test_all_new_drops_are_taken_or_the_one_that_the_form_names(settings, find_drops):
     write_drop(settings, "2026-01-05")
     write_drop(settings, "2026-01-12 [red]")
-    assert find_drops() == ["2026-01-05", "2026-01-12 [red]"]
-    assert find_drops(drop="2026-01-12 [red]") == ["2026-01-12 [red]"]
+    assert [job["drop"] for job in find_drops()] == ["2026-01-05", "2026-01-12 [red]"]
+    assert [job["drop"] for job in find_drops(drop="2026-01-12 [red]")] == ["2026-01-12 [red]"]
 
 
 @pytest.mark.parametrize("name", ["2026-01-19", "../2026-01-05", "2026-01-05/NORMAL", ".", "2026-01-05\n", "/etc"])
