@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
@@ -52,7 +53,8 @@ def run(
         ChildProcessError: a process was killed from outside, e.g. because the machine has no memory left.
     """
     numbered = enumerate(jobs)
-    suspects: list[tuple[int, J]] = []  # were in a process that crashed
+    suspects: list[tuple[int, J]] = []  # were in a process that crashed, and are tried again, alone
+    suspected: set[int] = set()
     with tempfile.TemporaryFile() as room:
         setup = pickle.dumps((function, fixed, room.fileno(), _passport()))
         workers: list[_Worker] = []
@@ -68,9 +70,12 @@ def run(
                         number, result, error = worker.answers.recv()
                     except (EOFError, ConnectionResetError):
                         workers.remove(worker)
-                        alone = _bury(worker, suspects)
-                        if alone is not None:
-                            yield alone, None
+                        _bury(worker)
+                        if suspected.issuperset(worker.has):
+                            yield next(iter(worker.has)), None
+                        else:
+                            suspects += worker.has.items()
+                            suspected.update(worker.has)
                         continue
                     del worker.has[number]
                     if error is not None:
@@ -90,26 +95,26 @@ def _hand_out(
     setup: bytes,
     room: int,
 ) -> None:
-    """Gives each process work, and starts processes as long as there is work for them."""
-    # A suspect is tried with nothing beside it, so that it is known who crashed.
-    ahead = 1 if suspects else _AHEAD
-    for place in range(1 if suspects else processes):
-        while place >= len(workers) or len(workers[place].has) < ahead:
-            if suspects and any(w.has for w in workers):
-                return
-            job = suspects.pop() if suspects else next(numbered, None)
-            if job is None:
-                return
-            if place >= len(workers):
-                workers.append(_start(setup, room))
-            worker = workers[place]
-            worker.has[job[0]] = job[1]
-            try:
-                worker.jobs.send(job)
-            except BrokenPipeError:
-                break  # it died; its pipe of answers tells
-            if ahead == 1:
-                return
+    """Gives work to who has the least, and starts processes as long as there is work for them."""
+    while True:
+        # A suspect is tried with nothing beside it, so that it is known who crashed.
+        if suspects and any(w.has for w in workers):
+            return
+        idlest = min(workers, key=lambda w: len(w.has), default=None)
+        more = idlest is None or (bool(idlest.has) and len(workers) < processes)
+        if not more and len(idlest.has) >= _AHEAD:
+            return
+        alone = bool(suspects)
+        job = suspects.pop() if alone else next(numbered, None)
+        if job is None:
+            return
+        if more:
+            workers.append(idlest := _start(setup, room))
+        idlest.has[job[0]] = job[1]
+        with suppress(BrokenPipeError):  # it died; its pipe of answers tells
+            idlest.jobs.send(job)
+        if alone:
+            return
 
 
 def _start(setup: bytes, room: int) -> _Worker:
@@ -129,19 +134,14 @@ def _start(setup: bytes, room: int) -> _Worker:
     return worker
 
 
-def _bury(worker: _Worker, suspects: list[tuple[int, Any]]) -> int | None:
-    """What follows from a process that ended by itself: the number of the job that did it, or new suspects."""
-    code = worker.process.wait()
+def _bury(worker: _Worker) -> None:
+    """Lets a process go that ended by itself, if it crashed."""
     _close(worker)
-    if -code not in _CRASHES:
+    if -worker.process.returncode not in _CRASHES:
         raise ChildProcessError(
-            f"A process that measured images was ended from outside (exit status {code}), perhaps because the machine "
-            "has no memory left. Run this step again: it goes on where it was."
+            f"A process that measured images was ended from outside (exit status {worker.process.returncode}), perhaps "
+            "because the machine has no memory left. Run this step again: it goes on where it was."
         )
-    if len(worker.has) == 1:
-        return next(iter(worker.has))
-    suspects += worker.has.items()
-    return None
 
 
 def _close(worker: _Worker) -> None:
