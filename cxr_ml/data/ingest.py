@@ -2,7 +2,9 @@
 
 import io
 from bisect import bisect_right
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -104,13 +106,9 @@ def ingest(settings: Settings, drop: str, on_file: OnFile = _nothing, processes:
         if store.exists(settings, f"batches/{batch}/batch.json"):
             return batch
         there = set(store.keys(settings, _folder(batch)))
-        for shard in _plan(settings, drop, batch, entries):
-            first, last = _cut(shard, len(entries))
-            if _key(batch, shard.number) in there:
-                on_file(last, len(entries))
-            else:
-                # `first` is read within this turn only.
-                _ingest(settings, shard, entries, lambda done: on_file(first + done, len(entries)), processes)  # noqa: B023
+        todo = [s for s in _plan(settings, drop, batch, entries) if _key(batch, s.number) not in there]
+        before = len(entries) - sum(last - first for first, last in (_cut(s, len(entries)) for s in todo))
+        _ingest(settings, todo, entries, lambda done: on_file(before + done, len(entries)), processes)
     return batch
 
 
@@ -135,7 +133,7 @@ def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _nothing, p
         if batch != shard.batch:
             raise Refused(drops.changed(f"{shard.drop!r} had other files when the run began"))
         first, last = _cut(shard, len(entries))
-        _ingest(settings, shard, entries, lambda done: on_file(done, last - first), processes)
+        _ingest(settings, [shard], entries, lambda done: on_file(done, last - first), processes)
     return batch
 
 
@@ -181,18 +179,42 @@ def _key(batch: str, number: int) -> str:
 
 
 def _ingest(
-    settings: Settings, shard: Shard, entries: list[drops.Entry], on_file: Callable[[int], None], processes: int
+    settings: Settings, shards: list[Shard], entries: list[drops.Entry], on_file: Callable[[int], None], processes: int
 ) -> None:
-    rows = _rows(settings, shard, entries)
-    with_file = [(row, entry) for row, entry in rows if entry is not None]
-    jobs = (entry for _, entry in with_file)
+    """Copies the files of some shards of a drop; one after the other, as far as it does not keep a process waiting."""
+    rows: dict[Shard, list[dict[str, Any]]] = {}
+    left: Counter[Shard] = Counter()  # files without an answer
+    asked: dict[int, tuple[Shard, dict[str, Any]]] = {}  # the row of each of these
+
+    def write(shard: Shard) -> None:
+        store.put_if_absent(settings, _key(shard.batch, shard.number), _marked(table(rows.pop(shard)), shard.of))
+
+    def jobs() -> Iterator[drops.Entry]:
+        number = count()
+        for shard in shards:
+            said = _rows(settings, shard, entries)
+            rows[shard] = [row for row, _ in said]
+            left[shard] = sum(entry is not None for _, entry in said)
+            if not left[shard]:
+                write(shard)
+            for row, entry in said:
+                if entry is not None:
+                    asked[next(number)] = (shard, row)
+                    yield entry
+
+    total = sum(last - first for first, last in (_cut(s, len(entries)) for s in shards))
     # A file takes milliseconds, a process most of a second to start.
-    many = min(processes or room.processes(), max(1, len(with_file) // 16))
-    for done, (number, found) in enumerate(workers.run(files.copy, settings, jobs, many), start=1):
-        with_file[number][0].update(files.CRASHED if found is None else found)
+    many = min(processes or room.processes(), max(1, total // 16))
+    done = 0
+    for done, (number, found) in enumerate(workers.run(files.copy, settings, jobs(), many), start=1):
+        shard, row = asked.pop(number)
+        row.update(files.CRASHED if found is None else found)
+        left[shard] -= 1
+        if not left[shard]:
+            write(shard)
         on_file(done)
-    frame = table([row for row, _ in rows])
-    store.put_if_absent(settings, _key(shard.batch, shard.number), _marked(frame, shard.of))
+    if done < total:  # labels.csv is no image
+        on_file(total)
 
 
 def _rows(
