@@ -1,5 +1,5 @@
 # make run      sets everything up, runs one retraining through Airflow, shows the outcome, leaves the UI up until Ctrl-C
-#                 DROP=folder    labelled X-rays instead of the generated demonstration drop
+#                 DROP=path      labelled X-rays, a folder or an archive, instead of the generated demonstration drop
 #                 ONCE=1         ends when the run has ended
 #                 PROFILE=name   profiles/<name>.toml (demo, cpu), or `default` for the published method
 # make test     sets everything up, runs the tests

@@ -40,16 +40,18 @@ class Settings(BaseSettings):
     prefix: str = ""  # key prefix inside the bucket, "" or ending in "/"
     s3_endpoint_url: str | None = None  # None: AWS; else the address of a compatible server
     aws_conn_id: str = ""  # Airflow connection with the credentials; "": boto3's own chain
-    inbox: str = "inbox"  # folder, or s3://bucket/prefix, whose sub-folders are the drops
+    inbox: str = "inbox"  # folder, or s3://bucket/prefix, whose sub-folders and archives are the drops
     cache_dir: Path = Path(".local/cache")  # decoded images; may be deleted at any time
 
     # Labels
     classes: tuple[str, ...] = ("NORMAL", "COVID19", "PNEUMONIA")  # order of the model's outputs
     label_spellings: dict[str, str] = LABEL_SPELLINGS  # spelling in a drop -> label
-    patient_salt: str = ""  # mixed into the hash that replaces a patient id; keep it secret and never change it
+    patient_salt: str = ""  # mixed into the hash that replaces a patient id; secret, never changed; "": no patients
 
     # Reading images
     max_file_bytes: int = Field(64_000_000, gt=0)  # larger files are quarantined unread
+    max_archive_bytes: int = Field(20_000_000_000, gt=0)  # an archive that unpacks to more is refused
+    max_drop_files: int = Field(500_000, gt=0)  # files of an archive, rows of a labels.csv; more are refused
     max_pixels: int = Field(50_000_000, gt=0)  # larger images are quarantined undecoded
     shard_files: int = Field(5000, ge=1)  # files of a drop that are ingested as one piece, by one task of Airflow
     ingest_tasks: int = Field(1, ge=1)  # such pieces at the same time in a run of Airflow: one per worker machine

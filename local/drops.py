@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from cxr_ml.data.archives import SUFFIXES, is_archive
 from cxr_ml.errors import Refused
 
 
@@ -26,38 +27,49 @@ def listing(folder: Path) -> dict[str, int]:
     return {name: status.st_size for name, status in _files(folder) if stat.S_ISREG(status.st_mode)}
 
 
+def _contents(drop: Path) -> dict[str, int]:
+    """The `listing` of a folder; of an archive its own name and bytes."""
+    return listing(drop) if drop.is_dir() else {drop.name: drop.stat().st_size}
+
+
 def copy_drop(source: Path, inbox: Path, copying: Path) -> tuple[str, bool]:
-    """Copies the folder `source` to `inbox/<its name>`; `copying` is a scratch folder on the inbox's file system.
+    """Copies the folder or archive `source` to `inbox/<its name>`; `copying` is a scratch folder beside the inbox.
 
     Returns:
         The drop's name, and False when the same drop was there already.
 
     Raises:
-        Refused: `source` is no folder or empty, cannot name a drop, or another drop has its name.
+        Refused: `source` is no folder or archive, or empty, cannot name a drop, or another drop has its name.
     """
     source = Path(os.path.abspath(source))
-    if not source.is_dir():
-        raise Refused(f"DROP must be a folder of labelled X-rays. Received: {str(source)!r}")
+    if not (source.is_dir() or (source.is_file() and is_archive(source.name))):
+        raise Refused(
+            f"DROP must be a folder of labelled X-rays or an archive of one ({', '.join(SUFFIXES)}). "
+            f"Received: {str(source)!r}"
+        )
     name = source.name
     if not name or name.startswith(".") or not name.isprintable():
-        raise Refused(f"DROP must be a folder with a visible name; it names the drop. Received: {str(source)!r}")
-    wanted = listing(source)
-    if not wanted:
+        raise Refused(f"DROP must have a visible name; it names the drop. Received: {str(source)!r}")
+    wanted = _contents(source)
+    if not any(wanted.values()):
         raise Refused(f"DROP must contain files. Received: {str(source)!r}, which has none.")
     target = inbox / name
     if os.path.lexists(target):
-        if not target.is_symlink() and target.is_dir() and listing(target) == wanted:
+        if not target.is_symlink() and target.is_dir() == source.is_dir() and _contents(target) == wanted:
             return name, False
         raise Refused(
             f"The inbox has another drop named {name!r} ({target}), and a drop never changes once it is there. "
-            f"Received: {str(source)!r} with other files. Rename the folder, for instance by date, and run again."
+            f"Received: {str(source)!r} with other files. Rename it, for instance by date, and run again."
         )
     draft = copying / name
     shutil.rmtree(draft, ignore_errors=True)
-    for relative in wanted:
-        (draft / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source / relative, draft / relative, follow_symlinks=False)
-    if listing(draft) != wanted:
+    if source.is_dir():
+        for relative in wanted:
+            (draft / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / relative, draft / relative, follow_symlinks=False)
+    else:
+        shutil.copy2(source, draft)
+    if _contents(draft) != wanted:
         raise Refused(f"DROP must not change while it is copied. Received: {str(source)!r}, which did. Run again.")
     draft.rename(target)
     return name, True

@@ -1,6 +1,7 @@
 """`make run`: starts everything on this machine, runs one retraining through Airflow, shows the outcome.
 
-Environment: DROP (folder of labelled X-rays), ONCE=1 (end with the run), PROFILE (name in profiles/, or `default`),
+Environment: DROP (folder of labelled X-rays, or a .zip, .tar or .tar.gz of one), ONCE=1 (end with the run),
+PROFILE (name in profiles/, or `default`),
 CXR_AIRFLOW_DB (SQLAlchemy URL of Airflow's database), CXR_LOCAL (state folder instead of .local), and every CXR_*
 setting. Exit status: 0 the run did its job, 1 a task or a service failed, 2 refused,
 130 or 143 interrupted before that was known.

@@ -88,7 +88,12 @@ def _empty(filer: str) -> None:
 def settings(seaweed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Settings with an empty bucket and an empty inbox of their own; the same in CXR_* variables for `cxr-ml`."""
     (tmp_path / "inbox").mkdir()
-    variables = {"CXR_BUCKET": BUCKET, "CXR_INBOX": str(tmp_path / "inbox"), "CXR_CACHE_DIR": str(tmp_path / "cache")}
+    variables = {
+        "CXR_BUCKET": BUCKET,
+        "CXR_INBOX": str(tmp_path / "inbox"),
+        "CXR_CACHE_DIR": str(tmp_path / "cache"),
+        "CXR_PATIENT_SALT": "salt of the tests",
+    }
     for name, value in (seaweed | variables).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(store, "_given", [])
@@ -97,6 +102,7 @@ def settings(seaweed: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
         bucket=BUCKET,
         inbox=variables["CXR_INBOX"],
         cache_dir=tmp_path / "cache",
+        patient_salt=variables["CXR_PATIENT_SALT"],
         s3_endpoint_url=seaweed["CXR_S3_ENDPOINT_URL"],
     )
     _empty(seaweed["FILER"])

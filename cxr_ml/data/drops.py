@@ -1,26 +1,33 @@
 """Finds drops in the inbox, lists their files and reads the label of each. A drop is hostile until judged."""
 
-import csv
+import errno
 import hashlib
-import io
 import os
 import re
+import stat
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from botocore.exceptions import ClientError
 
 from cxr_ml import store
+from cxr_ml.data import archives, identity
+from cxr_ml.data.containers import BadImage
+from cxr_ml.data.sheets import read_rows, spelling
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
 if TYPE_CHECKING:
-    import pandas as pd  # the processes that only read files need not load it
+    import pandas as pd  # processes that only read files need not load it
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "validation", "validation": "validation"}
 _LABELS = "labels.csv"
 _IGNORED = {"thumbs.db", "desktop.ini"}
-_COLUMNS = ("filename", "label", "patient_id", "view", "source", "split")
+_CHUNK = 1 << 20
 
 
 class Entry(NamedTuple):
@@ -30,6 +37,10 @@ class Entry(NamedTuple):
     size: int  # bytes; -1 for a link
     stamp: str
     path: str  # what `read` opens: an absolute path, or s3://bucket/key
+    # Why it cannot be read, else "": symlink, special_file (a device or pipe), path_outside_drop, name_too_long,
+    # duplicate_name, too_large, encrypted, unsupported_compression or damaged_member.
+    fault: str = ""
+    member: archives.Member | None = None  # where it lies in the archive `path`
 
 
 def _s3_parts(uri: str) -> tuple[str, str]:
@@ -43,99 +54,158 @@ def _objects(settings: Settings, uri: str, delimiter: str = "") -> Iterator[dict
     yield from pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter=delimiter)
 
 
+def _inbox(settings: Settings) -> dict[str, Entry | None]:
+    """Name of every drop, in order -> None for a folder, its file for an archive."""
+    found: dict[str, Entry | None] = {}
+    if settings.inbox.startswith("s3://"):
+        bucket, prefix = _s3_parts(settings.inbox)
+        for page in _objects(settings, settings.inbox, "/"):
+            for item in page.get("Contents", ()):
+                name = item["Key"].removeprefix(prefix)
+                if archives.is_archive(name):
+                    found[name] = Entry(name, item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
+            found |= {f["Prefix"].removeprefix(prefix).rstrip("/"): None for f in page.get("CommonPrefixes", ())}
+    else:
+        folder = Path(settings.inbox)
+        if not folder.is_dir():
+            raise Refused(
+                f"The inbox must be an existing folder or s3://bucket/prefix; set CXR_INBOX. Received: {folder}"
+            )
+        for path in folder.iterdir():
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode):
+                found[path.name] = None
+            elif stat.S_ISREG(status.st_mode) and archives.is_archive(path.name):
+                found[path.name] = Entry(path.name, status.st_size, str(status.st_mtime_ns), str(path.absolute()))
+    return {name: found[name] for name in sorted(found) if name and not name.startswith(".")}
+
+
 def names(settings: Settings) -> list[str]:
-    """Names of all drops in the inbox, in order.
+    """Names of all drops in the inbox, in order: its folders, and its .zip, .tar, .tar.gz and .tgz files.
 
     Raises:
         Refused: the inbox does not exist.
     """
-    if settings.inbox.startswith("s3://"):
-        _, prefix = _s3_parts(settings.inbox)
-        pages = _objects(settings, settings.inbox, "/")
-        found = [folder["Prefix"] for page in pages for folder in page.get("CommonPrefixes", ())]
-        found = [name.removeprefix(prefix).rstrip("/") for name in found]
-        return sorted(name for name in found if name and not name.startswith("."))
-    folder = Path(settings.inbox)
-    if not folder.is_dir():
-        raise Refused(f"The inbox must be an existing folder or s3://bucket/prefix; set CXR_INBOX. Received: {folder}")
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith("."))
+    return list(_inbox(settings))
 
 
 def listing(settings: Settings, drop: str) -> list[Entry]:
-    """The files of a drop, in order of their paths. Links are listed with size -1 and never followed.
+    """What the inbox holds of a drop, in order of the paths: its files, or the one file that an archive is.
+
+    Links are listed with size -1 and never followed. No archive is opened here: `opened` gives what it holds.
 
     Raises:
-        Refused: the inbox has no drop of that name.
+        Refused: the inbox has no drop of that name, or a folder of it cannot be listed.
     """
-    if drop not in names(settings):
-        raise Refused(
-            f"The inbox {settings.inbox} has no drop of that name. Received: {drop!r}. There: {names(settings)}"
-        )
-    if settings.inbox.startswith("s3://"):
-        root = f"{settings.inbox.rstrip('/')}/{drop}"
-        bucket, prefix = _s3_parts(root)
-        found = [
-            Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
-            for page in _objects(settings, root)
-            for item in page.get("Contents", ())
-            if not item["Key"].endswith("/")
-        ]
-    else:
-        root = Path(settings.inbox) / drop
-        found = []
-        for folder, _, files in os.walk(root):
-            for name in files:
-                path = Path(folder) / name
-                status = path.lstat()
-                size = -1 if path.is_symlink() or not path.is_file() else status.st_size
-                file = path.relative_to(root).as_posix()
-                found.append(Entry(file, size, str(status.st_mtime_ns), str(path.absolute())))
-    return sorted(e for e in found if not _ignored(e.file))
+    inbox = _inbox(settings)
+    if drop not in inbox:
+        raise Refused(f"The inbox {settings.inbox} has no drop of that name. Received: {drop!r}. There: {list(inbox)}")
+    archive = inbox[drop]
+    return [archive] if archive else _folder(settings, drop)
+
+
+def _folder(settings: Settings, drop: str) -> list[Entry]:
+    if not settings.inbox.startswith("s3://"):
+        return _tidy(_files(Path(settings.inbox) / drop))
+    root = f"{settings.inbox.rstrip('/')}/{drop}"
+    bucket, prefix = _s3_parts(root)
+    return _tidy(
+        Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
+        for page in _objects(settings, root)
+        for item in page.get("Contents", ())
+        if not item["Key"].endswith("/")
+    )
+
+
+def _files(root: Path) -> Iterator[Entry]:
+    def complain(error: OSError) -> None:
+        raise Refused(f"Every folder of a drop must be readable. Received: {error.filename!r}: {error.strerror}")
+
+    for folder, _, files in os.walk(root, onerror=complain):
+        for name in files:
+            path = Path(folder) / name
+            status = path.lstat()
+            fault = "symlink" if stat.S_ISLNK(status.st_mode) else "special_file"
+            file, stamp = path.relative_to(root).as_posix(), str(status.st_mtime_ns)
+            if stat.S_ISREG(status.st_mode):
+                yield Entry(file, status.st_size, stamp, str(path.absolute()))
+            else:
+                yield Entry(file, -1, stamp, str(path.absolute()), fault)
+
+
+def _tidy(found: Iterator[Entry]) -> list[Entry]:
+    """In order of their paths, without clutter; where several have one name, it is listed once, as faulty."""
+    listed = sorted((e for e in found if not _ignored(e.file)), key=lambda e: e.file)
+    often = Counter(printable(e.file) for e in listed)
+    kept: dict[str, Entry] = {}
+    for entry in listed:
+        name = printable(entry.file)
+        kept.setdefault(name, entry if often[name] == 1 else entry._replace(fault="duplicate_name"))
+    return list(kept.values())
 
 
 def _ignored(file: str) -> bool:
-    name = PurePosixPath(file).name
-    return name.startswith(".") or name.lower() in _IGNORED
+    path = PurePosixPath(file)
+    if archives.outside(file):
+        return False
+    return path.name.startswith(".") or path.name.lower() in _IGNORED or path.parts[0] == "__MACOSX"
 
 
 @contextmanager
 def opened(settings: Settings, drop: str) -> Iterator[tuple[str, list[Entry]]]:
-    """The name of the batch that the drop makes, and its files, which can be read as long as this lasts.
+    """(batch id, files) of a drop of any kind; `read` reads them in any process of this machine, during the block.
+
+    A folder is read where it lies, and so is an archive in a folder. A .tar.gz is unpacked, and an archive in S3
+    copied, into one file below `cache_dir` that is gone after the block. No member becomes a file of its own.
 
     Raises:
-        Refused: no such drop, or it has no files.
+        Refused: as `listing`; an archive that is damaged, or larger than `max_archive_bytes` or `max_drop_files` allow.
     """
-    entries = listing(settings, drop)
-    if not entries:
-        raise Refused(f"A drop must hold images, in class folders or with a labels.csv. Received: {drop!r}, empty.")
-    yield batch_id(drop, entries), entries
+    inbox = _inbox(settings)
+    archive = inbox.get(drop)
+    if archive is None:
+        entries = listing(settings, drop)
+        yield batch_id(drop, entries), entries
+        return
+    with ExitStack() as stack:
+        path = Path(archive.path)
+        if archive.path.startswith("s3://"):
+            path = _fetch(settings, archive, stack)
+        path = stack.enter_context(archives.plain(settings, path, printable(drop)))
+        stamp = str(path.stat().st_mtime_ns)
+        found = (
+            Entry(name, size, stamp, str(path.absolute()), fault, member)
+            for name, size, fault, member in archives.members(settings, path, printable(drop))
+        )
+        yield batch_id(drop, [archive]), _tidy(found)
 
 
-def read(settings: Settings, entry: Entry) -> bytes:
-    """Bytes of one file of a drop.
+def _fetch(settings: Settings, archive: Entry, stack: ExitStack) -> Path:
+    if archive.size > settings.max_archive_bytes:
+        raise Refused(
+            f"The archive {archive.path!r} must have at most {settings.max_archive_bytes:,} bytes. "
+            f"Received: {archive.size:,}. Split it, or raise max_archive_bytes."
+        )
+    target, body = stack.enter_context(archives.scratch(settings)), _body(settings, archive)
+    while chunk := body.read(_CHUNK):
+        target.write(chunk)
+    target.flush()
+    return Path(target.name)
 
-    Raises:
-        Refused: the file is not the one that was listed any more, or must not be read.
-    """
-    if entry.path.startswith("s3://"):
-        bucket, _, key = entry.path.removeprefix("s3://").partition("/")
-        found = store.fetch(settings, bucket, key)
-        data, stamp = found or (b"", "")
-    else:
-        try:
-            with open(entry.path, "rb") as file:
-                data = file.read(entry.size + 1)
-                stamp = str(os.fstat(file.fileno()).st_mtime_ns)
-        except FileNotFoundError:
-            data, stamp = b"", ""
-        except PermissionError:
-            raise Refused(
-                f"Every file of a drop must be readable for the user who ingests it. Received: {entry.file!r}, which "
-                "is not. Change its permissions, then run this step again."
-            ) from None
-    if (len(data), stamp) != (entry.size, entry.stamp):
-        raise Refused(changed(f"its file {entry.file!r} is not as it was listed"))
-    return data
+
+def _body(settings: Settings, entry: Entry) -> Any:  # noqa: ANN401 - botocore's stream
+    """The object as it was listed."""
+    bucket, _, key = entry.path.removeprefix("s3://").partition("/")
+    try:
+        return store.client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key, IfMatch=entry.stamp)["Body"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("NoSuchKey", "404", "412", "PreconditionFailed"):
+            raise _changed(entry) from None
+        raise
+
+
+def _changed(entry: Entry) -> Refused:
+    return Refused(changed(f"its file {printable(entry.file)!r} is not as it was listed"))
 
 
 def changed(what: str) -> str:
@@ -146,9 +216,37 @@ def changed(what: str) -> str:
     )
 
 
-def labels_file(entries: list[Entry]) -> Entry | None:
-    """The drop's `labels.csv`, if it has one."""
-    return next((e for e in entries if e.file == _LABELS), None)
+def read(settings: Settings, entry: Entry) -> bytes:
+    """Bytes of one file of a drop, in whatever process.
+
+    Raises:
+        BadImage: `entry.fault`, too_large (nothing is read of such a file), damaged_member, or unreadable (no
+            permission).
+        Refused: the file is no longer the one that was listed.
+    """
+    fault = entry.fault or ("too_large" if entry.size > settings.max_file_bytes else "")
+    if fault:
+        raise BadImage(fault, f"A file that can be read was expected. Received: {fault}, {entry.size:,} bytes")
+    if entry.path.startswith("s3://"):
+        return _body(settings, entry).read()
+    try:
+        # The file may have become a link or a pipe since it was listed.
+        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError as error:
+        raise BadImage("unreadable", f"A file that may be read was expected. Received: {error.strerror}") from None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            raise _changed(entry) from None
+        raise
+    with open(descriptor, "rb") as file:
+        if str(os.fstat(descriptor).st_mtime_ns) != entry.stamp:
+            raise _changed(entry)
+        if entry.member:
+            return archives.read(file, entry.size, entry.member)
+        data = file.read(entry.size + 1)
+    if len(data) != entry.size:
+        raise _changed(entry)
+    return data
 
 
 def batch_id(drop: str, entries: list[Entry]) -> str:
@@ -174,44 +272,70 @@ def printable(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def spelling(text: str) -> str:
-    """`text` as labels are compared: without case, spaces, '-' and '_'."""
-    return re.sub(r"[\s_-]+", "", text).casefold()
-
-
 def labels(settings: Settings, drop: str, entries: list[Entry]) -> "pd.DataFrame":
-    """What the drop says of each of its files: by class folders, or by `labels.csv` at its top.
+    """What the drop says of each of its files: by `labels.csv` at its top, or else by class folders.
+
+    Either may lie below one folder that wraps everything. Ids of patients in the texts are replaced by their hash.
 
     Returns:
         One row per file, and per row of labels.csv without a file, with the columns file (`printable`), label ("" if
-        unknown), label_raw, split_hint, patient (salted hash), source, view, reasons (codes; empty where all is well).
+        unknown), label_raw, split_hint, patient (salted hash), source, view, reasons (codes; empty where all is well)
+        and entry (place of the file in `entries`, -1 where there is none), in order of the paths in the drop.
 
     Raises:
-        Refused: labels.csv is a link, is too large, cannot be read or lacks the columns filename and label.
+        Refused: labels.csv is a link, is too large, cannot be read, lacks the columns filename and label, or has more
+            than `max_drop_files` rows; or it names patients and `patient_salt` is not set.
     """
     import pandas as pd
 
-    table = labels_file(entries)
-    if table is not None:
-        if not 0 <= table.size <= settings.max_file_bytes:
-            raise Refused(
-                f"labels.csv of the drop {drop!r} must be a file of at most {settings.max_file_bytes:,} bytes. "
-                f"Received: {'a link' if table.size < 0 else f'{table.size:,} bytes'}"
-            )
-        rows = _from_csv(read(settings, table), drop, [e for e in entries if e.file != _LABELS])
-    else:
-        rows = [_from_folders(e.file) for e in entries]
     known = {spelling(k): v for k, v in settings.label_spellings.items()}
+    wrapper = _wrapper(entries, known)
+    table = _table(drop, entries, wrapper)
+    if table is None:
+        rows = [_from_folders(e.file, wrapper) | {"entry": i} for i, e in enumerate(entries)]
+    else:
+        rows = _from_csv(settings, drop, entries, table, wrapper)
+    rows.sort(key=lambda row: (row["file"], row["entry"]))
+    marks = {patient: identity.hashed(settings, patient) for patient in {row["patient"] for row in rows}}
+    ids = identity.known_ids(marks)
+    finished = []
     for row in rows:
-        row |= {name: printable(row[name]) for name in ("file", "label_raw")}
+        row |= {name: printable(row[name]) for name in ("file", "label_raw", "source", "view")}
         row["label"] = known.get(spelling(row["label_raw"]), "")
-        if not row["label"] and not row["reasons"]:
+        faulty = row["entry"] >= 0 and entries[row["entry"]].fault
+        if not row["label"] and not row["reasons"] and not faulty:
             row["reasons"] = ["unknown_label" if row["label_raw"] else "no_label"]
+        patient, row["patient"] = row["patient"], marks[row["patient"]]
         if row["patient"]:
-            digest = hashlib.sha256(f"{settings.patient_salt}\n{row['patient']}".encode(errors="surrogatepass"))
-            row["patient"] = digest.hexdigest()[:16]
-    columns = ["file", "label", "label_raw", "split_hint", "patient", "source", "view", "reasons"]
-    return pd.DataFrame(rows, columns=columns).sort_values("file", ignore_index=True)
+            row = identity.hide(row, [patient], row["patient"])
+        finished.append(identity.hide_known(row, ids) if ids else row)
+    columns = ["file", "label", "label_raw", "split_hint", "patient", "source", "view", "reasons", "entry"]
+    return pd.DataFrame(finished, columns=columns)
+
+
+def _wrapper(entries: list[Entry], known: dict[str, str]) -> str:
+    """The folder, with "/", below which the whole drop lies, as in most archives; "" where there is none."""
+    paths = [PurePosixPath(e.file).parts for e in entries if not archives.outside(e.file)]
+    tops = {parts[0] for parts in paths if len(parts) > 1}
+    if len(tops) != 1:
+        return ""
+    (top,) = tops
+    if top.lower() in SPLITS or spelling(top) in known:
+        return ""
+    inside = {parts[1] for parts in paths if len(parts) > 2}
+    wraps = any(name.lower() in SPLITS or spelling(name) in known for name in inside)
+    return f"{top}/" if wraps or any(e.file.lower() == f"{top}/{_LABELS}".lower() for e in entries) else ""
+
+
+def _table(drop: str, entries: list[Entry], wrapper: str) -> int | None:
+    """Which entry is the labels.csv of the drop."""
+    for folder in ("", wrapper):
+        found = [i for i, e in enumerate(entries) if e.file.lower() == f"{folder}{_LABELS}".lower()]
+        if len(found) > 1:
+            raise Refused(f"The drop {drop!r} must have one labels.csv. Received: {[entries[i].file for i in found]}")
+        if found:
+            return found[0]
+    return None
 
 
 def _row(file: str, label: str, split: str = "", patient: str = "", source: str = "", view: str = "") -> dict:
@@ -221,42 +345,49 @@ def _row(file: str, label: str, split: str = "", patient: str = "", source: str 
     )
 
 
-def _from_folders(file: str) -> dict:
-    folders = list(PurePosixPath(file).parts[:-1])
+def _from_folders(file: str, wrapper: str) -> dict:
+    if archives.outside(file):
+        return _row(file, "")
+    folders = list(PurePosixPath(file.removeprefix(wrapper)).parts[:-1])
     split = folders.pop(0) if folders and folders[0].lower() in SPLITS else ""
     return _row(file, folders[0] if folders else "", split)
 
 
-def _from_csv(data: bytes, drop: str, entries: list[Entry]) -> list[dict]:
+def _from_csv(settings: Settings, drop: str, entries: list[Entry], table: int, wrapper: str) -> list[dict]:
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header = [str(name).strip().lower() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        lines = list(reader)
-    except csv.Error as error:
-        raise Refused(f"labels.csv of the drop {drop!r} is not a CSV table: {error}") from None
-    if not {"filename", "label"} <= set(header):
-        raise Refused(f"labels.csv of the drop {drop!r} needs the columns filename and label. Received: {header[:20]}")
-    present = {e.file for e in entries}
-    rows: dict[str, dict] = {}
-    for line in lines:
-        values = {name: (line.get(name) or "").strip() for name in _COLUMNS}
-        file = values["filename"].replace("\\", "/")
-        row = _row(file, values["label"], values["split"], values["patient_id"], values["source"], values["view"])
-        path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts or not file or "\0" in file:
+        data = read(settings, entries[table])
+    except BadImage as error:
+        raise Refused(f"labels.csv of the drop {drop!r} must be a file that can be read. {error}") from None
+    files = {e.file: i for i, e in enumerate(entries) if i != table}
+    # A name typed on one system and packed on another may differ in how its accents are composed.
+    composed = {unicodedata.normalize("NFC", file): i for file, i in files.items()}
+    rows: dict[int | str, dict] = {}
+    for said in read_rows(data, drop):
+        file = said["filename"].replace("\\", "/")
+        file = str(PurePosixPath(file)) if file else ""
+        row = _row(file, said["label"], said["split"], said["patient_id"], said["source"], said["view"])
+        row["entry"] = -1
+        at = None
+        if archives.outside(file):
             row["reasons"] = ["path_outside_drop"]
-        elif file not in present:
-            row["reasons"] = ["file_missing"]
-        if file in rows:
-            if spelling(rows[file]["label_raw"]) != spelling(row["label_raw"]):
-                rows[file]["reasons"] = ["conflicting_rows"]
-            continue
-        rows[file] = row
-    unlisted = [{**_row(e.file, ""), "reasons": ["not_listed"]} for e in entries if e.file not in rows]
+        else:
+            tries = [f for way in (file, wrapper + file) for f in (way, unicodedata.normalize("NFC", way))]
+            at = next((where[f] for where in (files, composed) for f in tries if f in where), None)
+            if at is None:
+                row["reasons"] = ["file_missing"]
+            else:
+                row |= {"file": entries[at].file, "entry": at}
+        earlier = rows.setdefault(file if at is None else at, row)
+        if earlier is not row and _facts(earlier) != _facts(row):
+            earlier["reasons"] = ["conflicting_rows"]
+        if len(rows) > settings.max_drop_files:
+            raise Refused(
+                f"labels.csv of the drop {drop!r} must have at most {settings.max_drop_files:,} rows. "
+                "Received: more. Split the drop, or raise max_drop_files."
+            )
+    unlisted = [_row(file, "") | {"entry": i, "reasons": ["not_listed"]} for file, i in files.items() if i not in rows]
     return [*rows.values(), *unlisted]
+
+
+def _facts(row: dict) -> tuple[str, str, str]:
+    return spelling(row["label_raw"]), row["patient"], row["split_hint"]

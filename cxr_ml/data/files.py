@@ -1,11 +1,11 @@
 """What is done with one file, in a process of its own: read it, measure it, store it. No table is needed for that."""
 
-from pathlib import Path
 from typing import Any
 
 from cxr_ml import store
-from cxr_ml.data import drops, images, room
-from cxr_ml.data.containers import look
+from cxr_ml.data import drops, identity, images, room
+from cxr_ml.data.containers import extension, is_dicom, look
+from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
 _LOOKS = 8  # images in a row that were not in the store, after which it is no longer asked before it is written to
@@ -13,60 +13,67 @@ _missed = 0
 CRASHED = {"unread": ["crashes_decoder"]}  # what is said of a file that crashes the process it is measured in
 
 
-def image_key(sha256: str, extension: str) -> str:
-    """Key of an image in the store."""
-    return f"images/{sha256[:2]}/{sha256}.{extension}"
+def image_key(sha256: str, format: str) -> str:
+    """Key of an image in the store; `format` as measured: png, jpeg or dicom."""
+    return f"images/{sha256[:2]}/{sha256}.{extension(format)}"
 
 
-def copy(settings: Settings, entry: drops.Entry) -> dict[str, Any]:
+def copy(settings: Settings, job: tuple[drops.Entry, dict[str, Any]]) -> dict[str, Any]:
     """Puts one file of a drop into the store, free of metadata.
 
+    Args:
+        settings: the limits, and where the store is.
+        job: the file, and what the drop says of it, a row of `drops.labels`.
+
     Returns:
-        What `images.measure` says of it, or, with the codes of what is wrong with it under `unread`, its `bytes`.
+        The row with what the file's header says of the patient, replaced by a hash, and with what `images.measure` says
+        of it, or, with the codes of what is wrong with it under `unread`, its `bytes`.
 
     Raises:
-        Refused: the file is not as it was listed, or must not be read.
+        Refused: the file is not as it was listed, or names a patient where no salt is set.
     """
-    if code := _unfit(settings, entry):
-        return {"bytes": max(0, entry.size), "unread": [code]}
-    with room.for_file(entry.size):
+    entry, row = job
+    with room.for_file(0 if entry.size > settings.max_file_bytes else entry.size):
         try:
-            measured, clean = _measured(settings, drops.read(settings, entry))
+            data = drops.read(settings, entry)
+            row = identity.from_header(settings, row, data)
+            measured, clean = _measured(settings, data)
         except images.BadImage as error:
-            return {"bytes": entry.size, "unread": [error.code]}
-        _put(settings, image_key(measured["sha256"], measured["format"]), clean, f"image/{measured['format']}")
-    return measured
+            return row | {"bytes": max(0, entry.size), "unread": [error.code]}
+        kind = extension(measured["format"])
+        _put(settings, image_key(measured["sha256"], measured["format"]), clean, f"image/{kind}")
+    return row | measured
 
 
 def measure(settings: Settings, entry: drops.Entry) -> dict[str, Any]:
-    """What `copy` returns, of a local file, without a store; `not_readable` where the file cannot be read."""
-    if code := _unfit(settings, entry):
-        return {"bytes": max(0, entry.size), "unread": [code]}
-    with room.for_file(entry.size):
+    """What `copy` finds in a file, which is put nowhere."""
+    with room.for_file(0 if entry.size > settings.max_file_bytes else entry.size):
         try:
-            return _measured(settings, Path(entry.path).read_bytes())[0]
+            return _measured(settings, drops.read(settings, entry))[0]
         except images.BadImage as error:
-            return {"bytes": entry.size, "unread": [error.code]}
-        except OSError:
-            return {"bytes": entry.size, "unread": ["not_readable"]}
-
-
-def _unfit(settings: Settings, entry: drops.Entry) -> str:
-    if entry.size < 0:
-        return "symlink"
-    return "too_large" if entry.size > settings.max_file_bytes else ""
+            code = error.code
+        except (Refused, OSError):  # it changes at this moment, or its disk is broken
+            code = "unreadable"
+        return {"bytes": max(0, entry.size), "unread": [code]}
 
 
 def _measured(settings: Settings, data: bytes) -> tuple[dict[str, Any], bytes]:
+    pixels = _pixels(data)
+    # What is too large is refused by its header, before it is decoded.
+    with room.for_pixels(pixels if pixels <= settings.max_pixels else 0):
+        return images.measure(data, settings)
+
+
+def _pixels(data: bytes) -> int:
+    if is_dicom(data):
+        from cxr_ml.data import dicom  # pydicom takes 0.2 s to import
+
+        return dicom.pixels(data)
     try:
         header = look(data)
-        pixels = header.width * header.height
     except images.BadImage:
-        pixels = 0  # `images.measure` says the same, before it decodes
-    if pixels > settings.max_pixels:
-        pixels = 0  # likewise
-    with room.for_pixels(pixels):
-        return images.measure(data, settings)
+        return 0  # `images.measure` says the same, before it decodes
+    return header.width * header.height
 
 
 def _put(settings: Settings, key: str, data: bytes, content_type: str) -> None:

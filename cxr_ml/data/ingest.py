@@ -4,9 +4,11 @@ import io
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -80,7 +82,7 @@ def plan(settings: Settings, drop: str) -> list[Shard]:
     Raises:
         Refused: no such drop, or it has no files.
     """
-    with drops.opened(settings, drop) as (batch, entries):
+    with _opened(settings, drop) as (batch, entries):
         return _plan(settings, drop, batch, entries)
 
 
@@ -102,9 +104,10 @@ def ingest(settings: Settings, drop: str, on_file: OnFile = _nothing, processes:
     Raises:
         Refused: no such drop, it has no files, it changed meanwhile, or its labels.csv cannot be used.
     """
-    with drops.opened(settings, drop) as (batch, entries):
-        if store.exists(settings, f"batches/{batch}/batch.json"):
-            return batch
+    batch = drops.batch_id(drop, drops.listing(settings, drop))  # no archive is opened for it
+    if store.exists(settings, f"batches/{batch}/batch.json"):
+        return batch
+    with _opened(settings, drop) as (batch, entries):
         there = set(store.keys(settings, _folder(batch)))
         todo = [s for s in _plan(settings, drop, batch, entries) if _key(batch, s.number) not in there]
         before = len(entries) - sum(last - first for first, last in (_cut(s, len(entries)) for s in todo))
@@ -129,7 +132,7 @@ def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _nothing, p
     """
     if store.exists(settings, _key(shard.batch, shard.number)):
         return shard.batch
-    with drops.opened(settings, shard.drop) as (batch, entries):
+    with _opened(settings, shard.drop) as (batch, entries):
         if batch != shard.batch:
             raise Refused(drops.changed(f"{shard.drop!r} had other files when the run began"))
         first, last = _cut(shard, len(entries))
@@ -157,6 +160,14 @@ def read(settings: Settings, batch: str) -> pd.DataFrame:
     return frame
 
 
+@contextmanager
+def _opened(settings: Settings, drop: str) -> Iterator[tuple[str, list[drops.Entry]]]:
+    with drops.opened(settings, drop) as (batch, entries):
+        if not entries:
+            raise Refused(f"A drop must hold images, in class folders or with a labels.csv. Received: {drop!r}, empty.")
+        yield batch, entries
+
+
 def _plan(settings: Settings, drop: str, batch: str, entries: list[drops.Entry]) -> list[Shard]:
     of = min(MAX_SHARDS, -(-len(entries) // settings.shard_files))
     if begun := next(store.keys(settings, _folder(batch)), None):
@@ -182,33 +193,35 @@ def _ingest(
     settings: Settings, shards: list[Shard], entries: list[drops.Entry], on_file: Callable[[int], None], processes: int
 ) -> None:
     """Copies the files of some shards of a drop; one after the other, as far as it does not keep a process waiting."""
-    rows: dict[Shard, list[dict[str, Any]]] = {}
+    rows: dict[Shard, dict[int, dict[str, Any]]] = {}
     left: Counter[Shard] = Counter()  # files without an answer
-    asked: dict[int, tuple[Shard, dict[str, Any]]] = {}  # the row of each of these
+    asked: dict[int, tuple[Shard, int]] = {}  # the row of each of these
 
     def write(shard: Shard) -> None:
-        store.put_if_absent(settings, _key(shard.batch, shard.number), _marked(table(rows.pop(shard)), shard.of))
+        frame = table(list(rows.pop(shard).values()))
+        store.put_if_absent(settings, _key(shard.batch, shard.number), _marked(frame, shard.of))
 
-    def jobs() -> Iterator[drops.Entry]:
+    def jobs() -> Iterator[tuple[drops.Entry, dict[str, Any]]]:
         number = count()
+        said = drops.labels(settings, shards[0].drop, entries) if shards else None
         for shard in shards:
-            said = _rows(settings, shard, entries)
-            rows[shard] = [row for row, _ in said]
-            left[shard] = sum(entry is not None for _, entry in said)
+            rows[shard] = dict(enumerate(_part(said, shard, entries)))
+            files_of = {place: row.pop("entry") for place, row in rows[shard].items()}
+            left[shard] = sum(entry >= 0 for entry in files_of.values())
             if not left[shard]:
                 write(shard)
-            for row, entry in said:
-                if entry is not None:
-                    asked[next(number)] = (shard, row)
-                    yield entry
+            for place, entry in files_of.items():
+                if entry >= 0:
+                    asked[next(number)] = (shard, place)
+                    yield entries[entry], rows[shard][place]
 
     total = sum(last - first for first, last in (_cut(s, len(entries)) for s in shards))
     # A file takes milliseconds, a process most of a second to start.
     many = min(processes or room.processes(), max(1, total // 16))
     done = 0
     for done, (number, found) in enumerate(workers.run(files.copy, settings, jobs(), many), start=1):
-        shard, row = asked.pop(number)
-        row.update(files.CRASHED if found is None else found)
+        shard, place = asked.pop(number)
+        rows[shard][place] = rows[shard][place] | files.CRASHED if found is None else found
         left[shard] -= 1
         if not left[shard]:
             write(shard)
@@ -217,29 +230,15 @@ def _ingest(
         on_file(total)
 
 
-def _rows(
-    settings: Settings, shard: Shard, entries: list[drops.Entry]
-) -> list[tuple[dict[str, Any], drops.Entry | None]]:
-    """What the drop says of each file of the shard, with the file, if there is one."""
+def _part(said: pd.DataFrame, shard: Shard, entries: list[drops.Entry]) -> list[dict[str, Any]]:
+    """What `drops.labels` said of the files of the shard; what has no file is where its name would stand."""
     first, last = _cut(shard, len(entries))
-    part = entries[first:last]
-    entry_of = {drops.printable(e.file): e for e in part}
-    listed = drops.labels_file(entries)
-    if listed is None:
-        said = drops.labels(settings, shard.drop, part)
-    else:
-        # Its rows are of all shards, also those without a file: each goes where its name would stand.
-        said = drops.labels(settings, shard.drop, [listed, *(e for e in part if e is not listed)])
-        starts = [
-            drops.printable(entries[_cut(shard._replace(number=n), len(entries))[0]].file) for n in range(shard.of)
-        ]
-        elsewhere = {drops.printable(e.file) for e in (*entries[:first], *entries[last:])}
-        here = [
-            file in entry_of or (file not in elsewhere and max(0, bisect_right(starts, file) - 1) == shard.number)
-            for file in said["file"]
-        ]
-        said = said[here]
-    return [(row, entry_of.get(row["file"])) for row in said.to_dict("records")]
+    starts = [drops.printable(entries[_cut(shard._replace(number=n), len(entries))[0]].file) for n in range(shard.of)]
+    entry = said["entry"].to_numpy()
+    here = (first <= entry) & (entry < last)
+    for place in np.flatnonzero(entry < 0):
+        here[place] = max(0, bisect_right(starts, said["file"].iat[place]) - 1) == shard.number
+    return said[here].to_dict("records")
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:

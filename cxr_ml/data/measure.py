@@ -31,15 +31,17 @@ def listing(paths: Iterable[Path]) -> list[drops.Entry]:
             raise Refused(f"Files and folders that exist were expected. Received: {str(path)!r}")
         if path.is_dir():
             below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-            found += sorted(_entry(file, file.lstat()) for file in below)
+            found += sorted(_entry(file, file, file.lstat()) for file in below)
         else:
-            found.append(_entry(path, path.stat()))
+            found.append(_entry(path, path.resolve(), path.stat()))
     return found
 
 
-def _entry(file: Path, status: os.stat_result) -> drops.Entry:
-    size = status.st_size if stat.S_ISREG(status.st_mode) else -1
-    return drops.Entry(str(file), size, str(status.st_mtime_ns), str(file))
+def _entry(name: Path, file: Path, status: os.stat_result) -> drops.Entry:
+    if stat.S_ISREG(status.st_mode):
+        return drops.Entry(str(name), status.st_size, str(status.st_mtime_ns), str(file))
+    fault = "symlink" if stat.S_ISLNK(status.st_mode) else "special_file"
+    return drops.Entry(str(name), -1, "", str(file), fault)
 
 
 def tables(settings: Settings, listed: list[drops.Entry], on_file: Callable[[int], None]) -> Iterator[pd.DataFrame]:

@@ -90,7 +90,7 @@ PNG = encoded(film())
         (encoded(film(), "GIF"), "unsupported_format"),
         (encoded(film(), "WEBP"), "unsupported_format"),
         (encoded(film(), "TIFF"), "unsupported_format"),
-        (b"\0" * 128 + b"DICM" + b"\0" * 50, "unsupported_format"),
+        (b"\0" * 128 + b"DICM" + b"\0" * 50, "not_an_image"),
         (png(100_000, 100_000), "too_many_pixels"),
         (JPEG[:160] + b"\xff\xc0\0\x0b\x08\xff\xff\xff\xff\x01\x01\x11\0" + JPEG[160:], "unreadable"),
         (png(0, 10), "unreadable"),

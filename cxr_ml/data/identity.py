@@ -1,0 +1,105 @@
+"""Keeps patients out of what is stored: their ids become salted hashes, also inside the names of their files."""
+
+import hashlib
+import re
+
+from cxr_ml.data.containers import is_dicom
+from cxr_ml.errors import Refused
+from cxr_ml.settings import Settings
+
+_TEXTS = ("file", "label_raw", "source", "view")
+# What software writes where nobody is named. Taken for an id, it would make one patient of all of them.
+_NOBODY = {"", "0", "anon", "anonymous", "anonymized", "anonymised", "unknown", "none", "null", "nan", "na", "noname"}
+_SHORT = 4  # characters: shorter ids and names are replaced only where they stand alone
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).lower()
+
+
+def hashed(settings: Settings, patient: str) -> str:
+    """16 hex digits that stand for the patient in all drops; "" where the text names nobody.
+
+    Raises:
+        Refused: there is a patient, and `patient_salt` is not set.
+    """
+    if _squeezed(patient) in _NOBODY:
+        return ""
+    if not settings.patient_salt:
+        raise Refused(
+            "A drop that names patients needs a secret with which their ids are hashed. Received: no CXR_PATIENT_SALT. "
+            "Set it once and never change it, for instance to what "
+            "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` prints."
+        )
+    digest = hashlib.sha256(f"{settings.patient_salt}\n{patient}".encode(errors="surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def hide(row: dict, names: list[str], mark: str) -> dict:
+    """`row` with `mark` wherever its texts hold one of the names, in any case and with any signs between its words."""
+    squeezed = {column: _squeezed(row[column]) for column in _TEXTS}
+    patterns = [p for name in names for p in _patterns(name) if any(p[0] in text for text in squeezed.values())]
+    if not patterns:
+        return row
+    # The longest first: of "Doe Jane", "Doe" alone would leave the rest to a guess.
+    patterns.sort(key=lambda p: -len(p[0]))
+    found = re.compile("|".join(p[1] for p in patterns), re.IGNORECASE)
+    return row | {column: found.sub(mark, row[column]) for column in _TEXTS}
+
+
+def _patterns(name: str) -> list[tuple[str, str]]:
+    """(what a squeezed text must hold, regular expression) for the whole of a name and, without digits, its words."""
+    words = re.findall(r"[^\W_]+", name)
+    ways = [words] if words else []
+    if len(words) > 1 and not re.search(r"\d", name):  # a person's name, whichever part comes first
+        ways += [words[::-1], *([word] for word in words if len(word) > 1)]
+    patterns = []
+    for way in ways:
+        expression = r"[\W_]*".join(map(re.escape, way))
+        if len("".join(way)) < _SHORT:
+            expression = rf"(?<![^\W_])0*{expression}(?![^\W_])"
+        patterns.append(("".join(way).lower(), expression))
+    return patterns
+
+
+def hide_known(row: dict, known: dict[str, str]) -> dict:
+    """`row` with marks for the ids of any patient of the drop; `known`: squeezed id -> mark, from `known_ids`."""
+    changed = {}
+    for column in _TEXTS:
+        text, words = row[column], list(re.finditer(r"[^\W_]+", row[column]))
+        at = len(words) - 1
+        while at >= 0:
+            for count in (1, 2, 3):
+                span = words[max(0, at - count + 1) : at + 1]
+                mark = known.get("".join(word[0] for word in span).lower())
+                if mark:
+                    text = text[: span[0].start()] + mark + text[words[at].end() :]
+                    at -= len(span) - 1
+                    break
+            at -= 1
+        changed[column] = text
+    return row | changed
+
+
+def known_ids(marks: dict[str, str]) -> dict[str, str]:
+    """From patient id -> mark, what `hide_known` needs. Ids too short to be told from a number are left out."""
+    found = {_squeezed(patient): mark for patient, mark in marks.items() if mark}
+    return {patient: mark for patient, mark in found.items() if len(patient) >= _SHORT}
+
+
+def from_header(settings: Settings, row: dict, data: bytes) -> dict:
+    """`row` with what a DICOM header says: the patient's hash and the view where the drop gave none, and nothing in
+    its texts by which the header's patient could be found. Other files change nothing.
+
+    Raises:
+        Refused: there is a patient, and `patient_salt` is not set.
+    """
+    if not is_dicom(data):
+        return row
+    from cxr_ml.data.dicom import facts
+
+    said = facts(data)
+    names = [name for name in said.names if _squeezed(name) not in _NOBODY]
+    patient = next((name for name in said.patients if _squeezed(name) not in _NOBODY), "")
+    row = row | {"patient": row["patient"] or hashed(settings, patient), "view": row["view"] or said.view}
+    return hide(row, names, row["patient"] or hashed(settings, names[0])) if names else row

@@ -1,0 +1,67 @@
+"""Reads labels.csv in the forms in which people and their spreadsheets write it."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+
+from cxr_ml.errors import Refused
+
+# Column -> what people call it, the best first, as `spelling` gives it.
+COLUMNS = {
+    "filename": ("filename", "file", "image", "imagename", "imageindex", "filepath", "imagepath", "path"),
+    "label": ("label", "class", "diagnosis", "finding", "findings", "findinglabels", "category"),
+    "patient_id": ("patientid", "patient", "subjectid", "subject", "mrn", "patientname"),
+    "view": ("view", "viewposition", "projection"),
+    "source": ("source", "site", "hospital", "dataset"),
+    "split": ("split", "subset", "partition"),
+}
+
+
+def spelling(text: str) -> str:
+    """`text` as labels and names of columns are compared: without case, spaces, '-' and '_'."""
+    return re.sub(r"[\s_-]+", "", text).casefold()
+
+
+def read_rows(data: bytes, drop: str) -> Iterator[dict[str, str]]:
+    """The rows of a labels.csv, each with the keys of COLUMNS; "" for what it lacks.
+
+    UTF-8 or UTF-16 with or without a mark, or Windows' Latin; parted by commas, semicolons or tabs, as its first line
+    tells. Columns may have any of the names in COLUMNS, in any case.
+
+    Raises:
+        Refused: it is no table, or lacks a column for the file or the label.
+    """
+    try:
+        lines = _lines(_text(data))
+        header = [spelling(name) for name in next(lines, [])]
+        places = {c: next((header.index(s) for s in names if s in header), len(header)) for c, names in COLUMNS.items()}
+        if len(header) in (places["filename"], places["label"]):
+            raise Refused(
+                f"labels.csv of the drop {drop!r} needs the columns filename and label. Received: {header[:20]}"
+            )
+        for line in filter(None, lines):
+            yield {column: line[at].strip() if at < len(line) else "" for column, at in places.items()}
+    except csv.Error as error:
+        raise Refused(f"labels.csv of the drop {drop!r} is not a CSV table: {error}") from None
+
+
+def _text(data: bytes) -> str:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace")
+    if b"\0" in data[:2]:  # UTF-16 without a mark: one byte of each Latin letter is zero
+        return data.decode("utf-16-be" if data[:1] == b"\0" else "utf-16-le", errors="replace")
+    for encoding in ("utf-8-sig", "cp1252"):
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return data.decode("latin-1")
+
+
+def _lines(text: str) -> Iterator[list[str]]:
+    first = text.partition("\n")[0].strip()
+    delimiter = max(",;\t", key=first.count)
+    if re.fullmatch("sep=.", first):  # Excel's own way to say it
+        delimiter, text = first[4], text.partition("\n")[2]
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
