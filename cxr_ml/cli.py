@@ -109,7 +109,8 @@ def measure(paths: Annotated[list[Path], typer.Argument(help="Image files, and f
             reasons = ", ".join(f"{n} {code}" for code, n in unread.items()) or "none"
             _show(found, json_, f"{len(listed)} files in {plain(out_)}; not measured: {reasons}")
             return
-        table = Table("file", "size", "mean", "sharpness", "white box", "saturation", "reasons")
+        table = Table("file", "size", "mean", "sharpness", "white box", "saturation")
+        table.add_column("reasons", overflow="fold")
         for row in rows if not json_ else ():
             values = (f"{row[n]:.3g}" for n in ("mean", "sharpness", "white_box", "saturation"))
             shown = ("",) * 5 if row["reasons"] else (f"{row['width']}×{row['height']}", *values)
