@@ -6,8 +6,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
-from conftest import BUCKET
-
 
 @contextmanager
 def counted(endpoint: str):
@@ -19,7 +17,8 @@ def counted(endpoint: str):
 
         def pass_on(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            asked.append(f"{self.command} {unquote(urlsplit(self.path).path).removeprefix(f'/{BUCKET}').strip('/')}")
+            _bucket, _, key = unquote(urlsplit(self.path).path).strip("/").partition("/")
+            asked.append(f"{self.command} {key}")
             server = http.client.HTTPConnection(urlsplit(endpoint).netloc)
             # All headers as they are: the signature covers the host.
             server.request(self.command, self.path, body, dict(self.headers))

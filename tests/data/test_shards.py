@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,6 +96,21 @@ def test_a_batch_that_was_begun_with_other_shards_is_finished_with_those(small, 
     ingest.ingest_shard(small, ingest.plan(small, "drop")[1])
     ingest.ingest(settings.model_copy(update={"shard_files": 100}), "drop")
     assert own(small) == snapshot(elsewhere(small))
+
+
+def test_an_archive_is_ingested_in_shards_as_a_folder_is(small):
+    root = put_drop(small, "drop", FILES)
+    folder = ingested(small, ingest.ingest(small, "drop"))
+    shutil.make_archive(f"{root}-packed", "gztar", root)
+    away = elsewhere(small)
+    plan = ingest.plan(away, "drop-packed.tar.gz")
+    assert len(plan) == 4
+    for shard in plan:
+        ingest.ingest_shard(away, shard)
+    archive = ingested(away, plan[0].batch)
+    print(list(archive.index), list(folder.index), archive["reasons"].tolist())
+    assert archive.to_json() == folder.to_json()
+    assert {k for k in own(small) if "images/" in k} == {k for k in snapshot(away) if "images/" in k}
 
 
 # A drop that does not keep still
