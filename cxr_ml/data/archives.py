@@ -185,7 +185,7 @@ def _zip(settings: Settings, path: Path) -> Iterator[tuple[str, int, str, Member
             fault = "encrypted"
         elif info.compress_type not in _READ:
             fault = "unsupported_compression"
-        elif packed > size + size // 100 + 1024:  # no method makes a file longer by more
+        elif info.header_offset < 0 or packed > size + size // 100 + 1024:  # no method makes a file longer by more
             fault = "damaged_member"
         # Archives of Windows may have "\" between folders.
         name = info.filename.replace("\\", "/")

@@ -37,35 +37,37 @@ def hashed(settings: Settings, patient: str) -> str:
 
 def hide(row: dict, names: list[str], mark: str) -> dict:
     """`row` with `mark` wherever its texts hold one of the names, in any case and with any signs between its words."""
-    squeezed = {column: _squeezed(row[column]) for column in _TEXTS}
-    patterns = [p for name in names for p in _patterns(name) if any(p[0] in text for text in squeezed.values())]
+    squeezed = " ".join(_squeezed(row[column]) for column in _TEXTS)
+    patterns = [p for name in names for p in _patterns(name) if any(key in squeezed for key in p[0])]
     if not patterns:
         return row
     # The longest first: of "Doe Jane", "Doe" alone would leave the rest to a guess.
-    patterns.sort(key=lambda p: -len(p[0]))
+    patterns.sort(key=lambda p: -len(p[1]))
     found = re.compile("|".join(p[1] for p in patterns), re.IGNORECASE)
-    return row | {column: found.sub(mark, row[column]) for column in _TEXTS}
+    return row | {column: found.sub(mark, row[column]) for column in filter(row.get, _TEXTS)}
 
 
-def _patterns(name: str) -> list[tuple[str, str]]:
-    """(what a squeezed text must hold, regular expression) for the whole of a name and, without digits, its words."""
-    words = re.findall(r"[^\W_]+", name)
-    ways = [words] if words else []
-    if len(words) > 1 and not re.search(r"\d", name):  # a person's name, whichever part comes first
-        ways += [words[::-1], *([word] for word in words if len(word) > 1)]
-    patterns = []
-    for way in ways:
-        expression = r"[\W_]*".join(map(re.escape, way))
-        if len("".join(way)) < _SHORT:
-            expression = rf"(?<![^\W_])0*{expression}(?![^\W_])"
-        patterns.append(("".join(way).lower(), expression))
+def _patterns(name: str) -> list[tuple[list[str], str]]:
+    """(words of which a squeezed text must hold one, regular expression) for all forms of a name."""
+    words = re.findall(r"[^\W\d_]+|\d+", name)
+    patterns = [_alone(words)] if words else []
+    if len(words) > 1 and not re.search(r"\d", name):  # a person's: any of its words, and several in any order
+        words = [word for word in words if len(word) > 1]
+        either = "(?:" + "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + ")"
+        run = rf"{either}(?:[\W_]*{either})+"
+        patterns += [([word.lower() for word in words], run), *(_alone([word]) for word in words)]
     return patterns
+
+
+def _alone(words: list[str]) -> tuple[list[str], str]:
+    text, expression = "".join(words).lower(), r"[\W_]*".join(map(re.escape, words))
+    return [text], expression if len(text) >= _SHORT else rf"(?<![^\W_])0*{expression}(?![^\W_])"
 
 
 def hide_known(row: dict, known: dict[str, str]) -> dict:
     """`row` with marks for the ids of any patient of the drop; `known`: squeezed id -> mark, from `known_ids`."""
     changed = {}
-    for column in _TEXTS:
+    for column in filter(row.get, _TEXTS):
         text, words = row[column], list(re.finditer(r"[^\W_]+", row[column]))
         at = len(words) - 1
         while at >= 0:

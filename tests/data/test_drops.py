@@ -7,7 +7,8 @@ import pytest
 from drop_samples import csv, put_drop
 
 from cxr_ml import store
-from cxr_ml.data import drops
+from cxr_ml.data import drops, identity
+from cxr_ml.data.containers import BadImage
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
@@ -93,11 +94,116 @@ def test_labels_csv_gives_label_patient_view_source_and_split(inbox):
         b"filename;label\na.png;Normal\n",
         "filename,label,source\na.png,Normal,H\u00f4pital\n".encode("latin-1"),
         b'label,filename\n" normal ","a.png"\n',
+        b"filename\tlabel\na.png\tNormal\n",
+        b"sep=;\r\nfilename;label\r\na.png;Normal\r\n",
+        "filename\tlabel\na.png\tNormal\n".encode("utf-16"),
+        "filename,label\na.png,Normal\n".encode("utf-16-le"),
+        "filename,label\na.png,Normal\n".encode("utf-16-be"),
+        b"filename,label\n\na.png,Normal\n\n",
     ],
-    ids=["byte order mark", "semicolons", "latin-1", "quoted"],
+    ids=[
+        "byte order mark",
+        "semicolons",
+        "latin-1",
+        "quoted",
+        "tabs",
+        "Excel's sep",
+        "UTF-16",
+        "UTF-16 without a mark",
+        "big-endian",
+        "empty lines",
+    ],
 )
 def test_labels_csv_of_a_spreadsheet_is_understood(inbox, data):
     assert labelled(inbox, data, "a.png").loc["a.png", "label"] == "NORMAL"
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["File,Class,Patient", "image name,DIAGNOSIS,Patient ID", "Image Index,Finding Labels,patientId", "path,label,MRN"],
+)
+def test_columns_may_be_called_what_people_call_them(inbox, header):
+    table = labelled(inbox, ["a.png,normal,P0007"], "a.png", header=header)
+    assert table.loc["a.png", "label"] == "NORMAL" and len(table.loc["a.png", "patient"]) == 16
+
+
+def test_the_usual_name_of_a_column_comes_before_what_else_it_may_be_called(inbox):
+    header = "path,filename,class,label"
+    assert labelled(inbox, ["/old/x.png,a.png,7,normal"], "a.png", header=header)["label"].to_dict() == {
+        "a.png": "NORMAL"
+    }
+
+
+@pytest.mark.parametrize("name", ["Labels.csv", "LABELS.CSV"])
+def test_labels_csv_may_be_written_in_capitals(inbox, name):
+    put_drop(inbox, "drop", {name: csv("a.png,normal"), "a.png": b"x"})
+    assert said(inbox, "drop")["label"].to_dict() == {"a.png": "NORMAL"}
+
+
+def test_two_tables_of_one_drop_are_refused(inbox):
+    put_drop(inbox, "drop", {"Labels.csv": csv("a.png,normal"), "labels.csv": csv("a.png,covid"), "a.png": b"x"})
+    with pytest.raises(Refused, match=r"one labels\.csv"):
+        said(inbox, "drop")
+
+
+def test_quoted_newlines_and_odd_names_are_text(inbox):
+    rows = ['"two\nlines.png",normal', '"=cmd()|x.png",normal', "\N{LUNGS}.png,normal", '"say ""ah"".png",normal']
+    files = ["two\nlines.png", "=cmd()|x.png", "\N{LUNGS}.png", 'say "ah".png']
+    assert labelled(inbox, rows, *files)["reasons"].to_dict() == {f: [] for f in files}
+
+
+def test_a_name_is_found_however_its_accents_are_composed(inbox):
+    table = labelled(inbox, ["caf\u00e9.png,normal"], "cafe\u0301.png")
+    assert table["label"].to_dict() == {"cafe\u0301.png": "NORMAL"}
+
+
+def test_one_file_written_in_two_ways_is_one_file(inbox):
+    table = labelled(inbox, ["./i/a.png,normal", r"i\a.png,normal", "i//a.png,covid"], "i/a.png")
+    assert table["reasons"].to_dict() == {"i/a.png": ["conflicting_rows"]}
+
+
+def test_rows_that_give_one_file_two_patients_or_splits_contradict_each_other(inbox):
+    rows = ["a.png,normal,P0001,test", "a.png,normal,P0002,test", "b.png,normal,P3,test", "b.png,normal,P3,train"]
+    table = labelled(inbox, rows, "a.png", "b.png", header="filename,label,patient_id,split")
+    assert list(table["reasons"]) == [["conflicting_rows"]] * 2
+
+
+def test_a_table_of_too_many_rows_is_refused(inbox):
+    with pytest.raises(Refused, match="max_drop_files"):
+        labelled(inbox.model_copy(update={"max_drop_files": 3}), [f"{i}.png,normal" for i in range(4)], "0.png")
+
+
+def test_a_row_that_names_a_link_ends_as_one(inbox, tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    root = put_drop(inbox, "drop", {"labels.csv": csv("link.png,normal")})
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    entries = drops.listing(inbox, "drop")
+    (row,) = drops.labels(inbox, "drop", entries).to_dict("records")
+    with pytest.raises(BadImage) as caught:
+        drops.read(inbox, entries[row["entry"]])
+    assert (row["reasons"], caught.value.code) == ([], "symlink")
+
+
+def test_names_of_files_that_hold_the_patient_get_the_hash_and_are_found_all_the_same(inbox):
+    rows = ["P0007/chest_p0007.png,normal,P0007", "x.png,normal,P0008"]
+    files = {"labels.csv": csv(*rows, header="filename,label,patient_id"), "P0007/chest_p0007.png": b"one"}
+    put_drop(inbox, "drop", files | {"x.png": b"two", "p0008_unlisted.png": b"three"})
+    entries = drops.listing(inbox, "drop")
+    table = drops.labels(inbox, "drop", entries)
+    seven, eight = (identity.hashed(inbox, p) for p in ("P0007", "P0008"))
+    assert {row.file: drops.read(inbox, entries[row.entry]) for row in table.itertuples()} == {
+        f"{seven}/chest_{seven}.png": b"one",
+        "x.png": b"two",
+        f"{eight}_unlisted.png": b"three",
+    }
+    assert not {"p0007", "p0008"} & set(table.to_csv().lower().replace("_", ",").replace("/", ",").split(","))
+
+
+def test_a_table_that_names_patients_needs_a_salt(inbox):
+    with pytest.raises(Refused, match="CXR_PATIENT_SALT"):
+        labelled(
+            inbox.model_copy(update={"patient_salt": ""}), ["a.png,normal,P7"], "a.png", header="filename,label,mrn"
+        )
 
 
 def test_windows_paths_name_the_file_below_their_folder(inbox):
@@ -116,7 +222,9 @@ def test_a_file_listed_but_missing_and_one_not_listed_are_told_apart(inbox):
     assert table["reasons"].to_dict() == {"a.png": [], "extra.png": ["not_listed"], "lost.png": ["file_missing"]}
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "images/../../secret.png", "/etc/passwd", r"..\secret.png", ""])
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "images/../../secret.png", "/etc/passwd", r"..\secret.png", r"C:\x.png", ""]
+)
 def test_a_path_out_of_the_drop_is_never_looked_up(inbox, path):
     put_drop(inbox, "other", {"secret.png": b"x"})
     table = labelled(inbox, [f"{path},normal"], "a.png")
@@ -204,8 +312,32 @@ def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(inbox, tmp_
     (root / "NORMAL/link.png").symlink_to(tmp_path / "outside/secret.png")
     (root / "NORMAL/folder").symlink_to(tmp_path / "outside")
     os.mkfifo(root / "NORMAL/pipe.png")
-    found = {e.file: e.size for e in drops.listing(inbox, "drop")}
-    assert found == {"NORMAL/a.png": 1, "NORMAL/link.png": -1, "NORMAL/pipe.png": -1}
+    found = {e.file: (e.size, e.fault) for e in drops.listing(inbox, "drop")}
+    assert found == {
+        "NORMAL/a.png": (1, ""),
+        "NORMAL/link.png": (-1, "symlink"),
+        "NORMAL/pipe.png": (-1, "special_file"),
+    }
+
+
+@pytest.mark.parametrize("change", ["touched", "longer", "a link", "a pipe", "gone"])
+def test_a_file_that_is_no_longer_what_was_listed_is_not_read(inbox, tmp_path, change):
+    path = put_drop(inbox, "drop", {"NORMAL/a.png": b"one"}) / "NORMAL/a.png"
+    (entry,) = drops.listing(inbox, "drop")
+    if change == "touched":
+        os.utime(path, (1, 1))
+    elif change == "longer":
+        path.write_bytes(b"one more")
+        os.utime(path, ns=(int(entry.stamp), int(entry.stamp)))
+    else:
+        path.unlink()
+        (tmp_path / "secret").write_bytes(b"two")
+        if change == "a link":
+            path.symlink_to(tmp_path / "secret")
+        elif change == "a pipe":
+            os.mkfifo(path)
+    with pytest.raises(RuntimeError, match=r"changed.*Run this step again"):
+        drops.read(inbox, entry)
 
 
 def test_the_name_of_a_batch_changes_with_any_change_of_the_drop_and_with_nothing_else(inbox):
@@ -264,6 +396,9 @@ def test_an_inbox_in_s3_is_listed_and_read_like_a_folder(remote):
     assert said(settings, "week-10")["label"].to_dict() == {"images/b.png": "COVID19"}
     same = settings.model_copy(update={"inbox": settings.inbox + "/"})
     assert drops.listing(same, "week-1") == [entry]
+    put("week-1/train/NORMAL/a.png", b"two")
+    with pytest.raises(RuntimeError, match="changed"):
+        drops.read(settings, entry)
 
 
 def test_a_hidden_folder_in_s3_is_no_drop(remote):

@@ -1,7 +1,10 @@
+import gzip
 import hashlib
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from pathlib import Path
@@ -79,6 +82,9 @@ JPEG = encoded(film(), "JPEG", quality=90)
 PNG = encoded(film())
 
 
+SCAN = JPEG[JPEG.index(b"\xff\xda") : JPEG.index(b"\xff\xda") + 30]
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
@@ -98,6 +104,12 @@ PNG = encoded(film())
         (png(100, 100, bits=7, data=b"\0" * 20_000), "unreadable"),
         (ANIMATED, "animated"),
         (PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "unreadable"),
+        (b"PK\3\4" + b"\0" * 50, "nested_archive"),
+        (gzip.compress(PNG), "nested_archive"),
+        (b"\0" * 257 + b"ustar\0" + b"\0" * 300, "nested_archive"),
+        (PNG[:33] + png_chunk(b"IDAT", b"") * 70_000 + PNG[33:], "unreadable"),
+        (JPEG[:2] + b"\xff\xfe\0\2" * 70_000 + JPEG[2:], "unreadable"),
+        (JPEG[:-2] + SCAN * 200 + JPEG[-2:], "unreadable"),
     ],
 )
 def test_hostile_bytes_are_refused_with_the_reason_as_code(data, code):
@@ -242,6 +254,53 @@ def test_metadata_is_gone_and_the_pixels_are_the_same_in_png():
         cleaned = images.clean(data, "png")
         assert b"SECRET" not in cleaned and b"pHYs" not in cleaned
         np.testing.assert_array_equal(pixels(cleaned), pixels(data))
+
+
+def test_text_in_segments_that_no_decoder_needs_does_not_stay():
+    ycck = encoded(Image.fromarray(film()).convert("RGB").convert("CMYK"), "JPEG", quality=95)
+    at = ycck.index(b"Adobe")
+    told = ycck[: at + 5] + b"SECRET"[:6] + ycck[at + 11 :]
+    hidden = told[:2] + b"\xff\xf7\0\x0cSECRET 1.." + b"\xff\xe5\0\x0cSECRET 2.." + told[2:]
+    cleaned = images.clean(hidden, "jpeg")
+    assert b"SECRE" not in cleaned
+    np.testing.assert_array_equal(pixels(cleaned), pixels(ycck))
+
+
+def test_bloated_text_of_a_png_is_never_unpacked():
+    bloated = PNG[:33] + png_chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(200_000_000), 1)) + PNG[33:]
+    measured, cleaned = images.measure(bloated, SETTINGS)
+    assert cleaned == images.clean(PNG, "png") and measured["bytes"] > len(PNG) + 150_000
+
+
+def test_zeros_behind_the_last_row_of_a_small_picture_are_never_unpacked():
+    data = png(100, 100, data=bytes(200_000_000))
+    assert len(data) < 400_000
+    assert peak_of(data) < 150
+
+
+def peak_of(data):
+    """MB by which a process grows at most while it opens a picture."""
+    code = (
+        "import resource, sys; from cxr_ml.data import images; from cxr_ml.settings import Settings\n"
+        "data, peak = sys.stdin.buffer.read(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "images.open_image(data, Settings())\n"
+        "print((peak() - before) / (2**20 if sys.platform == 'darwin' else 2**10))"
+    )
+    return float(subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.parametrize(("mode", "megabytes"), [("RGBA", 280), ("I;16", 140)])
+def test_a_large_picture_is_opened_without_whole_copies(mode, megabytes):
+    picture = Image.new(mode, (5000, 5000), 128 if mode == "I;16" else (90, 90, 90, 128))
+    assert peak_of(encoded(picture, compress_level=1)) < megabytes
+
+
+def test_transparency_is_laid_on_black_the_same_in_large_pictures_as_in_small_ones():
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (1500, 1600, 4)).astype(np.uint8)  # more than one strip
+    expected = (rgba[..., :3].astype(int) * rgba[..., 3:] + 127) // 255
+    np.testing.assert_array_equal(images.open_image(encoded(rgba, compress_level=1), SETTINGS).pixels, expected)
 
 
 def test_cleaning_twice_changes_nothing_and_metadata_does_not_change_the_hash():

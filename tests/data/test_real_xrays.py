@@ -63,6 +63,7 @@ def drops(seaweed, folder, tmp_path_factory):
         inbox=str(folder / "drops"),
         cache_dir=tmp_path_factory.mktemp("cache"),
         s3_endpoint_url=seaweed["CXR_S3_ENDPOINT_URL"],
+        patient_salt="salt of the tests",
     )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in seaweed.items():

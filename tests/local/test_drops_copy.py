@@ -69,6 +69,23 @@ def test_a_copy_that_breaks_off_leaves_the_inbox_as_it_was(folders, monkeypatch)
     assert not list(inbox.iterdir())
 
 
+def test_an_archive_arrives_as_the_file_it_is(folders, tmp_path):
+    _, inbox, copying = folders
+    archive = tmp_path / "week.tar.gz"
+    archive.write_bytes(b"packed")
+    os.utime(archive, (1_000_000_000, 1_000_000_000))
+    assert copy_drop(archive, inbox, copying) == ("week.tar.gz", True)
+    assert (inbox / "week.tar.gz").read_bytes() == b"packed"
+    assert (inbox / "week.tar.gz").stat().st_mtime == 1_000_000_000 and not list(copying.iterdir())
+    assert copy_drop(archive, inbox, copying) == ("week.tar.gz", False)
+    archive.write_bytes(b"packed again")
+    with pytest.raises(Refused, match=r"another drop named 'week\.tar\.gz'"):
+        copy_drop(archive, inbox, copying)
+    archive.write_bytes(b"")
+    with pytest.raises(Refused, match="must contain files"):
+        copy_drop(archive, inbox, copying)
+
+
 def test_what_is_no_folder_of_files_is_refused_with_what_was_received(folders, tmp_path):
     source, inbox, copying = folders
     (tmp_path / "empty").mkdir()

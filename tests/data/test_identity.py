@@ -1,0 +1,107 @@
+"""Who a patient is does not get into the store: neither by an id, nor by the name of a file."""
+
+import pytest
+from dicom_samples import PERSON, dicom
+from drop_samples import film
+
+from cxr_ml.data import identity
+from cxr_ml.errors import Refused
+from cxr_ml.settings import Settings
+
+SETTINGS = Settings(patient_salt="salt")
+
+
+def row(file, **said):
+    return {"file": file, "label_raw": "", "source": "", "view": "", "patient": ""} | said
+
+
+def hidden(file, *names):
+    return identity.hide(row(file), list(names), "MARK")["file"]
+
+
+def test_a_patient_is_the_same_in_all_drops_and_another_with_another_salt():
+    assert identity.hashed(SETTINGS, "P7") == identity.hashed(SETTINGS, "P7") != identity.hashed(SETTINGS, "P8")
+    other = SETTINGS.model_copy(update={"patient_salt": "another"})
+    assert identity.hashed(other, "P7") != identity.hashed(SETTINGS, "P7")
+    assert len(identity.hashed(SETTINGS, "P7")) == 16
+
+
+@pytest.mark.parametrize("text", ["", "  ", "-", "n/a", "NaN", "Anonymous", "ANON^", "unknown", "0"])
+def test_what_stands_for_nobody_is_no_patient_and_needs_no_salt(text):
+    assert identity.hashed(Settings(), text) == ""
+
+
+def test_patients_without_a_salt_are_refused_with_what_to_do():
+    with pytest.raises(Refused, match=r"CXR_PATIENT_SALT.*secrets\.token_urlsafe") as caught:
+        identity.hashed(Settings(), "Jane Doe")
+    assert "Jane" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "expected"),
+    [
+        ("images/MRN-0012345_pa.png", "MRN-0012345", "images/MARK_pa.png"),
+        ("images/mrn_0012345.png", "MRN-0012345", "images/MARK.png"),
+        ("images/xMRN0012345b.png", "MRN-0012345", "images/xMARKb.png"),
+        ("MRN-0012345/MRN-0012345.png", "mrn-0012345", "MARK/MARK.png"),
+        ("NORMAL2-IM-0415-0001.jpeg", "IM-0415", "NORMAL2-MARK-0001.jpeg"),
+        ("COVID19/19_2.png", "19", "COVID19/MARK_2.png"),  # a short id only where it stands alone
+        ("NORMAL/0007.png", "7", "NORMAL/MARK.png"),
+        ("NORMAL/107.png", "7", "NORMAL/107.png"),
+        ("DOE_JANE.dcm", "Doe^Jane", "MARK.dcm"),
+        ("jane-doe-1.dcm", "Doe^Jane", "MARK-1.dcm"),
+        ("janedoe.dcm", "Doe^Jane", "MARK.dcm"),
+        ("doe.dcm", "Doe^Jane^Quincy", "MARK.dcm"),
+        ("chest_quincy.dcm", "Doe^Jane^Quincy", "chest_MARK.dcm"),
+        ("quincyjane-doe.dcm", "Doe^Jane^Quincy", "MARK.dcm"),
+        ("does.dcm", "Doe^Jane", "does.dcm"),
+        (
+            "M\N{LATIN SMALL LETTER U WITH DIAERESIS}ller.png",
+            "M\N{LATIN SMALL LETTER U WITH DIAERESIS}LLER",
+            "MARK.png",
+        ),
+        ("a(b)*.png", "(b)*", "a(MARK)*.png"),
+        ("a+b/(b)*.png", "(b)*", "a+MARK/(MARK)*.png"),
+        ("plain.png", "***", "plain.png"),
+    ],
+)
+def test_the_name_of_a_file_that_holds_an_id_or_a_name_gets_the_mark_instead(file, name, expected):
+    assert hidden(file, name) == expected
+
+
+def test_all_texts_of_a_row_are_looked_through():
+    said = row("a.png", label_raw="P0007", source="site of p0007", view="PA p-0007", label="NORMAL")
+    found = identity.hide(said, ["P0007"], "MARK")
+    assert found == said | {"label_raw": "MARK", "source": "site of MARK", "view": "PA MARK"}
+
+
+def test_ids_of_other_patients_of_the_drop_are_found_too():
+    known = identity.known_ids({"IM-0415": "AAAA", "P0007": "BBBB", "12": "CCCC", "nobody": ""})
+    texts = row("NORMAL2-im-0415-0001/p0007_12.png", source="IM0415")
+    assert identity.hide_known(texts, known) == texts | {"file": "NORMAL2-AAAA-0001/BBBB_12.png", "source": "AAAA"}
+
+
+def test_a_dicom_header_gives_patient_and_view_where_the_drop_gives_none():
+    data = dicom(film(1), ViewPosition="PA", **PERSON)
+    found = identity.from_header(SETTINGS, row("Doe_Jane/MRN-0012345.dcm"), data)
+    mark = identity.hashed(SETTINGS, "MRN-0012345")
+    assert found == row(f"{mark}/{mark}.dcm", patient=mark, view="PA")
+    given = row("doe jane.dcm", patient="given by the table", view="AP")
+    assert identity.from_header(SETTINGS, given, data) == given | {"file": "given by the table.dcm"}
+
+
+def test_the_name_stands_in_for_a_missing_or_meaningless_id():
+    for header in ({"PatientName": "Doe^Jane"}, {"PatientID": "ANONYMOUS", "PatientName": "Doe^Jane"}):
+        found = identity.from_header(SETTINGS, row("a.dcm"), dicom(film(1), **header))
+        assert found["patient"] == identity.hashed(SETTINGS, "Doe^Jane")
+    assert identity.from_header(SETTINGS, row("a.dcm"), dicom(film(1), PatientName="Anonymous"))["patient"] == ""
+
+
+def test_a_dicom_file_that_names_a_patient_needs_the_salt_and_one_that_does_not_needs_none():
+    with pytest.raises(Refused, match="CXR_PATIENT_SALT"):
+        identity.from_header(Settings(), row("a.dcm"), dicom(film(1), **PERSON))
+    assert identity.from_header(Settings(), row("a.dcm"), dicom(film(1))) == row("a.dcm")
+
+
+def test_other_files_change_nothing():
+    assert identity.from_header(SETTINGS, row("a.png"), b"\x89PNG") == row("a.png")
