@@ -2,10 +2,10 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -101,15 +101,15 @@ def test_a_batch_that_was_begun_with_other_shards_is_finished_with_those(small, 
 def test_an_archive_is_ingested_in_shards_as_a_folder_is(small):
     root = put_drop(small, "drop", FILES)
     folder = ingested(small, ingest.ingest(small, "drop"))
-    shutil.make_archive(f"{root}-packed", "gztar", root)
+    with tarfile.open(f"{root}-packed.tar.gz", "w:gz") as archive:
+        for path in sorted(p for p in root.rglob("*") if p.is_file()):
+            archive.add(path, path.relative_to(root).as_posix())
     away = elsewhere(small)
     plan = ingest.plan(away, "drop-packed.tar.gz")
     assert len(plan) == 4
     for shard in plan:
         ingest.ingest_shard(away, shard)
-    archive = ingested(away, plan[0].batch)
-    print(list(archive.index), list(folder.index), archive["reasons"].tolist())
-    assert archive.to_json() == folder.to_json()
+    assert ingested(away, plan[0].batch).to_json() == folder.to_json()
     assert {k for k in own(small) if "images/" in k} == {k for k in snapshot(away) if "images/" in k}
 
 
