@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from cxr_ml.data.containers import BadImage
@@ -44,8 +44,7 @@ def is_archive(name: str) -> bool:
 
 def outside(file: str) -> bool:
     """Whether a path means something that does not lie below the folder it is looked up in."""
-    path = PurePosixPath(file)
-    return not file or path.is_absolute() or ".." in path.parts or "\0" in file or bool(re.match(r"[A-Za-z]:", file))
+    return file[:1] in ("", "/") or ".." in file.split("/") or "\0" in file or bool(re.match(r"[A-Za-z]:", file))
 
 
 @contextmanager
@@ -113,10 +112,12 @@ def members(settings: Settings, path: Path, drop: str) -> list[tuple[str, int, s
                     f"The archive {drop!r} must hold at most {settings.max_drop_files:,} files. Received: more. "
                     "Split it, or raise max_drop_files."
                 )
-            if outside(name):
+            plain_name = "/".join(part for part in name.split("/") if part not in ("", "."))
+            if outside(name) or not plain_name:
                 fault = "path_outside_drop"
-            elif size > settings.max_file_bytes:
-                fault = "too_large"
+            else:
+                name = plain_name  # of "./NORMAL/a.png", as tar packs the folder it stands in
+                fault = fault or ("too_large" if size > settings.max_file_bytes else "")
             if len(name.encode(errors="surrogateescape")) > LONGEST_NAME:
                 # The CRC keeps two such names apart.
                 name = f"{name[:200]}…{zlib.crc32(name.encode(errors='surrogateescape')):08x}"

@@ -3,6 +3,7 @@
 import io
 import logging
 import warnings
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,11 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="pydicom")
 
 _STRIP = 1 << 20  # px that are worked on at once
-_PEOPLE = ("PatientID", "PatientName", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "AccessionNumber")
+_INFLATED = 128_000_000  # bytes that a deflated file may have
+_PEOPLE = (
+    "PatientID", "PatientName", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientBirthDate",
+)  # fmt: skip
+_LONGEST, _MOST = 256, 100  # characters of such a text (PS3.5 table 6.2-1 allows 64, of a name 195), values of one
 # Defined terms of (0018,5101), PS3.3 C.8.7.1.1 and C.8.11.5; free text there could name somebody.
 _VIEWS = {"AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO", "LAT", "LATERAL"}
 
@@ -28,7 +33,8 @@ class Facts(NamedTuple):
     """What a header says of whose picture it is, for as long as it takes to replace it."""
 
     patients: tuple[str, ...]  # what may name the patient, best first: PatientID, PatientName
-    names: tuple[str, ...]  # every text of the header by which somebody could be found
+    names: tuple[str, ...]  # every text of the header by which the patient could be found
+    accession: str  # number of the examination, by which the patient could be found too
     view: str  # a defined term, or ""
 
 
@@ -37,15 +43,15 @@ def facts(data: bytes) -> Facts:
     try:
         header = _parse(data, stop_before_pixels=True)
         texts = []
-        for keyword in _PEOPLE:
+        for keyword in (*_PEOPLE, "AccessionNumber"):
             value = header.get(keyword) or ""
             values = value if isinstance(value, pydicom.multival.MultiValue | list) else [value]
-            texts.append([text for text in (str(v).strip(" \0^") for v in values) if text])
+            texts.append([text for text in (str(v).strip(" \0^")[:_LONGEST] for v in values[:_MOST]) if text])
         view = str(header.get("ViewPosition") or "").strip().upper()
     except Exception:  # the same file is refused with a reason when its picture is asked for
-        return Facts((), (), "")
-    patients = tuple(text for found in texts[:2] for text in found)
-    return Facts(patients, tuple(text for found in texts for text in found), view if view in _VIEWS else "")
+        return Facts((), (), "", "")
+    patients, names = ([text for found in some for text in found] for some in (texts[:2], texts[:-1]))
+    return Facts(tuple(patients), tuple(names), next(iter(texts[-1]), ""), view if view in _VIEWS else "")
 
 
 def pixels(data: bytes) -> int:
@@ -88,10 +94,22 @@ def open_dicom(data: bytes, settings: Settings) -> tuple[Header, str, np.ndarray
 
 
 def _parse(data: bytes, **options: bool) -> pydicom.Dataset:
-    # pydicom would inflate such a file whole, whatever its size.
+    # pydicom would inflate a deflated file whole, whatever its size.
     if DeflatedExplicitVRLittleEndian.encode() in data:
-        raise BadImage("unsupported_syntax", "A DICOM file that is not deflated was expected. Received: a deflated one")
+        data = _inflated(data)
     return pydicom.dcmread(io.BytesIO(data), force=True, **options)
+
+
+def _inflated(data: bytes) -> bytes:
+    """The elements behind the meta header of a deflated file (PS3.5 A.5), as a file without one."""
+    start = 144 + int.from_bytes(data[140:144], "little")
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    found = inflate.decompress(data[start:], _INFLATED) if data[132:140] == b"\2\0\0\0UL\4\0" else b""
+    if not found or inflate.unconsumed_tail or DeflatedExplicitVRLittleEndian.encode() in found:
+        raise BadImage(
+            "unreadable", f"A deflated DICOM file of at most {_INFLATED:,} bytes was expected. Received: another"
+        )
+    return found
 
 
 def _look(header: pydicom.Dataset, settings: Settings) -> Header:
@@ -225,7 +243,9 @@ def _display(header: pydicom.Dataset, occurring: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise BadImage("unreadable", "A finite rescale was expected. Received: a slope or intercept without end")
     if header.get("VOILUTSequence"):
-        shares = apply_voi(values, header) / ((1 << _first(header.VOILUTSequence[0].LUTDescriptor, 2)) - 1)
+        shares = apply_voi(np.rint(values).astype(np.int64), header) / (
+            (1 << _first(header.VOILUTSequence[0].LUTDescriptor, 2)) - 1
+        )
     elif header.get("WindowCenter") is not None and header.get("WindowWidth") is not None:
         shares = _window(values, header)
     else:

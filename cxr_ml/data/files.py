@@ -3,7 +3,7 @@
 from typing import Any
 
 from cxr_ml import store
-from cxr_ml.data import drops, identity, images, room
+from cxr_ml.data import identity, images, inbox, room
 from cxr_ml.data.containers import extension, is_dicom, look
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
@@ -18,7 +18,7 @@ def image_key(sha256: str, format: str) -> str:
     return f"images/{sha256[:2]}/{sha256}.{extension(format)}"
 
 
-def copy(settings: Settings, job: tuple[drops.Entry, dict[str, Any]]) -> dict[str, Any]:
+def copy(settings: Settings, job: tuple[inbox.Entry, dict[str, Any]]) -> dict[str, Any]:
     """Puts one file of a drop into the store, free of metadata.
 
     Args:
@@ -35,7 +35,7 @@ def copy(settings: Settings, job: tuple[drops.Entry, dict[str, Any]]) -> dict[st
     entry, row = job
     with room.for_file(0 if entry.size > settings.max_file_bytes else entry.size):
         try:
-            data = drops.read(settings, entry)
+            data = inbox.read(settings, entry)
             row = identity.from_header(settings, row, data)
             measured, clean = _measured(settings, data)
         except images.BadImage as error:
@@ -45,11 +45,11 @@ def copy(settings: Settings, job: tuple[drops.Entry, dict[str, Any]]) -> dict[st
     return row | measured
 
 
-def measure(settings: Settings, entry: drops.Entry) -> dict[str, Any]:
+def measure(settings: Settings, entry: inbox.Entry) -> dict[str, Any]:
     """What `copy` finds in a file, which is put nowhere."""
     with room.for_file(0 if entry.size > settings.max_file_bytes else entry.size):
         try:
-            return _measured(settings, drops.read(settings, entry))[0]
+            return _measured(settings, inbox.read(settings, entry))[0]
         except images.BadImage as error:
             code = error.code
         except (Refused, OSError):  # it changes at this moment, or its disk is broken

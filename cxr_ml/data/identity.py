@@ -104,4 +104,8 @@ def from_header(settings: Settings, row: dict, data: bytes) -> dict:
     names = [name for name in said.names if _squeezed(name) not in _NOBODY]
     patient = next((name for name in said.patients if _squeezed(name) not in _NOBODY), "")
     row = row | {"patient": row["patient"] or hashed(settings, patient), "view": row["view"] or said.view}
-    return hide(row, names, row["patient"] or hashed(settings, names[0])) if names else row
+    if names:
+        row = hide(row, names, row["patient"] or hashed(settings, names[0]))
+    # A hash of its own, so that names made of it alone stay apart.
+    examination = hashed(settings, said.accession)
+    return hide(row, [said.accession], examination) if examination else row

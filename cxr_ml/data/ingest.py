@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_ml import store
-from cxr_ml.data import drops, files, room, workers
+from cxr_ml.data import drops, files, inbox, room, workers
 from cxr_ml.data.files import image_key
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
@@ -134,7 +134,7 @@ def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _nothing, p
         return shard.batch
     with _opened(settings, shard.drop) as (batch, entries):
         if batch != shard.batch:
-            raise Refused(drops.changed(f"{shard.drop!r} had other files when the run began"))
+            raise Refused(inbox.changed(f"{shard.drop!r} had other files when the run began"))
         first, last = _cut(shard, len(entries))
         _ingest(settings, [shard], entries, lambda done: on_file(done, last - first), processes)
     return batch
@@ -193,6 +193,9 @@ def _ingest(
     settings: Settings, shards: list[Shard], entries: list[drops.Entry], on_file: Callable[[int], None], processes: int
 ) -> None:
     """Copies the files of some shards of a drop; one after the other, as far as it does not keep a process waiting."""
+    if not shards:
+        return
+    drop = shards[0].drop
     rows: dict[Shard, dict[int, dict[str, Any]]] = {}
     left: Counter[Shard] = Counter()  # files without an answer
     asked: dict[int, tuple[Shard, int]] = {}  # the row of each of these
@@ -203,8 +206,11 @@ def _ingest(
 
     def jobs() -> Iterator[tuple[drops.Entry, dict[str, Any]]]:
         number = count()
-        said = drops.labels(settings, shards[0].drop, entries) if shards else None
+        # Rows of a labels.csv are known only together; of class folders, a shard's are enough to have in memory.
+        whole = drops.labels(settings, drop, entries) if drops.has_table(settings, drop, entries) else None
         for shard in shards:
+            part = range(*_cut(shard, len(entries)))
+            said = drops.labels(settings, drop, entries, part) if whole is None else whole
             rows[shard] = dict(enumerate(_part(said, shard, entries)))
             files_of = {place: row.pop("entry") for place, row in rows[shard].items()}
             left[shard] = sum(entry >= 0 for entry in files_of.values())

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from cxr_ml.errors import Refused
 
@@ -18,6 +19,7 @@ COLUMNS = {
 }
 
 
+@lru_cache(maxsize=4096)
 def spelling(text: str) -> str:
     """`text` as labels and names of columns are compared: without case, spaces, '-' and '_'."""
     return re.sub(r"[\s_-]+", "", text).casefold()

@@ -172,6 +172,13 @@ def test_names_of_windows_and_clutter_of_a_mac_are_understood(inbox):
     assert held(inbox) == {"NORMAL/a.png": b"one"}
 
 
+def test_a_folder_packed_from_inside_is_read_like_one_packed_from_outside(inbox):
+    put(inbox, packed({"./NORMAL/a.png": b"one", "././/labels.csv": csv("NORMAL/a.png,covid")}, "drop.tgz"), "drop.tgz")
+    with drops.opened(inbox, "drop.tgz") as (_, entries):
+        table = drops.labels(inbox, "drop.tgz", entries)
+    assert table[["file", "label"]].to_numpy().tolist() == [["NORMAL/a.png", "COVID19"]]
+
+
 # What is refused
 
 

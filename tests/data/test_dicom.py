@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_voi_lut
 from pydicom.pixels.decoders.base import Decoder
 from pydicom.sequence import Sequence
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
 from cxr_ml.data import dicom as dicoms
 from cxr_ml.data import images
@@ -145,6 +145,18 @@ def test_lossy_syntaxes_are_decoded_as_pydicom_decodes_them(name):
     assert (np.diff(grey.ravel()[order].astype(int)) >= 0).all()  # brighter stays brighter
 
 
+def test_a_deflated_file_is_read_and_one_that_inflates_without_end_is_not(monkeypatch):
+    data = (SAMPLES / "image_dfl.dcm").read_bytes()
+    header = pydicom.dcmread(io.BytesIO(data))
+    assert shown(data).shape == header.pixel_array.shape and shown(data).std() > 5
+    made = dataset(RAMP, 12, ImageComments="x" * 100, **PERSON)
+    made.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    np.testing.assert_array_equal(shown(saved(made)), shown(dicom(RAMP, 12)))
+    assert dicoms.facts(saved(made)).patients[0] == PERSON["PatientID"]
+    monkeypatch.setattr(dicoms, "_INFLATED", 5_000)
+    assert refused(saved(made)) == "unreadable"
+
+
 def test_a_baseline_jpeg_and_its_pixels_are_the_same_picture():
     y, x = np.mgrid[0:64, 0:64]
     pixels = (2 * x + 2 * y).astype(np.uint8)
@@ -218,7 +230,6 @@ def test_one_frame_that_says_so_is_a_picture_and_burned_in_no_is_none():
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("image_dfl", "unsupported_syntax"),
         ("rtplan", "not_an_image"),
         ("reportsi", "not_an_image"),
         ("MR_truncated", "truncated"),
@@ -303,6 +314,6 @@ def test_the_patient_is_the_id_or_else_the_name_and_the_view_one_of_the_defined_
     said = dicoms.facts(dicom(RAMP, 12, ViewPosition="pa", **PERSON))
     assert said.patients == ("MRN-0012345", "Doe^Jane^Quincy") and said.view == "PA"
     assert dicoms.facts(dicom(RAMP, 12, PatientName="Doe^Jane")).patients == ("Doe^Jane",)
-    assert dicoms.facts(dicom(RAMP, 12)) == dicoms.Facts((), (), "")
+    assert dicoms.facts(dicom(RAMP, 12)) == dicoms.Facts((), (), "", "")
     assert dicoms.facts(dicom(RAMP, 12, ViewPosition="JANE DOE")).view == ""
-    assert dicoms.facts(b"\0" * 128 + b"DICM" + b"\xff" * 500) == dicoms.Facts((), (), "")
+    assert dicoms.facts(b"\0" * 128 + b"DICM" + b"\xff" * 500) == dicoms.Facts((), (), "", "")

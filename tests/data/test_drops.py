@@ -315,6 +315,7 @@ def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(inbox, tmp_
     found = {e.file: (e.size, e.fault) for e in drops.listing(inbox, "drop")}
     assert found == {
         "NORMAL/a.png": (1, ""),
+        "NORMAL/folder": (-1, "symlink"),
         "NORMAL/link.png": (-1, "symlink"),
         "NORMAL/pipe.png": (-1, "special_file"),
     }
@@ -336,7 +337,7 @@ def test_a_file_that_is_no_longer_what_was_listed_is_not_read(inbox, tmp_path, c
             path.symlink_to(tmp_path / "secret")
         elif change == "a pipe":
             os.mkfifo(path)
-    with pytest.raises(Refused, match="must not change.*start a new run"):
+    with pytest.raises(Refused, match=r"must not change.*start a new run"):
         drops.read(inbox, entry)
 
 

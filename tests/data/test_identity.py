@@ -1,5 +1,7 @@
 """Who a patient is does not get into the store: neither by an id, nor by the name of a file."""
 
+import re
+
 import pytest
 from dicom_samples import PERSON, dicom
 from drop_samples import film
@@ -83,11 +85,18 @@ def test_ids_of_other_patients_of_the_drop_are_found_too():
 
 def test_a_dicom_header_gives_patient_and_view_where_the_drop_gives_none():
     data = dicom(film(1), ViewPosition="PA", **PERSON)
-    found = identity.from_header(SETTINGS, row("Doe_Jane/MRN-0012345.dcm"), data)
+    found = identity.from_header(SETTINGS, row("Doe_Jane/MRN-0012345_b19610203.dcm"), data)
     mark = identity.hashed(SETTINGS, "MRN-0012345")
-    assert found == row(f"{mark}/{mark}.dcm", patient=mark, view="PA")
+    assert found == row(f"{mark}/{mark}_b{mark}.dcm", patient=mark, view="PA")
     given = row("doe jane.dcm", patient="given by the table", view="AP")
     assert identity.from_header(SETTINGS, given, data) == given | {"file": "given by the table.dcm"}
+
+
+def test_files_named_by_their_examination_stay_apart():
+    films = [dicom(film(1), AccessionNumber=number, **PERSON) for number in ("ACC-881", "ACC-882")]
+    named = zip(("acc881.dcm", "acc882.dcm"), films, strict=True)
+    found = [identity.from_header(SETTINGS, row(file), data)["file"] for file, data in named]
+    assert len(set(found)) == 2 and all(re.fullmatch("[0-9a-f]{16}.dcm", file) for file in found)
 
 
 def test_the_name_stands_in_for_a_missing_or_meaningless_id():
