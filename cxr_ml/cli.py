@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 from rich.table import Table
 
 from cxr_ml.commands import dataset as dataset_commands
 from cxr_ml.commands import quarantine as quarantine_commands
-from cxr_ml.commands.shared import Json, err, opened, out, show
+from cxr_ml.commands.shared import Json, err, opened, out, progress, show
 from cxr_ml.errors import Refused
 from cxr_ml.release.terminal import candidates_table, decision_table, plain, show_run
+from cxr_ml.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(dataset_commands.app, name="dataset")
@@ -27,18 +27,50 @@ def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default
     """Copy drops from the inbox into the store and measure each image."""
     from cxr_ml import store
     from cxr_ml.data import drops
-    from cxr_ml.data import ingest as stage
 
     with opened() as settings:
         store.check(settings)
-        batches = []
-        for name in drop or drops.new(settings):
-            with Progress(console=err, disable=json_) as progress:
-                task = progress.add_task(plain(name), total=None)
-                batches.append(
-                    stage.ingest(settings, name, lambda done, total: progress.update(task, completed=done, total=total))  # noqa: B023
-                )
+        batches = _ingest(settings, drop or drops.new(settings), json_)
         show({"batches": batches}, json_, "\n".join(map(plain, batches)) or "Nothing new in the inbox.")
+
+
+def _ingest(settings: Settings, names: list[str], json_: bool) -> list[str]:
+    from cxr_ml.data import ingest as stage
+
+    batches = []
+    for name in names:
+        with progress(name, json_) as on_file:
+            batches.append(stage.ingest(settings, name, on_file))
+    return batches
+
+
+@app.command()
+def measure(paths: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
+            out_: Annotated[Path | None, typer.Option("--out", help="A .parquet or .csv file to write.")] = None,
+            json_: Json = False) -> None:  # fmt: skip
+    """Measure image files of any folder, as `ingest` does with a drop. Needs no store."""
+    from cxr_ml.data import measure as stage
+
+    with opened() as settings:
+        listed = stage.listing(paths)
+        with progress("measuring", json_) as on_file:
+            tables = stage.tables(settings, listed, lambda done: on_file(done, len(listed)))
+            if out_:
+                unread = stage.write(tables, out_)
+            else:
+                rows = [row for frame in tables for row in frame.to_dict("records")]
+        if out_:
+            found = {"files": len(listed), "unread": unread, "out": str(out_)}
+            reasons = ", ".join(f"{n} {code}" for code, n in unread.items()) or "none"
+            show(found, json_, f"{len(listed)} files in {plain(out_)}; not measured: {reasons}")
+            return
+        table = Table("file", "size", "mean", "sharpness", "white box", "saturation")
+        table.add_column("reasons", overflow="fold")
+        for row in rows if not json_ else ():
+            values = (f"{row[n]:.3g}" for n in ("mean", "sharpness", "white_box", "saturation"))
+            shown = ("",) * 5 if row["reasons"] else (f"{row['width']}×{row['height']}", *values)
+            table.add_row(plain(row["file"]), *shown, " ".join(row["reasons"]))
+        show(rows, json_, table)
 
 
 @app.command()
@@ -150,13 +182,12 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
     from cxr_ml import store
     from cxr_ml.data import batches, drops
     from cxr_ml.data import dataset as datasets
-    from cxr_ml.data import ingest as ingests
     from cxr_ml.release import registry, runs
 
     with opened() as settings:
         store.check(settings)
         run = registry.slug(run or f"cli-{datetime.now(UTC).isoformat(timespec='seconds')}")
-        names = [ingests.ingest(settings, name) for name in drops.new(settings)]
+        names = _ingest(settings, drops.new(settings), json_)
         for name in names:
             batches.judge(settings, name)
         # A dataset that no run brought before the gate, because that run died, is taken up.

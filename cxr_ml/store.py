@@ -20,9 +20,35 @@ _LOST = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _given: list[Any] = []
 
 
-def use(given: Any) -> None:  # noqa: ANN401 - boto3 has no public client type
-    """Makes this process use `given`, an S3 client with credentials from elsewhere, e.g. an Airflow connection."""
-    _given[:] = [given]
+def use(given: Any, credentials: Any) -> None:  # noqa: ANN401 - boto3 has no public client type
+    """Makes this process use `given`, an S3 client with credentials from elsewhere, e.g. an Airflow connection.
+
+    Args:
+        given: the client.
+        credentials: what it signs with, as botocore's frozen credentials; handed to processes that this one starts.
+    """
+    _given[:] = [given, credentials]
+
+
+def passport() -> dict[str, Any] | None:
+    """With what a process that this one starts reaches the store as this one does; None: with what it finds itself."""
+    if not _given:
+        return None
+    given, credentials = _given
+    return {
+        "endpoint_url": given.meta.endpoint_url,
+        "region_name": given.meta.region_name,
+        "aws_access_key_id": credentials.access_key,
+        "aws_secret_access_key": credentials.secret_key,
+        "aws_session_token": credentials.token,
+        "s3": given.meta.config.s3,  # e.g. whether the bucket is in the path or in the host's name
+    }
+
+
+def show(passport: dict[str, Any]) -> None:
+    """Makes this process use what `passport` of the one that started it says."""
+    config = _config().merge(Config(s3=passport["s3"]))
+    _given[:] = [boto3.client("s3", config=config, **{k: v for k, v in passport.items() if k != "s3"}), None]
 
 
 def client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no public client type
@@ -30,10 +56,13 @@ def client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no publ
     return _given[0] if _given else _own_client(endpoint_url)
 
 
+def _config() -> Config:
+    return Config(retries={"max_attempts": 5, "mode": "standard"}, max_pool_connections=32, connect_timeout=5)
+
+
 @lru_cache(maxsize=8)
 def _own_client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no public client type
-    config = Config(retries={"max_attempts": 5, "mode": "standard"}, max_pool_connections=32, connect_timeout=5)
-    return boto3.client("s3", endpoint_url=endpoint_url, config=config)
+    return boto3.client("s3", endpoint_url=endpoint_url, config=_config())
 
 
 def _code(error: ClientError) -> str:
@@ -89,8 +118,13 @@ def put_uncommitted(settings: Settings, key: str, data: bytes, content_type: str
 
 def find(settings: Settings, key: str) -> tuple[bytes, str] | None:
     """Bytes and ETag of `key`, or None when it does not exist."""
+    return fetch(settings, settings.bucket, settings.prefix + key)
+
+
+def fetch(settings: Settings, bucket: str, key: str) -> tuple[bytes, str] | None:
+    """Bytes and ETag of an object of any bucket, e.g. the inbox's, or None when it does not exist."""
     try:
-        answer = client(settings.s3_endpoint_url).get_object(Bucket=settings.bucket, Key=settings.prefix + key)
+        answer = client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key)
     except ClientError as error:
         if _code(error) in _ABSENT:
             return None

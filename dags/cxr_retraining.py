@@ -19,6 +19,8 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
 
+MAX_MAPPED = 1000  # shards of one run; Airflow's core.max_map_length is 1024
+
 
 @dag(
     # No start date: the first weekly run is the next Monday's, not the one before the DAG was switched on.
@@ -46,10 +48,10 @@ def cxr_retraining() -> None:
         """From the inbox to a dataset version."""
 
         @task(execution_timeout=timedelta(minutes=10))
-        def find_drops(params: dict) -> list[str]:
-            """Lists the drops that are not in the store yet. None, and nothing unfinished: the rest is skipped."""
+        def find_drops(params: dict) -> list[dict]:
+            """Cuts the drops that are not in the store yet into shards. None, and nothing unfinished: a skip."""
             from cxr_ml import store
-            from cxr_ml.data import dataset, drops
+            from cxr_ml.data import dataset, drops, ingest
             from cxr_ml.release import registry
 
             with wiring.settings(params) as s:
@@ -61,34 +63,45 @@ def cxr_retraining() -> None:
                 latest = dataset.latest(s)
                 unfinished = latest is not None and not registry.decided(s, latest.dataset)
                 rulings = dataset.pending(s)
+                shards: list[dict] = []
+                for place, name in enumerate(new):
+                    part = ingest.plan(s, name)
+                    if shards and len(shards) + len(part) > MAX_MAPPED:
+                        print(f"Too many files for one run. The next run takes {', '.join(new[place:])}.")
+                        break
+                    shards += [shard._asdict() for shard in part]
             if unfinished:
                 print(f"Dataset {latest.dataset} was never brought before the gate; this run does it.")
             if rulings:
                 print(f"{rulings} new rulings on single images; the next dataset honours them.")
             if not new and not unfinished and not rulings and not params["train_anyway"]:
                 raise AirflowSkipException("Nothing new in the inbox.")
-            return new
+            return shards
 
         @task(
             execution_timeout=timedelta(hours=6),
-            map_index_template="{{ task.op_kwargs['drop'] }}",
+            max_active_tis_per_dagrun=wiring.ingest_tasks(),
+            map_index_template=(
+                "{{ task.op_kwargs['drop'] }} · {{ task.op_kwargs['number'] + 1 }} of {{ task.op_kwargs['of'] }}"
+            ),
             # Of a mapped task, Airflow does not show the doc string.
-            doc_md="Copies one drop into the store, free of metadata, and measures each image.",
+            doc_md="Copies one shard of a drop into the store, free of metadata, and measures each image.",
         )
-        def ingest(drop: str, params: dict) -> str:
+        def ingest(drop: str, batch: str, number: int, of: int, params: dict) -> str:
             from cxr_ml.data import ingest as stage
 
             with wiring.settings(params) as s:
-                return stage.ingest(s, drop, lambda done, total: done % 500 or print(f"{done} of {total} files"))
+                shard = stage.Shard(drop, batch, number, of)
+                return stage.ingest_shard(s, shard, lambda done, all: done % 500 or print(f"{done} of {all} files"))
 
         @task(trigger_rule="none_failed")
-        def validate(drops: list[str], batches: list[str] | None, params: dict) -> list[str]:
+        def validate(shards: list[dict], batches: list[str] | None, params: dict) -> list[str]:
             """Judges the batches: unfit images are quarantined, duplicates refused, bad classes rejected."""
             from cxr_ml.data import batches as stage
 
-            if drops is None:
+            if shards is None:
                 raise AirflowSkipException("Nothing new to validate.")
-            names = list(batches or ())
+            names = list(dict.fromkeys(batches or ()))  # each shard names its batch
             with wiring.settings(params) as s:
                 for name in names:
                     print(stage.judge(s, name).model_dump_json(indent=2))
@@ -108,7 +121,7 @@ def cxr_retraining() -> None:
                 return [{"number": record.dataset, "architecture": a} for a in s.architectures]
 
         found = find_drops()
-        batches = validate(found, ingest.expand(drop=found))
+        batches = validate(found, ingest.expand_kwargs(found))
         return batches, build_dataset(batches)
 
     @task_group

@@ -95,6 +95,11 @@ def form() -> dict[str, Param]:
     return form
 
 
+def ingest_tasks() -> int:
+    """How many shards a run ingests at the same time."""
+    return settings_module.load().ingest_tasks
+
+
 def _title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
@@ -131,7 +136,8 @@ def _with_connections(s: Settings) -> Settings:
 
         from cxr_ml import store
 
-        store.use(S3Hook(aws_conn_id=s.aws_conn_id).get_conn())
+        hook = S3Hook(aws_conn_id=s.aws_conn_id)
+        store.use(hook.get_conn(), hook.get_credentials())
     if s.smtp_conn_id:
         connection = Connection.get(s.smtp_conn_id)
         if connection.port == 465:

@@ -374,7 +374,7 @@ def test_an_empty_inbox_is_nothing_new(settings):
     ("args", "words"),
     [
         (["ingest", "lost"], "no drop of that name. Received: 'lost'"),
-        (["validate", "lost"], "batches/lost/ingested.parquet"),
+        (["validate", "lost"], "batches/lost/ingested/00000.parquet"),
         (["dataset"], "Put a drop into the inbox"),
         (["train", "7"], "datasets/7/dataset.json"),
         (["evaluate", "lost"], "models/lost/model.json"),

@@ -205,7 +205,7 @@ def test_a_client_with_credentials_from_elsewhere_is_used(settings, seaweed, mon
         monkeypatch.setenv(name, "wrong")
     forget_credentials(monkeypatch)
     keys = {k.lower(): seaweed[k] for k in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
-    store.use(boto3.client("s3", endpoint_url=settings.s3_endpoint_url, **keys))
+    store.use(boto3.client("s3", endpoint_url=settings.s3_endpoint_url, **keys), None)
     store.check(settings)
     assert store.put_if_absent(settings, "a", b"x") is True
 
@@ -216,7 +216,8 @@ def test_a_server_that_cannot_be_reached_is_not_refused_so_that_a_retry_may_help
             "s3",
             endpoint_url="http://127.0.0.1:9",
             config=Config(retries={"total_max_attempts": 1}, connect_timeout=1),
-        )
+        ),
+        None,
     )
     with pytest.raises(BotoCoreError, match="Could not connect"):
         store.check(settings)

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from cxr_ml import settings as settings_module
@@ -52,3 +53,11 @@ def _strict(value: Any) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, list):
         return [_strict(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def progress(what: str, json_: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, and the function that moves it: (done, total)."""
+    with Progress(console=err, disable=json_) as bar:
+        task = bar.add_task(plain(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -45,8 +45,7 @@ def judge(settings: Settings, batch: str) -> Batch:
     done = store.find(settings, f"batches/{batch}/batch.json")
     if done is not None:
         return Batch.model_validate_json(done[0])
-    frame = ingest.read_parquet(settings, f"batches/{batch}/ingested.parquet")
-    frame["reasons"] = [list(r) for r in frame["reasons"]]
+    frame = ingest.read(settings, batch)
     frame, image_failures, image_page = validate.judge_images(frame, settings.expectations)
     frame = _refuse_duplicates(settings, batch, frame)
     frame, class_failures, rejected, class_page = validate.judge_classes(frame, settings.expectations)

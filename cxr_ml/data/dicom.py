@@ -54,6 +54,15 @@ def facts(data: bytes) -> Facts:
     return Facts(tuple(patients), tuple(names), next(iter(texts[-1]), ""), view if view in _VIEWS else "")
 
 
+def pixels(data: bytes) -> int:
+    """How many pixels the header promises; 0 where it cannot be read."""
+    try:
+        header = _parse(data, stop_before_pixels=True)
+        return int(header.Rows) * int(header.Columns)
+    except Exception:  # the same file is refused with a reason when its picture is asked for
+        return 0
+
+
 def open_dicom(data: bytes, settings: Settings) -> tuple[Header, str, np.ndarray]:
     """The picture of a DICOM file, ready for display.
 

@@ -13,7 +13,19 @@ from cxr_ml.data.sheets import read_rows, spelling
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
-__all__ = ["Entry", "batch_id", "labels", "listing", "names", "new", "opened", "printable", "read", "spelling"]
+__all__ = [
+    "Entry",
+    "batch_id",
+    "has_table",
+    "labels",
+    "listing",
+    "names",
+    "new",
+    "opened",
+    "printable",
+    "read",
+    "spelling",
+]
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "validation", "validation": "validation"}
 _LABELS = "labels.csv"
@@ -29,10 +41,26 @@ def new(settings: Settings) -> list[str]:
     return found
 
 
-def labels(settings: Settings, drop: str, entries: list[Entry]) -> pd.DataFrame:
+def has_table(settings: Settings, drop: str, entries: list[Entry]) -> bool:
+    """Whether the labels come from a labels.csv, and not from class folders.
+
+    Raises:
+        Refused: there are two.
+    """
+    known = {spelling(k): v for k, v in settings.label_spellings.items()}
+    return _table(drop, entries, _wrapper(entries, known)) is not None
+
+
+def labels(settings: Settings, drop: str, entries: list[Entry], part: range | None = None) -> pd.DataFrame:
     """What the drop says of each of its files: by `labels.csv` at its top, or else by class folders.
 
     Either may lie below one folder that wraps everything. Ids of patients in the texts are replaced by their hash.
+
+    Args:
+        settings: known spellings of labels, limits and salt.
+        drop: its name, for messages.
+        entries: all files of the drop.
+        part: in class folders, the entries that are asked for; None: all. Of a labels.csv, all rows are returned.
 
     Returns:
         One row per file, and per row of labels.csv without a file, with the columns file (`printable`), label ("" if
@@ -47,7 +75,8 @@ def labels(settings: Settings, drop: str, entries: list[Entry]) -> pd.DataFrame:
     wrapper = _wrapper(entries, known)
     table = _table(drop, entries, wrapper)
     if table is None:
-        rows = [_from_folders(e.file, wrapper) | {"entry": i} for i, e in enumerate(entries)]
+        wanted = range(len(entries)) if part is None else part
+        rows = [_from_folders(entries[i].file, wrapper) | {"entry": i} for i in wanted]
     else:
         rows = _from_csv(settings, drop, entries, table, wrapper)
     rows.sort(key=lambda row: (row["file"], row["entry"]))
@@ -70,14 +99,18 @@ def labels(settings: Settings, drop: str, entries: list[Entry]) -> pd.DataFrame:
 
 def _wrapper(entries: list[Entry], known: dict[str, str]) -> str:
     """The folder, with "/", below which the whole drop lies, as in most archives; "" where there is none."""
-    paths = [PurePosixPath(e.file).parts for e in entries if not archives.outside(e.file)]
-    tops = {parts[0] for parts in paths if len(parts) > 1}
-    if len(tops) != 1:
+    tops: set[str] = set()
+    inside: set[str] = set()
+    for parts in (PurePosixPath(e.file).parts for e in entries if not archives.outside(e.file)):
+        tops.update(parts[:1] if len(parts) > 1 else ())
+        inside.update(parts[1:2] if len(parts) > 2 else ())
+        if len(tops) > 1:  # nearly always, and soon; a drop may have a million files
+            return ""
+    if not tops:
         return ""
     (top,) = tops
     if top.lower() in SPLITS or spelling(top) in known:
         return ""
-    inside = {parts[1] for parts in paths if len(parts) > 2}
     wraps = any(name.lower() in SPLITS or spelling(name) in known for name in inside)
     return f"{top}/" if wraps or any(e.file.lower() == f"{top}/{_LABELS}".lower() for e in entries) else ""
 

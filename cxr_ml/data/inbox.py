@@ -197,8 +197,16 @@ def _body(settings: Settings, entry: Entry) -> Any:  # noqa: ANN401 - botocore's
         raise
 
 
-def _changed(entry: Entry) -> RuntimeError:
-    return RuntimeError(f"{printable(entry.file)!r} was changed while the drop was read. Run this step again.")
+def _changed(entry: Entry) -> Refused:
+    return Refused(changed(f"its file {printable(entry.file)!r} is not as it was listed"))
+
+
+def changed(what: str) -> str:
+    """The refusal of a drop that did not keep still."""
+    return (
+        f"A drop must not change while it is ingested. Received: a drop that did, for {what}. Write drops elsewhere "
+        "and move them into the inbox when they are whole; then start a new run, which takes it as it is then."
+    )
 
 
 def read(settings: Settings, entry: Entry) -> bytes:
@@ -207,7 +215,7 @@ def read(settings: Settings, entry: Entry) -> bytes:
     Raises:
         BadImage: `entry.fault`, too_large (nothing is read of such a file), damaged_member, or unreadable (no
             permission).
-        RuntimeError: the file is no longer the one that was listed.
+        Refused: the file is no longer the one that was listed.
     """
     fault = entry.fault or ("too_large" if entry.size > settings.max_file_bytes else "")
     if fault:

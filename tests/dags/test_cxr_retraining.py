@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, ParamValidationError
+from jinja2 import Template
 
 from cxr_ml import store
 from cxr_ml.records import Dataset, Decision, HistoryEntry, Ruling
@@ -237,20 +238,31 @@ def test_the_form_refuses_what_does_not(dag, name, value):
 
 
 @pytest.fixture
-def find_drops(settings):
-    """The task's function, with the values of the form that differ from its defaults."""
+def data_task(settings):
+    """A task of the group `data`, and its function with the values of the form that differ from its defaults."""
     import cxr_retraining
     import cxr_wiring
 
-    function = cxr_retraining.cxr_retraining().get_task("data.find_drops").python_callable
-    form = {name: param.value for name, param in cxr_wiring.form().items()}
-    return lambda **changed: function(params=form | changed)
+    def get(name):
+        task = cxr_retraining.cxr_retraining().get_task(f"data.{name}")
+        form = {name: param.value for name, param in cxr_wiring.form().items()}
+        return task, lambda changed, **given: task.python_callable(params=form | changed, **given)
+
+    return get
 
 
-def write_drop(settings, name):
+@pytest.fixture
+def find_drops(data_task):
+    """The task's function, with the values of the form that differ from its defaults."""
+    function = data_task("find_drops")[1]
+    return lambda **changed: function(changed)
+
+
+def write_drop(settings, name, files=1):
     folder = Path(settings.inbox) / name / "NORMAL"
     folder.mkdir(parents=True)
-    (folder / "a.png").write_bytes(b"x")
+    for n in range(files):
+        (folder / f"{n}.png").write_bytes(b"x")
 
 
 def write_dataset(settings, number):
@@ -273,8 +285,42 @@ def conclude(settings, dataset, number):
 def test_all_new_drops_are_taken_or_the_one_that_the_form_names(settings, find_drops):
     write_drop(settings, "2026-01-05")
     write_drop(settings, "2026-01-12 [red]")
-    assert find_drops() == ["2026-01-05", "2026-01-12 [red]"]
-    assert find_drops(drop="2026-01-12 [red]") == ["2026-01-12 [red]"]
+    assert [job["drop"] for job in find_drops()] == ["2026-01-05", "2026-01-12 [red]"]
+    assert [job["drop"] for job in find_drops(drop="2026-01-12 [red]")] == ["2026-01-12 [red]"]
+
+
+def test_a_drop_is_ingested_in_shards_by_mapped_tasks_that_say_which_and_is_judged_once(
+    settings, data_task, find_drops, monkeypatch
+):
+    monkeypatch.setenv("CXR_SHARD_FILES", "2")
+    write_drop(settings, "2026-01-05", files=5)
+    jobs = find_drops()
+    task, ingest = data_task("ingest")
+    said = Template(task.partial_kwargs["map_index_template"])
+    names = [said.render(task={"op_kwargs": job}) for job in json.loads(json.dumps(jobs))]
+    assert names == ["2026-01-05 · 1 of 3", "2026-01-05 · 2 of 3", "2026-01-05 · 3 of 3"]
+    assert task.partial_kwargs["max_active_tis_per_dagrun"] == 1
+    batches = [ingest({}, **job) for job in jobs]
+    assert len(set(batches)) == 1
+    assert data_task("validate")[1]({}, shards=jobs, batches=batches) == [batches[0]]
+    with pytest.raises(AirflowSkipException):
+        find_drops()
+
+
+def test_how_many_shards_are_ingested_at_once_is_a_setting(data_task, monkeypatch):
+    monkeypatch.setenv("CXR_INGEST_TASKS", "7")
+    assert data_task("ingest")[0].partial_kwargs["max_active_tis_per_dagrun"] == 7
+
+
+def test_drops_of_more_shards_than_airflow_maps_are_left_to_the_next_run(settings, find_drops, monkeypatch, capsys):
+    import cxr_retraining
+
+    monkeypatch.setattr(cxr_retraining, "MAX_MAPPED", 4)
+    monkeypatch.setenv("CXR_SHARD_FILES", "1")
+    for name, files in (("a", 3), ("b", 2), ("c", 1)):
+        write_drop(settings, name, files)
+    assert [job["drop"] for job in find_drops()] == ["a", "a", "a"]
+    assert "The next run takes b, c." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["2026-01-19", "../2026-01-05", "2026-01-05/NORMAL", ".", "2026-01-05\n", "/etc"])

@@ -76,7 +76,7 @@ def take(settings: Settings, name: str, files: dict[str, bytes] | None = None) -
 
 
 def ingested(settings: Settings, batch: str) -> pd.DataFrame:
-    return ingest.read_parquet(settings, f"batches/{batch}/ingested.parquet").set_index("file")
+    return ingest.read(settings, batch).set_index("file")
 
 
 def judged(settings: Settings, batch: str) -> pd.DataFrame:

@@ -381,7 +381,7 @@ def test_an_archive_that_is_replaced_while_it_is_read_is_not_read_any_further(in
     path = put(inbox, packed({"NORMAL/a.png": b"x"}, "drop.zip"))
     with drops.opened(inbox, "drop.zip") as (_, (entry,)):
         os.utime(path, (5, 5))
-        with pytest.raises(RuntimeError, match="changed"):
+        with pytest.raises(Refused, match="must not change"):
             drops.read(inbox, entry)
 
 

@@ -159,7 +159,7 @@ def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
 
 
 def test_a_batch_that_nobody_ingested_is_refused(settings):
-    with pytest.raises(Refused, match=r"batches/nobody/ingested\.parquet"):
+    with pytest.raises(Refused, match=r"batches/nobody/ingested/00000\.parquet"):
         batches.judge(settings, "nobody")
     assert snapshot(settings) == {}
 

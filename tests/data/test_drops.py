@@ -337,7 +337,7 @@ def test_a_file_that_is_no_longer_what_was_listed_is_not_read(inbox, tmp_path, c
             path.symlink_to(tmp_path / "secret")
         elif change == "a pipe":
             os.mkfifo(path)
-    with pytest.raises(RuntimeError, match=r"changed.*Run this step again"):
+    with pytest.raises(Refused, match=r"must not change.*start a new run"):
         drops.read(inbox, entry)
 
 
@@ -398,7 +398,7 @@ def test_an_inbox_in_s3_is_listed_and_read_like_a_folder(remote):
     same = settings.model_copy(update={"inbox": settings.inbox + "/"})
     assert drops.listing(same, "week-1") == [entry]
     put("week-1/train/NORMAL/a.png", b"two")
-    with pytest.raises(RuntimeError, match="changed"):
+    with pytest.raises(Refused, match="must not change"):
         drops.read(settings, entry)
 
 

@@ -7,10 +7,8 @@ import os
 import numpy as np
 import pytest
 from drop_samples import (
-    Died,
     boxed,
     csv,
-    die_at_write,
     elsewhere,
     encoded,
     film,
@@ -206,21 +204,6 @@ def test_running_twice_or_into_another_store_gives_the_same_bytes(settings):
     assert snapshot(settings) == first
     ingest.ingest(elsewhere(settings), "drop")
     assert snapshot(elsewhere(settings)) == first
-
-
-@pytest.mark.parametrize("number", [1, 2, 4])
-def test_a_run_that_dies_is_not_taken_for_complete_and_is_resumed_to_the_same_store(settings, monkeypatch, number):
-    mixed(settings)
-    ingest.ingest(elsewhere(settings), "drop")
-    with monkeypatch.context() as patch:
-        die_at_write(patch, number)
-        with pytest.raises(Died):
-            ingest.ingest(settings, "drop")
-    assert not [k for k in store.keys(settings, "batches/")]
-    ingest.ingest(settings, "drop")
-    assert {k: v for k, v in snapshot(settings).items() if not k.startswith("elsewhere/")} == snapshot(
-        elsewhere(settings)
-    )
 
 
 def test_an_inbox_in_s3_gives_the_same_images_and_measurements_as_a_folder(settings):

@@ -1,0 +1,89 @@
+"""What is done with one file, in a process of its own: read it, measure it, store it. No table is needed for that."""
+
+from typing import Any
+
+from cxr_ml import store
+from cxr_ml.data import identity, images, inbox, room
+from cxr_ml.data.containers import extension, is_dicom, look
+from cxr_ml.errors import Refused
+from cxr_ml.settings import Settings
+
+_LOOKS = 8  # images in a row that were not in the store, after which it is no longer asked before it is written to
+_missed = 0
+CRASHED = {"unread": ["crashes_decoder"]}  # what is said of a file that crashes the process it is measured in
+
+
+def image_key(sha256: str, format: str) -> str:
+    """Key of an image in the store; `format` as measured: png, jpeg or dicom."""
+    return f"images/{sha256[:2]}/{sha256}.{extension(format)}"
+
+
+def copy(settings: Settings, job: tuple[inbox.Entry, dict[str, Any]]) -> dict[str, Any]:
+    """Puts one file of a drop into the store, free of metadata.
+
+    Args:
+        settings: the limits, and where the store is.
+        job: the file, and what the drop says of it, a row of `drops.labels`.
+
+    Returns:
+        The row with what the file's header says of the patient, replaced by a hash, and with what `images.measure` says
+        of it, or, with the codes of what is wrong with it under `unread`, its `bytes`.
+
+    Raises:
+        Refused: the file is not as it was listed, or names a patient where no salt is set.
+    """
+    entry, row = job
+    with room.for_file(0 if entry.size > settings.max_file_bytes else entry.size):
+        try:
+            data = inbox.read(settings, entry)
+            row = identity.from_header(settings, row, data)
+            measured, clean = _measured(settings, data)
+        except images.BadImage as error:
+            return row | {"bytes": max(0, entry.size), "unread": [error.code]}
+        kind = extension(measured["format"])
+        _put(settings, image_key(measured["sha256"], measured["format"]), clean, f"image/{kind}")
+    return row | measured
+
+
+def measure(settings: Settings, entry: inbox.Entry) -> dict[str, Any]:
+    """What `copy` finds in a file, which is put nowhere."""
+    with room.for_file(0 if entry.size > settings.max_file_bytes else entry.size):
+        try:
+            return _measured(settings, inbox.read(settings, entry))[0]
+        except images.BadImage as error:
+            code = error.code
+        except (Refused, OSError):  # it changes at this moment, or its disk is broken
+            code = "unreadable"
+        return {"bytes": max(0, entry.size), "unread": [code]}
+
+
+def _measured(settings: Settings, data: bytes) -> tuple[dict[str, Any], bytes]:
+    pixels = _pixels(data)
+    # What is too large is refused by its header, before it is decoded.
+    with room.for_pixels(pixels if pixels <= settings.max_pixels else 0):
+        return images.measure(data, settings)
+
+
+def _pixels(data: bytes) -> int:
+    if is_dicom(data):
+        from cxr_ml.data import dicom  # pydicom takes 0.2 s to import
+
+        return dicom.pixels(data)
+    try:
+        header = look(data)
+    except images.BadImage:
+        return 0  # `images.measure` says the same, before it decodes
+    return header.width * header.height
+
+
+def _put(settings: Settings, key: str, data: bytes, content_type: str) -> None:
+    # To write what is there costs an upload for nothing, to ask for what is not there a request for nothing. A shard
+    # that was interrupted begins with images that are there; a new one has few. So what came last tells what to do.
+    global _missed
+    if _missed < _LOOKS:
+        if store.exists(settings, key):
+            _missed = 0
+            return
+        _missed += 1
+    if not store.put_if_absent(settings, key, data, content_type):
+        _missed = 0
