@@ -16,7 +16,8 @@ _JPEG_KEPT = {*range(0xC0, 0xD0), *range(0xD9, 0xDE)}
 _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # without density and thumbnail
 _ADOBE = b"Adobe\0\x64\0\0\0\0"  # followed by one byte, the transform
 _START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # in coded data FF00 is a byte and FFD0-FFD7 are restarts
+_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in coded data FF00 is a byte and FFD0-FFD7 are restarts
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 # Hostile files have millions of parts, or thousands of scans, for each of which a decoder passes the whole picture.
 _MOST_PARTS, _MOST_SCANS = 65_536, 100
@@ -142,12 +143,14 @@ def _jpeg_parts(data: bytes) -> Iterator[tuple[int, int, int]]:
                 "truncated", f"{length:,} bytes were expected after byte {start:,}. Received: {len(data):,} in all"
             )
         if marker == _START_OF_SCAN:
-            following = _MARKER.search(data, end)
+            following = _AFTER_SCAN.search(data, end)
             if not following:
                 raise BadImage(
                     "truncated", f"The end of the JPEG was expected. Received: {len(data):,} bytes without it"
                 )
-            end = following.start()
+            end, header = following.start(), end
+            while end > header and data[end - 1] == 0xFF:  # fill bytes belong to the marker
+                end -= 1
         yield marker, start, end
         position = end
     raise BadImage("unreadable", f"A JPEG of fewer than {_MOST_PARTS:,} parts was expected. Received: more")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from cxr_ml.data.boxes import white_box
@@ -100,6 +101,7 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
     mean = float(share @ levels)
     below = np.cumsum(share)
     square = _resize(small_grey, 256)
+    tiny = _resize(square, 32)
     measured: dict[str, str | int | float] = {
         "sha256": hashlib.sha256(opened.clean).hexdigest(),
         "format": opened.format,
@@ -117,8 +119,8 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         "black_border": _border(small_grey <= BLACK),
         "white_border": _border(small_grey >= WHITE),
         "white_box": white_box(darkest),
-        "phash": perceptual_hash(square),
-        "ring": ring(square),
+        "phash": perceptual_hash(tiny),
+        "ring": ring(tiny),
     }
     return measured, opened.clean
 
@@ -168,6 +170,8 @@ def ring(grey: np.ndarray) -> str:
 
 def _decode(cleaned: bytes, header: Header) -> tuple[str, np.ndarray]:
     """(Pillow's mode, pixels uint8 [height, width] or [height, width, RGB]) of clean bytes."""
+    if header.format == "jpeg" and (found := _plain_jpeg(cleaned, header)):
+        return found
     try:
         with Image.open(io.BytesIO(cleaned), formats=(header.format.upper(),)) as image:
             if image.size != (header.width, header.height):
@@ -183,6 +187,20 @@ def _decode(cleaned: bytes, header: Header) -> tuple[str, np.ndarray]:
     except (OSError, ValueError, SyntaxError, struct.error, zlib.error, IndexError) as error:
         code = "truncated" if "truncated" in str(error) else "unreadable"
         raise BadImage(code, f"A sound {header.format.upper()} was expected. Received: {error}") from None
+
+
+def _plain_jpeg(cleaned: bytes, header: Header) -> tuple[str, np.ndarray] | None:
+    """The same as Pillow gives, by the same library in half the time; None where Pillow has to say what it is."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(cleaned)
+        if (width, height, header.bits) != (header.width, header.height, 8) or colours not in ("Gray", "YCbCr"):
+            return None
+        # The slower ways are Pillow's defaults. `strict` makes warnings errors, which Pillow is to judge.
+        wanted = "GRAY" if colours == "Gray" else "RGB"
+        pixels = simplejpeg.decode_jpeg(cleaned, wanted, fastdct=False, fastupsample=False, strict=True)
+    except ValueError:
+        return None
+    return ("L", pixels[..., 0]) if colours == "Gray" else ("RGB", pixels)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -203,10 +221,12 @@ def _pixels(image: Image.Image) -> np.ndarray:
         def show(part: Image.Image) -> np.ndarray:
             return np.asarray(part if part.mode == wanted else part.convert(wanted))
 
-    pixels = np.empty((high, wide, *channels), np.uint8)
     rows = max(1, _STRIP // wide)
+    if rows >= high:
+        return np.ascontiguousarray(show(image), dtype=np.uint8)
+    pixels = np.empty((high, wide, *channels), np.uint8)
     for y in range(0, high, rows):
-        pixels[y : y + rows] = show(image.crop((0, y, wide, min(y + rows, high))) if rows < high else image)
+        pixels[y : y + rows] = show(image.crop((0, y, wide, min(y + rows, high))))
     return pixels
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, PngImagePlugin
 
 from cxr_ml.data import images
@@ -149,17 +150,30 @@ def test_random_damage_is_measured_or_refused_but_never_another_error():
 
 def test_limits_are_checked_before_any_pixel_is_decoded(monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
     assert refused(PNG, Settings(max_pixels=100)) == "too_many_pixels"
     assert refused(JPEG, Settings(max_pixels=100)) == "too_many_pixels"
     assert refused(PNG, Settings(max_file_bytes=100)) == "too_large"
 
 
-def test_a_file_is_decoded_once(monkeypatch):
-    opened = []
-    original = Image.open
-    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or original(*a, **k))
-    images.measure(JPEG, SETTINGS)
-    assert len(opened) == 1
+@pytest.mark.parametrize("data", [PNG, JPEG, encoded(film(), "JPEG", progressive=True)])
+def test_a_file_is_decoded_once(monkeypatch, data):
+    decoded = []
+    for module, name in ((Image, "open"), (simplejpeg, "decode_jpeg")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, original=original, **k: decoded.append(1) or original(*a, **k))
+    images.measure(data, SETTINGS)
+    assert len(decoded) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}, {"quality": 20}])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_gives_the_pixels_that_pillow_gives(mode, options):
+    colours = np.random.default_rng(3).integers(0, 60, (1, 1, 3)) + film()[..., None] // 2
+    data = encoded(film() if mode == "L" else colours.astype(np.uint8), "JPEG", **options)
+    opened = images.open_image(data, SETTINGS)
+    assert opened.mode == mode
+    np.testing.assert_array_equal(opened.pixels, np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_measurements_have_the_fixed_columns_and_say_what_is_in_the_file():
