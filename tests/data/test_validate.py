@@ -219,7 +219,7 @@ def test_a_warning_is_shown_in_data_docs_and_quarantines_nothing(folder):
     edit(folder, "images", soften)
     judged, failures, page = validate.judge_images(films({"std": 1.0}), folder)
     assert judged.at[0, "verdict"] == "accepted"
-    assert failures == ()
+    assert [(f.column, f.severity) for f in failures] == [("std", "warning")]
     assert "1 unexpected values found" in page
 
 
