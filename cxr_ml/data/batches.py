@@ -50,6 +50,8 @@ def judge(settings: Settings, batch: str) -> Batch:
     done = store.find(settings, f"batches/{batch}/batch.json")
     if done is not None:
         return Batch.model_validate_json(done[0])
+    for name in ("images", "classes", "dataset"):  # a suite that cannot be used is told before any heavy work
+        validate.load_suite(settings.expectations, name)
     frame = ingest.read_parquet(settings, f"batches/{batch}/ingested.parquet")
     frame["reasons"] = [list(r) for r in frame["reasons"]]
     frame, image_failures, image_page = validate.judge_images(frame, settings.expectations)

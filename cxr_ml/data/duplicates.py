@@ -104,11 +104,17 @@ def _block(
     rows, columns = _BLOCK
     later = hashes[top : top + rows, None]
     kept: dict[int, list[tuple[int, int, bool]]] = {}
+    # Written over and over: fresh memory for each comparison would keep threads waiting for one another.
+    differing = np.empty((len(later), columns), np.uint64)
+    counted = np.empty((len(later), columns), np.uint8)
     for left in range(0, top + len(later), columns):
         part = hashes[None, left : left + columns]
         for mirrored, mask in ((False, np.uint64(0)), (True, MIRRORED)):
-            near = np.flatnonzero(np.bitwise_count((later ^ mask) ^ part) <= bits)
-            i, j = np.divmod(near, part.shape[1])
+            width = part.shape[1]
+            np.bitwise_xor(later ^ mask, part, out=differing[:, :width])
+            np.bitwise_count(differing[:, :width], out=counted[:, :width])
+            near = np.flatnonzero(counted[:, :width] <= bits)
+            i, j = np.divmod(near, width)
             i, j = i + top, j + left
             i, j = i[j < i], j[j < i]
             for start in range(0, len(i), _PAIRS):
