@@ -13,6 +13,7 @@ from drop_samples import (
     film,
     judged,
     loosened,
+    overwrite,
     png,
     put_drop,
     resized,
@@ -182,6 +183,13 @@ def test_a_picture_of_a_rejected_class_under_another_label_is_a_conflict(setting
 def test_a_clean_class_that_the_model_does_not_know_is_told_as_not_trained(settings):
     record = take(settings, "drop", films("TB", 1, 2) | films("NORMAL", 3))
     assert record.untrained == {"TUBERCULOSIS": 2} and record.rejected_classes == {}
+
+
+def test_a_batch_from_before_the_fine_hash_still_knows_its_images(settings):
+    first = take(settings, "week-1", films("NORMAL", 1, 2))
+    table = batches.measurements(settings, first.batch).drop(columns="fine_hash")
+    overwrite(settings, f"batches/{first.batch}/measurements.parquet", ingest.to_parquet(table))
+    assert take(settings, "week-2", {"NORMAL/x.jpg": resized(1)}).reasons == {"near_duplicate": 1}
 
 
 def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
