@@ -22,6 +22,7 @@ class Failure(Record):
     limit: str  # e.g. "≤ 0.005"
     observed: str  # e.g. "3 of 1318 rows", or the value
     subject: str = ""  # the class, for classes.json
+    severity: str = "critical"  # or warning: shown, without a consequence
 
 
 class Batch(Record):
@@ -33,6 +34,7 @@ class Batch(Record):
     reasons: dict[str, int]  # reason code -> files
     rejected_classes: dict[str, str]  # label -> why
     failures: tuple[Failure, ...] = ()
+    untrained: dict[str, int] = {}  # known label that the model is not trained on -> accepted images
 
 
 class Ruling(Record):

@@ -11,6 +11,9 @@ from cxr_ml.data import duplicates, images, ingest, rulings, thumbnails
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
+_LATER = ("fine_hash", "ring", "duplicate_file")  # columns that batches of earlier versions lack
+_KNOWN = ["sha256", "phash", "fine_hash", "label", "format", "file", "verdict", "reasons"]
+
 
 def committed(settings: Settings) -> list[str]:
     """Names of all committed batches, in order of name."""
@@ -19,16 +22,25 @@ def committed(settings: Settings) -> list[str]:
 
 
 def measurements(settings: Settings, batch: str) -> pd.DataFrame:
-    """The final table of a committed batch."""
-    return ingest.read_parquet(settings, f"batches/{batch}/measurements.parquet")
+    """The final table of a committed batch. What was not yet measured when it was judged is ""."""
+    table = ingest.read_parquet(settings, f"batches/{batch}/measurements.parquet")
+    return table.assign(**{name: "" for name in _LATER if name not in table})
 
 
-def _tables(settings: Settings, but: str) -> Iterator[pd.DataFrame]:
+def _earlier(settings: Settings, but: str) -> Iterator[pd.DataFrame]:
+    """The measured images of the other committed batches, but not those that repeat one already there.
+
+    What humans let in counts as accepted, and labels are those in force.
+    """
     ruled = rulings.in_force(rulings.read(settings))
     for batch in committed(settings):
         if batch != but:
-            table = rulings.known(measurements(settings, batch), ruled)
-            yield table[["sha256", "phash", "label", "format"]]
+            table = measurements(settings, batch)
+            entering = rulings.known(table, ruled).assign(verdict="accepted")
+            rest = table.drop(index=entering.index)
+            rest = rest[(rest["sha256"] != "") & (rest["verdict"] != "duplicate")]
+            table = pd.concat([entering, rest]).sort_index()
+            yield table.assign(file=batch + "/" + table["file"])[_KNOWN]
 
 
 def judge(settings: Settings, batch: str) -> Batch:
@@ -45,6 +57,8 @@ def judge(settings: Settings, batch: str) -> Batch:
     done = store.find(settings, f"batches/{batch}/batch.json")
     if done is not None:
         return Batch.model_validate_json(done[0])
+    for name in ("images", "classes", "dataset"):  # a suite that cannot be used is told before any heavy work
+        validate.load_suite(settings.expectations, name)
     frame = ingest.read(settings, batch)
     frame, image_failures, image_page = validate.judge_images(frame, settings.expectations)
     frame = _refuse_duplicates(settings, batch, frame)
@@ -56,6 +70,7 @@ def judge(settings: Settings, batch: str) -> Batch:
         reasons=dict(sorted(Counter(r for reasons in frame["reasons"] for r in reasons).items())),
         rejected_classes=rejected,
         failures=image_failures + class_failures,
+        untrained={k: n for k, n in _counts(frame).get("accepted", {}).items() if k not in settings.classes},
     )
     for name, page in (("images", image_page), ("classes", class_page)):
         store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
@@ -74,35 +89,67 @@ def _counts(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> pd.DataFrame:
-    known = pd.concat(
-        [frame.iloc[:0][["sha256", "phash", "label", "format"]], *_tables(settings, batch)], ignore_index=True
-    )
-    rows = frame[frame["verdict"] == "accepted"]
-    formats = dict(zip(known["sha256"], known["format"], strict=True)) | dict(
-        zip(rows["sha256"], rows["format"], strict=True)
-    )
+    """Verdicts of the accepted images that show the picture of an earlier one; `duplicate_of` and `duplicate_file`.
+
+    The earlier image (of whatever batch, or of this one) decides:
+    accepted, same label: duplicate. Another label: all bearers of the picture in this batch are quarantined as
+    conflicting_label, each naming another; what is committed stays, and the dataset leaves it out.
+    Refused itself (unfit, rejected_class), same label: no consequence: this file was judged on its own and passed.
+    Refused itself, another label: conflicting_label. Refused as conflicting_label: conflicting_label, whatever this
+    file says. Without a known label: no consequence, since it contradicts nobody.
+    """
+    measured = frame[frame["sha256"] != ""]
+    mine = measured.assign(file=batch + "/" + measured["file"])[_KNOWN]
+    before = pd.concat([mine.iloc[:0], *_earlier(settings, batch)], ignore_index=True)
+    accepted = before[before["verdict"] == "accepted"]
+    rows = mine[mine["verdict"] == "accepted"]
+    refused = pd.concat([before[before["verdict"] != "accepted"], mine[mine["verdict"] != "accepted"]])
+    refused = refused[refused["label"] != ""]
+    everything = pd.concat([before, mine])
+    formats = dict(zip(everything["sha256"], everything["format"], strict=True))
 
     def load(sha256: str) -> np.ndarray:
         return images.decode_grey(store.get(settings, ingest.image_key(sha256, formats[sha256])))
 
-    found = duplicates.find(rows, known, load, settings)
-    label_of = {}
-    for sha, label in zip([*known["sha256"], *rows["sha256"]], [*known["label"], *rows["label"]], strict=True):
-        label_of.setdefault(sha, label)
     frame = frame.copy()
-    frame["duplicate_of"] = found["duplicate_of"].reindex(frame.index, fill_value="").astype("string")
-    conflicted = set()
-    for i in found.index[found["duplicate_of"] != ""]:
-        other = frame.at[i, "duplicate_of"]
-        if label_of[other] == frame.at[i, "label"]:
-            frame.at[i, "verdict"] = "duplicate"
-            frame.at[i, "reasons"] = [*frame.at[i, "reasons"], f"{found.at[i, 'duplicate_kind']}_duplicate"]
-        else:
-            conflicted |= {other, frame.at[i, "sha256"]}
-    # Nobody knows which of two labels is right, so every bearer of the picture goes.
-    for i in frame.index[frame["sha256"].isin(conflicted) & frame["verdict"].isin(["accepted", "duplicate"])]:
-        frame.at[i, "verdict"] = "quarantined"
-        frame.at[i, "reasons"] = ["conflicting_label"]
+    for column in ("duplicate_of", "duplicate_file"):
+        frame[column] = pd.Series("", index=frame.index, dtype="string")
+
+    def name(i: int, other: pd.Series) -> None:
+        frame.at[i, "duplicate_of"], frame.at[i, "duplicate_file"] = other["sha256"], other["file"]
+
+    def conflict(i: int) -> None:
+        frame.at[i, "verdict"], frame.at[i, "reasons"] = "quarantined", ["conflicting_label"]
+
+    found = duplicates.find(rows, accepted, load, settings)
+    pictures = found["duplicate_of"].where(found["duplicate_of"] != "", rows["sha256"])
+    first = accepted.drop_duplicates("sha256").set_index("sha256", drop=False)
+    for picture, bearers in rows.groupby(pictures, sort=False):
+        known = first.loc[[picture]] if picture in first.index else rows.iloc[:0]
+        together = pd.concat([known, bearers])
+        conflicting = together["label"].nunique() > 1  # nobody knows which is right, so every bearer goes
+        for i, row in bearers.iterrows():
+            if conflicting:
+                name(i, together[together["label"] != row["label"]].iloc[0])
+                conflict(i)
+            elif found.at[i, "duplicate_kind"]:
+                name(i, together.iloc[0])
+                frame.at[i, "verdict"] = "duplicate"
+                frame.at[i, "reasons"] = [*frame.at[i, "reasons"], f"{found.at[i, 'duplicate_kind']}_duplicate"]
+
+    rest = rows.loc[frame.loc[rows.index, "verdict"] == "accepted"]
+    for label, part in rest.groupby("label"):
+        in_dispute = refused["reasons"].map(lambda codes: "conflicting_label" in set(codes)).astype(bool)
+        against = refused[in_dispute | (refused["label"] != label)].drop_duplicates("sha256")
+        bearers = against.set_index("sha256", drop=False)
+        hit = duplicates.find(part, against, load, settings)
+        for i in hit.index[hit["duplicate_of"].isin(bearers.index)]:
+            name(i, bearers.loc[hit.at[i, "duplicate_of"]])
+            conflict(i)
+            # Its copies in this batch are refused with it.
+            same = frame.index[(frame["verdict"] == "duplicate") & (frame["duplicate_of"] == frame.at[i, "sha256"])]
+            for copy in same:
+                conflict(copy)
     return frame
 
 

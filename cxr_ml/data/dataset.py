@@ -109,8 +109,6 @@ def _candidates(
     """What may be trained on with its measurements, group and split, and the images of `known` that have to go."""
     frame = pd.concat([batches.measurements(settings, n).assign(batch=n) for n in order], ignore_index=True)
     frame = frame[frame["sha256"] != ""]
-    if "ring" not in frame:
-        frame = frame.assign(ring="")
     conflicted = batches.conflicts(frame)
     ruled = rulings.in_force(entries)
     admitted = rulings.admitted(frame, ruled)

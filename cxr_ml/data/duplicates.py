@@ -1,6 +1,8 @@
-"""Which images show the very picture of an earlier one: candidates by perceptual hash, confirmed on pixels."""
+"""Which images show the very picture of an earlier one: candidates by two perceptual hashes, confirmed on pixels."""
 
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import cv2
@@ -15,7 +17,10 @@ SIDE = 128  # px, at which two pictures are compared
 RADIUS = SIDE / 16  # px, of the blur that takes out what chest films have in common: exposure and large shapes
 NOISE = 2.0  # grey levels: contrast below it is not amplified
 WORTH_ALIGNING = 0.45  # correlation before alignment; copies cropped by 3 % keep 0.59 or more on real films
-_BLOCK = (64, 16_384)  # hashes compared at a time: 8 MiB, so that memory does not grow with the number of images
+FINE_BITS = 272  # of 1024: benchmarks/duplicates.py; it lets 1 in 2,000 of the strangers that share a phash through
+CONFIRMED = 16  # pictures at most that one image is compared with on pixels, the likest by its fine hash
+_BLOCK = (64, 16_384)  # hashes compared at a time by one thread: 9 MiB, whatever the number of images
+_PAIRS = 32_768  # fine hashes compared at a time: 8 MiB
 
 
 def find(
@@ -23,14 +28,15 @@ def find(
 ) -> pd.DataFrame:
     """For each image of `frame` the earlier image that it repeats: one of `known`, or an earlier row of `frame`.
 
-    Exact: the same sha256. Near: at most `duplicate_bits` between the hashes, mirrored or not, and a correlation of at
-    least `duplicate_correlation` once the local contrast of both is evened out and one is laid over the other by an
-    affine map. A copy of a copy names the first of them.
+    Exact: the same sha256. Near: at most `duplicate_bits` between the hashes, mirrored or not, at most FINE_BITS
+    between the fine hashes, and a correlation of at least `duplicate_correlation` once the local contrast of both is
+    evened out and one is laid over the other by an affine map. Of more than CONFIRMED such candidates the likest are
+    compared on pixels. A copy of a copy names the first of them.
 
     Args:
-        frame: rows with sha256 and phash (16 hex digits, from `images.measure`); other columns are not used. Every
-            row is of a readable image.
-        known: rows of earlier batches, likewise.
+        frame: rows with sha256, phash (16 hex digits) and fine_hash (256), from `images.measure`; other columns are not
+            used. Every row is of a readable image.
+        known: rows of earlier batches, likewise; a fine_hash of "" (measured before there was one) excludes nothing.
         load_grey: gives the grey picture of a sha256, uint8 [height, width]; asked for candidates only.
         settings: duplicate_bits, duplicate_correlation.
 
@@ -43,6 +49,7 @@ def find(
         first.setdefault(sha, i)
     distinct = np.fromiter(first.values(), np.int64, len(first))
     hashes = np.array([int(h, 16) for h in [*known["phash"], *frame["phash"]]], np.uint64)[distinct]
+    fine = _words([*known["fine_hash"], *frame["fine_hash"]])[distinct]
     old = int(np.searchsorted(distinct, len(known)))
 
     @lru_cache(maxsize=4096)  # 64 KiB each
@@ -50,13 +57,14 @@ def find(
         return _normalise(load_grey(sha))
 
     original: dict[str, str] = {}
-    for later, earlier, mirrored in _candidates(hashes, old, settings.duplicate_bits):
-        sha, other = shas[distinct[later]], shas[distinct[earlier]]
-        if sha in original:
-            continue
-        copy = picture(sha)[:, ::-1] if mirrored else picture(sha)
-        if _same(picture(other), copy, settings.duplicate_correlation):
-            original[sha] = original.get(other, other)
+    for later, likest in candidates(hashes, fine, old, settings.duplicate_bits):
+        sha = shas[distinct[later]]
+        for earlier, mirrored in likest:
+            other = shas[distinct[earlier]]
+            copy = picture(sha)[:, ::-1] if mirrored else picture(sha)
+            if _same(picture(other), copy, settings.duplicate_correlation):
+                original[sha] = original.get(other, other)
+                break
 
     seen = set(known["sha256"])
     found = []
@@ -66,18 +74,70 @@ def find(
     return pd.DataFrame(found, index=frame.index, columns=["duplicate_of", "duplicate_kind"], dtype="string")
 
 
-def _candidates(hashes: np.ndarray, old: int, bits: int) -> Iterator[tuple[int, int, bool]]:
-    """(later, earlier, mirrored) for hashes at most `bits` apart, ordered; `later` runs over those from `old` on."""
+def candidates(
+    hashes: np.ndarray, fine: np.ndarray, old: int, bits: int
+) -> Iterator[tuple[int, list[tuple[int, bool]]]]:
+    """The earlier pictures that each picture may repeat, exactly those within both radii, the likest first.
+
+    Args:
+        hashes: uint64 [n], in order of time.
+        fine: uint64 [n, 16], row-major 32×32 bits; a row of zeros is unknown.
+        old: only pictures from this number on are asked about.
+        bits: largest distance of `hashes`.
+
+    Yields:
+        (later, [(earlier, mirrored), …]), `later` ascending; CONFIRMED at most of each. Memory does not grow with n.
+    """
+    flipped = _mirror(fine)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        # A few blocks ahead, so that results do not pile up while a caller waits for pictures.
+        ahead = 4 * (os.cpu_count() or 1) * _BLOCK[0]
+        for begin in range(old, len(hashes), ahead):
+            tops = range(begin, min(begin + ahead, len(hashes)), _BLOCK[0])
+            for found in pool.map(lambda top: _block(hashes, fine, flipped, top, bits), tops):
+                yield from found
+
+
+def _block(
+    hashes: np.ndarray, fine: np.ndarray, flipped: np.ndarray, top: int, bits: int
+) -> list[tuple[int, list[tuple[int, bool]]]]:
     rows, columns = _BLOCK
-    for top in range(old, len(hashes), rows):
-        later = hashes[top : top + rows, None]
-        found = []
-        for left in range(0, top + len(later), columns):
-            apart = later ^ hashes[None, left : left + columns]
-            for mirrored, mask in ((False, np.uint64(0)), (True, MIRRORED)):
-                i, j = np.nonzero(np.bitwise_count(apart ^ mask) <= bits)
-                found += [(top + a, left + b, mirrored) for a, b in zip(i.tolist(), j.tolist(), strict=True)]
-        yield from sorted(pair for pair in found if pair[1] < pair[0])
+    later = hashes[top : top + rows, None]
+    kept: dict[int, list[tuple[int, int, bool]]] = {}
+    # Written over and over: fresh memory for each comparison would keep threads waiting for one another.
+    differing = np.empty((len(later), columns), np.uint64)
+    counted = np.empty((len(later), columns), np.uint8)
+    for left in range(0, top + len(later), columns):
+        part = hashes[None, left : left + columns]
+        for mirrored, mask in ((False, np.uint64(0)), (True, MIRRORED)):
+            width = part.shape[1]
+            np.bitwise_xor(later ^ mask, part, out=differing[:, :width])
+            np.bitwise_count(differing[:, :width], out=counted[:, :width])
+            near = np.flatnonzero(counted[:, :width] <= bits)
+            i, j = np.divmod(near, width)
+            i, j = i + top, j + left
+            i, j = i[j < i], j[j < i]
+            for start in range(0, len(i), _PAIRS):
+                a, b = i[start : start + _PAIRS], j[start : start + _PAIRS]
+                mine, other = (flipped if mirrored else fine)[a], fine[b]
+                apart = np.bitwise_count(mine ^ other).sum(1, dtype=np.int32)
+                apart[~mine.any(1) | ~other.any(1)] = 0
+                for k in np.flatnonzero(apart <= FINE_BITS).tolist():
+                    kept.setdefault(int(a[k]), []).append((int(apart[k]), int(b[k]), mirrored))
+    return [(i, [(j, m) for _, j, m in sorted(kept[i])[:CONFIRMED]]) for i in sorted(kept)]
+
+
+def _words(hexes: list[str]) -> np.ndarray:
+    """Fine hashes as uint64 [n, 16]; zeros where there is none."""
+    data = b"".join(bytes.fromhex(h or "0" * 256) for h in hexes)
+    return np.frombuffer(data, np.uint64).reshape(-1, 16)
+
+
+def _mirror(fine: np.ndarray) -> np.ndarray:
+    """The fine hashes of the mirrored pictures: each of the 32 rows of 32 bits in reverse order."""
+    rows = np.packbits(np.arange(256, dtype=np.uint8)[:, None] >> np.arange(8, dtype=np.uint8) & 1, axis=1)[:, 0]
+    reverse = rows[fine.view(np.uint8).reshape(-1, 32, 4)[:, :, ::-1]]
+    return np.ascontiguousarray(reverse).reshape(-1, 128).view(np.uint64)
 
 
 def _normalise(grey: np.ndarray) -> np.ndarray:

@@ -16,15 +16,8 @@ from cxr_ml.data.containers import BadImage, Header, clean, is_dicom, look
 from cxr_ml.settings import Settings
 
 __all__ = [
-    "BadImage",
-    "clean",
-    "decode_grey",
-    "measure",
-    "open_image",
-    "perceptual_hash",
-    "ring",
-    "shrink",
-]
+    "BadImage", "clean", "decode_grey", "fine_hash", "measure", "open_image", "perceptual_hash", "ring", "shrink",
+]  # fmt: skip
 
 SMALL = 512  # px, long side of the picture on which borders, boxes and colour cast are measured
 BLACK, WHITE = 12, 245  # 8-bit grey: at most, at least; JPEG noise around 0 and 255 stays inside
@@ -80,12 +73,12 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
 
     Grey levels are those of `decode_grey`, so `mean`, `std`, `p01` and `p99` run from 0 to 255 whatever the bit depth.
     `saturation` is sum(max - min) / sum(max) over the pixels' RGB: 0 for grey film, towards 1 for a strong cast.
-    `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash` and `ring` are described at
-    `perceptual_hash` and `ring`.
+    `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash`, `fine_hash` and `ring` are
+    described at `perceptual_hash`, `fine_hash` and `ring`.
 
     Returns:
         (sha256 of the clean bytes, format, bytes of the file, width, height, mode, bits, mean, std, p01, p99,
-        saturation, sharpness, black_border, white_border, white_box, phash, ring), clean bytes
+        saturation, sharpness, black_border, white_border, white_box, phash, fine_hash, ring), clean bytes
 
     Raises:
         BadImage: with the reason as its code. Limits of settings are checked before any pixel is decoded.
@@ -120,6 +113,7 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         "white_border": _border(small_grey >= WHITE),
         "white_box": white_box(darkest),
         "phash": perceptual_hash(tiny),
+        "fine_hash": fine_hash(square),
         "ring": ring(tiny),
     }
     return measured, opened.clean
@@ -159,6 +153,15 @@ def perceptual_hash(grey: np.ndarray) -> str:
     """
     bits = cv2.dct(_resize(grey, 32).astype(np.float32))[1:9, 1:9] > 0
     return np.packbits(bits).tobytes().hex()
+
+
+def fine_hash(grey: np.ndarray) -> str:
+    """1024-bit hash as 256 hex digits: for each pixel at 32×32, row by row, whether it is brighter than around it.
+
+    Around it: a Gaussian of 1 px. Finer than `perceptual_hash`, it tells apart chest films whose large shapes agree.
+    """
+    small = _resize(grey, 32).astype(np.float32)
+    return np.packbits(small > cv2.GaussianBlur(small, (0, 0), 1.0)).tobytes().hex()
 
 
 def ring(grey: np.ndarray) -> str:

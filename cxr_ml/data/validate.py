@@ -48,7 +48,7 @@ def judge_images(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple
             codes = reasons.setdefault(row, [])
             if u.reason not in codes:
                 codes.append(u.reason)
-    return _refuse(frame, "quarantined", reasons), tuple(_failure(suite, u) for u in critical), page
+    return _refuse(frame, "quarantined", reasons), tuple(_failure(suite, u) for u in unmet), page
 
 
 def judge_classes(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple[Failure, ...], dict[str, str], str]:
@@ -73,10 +73,12 @@ def judge_classes(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tupl
     unmet, page = evaluate(suite, table, "label", row_wise=True)
     facts = table.set_index("label")
     failures, why, reasons = [], {}, {}
-    for u in (u for u in unmet if u.critical):
+    for u in unmet:
         for label in u.rows:
             observed = _value(facts.loc[label], u.column)
             failures.append(_failure(suite, u, observed, label))
+            if not u.critical:
+                continue
             count = facts.at[label, "count"]
             clause = f"{u.reason} {_share(facts.loc[label], u.column) or f'{u.column} {observed}'}, limit {u.limit}"
             why[label] = f"{why[label]}; {clause}" if label in why else f"Of {count} readable images: {clause}"
@@ -222,6 +224,7 @@ def _failure(suite: gx.ExpectationSuite, unmet: Unmet, observed: str | None = No
         limit=unmet.limit,
         observed=observed or unmet.observed,
         subject=subject,
+        severity="critical" if unmet.critical else "warning",
     )
 
 

@@ -22,6 +22,8 @@ def show_run(run: Run, console: Console) -> None:
         console.print(table)
         for reason, n in batch.reasons.items():
             console.print(f"  {n} × {plain(reason)}", highlight=False)
+        for label, n in batch.untrained.items():
+            console.print(f"  class {plain(label)}: known label, not trained ({n} accepted)", highlight=False)
         for label, why in batch.rejected_classes.items():
             console.print(f"  class {plain(label)} rejected: {plain(why)}", highlight=False)
     for text, warns in reading.shortcuts(run.dataset):

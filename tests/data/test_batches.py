@@ -13,6 +13,7 @@ from drop_samples import (
     film,
     judged,
     loosened,
+    overwrite,
     png,
     put_drop,
     resized,
@@ -152,6 +153,45 @@ def test_a_known_picture_under_another_label_is_quarantined_and_names_the_one_it
     assert set(judged(settings, first.batch)["verdict"]) == {"accepted"}
 
 
+def test_bearers_of_a_conflict_name_each_other_by_batch_and_file(settings):
+    record = take(settings, "drop", {"NORMAL/a.png": png(1), "PNEUMONIA/b.png": png(1), "NORMAL/d.png": png(2)})
+    names = judged(settings, record.batch)["duplicate_file"]
+    assert names["NORMAL/a.png"] == f"{record.batch}/PNEUMONIA/b.png"
+    assert names["PNEUMONIA/b.png"] == f"{record.batch}/NORMAL/a.png"
+    assert names["NORMAL/d.png"] == ""
+    later = take(settings, "later", {"COVID19/again.jpg": resized(2)})
+    assert judged(settings, later.batch).at["COVID19/again.jpg", "duplicate_file"] == f"{record.batch}/NORMAL/d.png"
+
+
+@pytest.mark.parametrize("label", ["NORMAL", "PNEUMONIA", "COVID19"])
+def test_a_picture_once_quarantined_for_its_labels_does_not_come_back_under_any(settings, label):
+    take(settings, "week-1", {"NORMAL/a.png": png(1), "PNEUMONIA/b.png": png(1)})
+    second = take(settings, "week-2", {f"{label}/c.jpg": resized(1), f"{label}/c2.jpg": resized(1, 180)})
+    assert second.counts == {"quarantined": {label: 2}} and second.reasons == {"conflicting_label": 2}
+
+
+def test_a_picture_of_a_rejected_class_under_another_label_is_a_conflict(settings):
+    first = films("TB", *range(4)) | {f"train/TB/boxed{n}.png": boxed(n) for n in range(20, 24)}
+    assert take(settings, "week-1", first).rejected_classes
+    second = take(settings, "week-2", {"PNEUMONIA/a.jpg": resized(1), "PNEUMONIA/b.png": png(30)})
+    assert verdicts(judged(settings, second.batch)) == {
+        "PNEUMONIA/a.jpg": ("quarantined", "conflicting_label"),
+        "PNEUMONIA/b.png": ("accepted",),
+    }
+
+
+def test_a_clean_class_that_the_model_does_not_know_is_told_as_not_trained(settings):
+    record = take(settings, "drop", films("TB", 1, 2) | films("NORMAL", 3))
+    assert record.untrained == {"TUBERCULOSIS": 2} and record.rejected_classes == {}
+
+
+def test_a_batch_from_before_the_fine_hash_still_knows_its_images(settings):
+    first = take(settings, "week-1", films("NORMAL", 1, 2))
+    table = batches.measurements(settings, first.batch).drop(columns="fine_hash")
+    overwrite(settings, f"batches/{first.batch}/measurements.parquet", ingest.to_parquet(table))
+    assert take(settings, "week-2", {"NORMAL/x.jpg": resized(1)}).reasons == {"near_duplicate": 1}
+
+
 def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
     take(settings, "week-1", {"NORMAL/small.png": encoded(film(1)[:90, :90]), "NORMAL/boxed.png": boxed(2)})
     second = take(settings, "week-2", films("NORMAL", 1, 2))
@@ -228,5 +268,5 @@ def test_a_judge_that_died_and_is_resumed_after_another_batch_says_the_same_in_r
 def test_batch_json_is_what_the_design_promises(settings):
     record = take(settings, "drop", WEEK)
     content = json.loads(store.get(settings, f"batches/{record.batch}/batch.json"))
-    assert list(content) == ["batch", "drop", "counts", "reasons", "rejected_classes", "failures"]
+    assert list(content) == ["batch", "drop", "counts", "reasons", "rejected_classes", "failures", "untrained"]
     assert sum(n for labels in content["counts"].values() for n in labels.values()) == len(WEEK)

@@ -9,7 +9,7 @@ import pytest
 from cxr_ml.data import duplicates, images
 from cxr_ml.settings import Settings
 
-SETTINGS = Settings(duplicate_bits=12, duplicate_correlation=0.92)
+SETTINGS = Settings()
 SIZE = 320
 
 
@@ -38,10 +38,11 @@ def asked(pictures, known=(), index=None, settings=SETTINGS):
             {
                 "sha256": [n for n, _ in named],
                 "phash": [images.perceptual_hash(p) for _, p in named],
+                "fine_hash": [images.fine_hash(p) for _, p in named],
                 "label": "NORMAL",
                 "format": "png",
             },
-            columns=["sha256", "phash", "label", "format"],
+            columns=["sha256", "phash", "fine_hash", "label", "format"],
         )
 
     frame = rows(pictures)
@@ -84,7 +85,7 @@ def test_strangers_are_not_merged_even_when_every_pair_is_compared_on_pixels():
 
 def test_the_same_bytes_are_exact_and_need_no_pixels():
     frame = pd.DataFrame(
-        {"sha256": ["a", "b", "b"], "phash": ["0" * 16, "f" * 16, "f" * 16], "label": "NORMAL", "format": "png"}
+        {"sha256": ["a", "b", "b"], "phash": ["0" * 16, "f" * 16, "f" * 16], "fine_hash": "", "format": "png"}
     )
     known = frame.iloc[:1]
     found = duplicates.find(frame, known, lambda sha: pytest.fail(f"{sha} was loaded"), Settings(duplicate_bits=0))
@@ -119,6 +120,7 @@ def test_pixels_are_loaded_for_candidates_alone_and_once_each():
     loaded = []
     pictures = {f"film{i}": film(i) for i in range(12)} | {"copy": jpeg(film(3), 60)}
     frame = pd.DataFrame({"sha256": list(pictures), "phash": [images.perceptual_hash(p) for p in pictures.values()]})
+    frame["fine_hash"] = [images.fine_hash(p) for p in pictures.values()]
 
     def load(sha):
         loaded.append(sha)
@@ -127,6 +129,25 @@ def test_pixels_are_loaded_for_candidates_alone_and_once_each():
     duplicates.find(frame, frame.iloc[:0], load, Settings(duplicate_bits=3, duplicate_correlation=0.92))
     assert {"film3", "copy"} <= set(loaded)
     assert len(loaded) == len(set(loaded)) < len(pictures)
+
+
+def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
+    pictures = [film(i) for i in range(6)] + [film(i)[:, ::-1] for i in range(3)] + [jpeg(film(4), 60)]
+    hexes = [(images.perceptual_hash(p), images.fine_hash(p)) for p in pictures]
+    mirror = [np.unpackbits(np.frombuffer(bytes.fromhex(f), np.uint8)).reshape(32, 32)[:, ::-1] for _, f in hexes]
+    expected = {}
+    for i in range(2, len(hexes)):
+        for j in range(i):
+            for mirrored in (False, True):
+                mask = 0xAAAAAAAAAAAAAAAA if mirrored else 0
+                mine = mirror[i] if mirrored else mirror[i][:, ::-1]
+                coarse = (int(hexes[i][0], 16) ^ int(hexes[j][0], 16) ^ mask).bit_count()
+                if coarse <= 14 and (mine != mirror[j][:, ::-1]).sum() <= duplicates.FINE_BITS:
+                    expected.setdefault(i, set()).add((j, mirrored))
+    hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
+    found = duplicates.candidates(hashes, duplicates._words([f for _, f in hexes]), 2, 14)
+    assert {i: set(pairs) for i, pairs in found} == expected
+    assert {(6, 0, True), (7, 1, True), (8, 2, True), (9, 4, False)} <= {(i, *p) for i in expected for p in expected[i]}
 
 
 @pytest.mark.xrays

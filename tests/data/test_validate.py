@@ -219,7 +219,7 @@ def test_a_warning_is_shown_in_data_docs_and_quarantines_nothing(folder):
     edit(folder, "images", soften)
     judged, failures, page = validate.judge_images(films({"std": 1.0}), folder)
     assert judged.at[0, "verdict"] == "accepted"
-    assert failures == ()
+    assert [(f.column, f.severity) for f in failures] == [("std", "warning")]
     assert "1 unexpected values found" in page
 
 
@@ -351,6 +351,26 @@ def test_a_refusal_leaves_no_traceback_in_the_log(folder, caplog):
     with caplog.at_level(logging.INFO), pytest.raises(Refused):
         validate.judge_images(films({}), folder)
     assert "Traceback" not in caplog.text
+
+
+def test_an_expectation_added_in_json_alone_refuses_from_then_on(folder):
+    entry = {
+        "type": "expect_column_values_to_be_between",
+        "kwargs": {"column": "p99", "min_value": 200},
+        "meta": {"reason": "dim"},
+        "severity": "critical",
+    }
+    frame = films({}, {"p99": 150.0})
+    assert validate.judge_images(frame, folder)[0]["reasons"].tolist() == [[], []]
+    edit(folder, "images", lambda s: s["expectations"].append(entry))
+    assert validate.judge_images(frame, folder)[0]["reasons"].tolist() == [[], ["dim"]]
+
+
+def test_a_warning_about_a_class_is_told_and_rejects_nothing(folder):
+    edit(folder, "classes", lambda s: [e.update(severity="warning") for e in s["expectations"]])
+    judged, failures, why, _ = judge_both(batch(TUBERCULOSIS=14), folder)
+    assert [(f.subject, f.severity) for f in failures] == [("TUBERCULOSIS", "warning")]
+    assert why == {} and "rejected_class" not in set(judged["verdict"])
 
 
 # classes.json

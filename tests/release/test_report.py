@@ -308,3 +308,16 @@ def test_rulings_of_humans_are_shown_harmless_and_those_withheld_counted():
     assert "relabelled as COVID19 by dr.a: read again. Set aside: conflicting_label." in text
     assert "7 honoured; 1 images withheld" in text
     assert "Rulings of humans" not in read(samples.run()).text
+
+
+def test_a_warning_and_a_class_that_is_not_trained_are_told_apart_from_what_was_refused():
+    failures = [
+        Failure(suite="classes", expectation="e", column="c", limit="≤ 1", observed="2", subject=s, severity=severity)
+        for s, severity in (("NORMAL", "warning"), ("COVID19", "critical"))
+    ]
+    batch = samples.batch(failures=tuple(failures), untrained={"TUBERCULOSIS": 3})
+    run = samples.run(batches=(batch,))
+    html = report.render(run, SETTINGS, samples.histories(run), {})
+    assert "Warning only: classes, NORMAL: e" in html
+    assert "Warning only: classes, COVID19" not in html and "classes, COVID19: e" in html
+    assert "Class TUBERCULOSIS: known label, not trained (3 images accepted)." in html

@@ -1,0 +1,142 @@
+"""Copies found, strangers merged, and the time for 100,000 hashes: `python benchmarks/duplicates.py FOLDER`.
+
+FOLDER holds X-rays, each picture once but for true copies, which are listed as "merged" for a person to look at.
+"""
+
+import resource
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from cxr_ml.data import duplicates, images
+from cxr_ml.settings import Settings
+
+SETTINGS = Settings()
+CROP = 0.03  # of each side, at most
+
+
+def resized(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    factor = rng.uniform(0.5, 1.5)
+    way = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    return cv2.resize(grey, None, fx=factor, fy=factor, interpolation=way)
+
+
+def jpeg(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return cv2.imdecode(cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(50, 96))])[1], 0)
+
+
+def brighter(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.clip(grey + rng.uniform(-25.5, 25.5), 0, 255).astype(np.uint8)
+
+
+def contrast(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    mean = float(grey.mean())
+    return np.clip(mean + (grey - mean) * rng.uniform(0.9, 1.1), 0, 255).astype(np.uint8)
+
+
+def mirrored(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.ascontiguousarray(grey[:, ::-1])
+
+
+def cropped(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = grey.shape
+    top, bottom = (rng.uniform(0, CROP, 2) * height).astype(int)
+    left, right = (rng.uniform(0, CROP, 2) * width).astype(int)
+    return np.ascontiguousarray(grey[top : height - bottom, left : width - right])
+
+
+CHANGES = (cropped, mirrored, contrast, brighter, resized, jpeg)  # in this order where there are two
+
+
+def facts(name: str, kind: str, grey: np.ndarray) -> dict:
+    small = images.shrink(grey, images.SMALL)
+    way = cv2.INTER_AREA if min(small.shape) >= 256 else cv2.INTER_LINEAR
+    square = cv2.resize(small, (256, 256), interpolation=way)
+    way = cv2.INTER_AREA if min(grey.shape) >= duplicates.SIDE else cv2.INTER_LINEAR
+    side = (duplicates.SIDE, duplicates.SIDE)  # find() would bring it to this size in the same way
+    return {
+        "sha256": f"{kind} {name}",
+        "of": name,
+        "kind": kind,
+        "phash": images.perceptual_hash(square),
+        "fine_hash": images.fine_hash(square),
+        "grey": cv2.resize(grey, side, interpolation=way),
+    }
+
+
+def copies(numbered: tuple[int, Path]) -> list[dict]:
+    cv2.setNumThreads(1)
+    number, path = numbered
+    try:
+        pixels = images.open_image(path.read_bytes(), SETTINGS).pixels
+    except images.BadImage:
+        return []
+    grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    rng, name = np.random.default_rng([7, number]), str(path)
+    rows = [facts(name, "original", grey)] + [facts(name, f.__name__, f(grey, rng)) for f in CHANGES]
+    first, second = (CHANGES[i] for i in sorted(rng.choice(len(CHANGES), 2, replace=False)))
+    return [*rows, facts(name, f"{first.__name__} + {second.__name__}", second(first(grey, rng), rng))]
+
+
+def found_and_merged(folder: Path) -> pd.DataFrame:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    with ProcessPoolExecutor(2) as pool:
+        table = pd.DataFrame([row for rows in pool.map(copies, enumerate(paths), chunksize=8) for row in rows])
+    pictures = dict(zip(table["sha256"], table["grey"], strict=True))
+    originals, changed = table[table["kind"] == "original"], table[table["kind"] != "original"]
+    loads = []
+
+    def load(sha: str) -> np.ndarray:
+        loads.append(sha)
+        return pictures[sha]
+
+    merged = duplicates.find(originals, originals.iloc[:0], load, SETTINGS)["duplicate_of"]
+    merged = merged[merged != ""]
+    print(f"originals: {len(originals)}, merged with another: {len(merged)}, pictures looked at: {len(loads)}")
+    same = {}
+    for i, other in merged.items():
+        same[originals.at[i, "of"]] = other.removeprefix("original ")
+        print(f"  {originals.at[i, 'of']} = {other}")
+    start, hits = time.perf_counter(), {}
+    for kind, part in changed.groupby("kind"):
+        answer = duplicates.find(part, originals, load, SETTINGS)["duplicate_of"].str.removeprefix("original ")
+        own = part["of"]
+        right = (answer == own) | (answer == own.map(same)) | (answer.map(same) == own)
+        hits[kind] = (len(part), right.sum(), ((answer != "") & ~right).sum())
+    seconds = time.perf_counter() - start
+    result = pd.DataFrame(hits, index=["copies", "found", "merged with a stranger"]).T.astype(int)
+    print(result.to_string())
+    print(f"all: {result['found'].sum() / len(changed):.4%} of {len(changed)} found, {seconds:.1f} s")
+    return originals
+
+
+def scale(originals: pd.DataFrame, number: int = 100_000, flips: float = 0.12) -> None:
+    """Hashes drawn like real ones: a real picture's, each bit of both hashes turned with probability `flips`."""
+    rng = np.random.default_rng(0)
+    real = np.array([int(h, 16) for h in originals["phash"]], np.uint64)
+    fine = np.frombuffer(b"".join(map(bytes.fromhex, originals["fine_hash"])), np.uint64).reshape(-1, 16)
+    which = rng.integers(0, len(real), 2 * number)
+    turned = np.packbits(rng.random((2 * number, 64)) < flips, axis=1).view(np.uint64).ravel()
+    hashes, far = real[which] ^ turned, np.empty((2 * number, 16), np.uint64)
+    for top in range(0, 2 * number, 10_000):
+        noise = np.packbits(rng.random((10_000, 1024)) < 0.2, axis=1).view(np.uint64)
+        far[top : top + 10_000] = fine[which[top : top + 10_000]] ^ noise
+    del turned
+    start, cpu, asked = time.perf_counter(), time.process_time(), 0
+    # The 100,000 known, then 100,000 new: as find() does it, the new ones are also compared with one another.
+    for _, pairs in duplicates.candidates(hashes, far, number, SETTINGS.duplicate_bits):
+        asked += len(pairs)
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    print(
+        f"{number:,} against {number:,} and against one another, mirrored too: {wall:.1f} s wall, {cpu:.1f} s CPU, "
+        f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB, {asked / number:.2f} candidates each"
+    )
+
+
+if __name__ == "__main__":
+    scale(found_and_merged(Path(sys.argv[1])))
