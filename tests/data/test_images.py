@@ -32,6 +32,7 @@ COLUMNS = [
     "white_border",
     "white_box",
     "phash",
+    "fine_hash",
     "ring",
 ]
 
