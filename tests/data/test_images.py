@@ -36,6 +36,7 @@ COLUMNS = [
     "white_border",
     "white_box",
     "phash",
+    "fine_hash",
     "ring",
 ]
 
