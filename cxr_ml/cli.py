@@ -38,6 +38,10 @@ def _ingest(settings: Settings, names: list[str], json_: bool) -> list[str]:
     from cxr_ml.data import ingest as stage
 
     batches = []
+    if names:
+        from cxr_ml.data import validate
+
+        validate.check_suites(settings.expectations)
     for name in names:
         with progress(name, json_) as on_file:
             batches.append(stage.ingest(settings, name, on_file))
@@ -192,7 +196,8 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
             batches.judge(settings, name)
         # A dataset that no run brought before the gate, because that run died, is taken up.
         changed = names or datasets.pending(settings)
-        built, new = datasets.build(settings) if changed else (datasets.latest(settings), False)
+        against = registry.trained_on(settings)
+        built, new = datasets.build(settings, against) if changed else (datasets.latest(settings), False)
         if built is None or (not new and registry.decided(settings, built.dataset)):
             show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
             return

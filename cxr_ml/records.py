@@ -63,6 +63,26 @@ class Probe(Record):
     why: str = ""  # one sentence where it was not measured
 
 
+class Shift(Record):
+    """A measure in which the new images of a class differ from those trained on, beyond chance."""
+
+    label: str
+    measure: str
+    statistic: float  # Kolmogorov-Smirnov, 0 alike to 1 apart
+    p: float  # of one test
+
+
+class Drift(Record):
+    """How new images lie beside those of an earlier dataset. None where there was nothing to compare."""
+
+    against: int | None  # dataset whose training images the measures were compared with: the champion's, or the parent
+    images: int = 0  # that are new since
+    class_shares: float | None = None  # total variation distance to the parent's, 0 to 1
+    measures: float | None = None  # the largest statistic of `shifts`; 0 where there is none
+    shifts: tuple[Shift, ...] = ()  # largest first
+    why: str = ""  # one sentence where something was not compared
+
+
 class Dataset(Record):
     """A version of the training data: the union of batches, split by group."""
 
@@ -74,6 +94,8 @@ class Dataset(Record):
     rulings: int = 0  # the rulings 1 to this one are honoured
     withheld: tuple[str, ...] = ()  # images out for good: their group turned out to have others in a stricter split
     shortcuts: tuple[Probe, ...] = ()  # on the training and validation images
+    drift: Drift | None = None  # None: built by a version that did not compare
+    warnings: tuple[Failure, ...] = ()  # expectations of severity "warning" that it does not meet
 
 
 class Model(Record):

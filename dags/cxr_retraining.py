@@ -19,8 +19,6 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
 
-MAX_MAPPED = 1000  # shards of one run; Airflow's core.max_map_length is 1024
-
 
 @dag(
     # No start date: the first weekly run is the next Monday's, not the one before the DAG was switched on.
@@ -50,33 +48,14 @@ def cxr_retraining() -> None:
         @task(execution_timeout=timedelta(minutes=10))
         def find_drops(params: dict) -> list[dict]:
             """Cuts the drops that are not in the store yet into shards. None, and nothing unfinished: a skip."""
-            from cxr_ml import store
-            from cxr_ml.data import dataset, drops, ingest
-            from cxr_ml.release import registry
+            from cxr_ml.release import runs
 
             with wiring.settings(params) as s:
-                store.check(s)
-                new = drops.new(s)
-                if params["drop"]:
-                    drops.listing(s, params["drop"])
-                    new = [name for name in new if name == params["drop"]]
-                latest = dataset.latest(s)
-                unfinished = latest is not None and not registry.decided(s, latest.dataset)
-                rulings = dataset.pending(s)
-                shards: list[dict] = []
-                for place, name in enumerate(new):
-                    part = ingest.plan(s, name)
-                    if shards and len(shards) + len(part) > MAX_MAPPED:
-                        print(f"Too many files for one run. The next run takes {', '.join(new[place:])}.")
-                        break
-                    shards += [shard._asdict() for shard in part]
-            if unfinished:
-                print(f"Dataset {latest.dataset} was never brought before the gate; this run does it.")
-            if rulings:
-                print(f"{rulings} new rulings on single images; the next dataset honours them.")
-            if not new and not unfinished and not rulings and not params["train_anyway"]:
+                shards, why = runs.due(s, params["drop"])
+            print("\n".join(why))
+            if not shards and not why and not params["train_anyway"]:
                 raise AirflowSkipException("Nothing new in the inbox.")
-            return shards
+            return [shard._asdict() for shard in shards]
 
         @task(
             execution_timeout=timedelta(hours=6),
@@ -114,7 +93,7 @@ def cxr_retraining() -> None:
             from cxr_ml.release import registry
 
             with wiring.settings(params) as s:
-                record, new = stage.build(s)
+                record, new = stage.build(s, registry.trained_on(s))
                 if not new and registry.decided(s, record.dataset) and not params["train_anyway"]:
                     raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")
                 print(record.model_dump_json(indent=2))

@@ -8,8 +8,7 @@ from rich.table import Table
 from cxr_ml.commands.shared import Json, err, opened, show
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset
-from cxr_ml.release import reading
-from cxr_ml.release.terminal import plain
+from cxr_ml.release.terminal import dataset_remarks, plain
 from cxr_ml.settings import Settings
 
 app = typer.Typer(invoke_without_command=True)
@@ -19,12 +18,13 @@ app = typer.Typer(invoke_without_command=True)
 def dataset(context: typer.Context, json_: Json = False) -> None:
     """Build the next dataset version from all validated batches and rulings; with a command: ask about versions."""
     from cxr_ml.data import dataset as stage
+    from cxr_ml.release import registry
 
     if context.invoked_subcommand:
         return
     with opened() as settings:
-        record, new = stage.build(settings)
-        show(record, json_, _counts(record, settings, "" if new else " (nothing new)"), *_shortcuts(record))
+        record, new = stage.build(settings, registry.trained_on(settings))
+        show(record, json_, _counts(record, settings, "" if new else " (nothing new)"), *dataset_remarks(record))
 
 
 @app.command("list")
@@ -61,7 +61,7 @@ def show_(number: int, json_: Json = False) -> None:
                 "withheld", f"{len(record.withheld)} images, whose group turned out to reach into a test split"
             )
         facts.add_row("manifest SHA-256", record.manifest_sha256)
-        show(record, json_, _counts(record, settings, ""), facts, *_shortcuts(record))
+        show(record, json_, _counts(record, settings, ""), facts, *dataset_remarks(record))
 
 
 @app.command()
@@ -113,7 +113,3 @@ def _counts(record: Dataset, settings: Settings, note: str) -> Table:
     for split, counts in record.counts.items():
         table.add_row(split, *(str(counts.get(label, 0)) for label in settings.classes))
     return table
-
-
-def _shortcuts(record: Dataset) -> list[str]:
-    return [f"[bold red]Warning:[/] {plain(t)}" if warn else plain(t) for t, warn in reading.shortcuts(record)]

@@ -57,8 +57,7 @@ def judge(settings: Settings, batch: str) -> Batch:
     done = store.find(settings, f"batches/{batch}/batch.json")
     if done is not None:
         return Batch.model_validate_json(done[0])
-    for name in ("images", "classes", "dataset"):  # a suite that cannot be used is told before any heavy work
-        validate.load_suite(settings.expectations, name)
+    validate.check_suites(settings.expectations)
     frame = ingest.read(settings, batch)
     frame, image_failures, image_page = validate.judge_images(frame, settings.expectations)
     frame = _refuse_duplicates(settings, batch, frame)

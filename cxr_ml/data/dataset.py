@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import batches, duplicates, groups, images, ingest, rulings, shortcuts
+from cxr_ml.data import batches, drift, duplicates, groups, images, ingest, rulings, shortcuts
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset, Ruling
 from cxr_ml.settings import Settings
@@ -43,8 +43,12 @@ def manifest(settings: Settings, dataset: Dataset) -> pd.DataFrame:
     return ingest.read_parquet(settings, key)
 
 
-def build(settings: Settings) -> tuple[Dataset, bool]:
+def build(settings: Settings, against: int | None = None) -> tuple[Dataset, bool]:
     """Writes the next dataset version, unless all is as it was.
+
+    Args:
+        settings: the store, the suites and the shares of the splits.
+        against: the dataset that the champion was trained on, with which new images are compared; None: the parent.
 
     Returns:
         The dataset, and whether it is new.
@@ -67,9 +71,12 @@ def build(settings: Settings) -> tuple[Dataset, bool]:
     withheld |= set(parent.withheld) if parent else set()
     measured = measured[~measured["sha256"].isin(withheld)].sort_values("sha256", ignore_index=True)
     rows = measured[_COLUMNS].astype("string")
-    failures, page = validate.judge_dataset(rows, settings.classes, settings.expectations)
-    if failures:
-        lines = [f"  {f.column}: expected {f.limit}. Received: {f.observed}" for f in failures]
+    against = against or (parent.dataset if parent else None)
+    reference = known if not parent or against == parent.dataset else manifest(settings, load(settings, against))
+    moved = drift.compare(measured, known, reference, against, settings.classes)
+    failures, page = validate.judge_dataset(rows, settings.classes, settings.expectations, moved)
+    if stopping := [f for f in failures if f.severity == "critical"]:
+        lines = [f"  {f.column}: expected {f.limit}. Received: {f.observed}" for f in stopping]
         raise Refused("The data is not fit to train on; add images of what is missing:\n" + "\n".join(lines))
     data = ingest.to_parquet(rows)
     digest = hashlib.sha256(data).hexdigest()
@@ -89,6 +96,8 @@ def build(settings: Settings) -> tuple[Dataset, bool]:
         rulings=len(entries),
         withheld=tuple(sorted(withheld)),
         shortcuts=shortcuts.probes(measured[measured["split"] != "test"], settings),
+        drift=moved,
+        warnings=tuple(f for f in failures if f.severity != "critical"),
     )
     folder = f"datasets/{number}"
     store.put_uncommitted(settings, f"{folder}/dataset.html", page.encode(), "text/html; charset=utf-8")

@@ -9,12 +9,22 @@ import pandas as pd
 
 from cxr_ml.data.suites import Unmet, evaluate, load_suite, reason_of
 from cxr_ml.errors import Refused
-from cxr_ml.records import Failure
+from cxr_ml.records import Drift, Failure
 
-__all__ = ["judge_classes", "judge_dataset", "judge_images", "load_suite"]
+__all__ = ["check_suites", "judge_classes", "judge_dataset", "judge_images", "load_suite"]
 
 _SPLITS = ("train", "validation", "test")
 _Z = 1.96  # normal quantile of a two-sided 95 % interval
+
+
+def check_suites(folder: Path) -> None:
+    """Reads the three suites, so that one that cannot be used is told before any heavy work.
+
+    Raises:
+        Refused: with file and line.
+    """
+    for name in ("images", "classes", "dataset"):
+        load_suite(folder, name)
 
 
 def judge_images(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple[Failure, ...], str]:
@@ -87,7 +97,9 @@ def judge_classes(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tupl
     return _refuse(frame, "rejected_class", reasons), tuple(failures), why, page
 
 
-def judge_dataset(manifest: pd.DataFrame, classes: Sequence[str], folder: Path) -> tuple[tuple[Failure, ...], str]:
+def judge_dataset(
+    manifest: pd.DataFrame, classes: Sequence[str], folder: Path, drift: Drift
+) -> tuple[tuple[Failure, ...], str]:
     """Judges by `dataset.json` whether a manifest is fit to be trained on.
 
     Args:
@@ -96,10 +108,13 @@ def judge_dataset(manifest: pd.DataFrame, classes: Sequence[str], folder: Path) 
         folder: holds dataset.json. It judges one row: smallest_class and largest_class (training images),
             imbalance_ratio (largest / smallest, infinite without a smallest), test_support_min and
             validation_support_min (images of the smallest class there), groups_across_splits, images_across_splits,
-            images_repeated (rows beyond the first of an image), labels_conflicting (images) and splits_unknown (rows).
+            images_repeated (rows beyond the first of an image), labels_conflicting (images), splits_unknown (rows),
+            class_share_drift and measure_drift (empty where shares_compared and measures_compared are 0, for which a
+            row_condition is needed).
+        drift: how new images lie beside earlier ones.
 
     Returns:
-        The failures of severity "critical", empty when training may go on; the Data Docs page.
+        What is not met, of which training may go on without those of severity "critical"; the Data Docs page.
 
     Raises:
         Refused: the suite cannot be used or evaluated, or the manifest is empty or lacks values.
@@ -129,12 +144,14 @@ def judge_dataset(manifest: pd.DataFrame, classes: Sequence[str], folder: Path) 
         "images_repeated": int(manifest["sha256"].duplicated().sum()),
         "labels_conflicting": _ambiguous(manifest, "sha256", "label"),
         "splits_unknown": int((~manifest["split"].isin(_SPLITS)).sum()),
+        "shares_compared": int(drift.class_shares is not None),
+        "class_share_drift": math.nan if drift.class_shares is None else drift.class_shares,
+        "measures_compared": int(drift.measures is not None),
+        "measure_drift": math.nan if drift.measures is None else drift.measures,
     }
     table = pd.DataFrame([facts])
     unmet, page = evaluate(suite, table, "dataset", row_wise=False)
-    failures = [
-        _failure(suite, u, _value(table.iloc[0], u.column) if u.rows else u.observed) for u in unmet if u.critical
-    ]
+    failures = [_failure(suite, u, _value(table.iloc[0], u.column) if u.rows else u.observed) for u in unmet]
     return tuple(failures), page
 
 

@@ -172,6 +172,31 @@ def shortcuts(dataset: Dataset | None) -> list[tuple[str, bool]]:
     return found
 
 
+def drift(dataset: Dataset | None) -> list[tuple[str, bool]]:
+    """How the new images lie beside earlier ones, and what dataset.json warns of: a sentence each, and if it warns."""
+    found = dataset.drift if dataset else None
+    if dataset is None or found is None:
+        return []
+    told = []
+    if found.class_shares is not None:
+        share = f"{found.class_shares:.1%}".replace("%", " %")
+        told.append(f"Class shares moved by {share} since the dataset before.")
+    trained = f"those of dataset {found.against} that were trained on"
+    if found.why:
+        told.append(found.why)
+    elif not found.shifts:
+        told.append(f"The {found.images} new images measure like {trained}.")
+    else:
+        worst = ", ".join(f"{s.measure} of {s.label} ({s.statistic:.2f})" for s in found.shifts[:5])
+        more = f" and {len(found.shifts) - 5} more" if len(found.shifts) > 5 else ""
+        told.append(
+            f"The {found.images} new images measure otherwise than {trained} "
+            f"(Kolmogorov-Smirnov statistic, 0 alike to 1 apart): {worst}{more}."
+        )
+    warnings = [f"dataset.json: {f.column} is {f.observed}, expected {f.limit}." for f in dataset.warnings]
+    return [(text, False) for text in told] + [(text, True) for text in warnings]
+
+
 def ruled(ruling: Ruling) -> str:
     """A ruling as a sentence."""
     done = {"release": "released as", "relabel": "relabelled as", "withdraw": "withdrawn; it was"}.get(ruling.action)

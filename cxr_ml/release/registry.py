@@ -22,6 +22,12 @@ def champion(settings: Settings) -> Champion | None:
     return Champion.model_validate_json(found[0]) if found else None
 
 
+def trained_on(settings: Settings) -> int | None:
+    """The dataset version that the champion was trained on; None before the first promotion."""
+    now = champion(settings)
+    return store.load(settings, f"models/{now.model}/model.json", Model).dataset if now else None
+
+
 def history(settings: Settings) -> list[HistoryEntry]:
     """All entries, oldest first."""
     return [store.load(settings, key, HistoryEntry) for key in store.keys(settings, "registry/history/")]

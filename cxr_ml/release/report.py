@@ -112,6 +112,7 @@ def render(run: Run, settings: Settings, histories: dict[str, pd.DataFrame], doc
         balance=_picture(figures.balance(run)) if run.dataset is not None else None,
         batches=[(batch, *table(batch)) for batch in run.batches],
         shortcuts=reading.shortcuts(run.dataset),
+        drift=reading.drift(run.dataset),
         rulings=[reading.ruled(r) for r in run.rulings],
         documents=documents,
         ui_url=settings.ui_url,

@@ -7,12 +7,49 @@ import pandas as pd
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
-from cxr_ml.data import rulings
+from cxr_ml.data import drops, ingest, rulings
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluations
 from cxr_ml.records import Batch, Decision, Model, Run
 from cxr_ml.release import gate, mail, registry, report
 from cxr_ml.settings import Settings
+
+MOST_SHARDS = 1000  # of one run: Airflow maps a task over at most 1,024 by default (core.max_map_length)
+
+
+def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest.Shard], list[str]]:
+    """What a run has to ingest, and what else there is to do or to know, a sentence each. Neither: nothing is new.
+
+    Args:
+        settings: the store, the inbox and the suites.
+        drop: the only drop to look at; None or "": all new ones.
+
+    Raises:
+        Refused: the bucket, the drop or a suite cannot be used.
+    """
+    store.check(settings)
+    new = drops.new(settings)
+    if drop:
+        drops.listing(settings, drop)
+        new = [name for name in new if name == drop]
+    if new:
+        from cxr_ml.data import validate  # takes seconds to import
+
+        validate.check_suites(settings.expectations)
+    shards: list[ingest.Shard] = []
+    told = []
+    for place, name in enumerate(new):
+        part = ingest.plan(settings, name)
+        if shards and len(shards) + len(part) > MOST_SHARDS:
+            told.append(f"Too many files for one run. The next run takes {', '.join(new[place:])}.")
+            break
+        shards += part
+    latest = datasets.latest(settings)
+    if latest is not None and not registry.decided(settings, latest.dataset):
+        told.append(f"Dataset {latest.dataset} was never brought before the gate; this run does it.")
+    if pending := datasets.pending(settings):
+        told.append(f"{pending} new rulings on single images; the next dataset honours them.")
+    return shards, told
 
 
 def decide(settings: Settings, run: str, models: Sequence[str], overrides: dict[str, str] | None = None) -> Decision:

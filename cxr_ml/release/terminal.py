@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from cxr_ml.records import Decision, Evaluation, Run
+from cxr_ml.records import Dataset, Decision, Evaluation, Run
 from cxr_ml.release import reading
 
 
@@ -26,8 +26,8 @@ def show_run(run: Run, console: Console) -> None:
             console.print(f"  class {plain(label)}: known label, not trained ({n} accepted)", highlight=False)
         for label, why in batch.rejected_classes.items():
             console.print(f"  class {plain(label)} rejected: {plain(why)}", highlight=False)
-    for text, warns in reading.shortcuts(run.dataset):
-        console.print(f"[bold red]Warning:[/] {plain(text)}" if warns else plain(text), highlight=False)
+    for text in dataset_remarks(run.dataset):
+        console.print(text, highlight=False)
     for ruling in run.rulings:
         console.print(plain(reading.ruled(ruling)), highlight=False)
     console.print(candidates_table(run.evaluations))
@@ -36,6 +36,12 @@ def show_run(run: Run, console: Console) -> None:
         console.print(f"[bold]{run.outcome.upper()}[/]: {plain(run.decision.reason)}", highlight=False)
     if run.champion:
         console.print(f"champion: v{run.champion.version} {plain(run.champion.model)}", highlight=False)
+
+
+def dataset_remarks(dataset: Dataset | None) -> list[str]:
+    """What is to be known of a dataset besides its counts: shortcuts, drift, warnings; as rich markup."""
+    told = [*reading.shortcuts(dataset), *reading.drift(dataset)]
+    return [f"[bold red]Warning:[/] {plain(text)}" if warns else plain(text) for text, warns in told]
 
 
 def candidates_table(evaluations: tuple[Evaluation, ...] | list[Evaluation]) -> Table:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -313,14 +314,25 @@ def test_how_many_shards_are_ingested_at_once_is_a_setting(data_task, monkeypatc
 
 
 def test_drops_of_more_shards_than_airflow_maps_are_left_to_the_next_run(settings, find_drops, monkeypatch, capsys):
-    import cxr_retraining
+    from cxr_ml.release import runs
 
-    monkeypatch.setattr(cxr_retraining, "MAX_MAPPED", 4)
+    monkeypatch.setattr(runs, "MOST_SHARDS", 4)
     monkeypatch.setenv("CXR_SHARD_FILES", "1")
     for name, files in (("a", 3), ("b", 2), ("c", 1)):
         write_drop(settings, name, files)
     assert [job["drop"] for job in find_drops()] == ["a", "a", "a"]
     assert "The next run takes b, c." in capsys.readouterr().out
+
+
+def test_a_suite_that_cannot_be_used_stops_the_run_before_anything_is_ingested(
+    settings, find_drops, monkeypatch, tmp_path
+):
+    write_drop(settings, "2026-01-05")
+    shutil.copytree(settings.expectations, tmp_path / "expectations")
+    (tmp_path / "expectations" / "classes.json").write_text('{"name": "classes",\n "expectations": [}')
+    monkeypatch.setenv("CXR_EXPECTATIONS", str(tmp_path / "expectations"))
+    with pytest.raises(AirflowFailException, match=r"classes\.json, line 2, column 19"):
+        find_drops()
 
 
 @pytest.mark.parametrize("name", ["2026-01-19", "../2026-01-05", "2026-01-05/NORMAL", ".", "2026-01-05\n", "/etc"])

@@ -12,6 +12,7 @@ import pytest
 
 from cxr_ml.data import validate
 from cxr_ml.errors import Refused
+from cxr_ml.records import Drift
 
 SHIPPED = Path(__file__).parents[2] / "expectations"
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -343,7 +344,7 @@ def test_a_frame_without_a_measurement_is_refused():
     with pytest.raises(Refused, match="white_border"):
         validate.judge_classes(films({}).drop(columns="white_border"), SHIPPED)
     with pytest.raises(Refused, match="group"):
-        validate.judge_dataset(manifest((60, 60, 60)).drop(columns="group"), CLASSES, SHIPPED)
+        validate.judge_dataset(manifest((60, 60, 60)).drop(columns="group"), CLASSES, SHIPPED, FIRST)
 
 
 def test_a_refusal_leaves_no_traceback_in_the_log(folder, caplog):
@@ -461,10 +462,12 @@ def test_the_interval_is_wilsons():
 
 # dataset.json
 
+FIRST = Drift(against=None, why="The first.")
+
 
 @pytest.mark.parametrize("train", [(1341, 460, 3875), (221, 136, 442), (58, 58, 58)])
 def test_the_published_sizes_and_a_demonstration_may_be_trained_on(train):
-    failures, page = validate.judge_dataset(manifest(train), CLASSES, SHIPPED)
+    failures, page = validate.judge_dataset(manifest(train), CLASSES, SHIPPED, FIRST)
     assert failures == ()
     assert "dataset" in page
 
@@ -479,13 +482,13 @@ def test_the_published_sizes_and_a_demonstration_may_be_trained_on(train):
     ],
 )
 def test_a_dataset_that_is_too_small_or_lopsided_is_stopped_with_what_was_seen(table, column, observed):
-    failures, _ = validate.judge_dataset(table, CLASSES, SHIPPED)
+    failures, _ = validate.judge_dataset(table, CLASSES, SHIPPED, FIRST)
     assert [(f.column, f.observed) for f in failures] == [(column, observed)]
 
 
 def test_a_class_without_any_image_is_stopped():
     table = manifest((100, 100, 100))
-    failures, _ = validate.judge_dataset(table[table["label"] != "COVID19"], CLASSES, SHIPPED)
+    failures, _ = validate.judge_dataset(table[table["label"] != "COVID19"], CLASSES, SHIPPED, FIRST)
     assert {f.column: f.observed for f in failures} == {
         "smallest_class": "0",
         "imbalance_ratio": "inf",
@@ -497,7 +500,7 @@ def test_a_class_without_any_image_is_stopped():
 def test_a_patient_in_two_splits_is_stopped():
     table = manifest((100, 100, 100))
     table.loc[table["split"] == "test", "group"] = table.loc[table["split"] == "train", "group"].to_numpy()[:90]
-    failures, _ = validate.judge_dataset(table, CLASSES, SHIPPED)
+    failures, _ = validate.judge_dataset(table, CLASSES, SHIPPED, FIRST)
     assert [(f.column, f.observed, f.limit) for f in failures] == [("groups_across_splits", "90", "≤ 0")]
 
 
@@ -505,7 +508,7 @@ def test_an_image_in_two_splits_or_under_two_labels_is_stopped():
     table = manifest((100, 100, 100))
     first = table[(table["split"] == "train") & (table["label"] == "NORMAL")].iloc[[0]]
     twice = pd.concat([table, first.assign(split="test"), first.assign(label="COVID19")], ignore_index=True)
-    failures, _ = validate.judge_dataset(twice, CLASSES, SHIPPED)
+    failures, _ = validate.judge_dataset(twice, CLASSES, SHIPPED, FIRST)
     assert {f.column: f.observed for f in failures} == {
         "groups_across_splits": "1",
         "images_across_splits": "1",
@@ -515,7 +518,7 @@ def test_an_image_in_two_splits_or_under_two_labels_is_stopped():
 
 
 def test_a_split_of_another_name_is_stopped():
-    failures, _ = validate.judge_dataset(manifest((100, 100, 100)).replace("train", "Train"), CLASSES, SHIPPED)
+    failures, _ = validate.judge_dataset(manifest((100, 100, 100)).replace("train", "Train"), CLASSES, SHIPPED, FIRST)
     assert "splits_unknown" in {f.column for f in failures}
 
 
@@ -524,14 +527,43 @@ def test_a_manifest_that_is_empty_or_has_holes_is_refused(value):
     table = manifest((60, 60, 60))
     table.loc[5, "group"] = value
     with pytest.raises(Refused, match="group"):
-        validate.judge_dataset(table, CLASSES, SHIPPED)
+        validate.judge_dataset(table, CLASSES, SHIPPED, FIRST)
     with pytest.raises(Refused, match="0 images"):
-        validate.judge_dataset(table.iloc[:0], CLASSES, SHIPPED)
+        validate.judge_dataset(table.iloc[:0], CLASSES, SHIPPED, FIRST)
+
+
+@pytest.mark.parametrize(
+    ("drift", "told"),
+    [
+        ({"class_shares": 0.1, "measures": 0.3}, []),
+        ({"class_shares": 0.2, "measures": None}, [("class_share_drift", "warning", "≤ 0.15", "0.2")]),
+        ({"class_shares": 0.1, "measures": 0.6}, [("measure_drift", "warning", "≤ 0.4", "0.6")]),
+        (
+            {"class_shares": 0.5, "measures": 0.0},
+            [("class_share_drift", "critical", "≤ 0.4", "0.5"), ("class_share_drift", "warning", "≤ 0.15", "0.5")],
+        ),
+    ],
+)
+def test_drift_is_warned_of_and_a_collapse_of_the_class_shares_is_stopped(drift, told):
+    moved = Drift(against=1, images=60, **drift)
+    failures, page = validate.judge_dataset(manifest((100, 100, 100)), CLASSES, SHIPPED, moved)
+    assert [(f.column, f.severity, f.limit, f.observed) for f in failures] == told
+    assert "class_share_drift" in page and "measure_drift" in page
+
+
+def test_drift_without_a_condition_for_what_was_not_compared_is_refused_not_passed(folder):
+    def unconditional(suite):
+        for entry in suite["expectations"]:
+            entry["kwargs"].pop("row_condition", None), entry["kwargs"].pop("condition_parser", None)
+
+    edit(folder, "dataset", unconditional)
+    with pytest.raises(Refused, match="would let 1 rows without class_share_drift pass"):
+        validate.judge_dataset(manifest((100, 100, 100)), CLASSES, folder, FIRST)
 
 
 def test_a_dataset_limit_changed_in_json_counts(folder):
     edit(folder, "dataset", lambda s: limit(s, "imbalance_ratio", max_value=1.5))
-    failures, _ = validate.judge_dataset(manifest((100, 100, 160)), CLASSES, folder)
+    failures, _ = validate.judge_dataset(manifest((100, 100, 160)), CLASSES, folder, FIRST)
     assert [(f.limit, f.observed) for f in failures] == [("≤ 1.5", "1.6")]
 
 
