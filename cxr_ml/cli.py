@@ -12,7 +12,7 @@ from cxr_ml.commands import dataset as dataset_commands
 from cxr_ml.commands import quarantine as quarantine_commands
 from cxr_ml.commands.shared import Json, err, opened, out, progress, show
 from cxr_ml.errors import Refused
-from cxr_ml.release.terminal import candidates_table, decision_table, plain, show_run
+from cxr_ml.release.terminal import candidates_table, decision_table, plain, show_batch, show_run
 from cxr_ml.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -84,12 +84,11 @@ def validate(batch: list[str], json_: Json = False) -> None:
 
     with opened() as settings:
         records = [batches.judge(settings, name) for name in batch]
-        table = Table("batch", "verdict", "class", "files")
+        if json_:
+            show([r.model_dump(mode="json") for r in records], True)
+            return
         for record in records:
-            for verdict, labels in record.counts.items():
-                for label, n in labels.items():
-                    table.add_row(plain(record.batch), verdict, plain(label), str(n))
-        show([r.model_dump(mode="json") for r in records], json_, table)
+            show_batch(record, out)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from cxr_ml.records import Dataset, Decision, Evaluation, Run
+from cxr_ml.records import Batch, Dataset, Decision, Evaluation, Run
 from cxr_ml.release import reading
 
 
@@ -15,17 +15,7 @@ def plain(value: object) -> str:
 def show_run(run: Run, console: Console) -> None:
     """Prints what became of a run: batches, candidates, decision, version."""
     for batch in run.batches:
-        table = Table("verdict", "class", "files", title=f"batch {plain(batch.batch)}", title_justify="left")
-        for verdict, labels in batch.counts.items():
-            for label, n in labels.items():
-                table.add_row(verdict, plain(label), str(n))
-        console.print(table)
-        for reason, n in batch.reasons.items():
-            console.print(f"  {n} × {plain(reason)}", highlight=False)
-        for label, n in batch.untrained.items():
-            console.print(f"  class {plain(label)}: known label, not trained ({n} accepted)", highlight=False)
-        for label, why in batch.rejected_classes.items():
-            console.print(f"  class {plain(label)} rejected: {plain(why)}", highlight=False)
+        show_batch(batch, console)
     for text in dataset_remarks(run.dataset):
         console.print(text, highlight=False)
     for ruling in run.rulings:
@@ -36,6 +26,25 @@ def show_run(run: Run, console: Console) -> None:
         console.print(f"[bold]{run.outcome.upper()}[/]: {plain(run.decision.reason)}", highlight=False)
     if run.champion:
         console.print(f"champion: v{run.champion.version} {plain(run.champion.model)}", highlight=False)
+
+
+def show_batch(batch: Batch, console: Console) -> None:
+    """Prints what became of one drop: verdicts by class, reasons, what is not trained, rejected or warned of."""
+    table = Table("verdict", "class", "files", title=f"batch {plain(batch.batch)}", title_justify="left")
+    for verdict, labels in batch.counts.items():
+        for label, n in labels.items():
+            table.add_row(verdict, plain(label), str(n))
+    console.print(table)
+    for reason, n in batch.reasons.items():
+        console.print(f"  {n} × {plain(reason)}", highlight=False)
+    for label, n in batch.untrained.items():
+        console.print(f"  class {plain(label)}: known label, not trained ({n} accepted)", highlight=False)
+    for label, why in batch.rejected_classes.items():
+        console.print(f"  class {plain(label)} rejected: {plain(why)}", highlight=False)
+    for f in (f for f in batch.failures if f.severity == "warning"):
+        subject = f"{f.subject}: " if f.subject else ""
+        told = f"{f.suite}.json: {subject}{f.column} is {f.observed}, expected {f.limit}"
+        console.print(f"  [bold red]Warning:[/] {plain(told)}", highlight=False)
 
 
 def dataset_remarks(dataset: Dataset | None) -> list[str]:

@@ -554,7 +554,7 @@ def test_drift_is_warned_of_and_a_collapse_of_the_class_shares_is_stopped(drift,
 def test_drift_without_a_condition_for_what_was_not_compared_is_refused_not_passed(folder):
     def unconditional(suite):
         for entry in suite["expectations"]:
-            entry["kwargs"].pop("row_condition", None), entry["kwargs"].pop("condition_parser", None)
+            entry["kwargs"].pop("row_condition", None)
 
     edit(folder, "dataset", unconditional)
     with pytest.raises(Refused, match="would let 1 rows without class_share_drift pass"):
