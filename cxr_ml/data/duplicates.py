@@ -19,6 +19,7 @@ NOISE = 2.0  # grey levels: contrast below it is not amplified
 WORTH_ALIGNING = 0.45  # correlation before alignment; copies cropped by 3 % keep 0.59 or more on real films
 FINE_BITS = 272  # of 1024: benchmarks/duplicates.py; it lets 1 in 2,000 of the strangers that share a phash through
 CONFIRMED = 16  # pictures at most that one image is compared with on pixels, the likest by its fine hash
+_UNKNOWN = -1  # distance of fine hashes of which one was not measured
 _BLOCK = (64, 16_384)  # hashes compared at a time by one thread: 9 MiB, whatever the number of images
 _PAIRS = 32_768  # fine hashes compared at a time: 8 MiB
 
@@ -31,7 +32,7 @@ def find(
     Exact: the same sha256. Near: at most `duplicate_bits` between the hashes, mirrored or not, at most FINE_BITS
     between the fine hashes, and a correlation of at least `duplicate_correlation` once the local contrast of both is
     evened out and one is laid over the other by an affine map. Of more than CONFIRMED such candidates the likest are
-    compared on pixels. A copy of a copy names the first of them.
+    compared on pixels, and all whose fine hash is unknown. A copy of a copy names the first of them.
 
     Args:
         frame: rows with sha256, phash (16 hex digits) and fine_hash (256), from `images.measure`; other columns are not
@@ -86,7 +87,8 @@ def candidates(
         bits: largest distance of `hashes`.
 
     Yields:
-        (later, [(earlier, mirrored), …]), `later` ascending; CONFIRMED at most of each. Memory does not grow with n.
+        (later, [(earlier, mirrored), …]), `later` ascending; CONFIRMED at most of each, and those whose
+        fine hash is unknown. Memory does not grow with n.
     """
     flipped = _mirror(fine)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -121,10 +123,17 @@ def _block(
                 a, b = i[start : start + _PAIRS], j[start : start + _PAIRS]
                 mine, other = (flipped if mirrored else fine)[a], fine[b]
                 apart = np.bitwise_count(mine ^ other).sum(1, dtype=np.int32)
-                apart[~mine.any(1) | ~other.any(1)] = 0
+                apart[~mine.any(1) | ~other.any(1)] = _UNKNOWN
                 for k in np.flatnonzero(apart <= FINE_BITS).tolist():
                     kept.setdefault(int(a[k]), []).append((int(apart[k]), int(b[k]), mirrored))
-    return [(i, [(j, m) for _, j, m in sorted(kept[i])[:CONFIRMED]]) for i in sorted(kept)]
+    return [(i, _likest(kept[i])) for i in sorted(kept)]
+
+
+def _likest(found: list[tuple[int, int, bool]]) -> list[tuple[int, bool]]:
+    # Where the fine hash is unknown it cannot say which are the likest, so none of them is left out.
+    found = sorted(found)
+    known = [f for f in found if f[0] != _UNKNOWN][:CONFIRMED]
+    return [(j, m) for _, j, m in known + [f for f in found if f[0] == _UNKNOWN]]
 
 
 def _words(hexes: list[str]) -> np.ndarray:

@@ -185,3 +185,13 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_mer
     assert {n for n in marked if kinds[n] == "near"} == near
     originals = found["duplicate_of"].map(dict(zip(table["sha256"], table["path"], strict=True)))
     assert originals[names.str.startswith("resized_")].str.startswith("2026-01-05/test/").all()
+
+
+def test_a_copy_is_found_among_any_number_of_images_whose_fine_hash_was_never_measured():
+    known = {f"film{i}": film(i) for i in range(duplicates.CONFIRMED + 8)}
+    # All within the radius of each other's hashes: only pixels can tell which one it is.
+    rows = pd.DataFrame({"sha256": list(known), "phash": "0" * 16, "fine_hash": ""})
+    copy = rows.iloc[[-1]].assign(sha256="copy", fine_hash=images.fine_hash(jpeg(film(len(known) - 1), 60)))
+    pictures = known | {"copy": jpeg(film(len(known) - 1), 60)}
+    found = duplicates.find(copy, rows, pictures.__getitem__, SETTINGS)
+    assert found["duplicate_of"].to_list() == [rows["sha256"].iloc[-1]]
