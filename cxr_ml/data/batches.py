@@ -143,8 +143,12 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
         bearers = against.set_index("sha256", drop=False)
         hit = duplicates.find(part, against, load, settings)
         for i in hit.index[hit["duplicate_of"].isin(bearers.index)]:
-            name(i, bearers.loc[hit.at[i, "duplicate_of"]])
+            other = bearers.loc[hit.at[i, "duplicate_of"]]
+            name(i, other)
             conflict(i)
+            # Refused for reasons of its own, which stay; it names this one all the same.
+            for bearer in mine.index[(mine["file"] == other["file"]) & (frame["duplicate_of"].loc[mine.index] == "")]:
+                name(bearer, mine.loc[i])
             # Its copies in this batch are refused with it.
             same = frame.index[(frame["verdict"] == "duplicate") & (frame["duplicate_of"] == frame.at[i, "sha256"])]
             for copy in same:

@@ -170,6 +170,17 @@ def test_a_picture_once_quarantined_for_its_labels_does_not_come_back_under_any(
     assert second.counts == {"quarantined": {label: 2}} and second.reasons == {"conflicting_label": 2}
 
 
+def test_an_unfit_bearer_of_a_conflict_keeps_its_reason_and_names_the_other(settings):
+    files = films("COVID19", 1, 2) | {"train/NORMAL/small.png": resized(2, 90)}
+    record = take(settings, "drop", files)
+    table = judged(settings, record.batch)
+    assert verdicts(table)["train/COVID19/2.png"] == ("quarantined", "conflicting_label")
+    assert verdicts(table)["train/NORMAL/small.png"] == ("quarantined", "too_small")
+    names = table["duplicate_file"].to_dict()
+    assert names["train/COVID19/2.png"] == f"{record.batch}/train/NORMAL/small.png"
+    assert names["train/NORMAL/small.png"] == f"{record.batch}/train/COVID19/2.png"
+
+
 def test_a_picture_of_a_rejected_class_under_another_label_is_a_conflict(settings):
     first = films("TB", *range(4)) | {f"train/TB/boxed{n}.png": boxed(n) for n in range(20, 24)}
     assert take(settings, "week-1", first).rejected_classes
