@@ -45,7 +45,10 @@ def list_(
 
     with opened() as settings:
         rows = stage.refused(settings, reason, label, drop)
-        table = Table("SHA-256", "drop", "file", "label", "what became of it", "reasons", "ruling")
+        table = Table()
+        table.add_column("SHA-256", no_wrap=True)
+        for title in ("drop", "file", "label", "what became of it", "reasons", "ruling"):
+            table.add_column(title, overflow="fold")  # a name that is cut off cannot be asked about
         for row in rows[_COLUMNS].itertuples():
             ruled = f"{row.ruling}: in as {row.now}" if row.now else f"{row.ruling}: out" if row.ruling else ""
             label_shown = row.label or f"({row.label_raw})" if row.label_raw else ""
@@ -64,6 +67,8 @@ def show_(name: Name, json_: Json = False) -> None:
         found = stage.show(settings, name)
         failed = set(found["reasons"])
         facts = Table(show_header=False, box=None, pad_edge=False)
+        facts.add_column()
+        facts.add_column(overflow="fold")
         prefix = f"s3://{settings.bucket}/{settings.prefix}"
         for key in ("file", "batch", "drop", "at", "label", "state", "now", "sha256"):
             facts.add_row(_TITLES.get(key, key), plain(found[key] or "–"))
