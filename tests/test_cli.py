@@ -16,10 +16,9 @@ from pathlib import Path
 import boto3
 import pytest
 from aiosmtpd.controller import Controller
-from typer.testing import CliRunner
+from cli_calls import answer, call, strict
 
 from cxr_ml import store
-from cxr_ml.cli import app
 from cxr_ml.records import Batch, Champion, Dataset, Decision, HistoryEntry, Model, Run
 from cxr_ml.settings import Settings
 
@@ -90,15 +89,6 @@ def few(tmp_path_factory):
             expectation["kwargs"]["min_value"] = 1
     (folder / "dataset.json").write_text(json.dumps(suite))
     return folder
-
-
-def strict(text):
-    """The text as JSON, as strictly as other languages read it."""
-
-    def refuse(name):
-        raise ValueError(f"{name} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def snapshot(settings):
@@ -271,21 +261,6 @@ def here(house, monkeypatch):
     for name, value in run.keywords["variables"].items():
         monkeypatch.setenv(name, value)
     return settings, root
-
-
-def call(*args):
-    """The command in this process: exit status, standard output, standard error without line breaks."""
-    result = CliRunner().invoke(app, [str(a) for a in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, " ".join(result.stderr.split())
-
-
-def answer(*args):
-    """What a command that must succeed prints as JSON."""
-    status, out, err = call(*args, "--json")
-    assert status == 0, err
-    return strict(out)
 
 
 @pytest.fixture

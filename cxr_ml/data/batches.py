@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import duplicates, images, ingest, rulings, thumbnails
+from cxr_ml.data import duplicates, files, ingest, rulings, thumbnails
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
@@ -62,14 +62,15 @@ def judge(settings: Settings, batch: str) -> Batch:
     frame, image_failures, image_page = validate.judge_images(frame, settings.expectations)
     frame = _refuse_duplicates(settings, batch, frame)
     frame, class_failures, rejected, class_page = validate.judge_classes(frame, settings.expectations)
+    counts = _counts(frame)
     record = Batch(
         batch=batch,
         drop=batch.rpartition("-")[0],
-        counts=_counts(frame),
+        counts=counts,
         reasons=dict(sorted(Counter(r for reasons in frame["reasons"] for r in reasons).items())),
         rejected_classes=rejected,
         failures=image_failures + class_failures,
-        untrained={k: n for k, n in _counts(frame).get("accepted", {}).items() if k not in settings.classes},
+        untrained={k: n for k, n in counts.get("accepted", {}).items() if k not in settings.classes},
     )
     for name, page in (("images", image_page), ("classes", class_page)):
         store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
@@ -108,7 +109,7 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
     formats = dict(zip(everything["sha256"], everything["format"], strict=True))
 
     def load(sha256: str) -> np.ndarray:
-        return images.decode_grey(store.get(settings, ingest.image_key(sha256, formats[sha256])))
+        return files.stored_grey(settings, sha256, formats[sha256])
 
     frame = frame.copy()
     for column in ("duplicate_of", "duplicate_file"):
@@ -137,8 +138,8 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
                 frame.at[i, "reasons"] = [*frame.at[i, "reasons"], f"{found.at[i, 'duplicate_kind']}_duplicate"]
 
     rest = rows.loc[frame.loc[rows.index, "verdict"] == "accepted"]
+    in_dispute = refused["reasons"].map(lambda codes: "conflicting_label" in set(codes)).astype(bool)
     for label, part in rest.groupby("label"):
-        in_dispute = refused["reasons"].map(lambda codes: "conflicting_label" in set(codes)).astype(bool)
         against = refused[in_dispute | (refused["label"] != label)].drop_duplicates("sha256")
         bearers = against.set_index("sha256", drop=False)
         hit = duplicates.find(part, against, load, settings)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import batches, drift, duplicates, groups, images, ingest, rulings, shortcuts
+from cxr_ml.data import batches, drift, duplicates, files, groups, ingest, rulings, shortcuts
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset, Ruling
 from cxr_ml.settings import Settings
@@ -141,7 +141,7 @@ def _copies(settings: Settings, released: pd.DataFrame, accepted: pd.DataFrame) 
     formats |= dict(zip(released["sha256"], released["format"], strict=True))
 
     def load(sha256: str) -> np.ndarray:
-        return images.decode_grey(store.get(settings, ingest.image_key(sha256, formats[sha256])))
+        return files.stored_grey(settings, sha256, formats[sha256])
 
     # Judging compared accepted images only; a released one was not among them.
     found = duplicates.find(released, accepted, load, settings)["duplicate_of"] if len(released) else []

@@ -17,6 +17,7 @@ __all__ = [
     "Entry",
     "batch_id",
     "has_table",
+    "known_labels",
     "labels",
     "listing",
     "names",
@@ -41,13 +42,18 @@ def new(settings: Settings) -> list[str]:
     return found
 
 
+def known_labels(settings: Settings) -> dict[str, str]:
+    """`spelling` of every known label -> the label."""
+    return {spelling(k): v for k, v in settings.label_spellings.items()}
+
+
 def has_table(settings: Settings, drop: str, entries: list[Entry]) -> bool:
     """Whether the labels come from a labels.csv, and not from class folders.
 
     Raises:
         Refused: there are two.
     """
-    known = {spelling(k): v for k, v in settings.label_spellings.items()}
+    known = known_labels(settings)
     return _table(drop, entries, _wrapper(entries, known)) is not None
 
 
@@ -71,7 +77,7 @@ def labels(settings: Settings, drop: str, entries: list[Entry], part: range | No
         Refused: labels.csv is a link, is too large, cannot be read, lacks the columns filename and label, or has more
             than `max_drop_files` rows; or it names patients and `patient_salt` is not set.
     """
-    known = {spelling(k): v for k, v in settings.label_spellings.items()}
+    known = known_labels(settings)
     wrapper = _wrapper(entries, known)
     table = _table(drop, entries, wrapper)
     if table is None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from cxr_ml import store
 from cxr_ml.data import identity, images, inbox, room
 from cxr_ml.data.containers import extension, is_dicom, look
@@ -16,6 +18,15 @@ CRASHED = {"unread": ["crashes_decoder"]}  # what is said of a file that crashes
 def image_key(sha256: str, format: str) -> str:
     """Key of an image in the store; `format` as measured: png, jpeg or dicom."""
     return f"images/{sha256[:2]}/{sha256}.{extension(format)}"
+
+
+def stored_grey(settings: Settings, sha256: str, format: str) -> np.ndarray:
+    """Grey picture of a stored image, as `images.decode_grey` gives it.
+
+    Raises:
+        Refused: the store has no such image.
+    """
+    return images.decode_grey(store.get(settings, image_key(sha256, format)))
 
 
 def copy(settings: Settings, job: tuple[inbox.Entry, dict[str, Any]]) -> dict[str, Any]:

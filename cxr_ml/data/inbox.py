@@ -118,13 +118,15 @@ def _files(root: Path) -> Iterator[Entry]:
     for folder, folders, files in os.walk(top, onerror=complain):
         for name in [*files, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
             path = os.path.join(folder, name)
-            status = os.lstat(path)
-            file, stamp = path[len(top) + 1 :], str(status.st_mtime_ns)
-            if stat.S_ISREG(status.st_mode):
-                yield Entry(file, status.st_size, stamp, path)
-            else:
-                fault = "symlink" if stat.S_ISLNK(status.st_mode) else "special_file"
-                yield Entry(file, -1, stamp, path, fault)
+            yield local_entry(path[len(top) + 1 :], path, os.lstat(path))
+
+
+def local_entry(file: str, path: str, status: os.stat_result) -> Entry:
+    """`path`, called `file`, with the fault of what is no plain file."""
+    stamp = str(status.st_mtime_ns)
+    if stat.S_ISREG(status.st_mode):
+        return Entry(file, status.st_size, stamp, path)
+    return Entry(file, -1, stamp, path, "symlink" if stat.S_ISLNK(status.st_mode) else "special_file")
 
 
 def _tidy(found: Iterator[Entry]) -> list[Entry]:

@@ -1,7 +1,6 @@
 """Measures any image files, without a store: the table that `ingest` makes of a drop, for a look at a folder."""
 
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -10,14 +9,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr_ml.data import drops, files, ingest, room, workers
+from cxr_ml.data import files, inbox, ingest, room, workers
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # <https://owasp.org/www-community/attacks/CSV_Injection>
 
 
-def listing(paths: Iterable[Path]) -> list[drops.Entry]:
+def listing(paths: Iterable[Path]) -> list[inbox.Entry]:
     """The files that are named, and those below the folders that are named, each in order of their paths.
 
     Links are followed where they are named, and else listed with size -1, as is all that is no file.
@@ -25,26 +24,19 @@ def listing(paths: Iterable[Path]) -> list[drops.Entry]:
     Raises:
         Refused: a path does not exist.
     """
-    found: list[drops.Entry] = []
+    found: list[inbox.Entry] = []
     for path in paths:
         if not path.exists():
             raise Refused(f"Files and folders that exist were expected. Received: {str(path)!r}")
         if path.is_dir():
             below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-            found += sorted(_entry(file, file, file.lstat()) for file in below)
+            found += sorted(inbox.local_entry(str(file), str(file), file.lstat()) for file in below)
         else:
-            found.append(_entry(path, path.resolve(), path.stat()))
+            found.append(inbox.local_entry(str(path), str(path.resolve()), path.stat()))
     return found
 
 
-def _entry(name: Path, file: Path, status: os.stat_result) -> drops.Entry:
-    if stat.S_ISREG(status.st_mode):
-        return drops.Entry(str(name), status.st_size, str(status.st_mtime_ns), str(file))
-    fault = "symlink" if stat.S_ISLNK(status.st_mode) else "special_file"
-    return drops.Entry(str(name), -1, "", str(file), fault)
-
-
-def tables(settings: Settings, listed: list[drops.Entry], on_file: Callable[[int], None]) -> Iterator[pd.DataFrame]:
+def tables(settings: Settings, listed: list[inbox.Entry], on_file: Callable[[int], None]) -> Iterator[pd.DataFrame]:
     """Measures files in as many processes as `ingest` uses; at most `shard_files` of them are one table.
 
     Args:
@@ -57,7 +49,7 @@ def tables(settings: Settings, listed: list[drops.Entry], on_file: Callable[[int
     """
     for first in range(0, len(listed), settings.shard_files):
         part = listed[first : first + settings.shard_files]
-        rows = [{"file": drops.printable(entry.file)} for entry in part]
+        rows = [{"file": inbox.printable(entry.file)} for entry in part]
         done = workers.run(files.measure, settings, part, min(room.processes(), max(1, len(part) // 16)))
         for count, (number, found) in enumerate(done, start=first + 1):
             rows[number].update(files.CRASHED if found is None else found)

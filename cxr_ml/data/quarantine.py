@@ -65,8 +65,7 @@ def refused(
 
 
 def _label(settings: Settings, text: str) -> str:
-    known = {drops.spelling(k): v for k, v in settings.label_spellings.items()}
-    known |= {drops.spelling(name): name for name in settings.classes}
+    known = drops.known_labels(settings) | {drops.spelling(name): name for name in settings.classes}
     return known.get(drops.spelling(text), text)
 
 

@@ -9,10 +9,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from cxr_ml import store
 from cxr_ml.data import dataset as datasets
-from cxr_ml.data import images
-from cxr_ml.data.ingest import image_key
+from cxr_ml.data.files import stored_grey
 from cxr_ml.model.augment import augment
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
@@ -42,8 +40,8 @@ def _materialise(settings: Settings, manifest: pd.DataFrame, size: int, path: Pa
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.npy")
     array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(manifest), size, size, 1))
 
-    def one(i: int, sha256: str, extension: str) -> None:
-        array[i] = resize(images.decode_grey(store.get(settings, image_key(sha256, extension))), size)
+    def one(i: int, sha256: str, format: str) -> None:
+        array[i] = resize(stored_grey(settings, sha256, format), size)
 
     try:
         with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:

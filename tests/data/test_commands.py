@@ -1,13 +1,10 @@
 """`cxr-ml quarantine` and `cxr-ml dataset` as a person or a script calls them."""
 
-import json
-
 import pytest
+from cli_calls import answer, call
 from drop_samples import boxed, put_drop, snapshot, week
-from typer.testing import CliRunner
 
 from cxr_ml import store
-from cxr_ml.cli import app
 from cxr_ml.records import Dataset, Ruling
 
 
@@ -18,20 +15,6 @@ def here(small, monkeypatch):
     monkeypatch.setenv("CXR_VALIDATION_FRACTION", str(small.validation_fraction))
     monkeypatch.setenv("COLUMNS", "200")
     return small
-
-
-def call(*args):
-    """Exit status, standard output, standard error without line breaks."""
-    result = CliRunner().invoke(app, [str(a) for a in args])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, " ".join(result.stderr.split())
-
-
-def answer(*args):
-    status, out, err = call(*args, "--json")
-    assert status == 0, err
-    return json.loads(out)
 
 
 def test_a_refused_image_is_listed_shown_released_and_in_the_next_version(here):
