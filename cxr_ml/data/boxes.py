@@ -85,16 +85,16 @@ def _straight_share(region: np.ndarray, darkest: np.ndarray, straight: int) -> f
 
     What runs along the picture's own frame is not outline. 0 where the region fills the picture.
     """
-    level = np.pad(darkest, 2, mode="edge").astype(np.int16)
-    inner = np.pad(region, 1, mode="edge")
+    level = cv2.copyMakeBorder(darkest, 2, 2, 2, 2, cv2.BORDER_REPLICATE)
+    inner = cv2.copyMakeBorder(region, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     height, width = region.shape
     outline = steep = 0
     for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         beyond = inner[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
         further = level[2 + 2 * dy : 2 + 2 * dy + height, 2 + 2 * dx : 2 + 2 * dx + width]
-        edge = (region == 1) & (beyond == 0)
-        step = edge & (level[2:-2, 2:-2] - further >= STEP)
+        edge = cv2.subtract(region, beyond)  # saturates at 0: 1 where the region ends
+        step = cv2.bitwise_and(edge, cv2.inRange(cv2.subtract(darkest, further), STEP, 255))
         run = np.ones((1, straight) if dy else (straight, 1), np.uint8)
-        outline += int(edge.sum())
-        steep += int(cv2.morphologyEx(step.astype(np.uint8), cv2.MORPH_OPEN, run, borderValue=0).sum())
+        outline += cv2.countNonZero(edge)
+        steep += cv2.countNonZero(cv2.morphologyEx(step, cv2.MORPH_OPEN, run, borderValue=0))
     return steep / outline if outline else 0.0
