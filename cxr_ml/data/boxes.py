@@ -42,7 +42,7 @@ def white_box(darkest: np.ndarray) -> float:
 def _largest(darkest: np.ndarray, level: int) -> float | None:
     """`white_box` among what is at least as bright as `level`; None where that is too small or too thin for a box."""
     height, width = darkest.shape
-    white = (darkest >= level).view(np.uint8)
+    white = cv2.threshold(darkest, level - 1, 1, cv2.THRESH_BINARY)[1]
     if cv2.countNonZero(white) < SMALL * white.size:
         return None
     thin = max(3, round(THIN * min(height, width))) | 1  # odd, or morphology shifts the mask
@@ -63,7 +63,7 @@ def _largest(darkest: np.ndarray, level: int) -> float | None:
     straight = max(5, round(STRAIGHT * max(height, width))) | 1
     largest = 0.0
     for i in range(1, count):
-        x, y, w, h, area = (int(v) for v in stats[i])
+        x, y, w, h, area = stats[i].tolist()
         if area < max(SMALL, largest) * white.size:
             continue
         window = np.s_[max(0, y - _MARGIN) : y + h + _MARGIN, max(0, x - _MARGIN) : x + w + _MARGIN]
@@ -75,7 +75,8 @@ def _largest(darkest: np.ndarray, level: int) -> float | None:
 def _fill_writing(white: np.ndarray) -> None:
     """Fills the small holes of each white part, in place."""
     contours, tree = cv2.findContours(white, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    for contour, (_, _, _, parent) in zip(contours, () if tree is None else tree[0], strict=True):
+    parents = [] if tree is None else tree[0, :, 3].tolist()
+    for contour, parent in zip(contours, parents, strict=True):
         if parent >= 0 and cv2.contourArea(contour) <= HOLE * cv2.contourArea(contours[parent]):
             cv2.drawContours(white, [contour], -1, 1, cv2.FILLED)
 

@@ -82,8 +82,8 @@ def open_image(data: bytes, settings: Settings, side: int | None = None) -> Open
 def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | float], bytes]:
     """Measurements of one PNG or JPEG file, and its bytes without metadata, which are what is decoded and stored.
 
-    All is measured on the picture averaged down to at most SMALL px a side, large JPEGs from a decode at 1/2, 1/4 or 1/8
-    of their size, so fine grain of a large picture counts in no figure. Grey levels run from 0 to 255 as those of
+    All is measured on the picture brought down to at most SMALL px a side, large JPEGs from a decode at 1/2, 1/4 or
+    1/8 of their size, so fine grain of a large picture counts in no figure. Grey levels run from 0 to 255 as those of
     `decode_grey`, whatever the bit depth: `mean`, `std`, `p01` and `p99` are theirs.
     `saturation` is sum(max - min) / sum(max) over the pixels' RGB: 0 for grey film, towards 1 for a strong cast.
     `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash`, `fine_hash` and `ring` are
@@ -119,8 +119,8 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         "p99": float(np.searchsorted(below, 0.99)),
         "saturation": _saturation(darkest, brightest),
         "sharpness": _sharpness(square),
-        "black_border": _border(cv2.inRange(grey, 0, BLACK)),
-        "white_border": _border(cv2.inRange(grey, WHITE, 255)),
+        "black_border": _border(grey, 0, BLACK),
+        "white_border": _border(grey, WHITE, 255),
         "white_box": white_box(darkest),
         "phash": perceptual_hash(tiny),
         "fine_hash": fine_hash(tiny),
@@ -200,7 +200,7 @@ def ring(grey: np.ndarray) -> str:
 
 
 def _decode(cleaned: bytes, header: Header, side: int | None = None) -> tuple[str, np.ndarray]:
-    """(Pillow's mode, pixels uint8 [height, width] or [height, width, RGB]) of clean bytes; `side` as in `open_image`."""
+    """(Pillow's mode, pixels uint8 [height, width] or [height, width, RGB]); `side` as in `open_image`."""
     if header.format == "jpeg" and (found := _plain_jpeg(cleaned, header, side)):
         return found
     try:
@@ -282,6 +282,9 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
 
 def _resize(grey: np.ndarray, side: int) -> np.ndarray:
     """A square of `side` px, averaged where it shrinks."""
+    if side < min(grey.shape) and max(grey.shape) <= 2 * side:
+        # Averages over 2 × 2 px of a picture laid out at twice the side: a third of the time of uneven averages.
+        grey = cv2.resize(grey, (2 * side, 2 * side), interpolation=cv2.INTER_LINEAR)
     way = cv2.INTER_AREA if min(grey.shape) >= side else cv2.INTER_LINEAR
     return cv2.resize(grey, (side, side), interpolation=way)
 
@@ -305,16 +308,17 @@ def _sharpness(square: np.ndarray) -> float:
     return max(0.0, cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - (cv2.sumElems(edges)[0] / edges.size) ** 2)
 
 
-def _border(mask: np.ndarray) -> float:
-    """Share of the frame in whole rows, then in whole columns of what remains, that `mask` (255) covers from the edges."""
+def _border(grey: np.ndarray, low: int, high: int) -> float:
+    """Share of the frame in whole rows, then in whole columns of what remains, from the edges, at `low` to `high`."""
 
     def inside(shares: np.ndarray) -> slice:
         rest = np.flatnonzero(shares < 255 * BORDER_SHARE)
         return slice(rest[0], rest[-1] + 1) if len(rest) else slice(0, 0)
 
-    edges = mask[0], mask[-1], mask[:, 0], mask[:, -1]
-    if all(cv2.countNonZero(np.ascontiguousarray(edge)) < BORDER_SHARE * edge.size for edge in edges):
+    edges = grey[:1], grey[-1:], grey[:, :1], grey[:, -1:]
+    if all(cv2.countNonZero(cv2.inRange(edge, low, high)) < BORDER_SHARE * edge.size for edge in edges):
         return 0.0
+    mask = cv2.inRange(grey, low, high)
     rows = mask[inside(cv2.reduce(mask, 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel())]
     kept = rows[:, inside(cv2.reduce(rows, 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel())] if rows.size else rows
     return 1.0 - kept.size / mask.size

@@ -177,6 +177,70 @@ def test_a_jpeg_gives_the_pixels_that_pillow_gives(mode, options):
     np.testing.assert_array_equal(opened.pixels, np.asarray(Image.open(io.BytesIO(data))))
 
 
+LARGE = {
+    f"{mode}{' progressive' if progressive else ''}": encoded(
+        Image.fromarray(film(1700, 1300)).convert(mode), "JPEG", quality=85, progressive=progressive
+    )
+    for mode in ("L", "RGB")
+    for progressive in (False, True)
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_jpeg_is_measured_on_a_part_of_its_pixels_with_the_figures_of_the_whole(kind):
+    data = LARGE[kind]
+    assert images.open_image(data, SETTINGS, images.SMALL).pixels.shape[:2] == (425, 325)
+    found = images.measure(data, SETTINGS)[0]
+    assert (found["height"], found["width"]) == images.decode_grey(data).shape == (1700, 1300)
+    whole = images.measure(encoded(images.decode_grey(data)), SETTINGS)[0]  # of PNG every pixel is averaged
+    for column in ("mean", "std", "p01", "p99", "sharpness"):
+        assert found[column] == pytest.approx(whole[column], abs=1, rel=0.05)
+    assert (int(found["phash"], 16) ^ int(whole["phash"], 16)).bit_count() <= 2
+    assert (int(found["fine_hash"], 16) ^ int(whole["fine_hash"], 16)).bit_count() <= 50
+
+
+@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95, 0.999])
+def test_a_large_jpeg_whose_data_end_early_is_refused_though_it_is_decoded_in_part(kind, share):
+    cut = LARGE[kind][: int(len(LARGE[kind]) * share)]
+    assert refused(cut) in ("truncated", "unreadable")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LARGE if "progressive" not in kind])
+@pytest.mark.parametrize("share", [0.3, 0.95, 0.999])
+def test_missing_data_before_the_end_of_a_large_jpeg_are_noticed_in_a_reduced_decode_and_left_to_pillow(kind, share):
+    ended = LARGE[kind][: int(len(LARGE[kind]) * share)] + b"\xff\xd9"
+    np.testing.assert_array_equal(images.open_image(ended, SETTINGS, images.SMALL).pixels, pixels(ended))
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_damaged_large_jpeg_has_the_verdict_of_its_full_decode(kind):
+    rng = np.random.default_rng(1)
+    scan = LARGE[kind].index(b"\xff\xda")
+    for _ in range(12):
+        damaged = bytearray(LARGE[kind])
+        for at in rng.integers(scan + 20, len(damaged) - 2, 3):
+            damaged[at] = rng.integers(255)
+        outcome = []
+        for side in (None, images.SMALL):
+            try:
+                images.open_image(bytes(damaged), SETTINGS, side)
+                outcome.append("opened")
+            except images.BadImage as error:
+                outcome.append(error.code)
+        assert outcome[0] == outcome[1]
+
+
+@pytest.mark.parametrize(
+    "size", [(513, 300), (1024, 1024), (1025, 7), (1537, 1100), (2049, 1999), (4600, 90), (1, 4200)]
+)
+def test_a_large_jpeg_is_brought_down_to_the_size_that_shrink_gives(size):
+    data = encoded(np.full(size, 90, np.uint8), "JPEG")
+    opened = images.open_image(data, SETTINGS, images.SMALL)
+    assert images._small(opened).shape == images.shrink(images.open_image(data, SETTINGS).pixels, images.SMALL).shape
+    assert opened.pixels.size < size[0] * size[1]
+
+
 def test_measurements_have_the_fixed_columns_and_say_what_is_in_the_file():
     picture = film()
     measured, cleaned = images.measure(encoded(picture), SETTINGS)
