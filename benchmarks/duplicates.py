@@ -54,9 +54,7 @@ CHANGES = (cropped, mirrored, contrast, brighter, resized, jpeg)  # in this orde
 
 
 def facts(name: str, kind: str, grey: np.ndarray) -> dict:
-    small = images.shrink(grey, images.SMALL)
-    way = cv2.INTER_AREA if min(small.shape) >= 256 else cv2.INTER_LINEAR
-    square = cv2.resize(small, (256, 256), interpolation=way)
+    square = images.square(images.shrink(grey, images.SMALL), 256)
     way = cv2.INTER_AREA if min(grey.shape) >= duplicates.SIDE else cv2.INTER_LINEAR
     side = (duplicates.SIDE, duplicates.SIDE)  # find() would bring it to this size in the same way
     return {

@@ -17,6 +17,7 @@ from cxr_ml.settings import Settings
 
 __all__ = [
     "BadImage", "clean", "decode_grey", "fine_hash", "measure", "open_image", "perceptual_hash", "ring", "shrink",
+    "square",
 ]  # fmt: skip
 
 SMALL = 512  # px, longest side of the picture that is measured: see `shrink`
@@ -103,8 +104,8 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
     share = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64) / grey.size
     mean = float(share @ _LEVELS)
     below = np.cumsum(share)
-    square = _resize(grey, 256)
-    tiny = _resize(square, 32)
+    middle = square(grey, 256)
+    tiny = square(middle, 32)
     measured: dict[str, str | int | float] = {
         "sha256": hashlib.sha256(opened.clean).hexdigest(),
         "format": opened.format,
@@ -118,7 +119,7 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         "p01": float(np.searchsorted(below, 0.01)),
         "p99": float(np.searchsorted(below, 0.99)),
         "saturation": _saturation(darkest, brightest),
-        "sharpness": _sharpness(square),
+        "sharpness": _sharpness(middle),
         "black_border": _border(grey, 0, BLACK),
         "white_border": _border(grey, WHITE, 255),
         "white_box": white_box(darkest),
@@ -148,16 +149,16 @@ def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
 
     Whole squares are several times as fast as any other factor; up to k - 1 px at the right and the bottom fall away.
     """
-    height, width = pixels.shape[:2]
-    k = _times(width, height, side)
+    k, rows, columns = _squares(*pixels.shape[:2], side)
     if k == 1:
         return pixels
-    rows, columns = max(1, height // k), max(1, width // k)
     return cv2.resize(pixels[: rows * k, : columns * k], (columns, rows), interpolation=cv2.INTER_AREA)
 
 
-def _times(width: int, height: int, side: int) -> int:
-    return -(-max(height, width) // side)
+def _squares(height: int, width: int, side: int) -> tuple[int, int, int]:
+    """Side of the squares of `shrink`, rows of them, columns of them."""
+    k = -(-max(height, width) // side)
+    return k, max(1, height // k), max(1, width // k)
 
 
 def _small(opened: Opened) -> np.ndarray:
@@ -165,8 +166,7 @@ def _small(opened: Opened) -> np.ndarray:
     pixels = opened.pixels
     if pixels.shape[:2] == (opened.height, opened.width):
         return shrink(pixels, SMALL)
-    k = _times(opened.width, opened.height, SMALL)
-    rows, columns = max(1, opened.height // k), max(1, opened.width // k)
+    k, rows, columns = _squares(opened.height, opened.width, SMALL)
     done = round(opened.width / pixels.shape[1]) if columns > rows else round(opened.height / pixels.shape[0])
     pixels = pixels[: -(-rows * k // done), : -(-columns * k // done)]
     if pixels.shape[:2] == (rows, columns):
@@ -176,12 +176,21 @@ def _small(opened: Opened) -> np.ndarray:
     return cv2.resize(pixels, (columns, rows), interpolation=way)
 
 
+def square(grey: np.ndarray, side: int) -> np.ndarray:
+    """The picture stretched to side × side px, averaged where it shrinks."""
+    if side < min(grey.shape) and max(grey.shape) <= 2 * side:
+        # Averages over 2 × 2 px of a picture laid out at twice the side: a third of the time of uneven averages.
+        grey = cv2.resize(grey, (2 * side, 2 * side), interpolation=cv2.INTER_LINEAR)
+    way = cv2.INTER_AREA if min(grey.shape) >= side else cv2.INTER_LINEAR
+    return cv2.resize(grey, (side, side), interpolation=way)
+
+
 def perceptual_hash(grey: np.ndarray) -> str:
     """64-bit DCT hash as 16 hex digits: the signs of the 8×8 coefficients of frequency 1 to 8 each way, at 32×32.
 
     Signs do not change with brightness and contrast, and mirroring turns exactly those of odd horizontal frequency.
     """
-    bits = cv2.dct(_resize(grey, 32).astype(np.float32))[1:9, 1:9] > 0
+    bits = cv2.dct(square(grey, 32).astype(np.float32))[1:9, 1:9] > 0
     return np.packbits(bits).tobytes().hex()
 
 
@@ -190,13 +199,13 @@ def fine_hash(grey: np.ndarray) -> str:
 
     Around it: a Gaussian of 1 px. Finer than `perceptual_hash`, it tells apart chest films whose large shapes agree.
     """
-    small = _resize(grey, 32).astype(np.float32)
+    small = square(grey, 32).astype(np.float32)
     return np.packbits(small > cv2.GaussianBlur(small, (0, 0), 1.0)).tobytes().hex()
 
 
 def ring(grey: np.ndarray) -> str:
     """The outermost RING px of the picture at 32×32: how it was framed, no lungs. 448 grey levels as 896 hex digits."""
-    return _resize(grey, 32)[_FRAME].tobytes().hex()
+    return square(grey, 32)[_FRAME].tobytes().hex()
 
 
 def _decode(cleaned: bytes, header: Header, side: int | None = None) -> tuple[str, np.ndarray]:
@@ -226,7 +235,7 @@ def _plain_jpeg(cleaned: bytes, header: Header, side: int | None) -> tuple[str, 
         height, width, colours, _ = simplejpeg.decode_jpeg_header(cleaned)
         if (width, height, header.bits) != (header.width, header.height, 8) or colours not in ("Gray", "YCbCr"):
             return None
-        times = _times(width, height, side) if side else 1
+        times = _squares(height, width, side)[0] if side else 1
         part = next(k for k in (8, 4, 2, 1) if k <= times)
         reduced = {} if part == 1 else {"min_height": -(-height // part), "min_width": -(-width // part)}
         # The slower ways are Pillow's defaults. `strict` makes warnings errors, which Pillow is to judge.
@@ -278,15 +287,6 @@ def _png(grey: np.ndarray) -> bytes:
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-
-
-def _resize(grey: np.ndarray, side: int) -> np.ndarray:
-    """A square of `side` px, averaged where it shrinks."""
-    if side < min(grey.shape) and max(grey.shape) <= 2 * side:
-        # Averages over 2 × 2 px of a picture laid out at twice the side: a third of the time of uneven averages.
-        grey = cv2.resize(grey, (2 * side, 2 * side), interpolation=cv2.INTER_LINEAR)
-    way = cv2.INTER_AREA if min(grey.shape) >= side else cv2.INTER_LINEAR
-    return cv2.resize(grey, (side, side), interpolation=way)
 
 
 def _extremes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
