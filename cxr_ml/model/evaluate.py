@@ -90,7 +90,7 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str) -> Evaluation
     metrics = {}
     for split in ("validation", "test"):
         rows = np.flatnonzero(manifest["split"] == split)
-        predicted = probabilities(network, images[rows]).argmax(axis=1)
+        predicted = probabilities(network, images, rows).argmax(axis=1)
         metrics[split] = measure(y[rows], predicted, settings.classes)
     return Evaluation(
         model=name,
@@ -103,15 +103,16 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str) -> Evaluation
     )
 
 
-def probabilities(network: keras.Model, images: np.ndarray) -> np.ndarray:
-    """uint8 (n, size, size, 1) -> float32 (n, classes).
+def probabilities(network: keras.Model, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """What a model says of uint8 images (n, size, size, 1), or of these rows of them: float32 (rows, classes).
 
     Raises:
         Refused: no images, or an output that is not a number.
     """
-    if not len(images):
+    rows = np.arange(len(images)) if rows is None else rows
+    if not len(rows):
         raise Refused("A model is evaluated on at least one image. Received: none.")
-    output = network.predict(images, batch_size=32, verbose=0)
+    output = network.predict(inputs.Batches(images, rows, 32), verbose=0)
     if not np.isfinite(output).all():
         raise Refused("Probabilities must be numbers. Received: NaN or infinity; the model cannot be used.")
     return output
