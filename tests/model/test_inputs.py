@@ -146,7 +146,7 @@ def test_a_broken_piece_is_said_and_made_again(settings, tmp_path, caplog, harm)
 def test_a_disk_without_room_is_refused_before_anything_is_decoded(settings, decoded, monkeypatch):
     dataset = put_dataset(settings, counts=FEW)
     monkeypatch.setattr(pieces.os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=1000))
-    with pytest.raises(Refused, match=r"need 0\.0 GB.*CXR_CACHE_DIR"):
+    with pytest.raises(Refused, match=r"needs 0\.0 GB.*CXR_CACHE_DIR"):
         inputs.load(settings, dataset, 32)
     assert decoded == []
 
