@@ -116,8 +116,8 @@ def memory(settings: Settings, folder: Path, images: int) -> None:
             size = sum(p.stat().st_size for p in cache.iterdir())
             print(
                 f"{n} images, {worker} worker: ready in {found['seconds']:.0f} s, {size / 1e9:.2f} GB on disk; memory "
-                f"of its own at most {found['own'] / 1e6:.0f} MB ({found['before'] / 1e6:.0f} MB before it began), with "
-                f"pages of mapped files {found['with mapped'] / 1e6:.0f} MB",
+                f"of its own at most {found['own'] / 1e6:.0f} MB ({found['before'] / 1e6:.0f} MB before it began), "
+                f"with pages of mapped files {found['with mapped'] / 1e6:.0f} MB",
                 flush=True,
             )
             for path in cache.iterdir():

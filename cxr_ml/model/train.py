@@ -15,8 +15,7 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, inputs
-from cxr_ml.model.augment import augment
+from cxr_ml.model import architectures, features, inputs
 from cxr_ml.records import Dataset, Model
 from cxr_ml.settings import Settings
 
@@ -84,7 +83,7 @@ def train(settings: Settings, number: int, architecture: str, verbose: int = 2) 
             continue
         started, before = time.monotonic(), classifier.get_weights()
         if stage == "head" and not from_scratch:
-            history = _train_head(settings, classifier, images, rows, y, weights, verbose)
+            history = _train_head(settings, classifier, images, manifest, rows, y, weights, verbose)
         else:
             history = _train_all(settings, classifier, images, rows, y, weights, (stage, epochs, rate), verbose)
         seconds[stage] = time.monotonic() - started
@@ -122,23 +121,16 @@ def _train_head(
     settings: Settings,
     classifier: keras.Model,
     images: np.ndarray,
+    manifest: pd.DataFrame,
     rows: dict[str, np.ndarray],
     y: np.ndarray,
     weights: np.ndarray,
     verbose: int,
 ) -> pd.DataFrame:
     """Trains the head on stored features: the frozen backbone sees each augmented view once, not once per epoch."""
-    features = keras.Model(classifier.input, classifier.get_layer("features").output)
-    rng = np.random.default_rng([settings.seed, 1])
-    size = min(settings.batch_size, 32)
-    views = []
-    for view in range(settings.head_views):
-        seen = images[rows["train"]] if view == 0 else augment(images[rows["train"]], rng)
-        views.append(features.predict(seen, batch_size=size, verbose=0))
-        if verbose:
-            print(f"head: features of view {view + 1} of {settings.head_views}, {len(seen)} images", flush=True)
-    x, target = np.concatenate(views), np.tile(y[rows["train"]], settings.head_views)
-    validation = features.predict(images[rows["validation"]], batch_size=size, verbose=0)
+    x = features.load(settings, classifier, manifest, images, rows["train"], settings.head_views, bool(verbose))
+    target = np.tile(y[rows["train"]], settings.head_views)
+    validation = features.load(settings, classifier, manifest, images, rows["validation"], 1, bool(verbose))
     inputs_ = keras.Input(x.shape[1:])
     layers = [classifier.get_layer("dropout"), classifier.get_layer("head")]
     head = keras.Model(inputs_, layers[1](layers[0](inputs_)))
