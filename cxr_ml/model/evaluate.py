@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import evaluations, inputs
+from cxr_ml.model import disguise, evaluations, inputs
 from cxr_ml.records import ClassMetrics, Dataset, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
 
@@ -87,19 +87,22 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str) -> Evaluation
         raise Refused(f"{name} must know the classes {settings.classes}. Received: {record.classes}")
     images, manifest = inputs.load(settings, dataset, record.image_size)
     y = inputs.targets(manifest, settings.classes)
-    metrics = {}
-    for split in ("validation", "test"):
-        rows = np.flatnonzero(manifest["split"] == split)
-        predicted = probabilities(network, images[rows]).argmax(axis=1)
-        metrics[split] = measure(y[rows], predicted, settings.classes)
+    rows = {split: np.flatnonzero(manifest["split"] == split) for split in ("validation", "test")}
+
+    def judge(split: str, change: Callable[[np.ndarray], np.ndarray] | None = None) -> Metrics:
+        seen = images[rows[split]]
+        predicted = probabilities(network, change(seen) if change else seen).argmax(axis=1)
+        return measure(y[rows[split]], predicted, settings.classes)
+
     return Evaluation(
         model=name,
         architecture=record.architecture,
         artefact_sha256=record.artefact_sha256,
         dataset=dataset.dataset,
         dataset_sha256=dataset.manifest_sha256,
-        validation=metrics["validation"],
-        test=metrics["test"],
+        validation=judge("validation"),
+        test=judge("test"),
+        robustness={name: judge("test", change) for name, change in disguise.FIXED.items()},
     )
 
 
