@@ -1,6 +1,7 @@
 """The images of a dataset as one array, and the batches that training takes from it."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -61,11 +62,18 @@ def views(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 class Batches(keras.utils.PyDataset):
-    """Rows of an array in their order and as they are, batch by batch: (images, targets), or images alone."""
+    """Rows of an array in their order, as they are or changed, batch by batch: (images, targets), or images alone."""
 
-    def __init__(self, images: np.ndarray, rows: np.ndarray, batch_size: int, y: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        batch_size: int,
+        y: np.ndarray | None = None,
+        change: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
         super().__init__()
-        self.images, self.rows, self.batch_size, self.y = images, rows, batch_size, y
+        self.images, self.rows, self.batch_size, self.y, self.change = images, rows, batch_size, y, change
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -73,6 +81,8 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
         images = self.images[self.rows[part]]
+        if self.change:
+            images = self.change(images)
         return images if self.y is None else (images, self.y[part])
 
 
