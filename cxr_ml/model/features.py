@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from cxr_ml.model import augment, inputs, pieces
+from cxr_ml.model import augment, blocks, inputs
 from cxr_ml.settings import Settings
 
 _SEED = 1  # tells the random numbers of these views from those of the fine-tuning
@@ -36,7 +36,7 @@ def load(
         images: uint8 (images, size, size, 1), row for row.
         rows: row numbers of the images, int (n,).
         views: how often each image is seen.
-        verbose: whether a line is printed per piece that is computed.
+        verbose: whether a line is printed per block that is computed.
 
     Returns:
         float32 (views · n, channels), first all images as they are; memory-mapped, read only.
@@ -57,13 +57,13 @@ def load(
         return network.predict(shown, batch_size=min(settings.batch_size, 32), verbose=0)
 
     names = ["as-is", *(f"view-{augment.VERSION}-{settings.seed}-{view}" for view in range(1, views))]
-    sources = [pieces.Source(f"{folder}/{name}", partial(see, view)) for view, name in enumerate(names)]
+    sources = [blocks.Source(f"{folder}/{name}", partial(see, view)) for view, name in enumerate(names)]
     path = settings.cache_dir / f"features-{os.getpid()}.npy"
     path.unlink(missing_ok=True)
     try:
-        return pieces.assemble(settings, chosen, sources, path, network.output_shape[1:], np.float32)
+        return blocks.assemble(settings, chosen, sources, path, network.output_shape[1:], np.float32)
     finally:
-        path.unlink(missing_ok=True)  # what is mapped stays readable; the pieces are in the store
+        path.unlink(missing_ok=True)  # what is mapped stays readable; the blocks are in the store
 
 
 def _digest(network: keras.Model) -> str:

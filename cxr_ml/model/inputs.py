@@ -11,7 +11,7 @@ import pandas as pd
 
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data.files import stored_grey
-from cxr_ml.model import pieces
+from cxr_ml.model import blocks
 from cxr_ml.model.augment import augment
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
@@ -43,8 +43,8 @@ def load(settings: Settings, dataset: Dataset, size: int) -> tuple[np.ndarray, p
         with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
             return np.stack(list(pool.map(one, chosen["sha256"], chosen["format"])))
 
-    source = pieces.Source(f"inputs/{VERSION}-{size}", decode)
-    images = pieces.assemble(settings, manifest, [source], path, (size, size, 1), np.uint8)
+    source = blocks.Source(f"inputs/{VERSION}-{size}", decode)
+    images = blocks.assemble(settings, manifest, [source], path, (size, size, 1), np.uint8)
     for other in settings.cache_dir.glob(f"{kind}-*.npy"):
         if other != path and not other.name.endswith(".part.npy"):
             other.unlink(missing_ok=True)  # of another version of the dataset; whoever has it mapped keeps it

@@ -104,7 +104,7 @@ def test_other_weights_another_seed_another_augmentation_or_split_are_other_feat
     np.testing.assert_allclose(load(1)[0], see(classifier, load(1)[1]), atol=1e-5)
 
 
-def test_a_broken_piece_is_computed_again(ready, caplog):
+def test_a_broken_block_is_computed_again(ready, caplog):
     s, _, load = ready
     found = load(1)[0]
     (key,) = store.keys(s, "features/")

@@ -17,7 +17,7 @@ from cxr_ml.data import dataset as datasets
 from cxr_ml.data import images
 from cxr_ml.data.ingest import image_key, to_parquet
 from cxr_ml.errors import Refused
-from cxr_ml.model import inputs, pieces
+from cxr_ml.model import blocks, inputs
 
 FEW = {"train": 2, "validation": 1, "test": 1}
 
@@ -110,8 +110,8 @@ def test_the_next_week_decodes_only_what_it_adds_and_leaves_one_file_on_the_mach
     assert len(list(settings.cache_dir.iterdir())) == 1
 
 
-def test_a_ruling_decodes_the_images_of_its_own_piece_again_and_no_others(settings, decoded, monkeypatch):
-    monkeypatch.setattr(pieces, "_ROWS", 4)  # a batch of twelve becomes a piece per first digit of the SHA-256
+def test_a_ruling_decodes_the_images_of_its_own_block_again_and_no_others(settings, decoded, monkeypatch):
+    monkeypatch.setattr(blocks, "_ROWS", 4)  # a batch of twelve becomes a block per first digit of the SHA-256
     first, second = put_grown(settings, taken_out=1)
     inputs.load(settings, first, 32)
     taken = datasets.manifest(settings, first)["sha256"].iloc[0]
@@ -121,17 +121,17 @@ def test_a_ruling_decodes_the_images_of_its_own_piece_again_and_no_others(settin
     assert sorted(decoded) == sorted(manifest.loc[own, "sha256"]) and not own.all()
 
 
-def test_pieces_hold_each_image_once_and_no_piece_is_much_larger_than_its_limit():
+def test_blocks_hold_each_image_once_and_no_block_is_much_larger_than_its_limit():
     sha256 = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(3000)]
     manifest = pd.DataFrame({"sha256": sha256, "batch": ["a"] * 2900 + ["b"] * 100})
-    found = pieces.cut(manifest, 256)
+    found = blocks.cut(manifest, 256)
     assert sorted(np.concatenate([p.rows for p in found])) == list(range(3000))
     assert len(found) == 16 + 1 and max(len(p.rows) for p in found) < 256
     assert len({p.digest for p in found}) == 17
 
 
 @pytest.mark.parametrize("harm", [lambda d: d[:-1000], lambda d: d[:-40] + b"\x07" + d[-39:], lambda d: b""])
-def test_a_broken_piece_is_said_and_made_again(settings, tmp_path, caplog, harm):
+def test_a_broken_block_is_said_and_made_again(settings, tmp_path, caplog, harm):
     dataset = put_dataset(settings, counts=FEW)
     whole, _ = inputs.load(settings, dataset, 32)
     (key,) = store.keys(settings, "inputs/")
@@ -145,7 +145,7 @@ def test_a_broken_piece_is_said_and_made_again(settings, tmp_path, caplog, harm)
 
 def test_a_disk_without_room_is_refused_before_anything_is_decoded(settings, decoded, monkeypatch):
     dataset = put_dataset(settings, counts=FEW)
-    monkeypatch.setattr(pieces.os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=1000))
+    monkeypatch.setattr(blocks.os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=1000))
     with pytest.raises(Refused, match=r"needs 0\.0 GB.*CXR_CACHE_DIR"):
         inputs.load(settings, dataset, 32)
     assert decoded == []

@@ -1,6 +1,6 @@
-"""Arrays with a row per image, computed in pieces that the store keeps, laid together in a file of this machine.
+"""Arrays with a row per image, computed in blocks that the store keeps, laid together in a file of this machine.
 
-A piece is written when it is computed: who was killed, another worker and next week's run go on from there.
+A block is written when it is computed: who was killed, another worker and next week's run go on from there.
 """
 
 import hashlib
@@ -21,30 +21,30 @@ from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
 _log = logging.getLogger(__name__)
-_ROWS = 512  # of a piece at most: what a run that is killed computes again
-_BYTES = 2**25  # of a piece at most: what is held in memory
+_ROWS = 512  # of a block at most: what a run that is killed computes again
+_BYTES = 2**25  # of a block at most: what is held in memory
 _DAY = 86_400  # seconds
 
 
 class Source(NamedTuple):
     """What the rows of an array are computed by."""
 
-    folder: str  # of its pieces in the store; other pixels, weights or sizes have another one
+    folder: str  # of its blocks in the store; other pixels, weights or sizes have another one
     make: Callable[[np.ndarray], np.ndarray]  # row numbers of the manifest, int (n,) -> their rows, (n, *shape)
 
 
-class Piece(NamedTuple):
+class Block(NamedTuple):
     """Some images of a manifest, by the content of the images alone."""
 
     digest: str
     rows: np.ndarray  # row numbers of the manifest, int (n,)
 
 
-def cut(manifest: pd.DataFrame, limit: int) -> list[Piece]:
-    """Cuts a manifest into pieces of at most about `limit` images.
+def cut(manifest: pd.DataFrame, limit: int) -> list[Block]:
+    """Cuts a manifest into blocks of at most about `limit` images.
 
-    A batch is one piece, or one for each beginning of a SHA-256: a version that adds a batch leaves all earlier pieces
-    as they were, and an image that a ruling adds or takes out changes its own piece only.
+    A batch is one block, or one for each beginning of a SHA-256: a version that adds a batch leaves all earlier blocks
+    as they were, and an image that a ruling adds or takes out changes its own block only.
     """
     found = []
     for _, batch in manifest.reset_index(drop=True).groupby("batch", sort=True):
@@ -52,7 +52,7 @@ def cut(manifest: pd.DataFrame, limit: int) -> list[Piece]:
         for _, part in batch.groupby(batch["sha256"].str[:digits], sort=True):
             part = part.sort_values("sha256")
             digest = hashlib.sha256("\n".join(part["sha256"]).encode()).hexdigest()
-            found.append(Piece(digest, part.index.to_numpy()))
+            found.append(Block(digest, part.index.to_numpy()))
     return found
 
 
@@ -75,7 +75,7 @@ def assemble(
         dtype: of the array.
 
     Returns:
-        (sources · rows, *shape), memory-mapped, read only. At most one piece is in memory while it is laid together.
+        (sources · rows, *shape), memory-mapped, read only. At most one block is in memory while it is laid together.
 
     Raises:
         Refused: the disk has no room for it.
@@ -99,17 +99,17 @@ def _lay(
             left.unlink(missing_ok=True)
     row = math.prod(shape) * dtype.itemsize
     _room(path.parent, len(sources) * len(manifest) * row)
-    pieces = cut(manifest, min(_ROWS, max(1, _BYTES // row)))
+    blocks = cut(manifest, min(_ROWS, max(1, _BYTES // row)))
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.npy")
     try:
         whole = (len(sources) * len(manifest), *shape)
         offset = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=whole).offset
         with part.open("r+b") as file:
             for number, source in enumerate(sources):
-                for piece in pieces:
-                    rows = _piece(settings, source, piece, shape, dtype)
+                for block in blocks:
+                    rows = _block(settings, source, block, shape, dtype)
                     # Written, not assigned to a memory map: its pages would count as this process's memory.
-                    for i, values in zip(piece.rows + number * len(manifest), rows, strict=True):
+                    for i, values in zip(block.rows + number * len(manifest), rows, strict=True):
                         os.pwrite(file.fileno(), values.tobytes(), offset + int(i) * row)
             os.fsync(file.fileno())
         part.rename(path)
@@ -127,15 +127,15 @@ def _room(folder: Path, wanted: int) -> None:
         )
 
 
-def _piece(settings: Settings, source: Source, piece: Piece, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    key = f"{source.folder}/{piece.digest}.npy"
+def _block(settings: Settings, source: Source, block: Block, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    key = f"{source.folder}/{block.digest}.npy"
     stored = store.find(settings, key)
     if stored:
         rows = _read(stored[0])
-        if rows is not None and rows.shape == (len(piece.rows), *shape) and rows.dtype == dtype:
+        if rows is not None and rows.shape == (len(block.rows), *shape) and rows.dtype == dtype:
             return rows
         _log.warning("%s is not what was written under that key: its SHA-256 differs. It is computed again.", key)
-    rows = np.ascontiguousarray(source.make(piece.rows), dtype)
+    rows = np.ascontiguousarray(source.make(block.rows), dtype)
     buffer = io.BytesIO()
     np.save(buffer, rows, allow_pickle=False)
     buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
@@ -147,7 +147,7 @@ def _piece(settings: Settings, source: Source, piece: Piece, shape: tuple[int, .
 
 
 def _read(data: bytes) -> np.ndarray | None:
-    """The array of a stored piece, a .npy file followed by its SHA-256; None where they do not fit."""
+    """The array of a stored block, a .npy file followed by its SHA-256; None where they do not fit."""
     if hashlib.sha256(memoryview(data)[:-32]).digest() != data[-32:]:
         return None
     return np.load(io.BytesIO(data), allow_pickle=False)
