@@ -11,7 +11,7 @@ from cxr_ml.settings import Settings
 
 # Children start from a process that has loaded the framework but never used it: half a second instead of ten.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["killed"])
+_context.set_forkserver_preload(["cxr_ml.model.train"])
 
 
 def let_light_be_pretrained() -> None:
