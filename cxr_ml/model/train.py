@@ -16,10 +16,11 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, checkpoints, curves, epochs, inputs, provenance
+from cxr_ml.model import architectures, checkpoints, curves, epochs, evaluate, inputs, provenance
 from cxr_ml.model.augment import augment
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
+from cxr_ml.model.pieces import ShuffledRows
 from cxr_ml.records import Dataset, Model
 from cxr_ml.settings import Settings
 
@@ -41,16 +42,26 @@ def class_weights(y: np.ndarray, classes: int) -> np.ndarray:
     return len(y) / (classes * counts)
 
 
-def model_name(settings: Settings, dataset: Dataset, architecture: str) -> str:
-    """Name of the model that these inputs make; the same inputs give the same name."""
+def model_name(settings: Settings, dataset: Dataset, architecture: str, champion: Model | None = None) -> str:
+    """Name of the model that these inputs make; the same inputs give the same name.
+
+    Args:
+        settings: hyper-parameters.
+        dataset: what is trained on.
+        architecture: name of the network.
+        champion: whose weights the training begins with; None: those that the settings name.
+    """
     facts = {k: str(getattr(settings, k)) for k in _HYPERPARAMETERS}
     facts |= {"weights_dir": str(settings.weights_dir), "version": cxr_ml.__version__}
     facts |= {"dataset": dataset.manifest_sha256, "classes": ",".join(settings.classes)}
+    facts |= {"champion": champion.artefact_sha256} if champion else {}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     return f"{architecture}-d{dataset.dataset}-{digest}"
 
 
-def train(settings: Settings, number: int, architecture: str, verbose: bool = True) -> Model:
+def train(
+    settings: Settings, number: int, architecture: str, verbose: bool = True, champion: str | None = None
+) -> Model:
     """Trains and stores a candidate. A model that these very inputs made before is returned as it is.
 
     A training that died goes on from its last finished epoch, and ends with the weights of one that did not.
@@ -60,19 +71,25 @@ def train(settings: Settings, number: int, architecture: str, verbose: bool = Tr
         number: dataset version.
         architecture: name in `architectures.ARCHITECTURES`.
         verbose: whether a line per epoch is printed, and on a terminal a progress bar.
+        champion: name of the model in use, with whose weights the training begins if the settings ask for a warm
+            start and it is of this architecture. A model that the gate refused must not be handed in.
 
     Raises:
         Refused: data, architecture or weights that cannot be trained, or a loss that is no longer a number.
     """
     dataset = datasets.load(settings, number)
-    name = model_name(settings, dataset, architecture)
+    first = _warm(settings, architecture, champion, verbose)
+    name = model_name(settings, dataset, architecture, first)
     if store.exists(settings, f"models/{name}/model.json"):
         checkpoints.sweep(settings, name)  # that a run left which died between the last two lines of `_write`
         return store.load(settings, f"models/{name}/model.json", Model)
     keras.utils.set_random_seed(settings.seed)
     _check(settings, datasets.manifest(settings, dataset))
-    backbone = architectures.backbone(settings, architecture)
-    classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+    if first:
+        classifier, backbone = _from_champion(settings, first)
+    else:
+        backbone = architectures.backbone(settings, architecture)
+        classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
     from_scratch = not backbone.weights_sha256
     started = time.monotonic()
     images, manifest = inputs.load(settings, dataset, settings.image_size)
@@ -98,6 +115,34 @@ def train(settings: Settings, number: int, architecture: str, verbose: bool = Tr
             classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
         done[stage.name] = progress
     return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds)
+
+
+def _warm(settings: Settings, architecture: str, champion: str | None, verbose: bool) -> Model | None:
+    """The champion, if the training begins with its weights."""
+    if not settings.warm_start:
+        return None
+    record = store.load(settings, f"models/{champion}/model.json", Model) if champion else None
+    if record is None:
+        why = "there is no champion"
+    elif record.architecture != architecture:
+        why = f"{champion}, the champion, is of the architecture {record.architecture}"
+    elif record.classes != settings.classes:
+        why = f"{champion}, the champion, knows the classes {', '.join(record.classes)}"
+    else:
+        return record
+    if verbose:
+        print(f"{architecture}: no warm start, {why}; it begins with weights={settings.weights!r}", flush=True)
+    return None
+
+
+def _from_champion(settings: Settings, champion: Model) -> tuple[keras.Model, architectures.Backbone]:
+    """A classifier with the champion's weights, at this training's image size and dropout, and its backbone."""
+    scratch = settings.model_copy(update={"weights": "none"})
+    backbone = architectures.backbone(scratch, champion.architecture)
+    backbone = backbone._replace(weights=f"champion {champion.model}", weights_sha256=champion.artefact_sha256)
+    classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+    classifier.set_weights(evaluate.load_model(settings, champion.model)[1].get_weights())
+    return classifier, backbone
 
 
 def _check(settings: Settings, manifest: pd.DataFrame) -> None:
@@ -150,7 +195,7 @@ def _head_data(
             print(f"head: features of view {view + 1} of {settings.head_views}, {len(seen)} images", flush=True)
     x, target = np.concatenate(views), np.tile(y[rows["train"]], settings.head_views)
     validation = features.predict(images[rows["validation"]], batch_size=size, verbose=0)
-    batches = epochs.ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)
+    batches = ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)
     return batches, (validation, y[rows["validation"]])
 
 

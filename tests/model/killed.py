@@ -6,7 +6,7 @@ import os
 import signal
 
 from cxr_ml import store
-from cxr_ml.model import architectures, epochs, inputs, train
+from cxr_ml.model import architectures, inputs, pieces, train
 from cxr_ml.settings import Settings
 
 # Children start from a process that has loaded the framework but never used it: half a second instead of ten.
@@ -47,7 +47,7 @@ def _child(environment: dict[str, str], settings: Settings, pretrained: bool, mo
             "before write": (store, "put_if_absent", False),
             "after write": (store, "put_if_absent", True),
             "before removal": (store, "remove", False),
-            "in a batch of the head": (epochs.ShuffledRows, "__getitem__", False),
+            "in a batch of the head": (pieces.ShuffledRows, "__getitem__", False),
             "in a batch": (inputs.AugmentedBatches, "__getitem__", False),
         }[what]
         _die_at(owner, name, number, after)

@@ -10,10 +10,11 @@ from model_samples import CLASSES, overwrite, quick
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.model import checkpoints, epochs
+from cxr_ml.model import checkpoints, epochs, pieces
 from cxr_ml.model.checkpoints import Epoch, Progress
 from cxr_ml.model.epochs import Stage
 
+THREE = Stage("head", 3, 1e-2)
 N = 43  # no multiple of any batch size here
 
 
@@ -31,12 +32,12 @@ def data(batch_size: int):
     x = rng.normal(size=(N, 6)).astype("float32")
     x[:, 0] += y
     weights = rng.uniform(0.3, 4, N)
-    return epochs.ShuffledRows(x, y, weights, batch_size, 0), (x[:20], y[:20])
+    return pieces.ShuffledRows(x, y, weights, batch_size, 0), (x[:20], y[:20])
 
 
-def run(settings, network, stage=Stage("head", 3, 1e-2), **changes):
+def run(settings, network, stage=THREE, given=data, **changes):
     s = quick(settings, **{"batch_size": 16} | changes)
-    return epochs.run(s, "m", network, stage, "f" * 64, lambda: data(s.batch_size), verbose=False)
+    return epochs.run(s, "m", network, stage, "f" * 64, lambda: given(s.batch_size), verbose=False)
 
 
 def keys(settings) -> list[str]:
@@ -69,13 +70,13 @@ def test_the_error_of_a_full_device_is_the_real_one():
         network.fit(*data(16)[1], batch_size=8, verbose=0)
 
 
-@pytest.mark.parametrize("fits", [9, 5, 1])
+@pytest.mark.parametrize("fits", [5, 1])
 def test_a_batch_that_does_not_fit_goes_through_memory_in_pieces_and_gives_the_same_steps(settings, fits):
     whole, pieced = small_network(), small_network()
     expected = run(settings.model_copy(update={"prefix": "whole/"}), whole)
     seen = limit_memory(pieced, fits)
     found = run(settings, pieced)
-    assert (expected.pieces, found.pieces) == (1, {9: 2, 5: 4, 1: 16}[fits])
+    assert (expected.pieces, found.pieces) == (1, {5: 4, 1: 16}[fits])
     assert max(seen[-found.pieces :]) <= fits
     for now, then in zip(pieced.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(now, then, atol=1e-5)
@@ -119,7 +120,11 @@ def test_a_stage_goes_on_with_the_random_numbers_that_it_would_have_drawn(settin
 
 
 def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
-    run(settings, small_network(), Stage("head", 9, 3.0), patience=9)
+    def misleading(batch_size):  # the more is learned, the worse the validation loss
+        batches, (x, y) = data(batch_size)
+        return batches, (x, (y + 1) % 3)
+
+    run(settings, small_network(), Stage("head", 9, 1e-2), misleading, patience=9)
     found = checkpoints.newest(
         settings, "m", Progress(stage="head", backbone_sha256="f" * 64), [w.shape for w in small_network().weights]
     )
