@@ -133,7 +133,6 @@ def test_lineage_names_dataset_parent_hashes_weights_settings_and_durations():
     assert "commit 0123abc+changes" in text and "keras 3.15.1, tensorflow 2.21.0" in text
     assert "cores: 2; cpu: Some Processor <7>; gpus: none; memory gib: 24" in re.sub(r"\s+", " ", text)
     assert "3, grown from dataset 2" in text and "d" * 64 in text and "a" * 64 in text and "e" * 64 in text
-    assert "head: 12 epochs in 3 min 4 s; fine-tune: 6 epochs in 23 min 23 s" in text
     assert "head_learning_rate = 0.001" in text
 
 
