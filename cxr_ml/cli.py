@@ -97,10 +97,13 @@ def train(
 ) -> None:
     """Train candidates on a dataset version; default: the architectures of the settings."""
     from cxr_ml.model import train as stage
+    from cxr_ml.release import registry
 
     with opened() as settings:
         chosen = architecture or list(settings.architectures)
-        models = [stage.train(settings, dataset, name, verbose=0 if json_ else 1) for name in chosen]
+        champion = registry.champion(settings)
+        warm = champion.model if champion else None
+        models = [stage.train(settings, dataset, name, not json_, warm) for name in chosen]
         show([m.model_dump(mode="json") for m in models], json_, "\n".join(m.model for m in models))
 
 
@@ -204,9 +207,10 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
         from cxr_ml.model import evaluate as evaluates  # these load a deep-learning framework
         from cxr_ml.model import train as trains
 
-        models = [trains.train(settings, built.dataset, a, 0 if json_ else 1).model for a in settings.architectures]
         champion = registry.champion(settings)
-        evaluates.evaluate(settings, built.dataset, models, champion.model if champion else None)
+        beside = champion.model if champion else None
+        models = [trains.train(settings, built.dataset, a, not json_, beside).model for a in settings.architectures]
+        evaluates.evaluate(settings, built.dataset, models, beside)
         registry.conclude(settings, runs.decide(settings, run, models), by=getpass.getuser())
         record, key = runs.publish(settings, run, names, settings.mail_to)
         if json_:

@@ -110,9 +110,14 @@ class Model(Record):
     image_size: int  # pixels
     weights: str  # where the backbone's first weights came from
     weights_sha256: str  # "" when from scratch
-    settings: dict[str, str | int | float]  # hyper-parameters
+    settings: dict[str, bool | str | int | float]  # hyper-parameters
     epochs: dict[str, int]  # stage -> epochs run
     seconds: dict[str, float]  # stage -> wall time
+    # Not known of models of earlier versions
+    images_per_second: dict[str, float] = {}  # stage -> training images, or stored features in the frozen stage
+    code: str = ""  # "commit …" of the source, or "version …" of the package where there is no checkout
+    packages: dict[str, str] = {}  # package -> version
+    hardware: dict[str, str | int] = {}  # cpu, cores, memory_gib, gpus, system
 
 
 class ClassMetrics(Record):

@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     # Training; defaults are the study's
     architectures: tuple[str, ...] = ("inception_v3", "resnet101_v2")
     weights: Literal["imagenet", "none"] = "imagenet"  # "none": every layer is trained from scratch
+    warm_start: bool = False  # begin with the champion's weights where it is of the same architecture
     weights_dir: Path | None = None  # folder of <architecture>_notop.weights.h5, instead of Keras's download
     image_size: int = Field(256, ge=32, le=1024)  # pixels, square
     batch_size: int = Field(128, ge=1, le=4096)  # images per step

@@ -1,4 +1,7 @@
-"""The object store: S3 through boto3. Objects are written once; only `swap` replaces one, by compare-and-set."""
+"""The object store: S3 through boto3. Objects are written once; only `swap` replaces one, by compare-and-set.
+
+Only what a training no longer needs to go on from is ever removed.
+"""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -156,6 +159,11 @@ def exists(settings: Settings, key: str) -> bool:
             return False
         raise
     return True
+
+
+def remove(settings: Settings, key: str) -> None:
+    """Removes `key`, if it is there."""
+    client(settings.s3_endpoint_url).delete_object(Bucket=settings.bucket, Key=settings.prefix + key)
 
 
 def written(settings: Settings, key: str) -> str:

@@ -116,9 +116,11 @@ def cxr_retraining() -> None:
         )
         def train(number: int, architecture: str, params: dict) -> str:
             from cxr_ml.model import train as stage
+            from cxr_ml.release import registry
 
             with wiring.settings(params) as s:
-                return stage.train(s, number, architecture).model
+                champion = registry.champion(s)
+                return stage.train(s, number, architecture, champion=champion.model if champion else None).model
 
         @task(pool="gpu", queue="gpu")
         def evaluate(models: list[str], params: dict) -> list[str]:

@@ -17,7 +17,7 @@ from cxr_ml.settings import Settings
 # Fields of the form that are settings of the same name; the floors are spread over one field per class.
 _SAME = (
     "architectures", "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate",
-    "fine_tune_learning_rate", "patience", "seed", "macro_f1_floor",
+    "fine_tune_learning_rate", "patience", "seed", "warm_start", "macro_f1_floor",
 )  # fmt: skip
 APPROVE = "Approve"
 # Network, store, mail server and Airflow's API may answer the next time; nothing else gets better by itself. A killed
@@ -70,6 +70,13 @@ def form() -> dict[str, Param]:
         "fine_tune_learning_rate": number("fine_tune_learning_rate", "number", "Training", "Fine-tuning", 1),
         "patience": number("patience", "integer", "Training", "Epochs without a better validation loss", 1000, 1),
         "seed": number("seed", "integer", "Training", "Same data and seed, same model", 2**31 - 1),
+        "warm_start": Param(
+            s.warm_start,
+            type="boolean",
+            section="Training",
+            title="Warm start",
+            description="Begin with the champion's weights instead of ImageNet's, where it is of the same architecture",
+        ),
     }
     form |= {f"recall_floor_{c}": floor(v, f"Recall of {c} at least") for c, v in s.recall_floors.items()}
     form |= {f"f1_floor_{c}": floor(v, f"F1 of {c} at least") for c, v in s.f1_floors.items()}

@@ -5,6 +5,7 @@ import json
 import math
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -15,7 +16,10 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, features, inputs
+from cxr_ml.model import architectures, checkpoints, curves, epochs, evaluate, features, inputs, provenance
+from cxr_ml.model.checkpoints import Progress
+from cxr_ml.model.epochs import Stage
+from cxr_ml.model.pieces import ShuffledRows
 from cxr_ml.records import Dataset, Model
 from cxr_ml.settings import Settings
 
@@ -37,143 +41,177 @@ def class_weights(y: np.ndarray, classes: int) -> np.ndarray:
     return len(y) / (classes * counts)
 
 
-def model_name(settings: Settings, dataset: Dataset, architecture: str) -> str:
-    """Name of the model that these inputs make; the same inputs give the same name."""
+def model_name(settings: Settings, dataset: Dataset, architecture: str, champion: Model | None = None) -> str:
+    """Name of the model that these inputs make; the same inputs give the same name.
+
+    Args:
+        settings: hyper-parameters.
+        dataset: what is trained on.
+        architecture: name of the network.
+        champion: whose weights the training begins with; None: those that the settings name.
+    """
     facts = {k: str(getattr(settings, k)) for k in _HYPERPARAMETERS}
     facts |= {"weights_dir": str(settings.weights_dir), "version": cxr_ml.__version__}
     facts |= {"dataset": dataset.manifest_sha256, "classes": ",".join(settings.classes)}
+    facts |= {"champion": champion.artefact_sha256} if champion else {}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     return f"{architecture}-d{dataset.dataset}-{digest}"
 
 
-def train(settings: Settings, number: int, architecture: str, verbose: int = 2) -> Model:
+def train(
+    settings: Settings, number: int, architecture: str, verbose: bool = True, champion: str | None = None
+) -> Model:
     """Trains and stores a candidate. A model that these very inputs made before is returned as it is.
+
+    A training that died goes on from its last finished epoch, and ends with the weights of one that did not.
 
     Args:
         settings: hyper-parameters and the store.
         number: dataset version.
         architecture: name in `architectures.ARCHITECTURES`.
-        verbose: as in keras.Model.fit: 2 prints a line per epoch, 1 a progress bar.
+        verbose: whether a line per epoch is printed, and on a terminal a progress bar.
+        champion: name of the model in use, with whose weights the training begins if the settings ask for a warm
+            start and it is of this architecture. A model that the gate refused must not be handed in.
 
     Raises:
         Refused: data, architecture or weights that cannot be trained, or a loss that is no longer a number.
     """
     dataset = datasets.load(settings, number)
-    name = model_name(settings, dataset, architecture)
+    first = _warm(settings, architecture, champion, verbose)
+    name = model_name(settings, dataset, architecture, first)
     if store.exists(settings, f"models/{name}/model.json"):
+        checkpoints.sweep(settings, name)  # that a run left which died between the last two lines of `_write`
         return store.load(settings, f"models/{name}/model.json", Model)
     keras.utils.set_random_seed(settings.seed)
+    _check(settings, datasets.manifest(settings, dataset))
+    if first:
+        classifier, backbone = _from_champion(settings, first)
+    else:
+        backbone = architectures.backbone(settings, architecture)
+        classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+    from_scratch = not backbone.weights_sha256
     started = time.monotonic()
     images, manifest = inputs.load(settings, dataset, settings.image_size)
+    seconds = {"inputs": time.monotonic() - started}
     y = inputs.targets(manifest, settings.classes)
     rows = {s: np.flatnonzero(manifest["split"] == s) for s in ("train", "validation")}
-    if not len(rows["validation"]):
-        raise Refused("Training needs a validation split. Received: none; add images to the inbox.")
-    seconds = {"inputs": time.monotonic() - started}
     weights = class_weights(y[rows["train"]], len(settings.classes))
-    backbone = architectures.backbone(settings, architecture)
-    classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
-    from_scratch = not backbone.weights_sha256
+    given = (settings, classifier, images, rows, y, weights)
 
-    histories, best = [], math.inf
-    stages = [("head", settings.head_epochs, settings.head_learning_rate)]
-    stages.append(("fine_tune", settings.fine_tune_epochs, settings.fine_tune_learning_rate))
-    for stage, epochs, rate in stages:
-        if not epochs:
+    done: dict[str, Progress] = {}
+    stages = [Stage("head", settings.head_epochs, settings.head_learning_rate)]
+    stages.append(Stage("fine_tune", settings.fine_tune_epochs, settings.fine_tune_learning_rate))
+    for stage in stages:
+        if not stage.epochs:
             continue
-        started, before = time.monotonic(), classifier.get_weights()
-        if stage == "head" and not from_scratch:
-            history = _train_head(settings, classifier, images, manifest, rows, y, weights, verbose)
+        before = classifier.get_weights()
+        if stage.name == "head" and not from_scratch:
+            part, data = _head(classifier), partial(_head_data, *given, manifest, verbose)
         else:
-            history = _train_all(settings, classifier, images, rows, y, weights, (stage, epochs, rate), verbose)
-        seconds[stage] = time.monotonic() - started
-        if history["val_loss"].min() > best:
+            part, data = classifier, partial(_all_data, *given)
+        progress = epochs.run(settings, name, part, stage, backbone.weights_sha256, data, verbose)
+        if _best_loss(progress) > min(map(_best_loss, done.values()), default=math.inf):
             classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
-        best = min(best, history["val_loss"].min())
-        done = len(pd.concat(histories)) if histories else 0
-        history.insert(0, "epoch", range(done + 1, done + len(history) + 1))
-        history.insert(0, "stage", stage)
-        histories.append(history)
-    history = pd.concat(histories, ignore_index=True)
-    return _write(settings, dataset, name, architecture, backbone, classifier, history, seconds)
+        done[stage.name] = progress
+    return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds)
 
 
-def _callbacks(settings: Settings) -> list[keras.callbacks.Callback]:
-    stop = keras.callbacks.EarlyStopping("val_loss", patience=settings.patience, restore_best_weights=True)
-    return [stop, keras.callbacks.TerminateOnNaN()]
+def _warm(settings: Settings, architecture: str, champion: str | None, verbose: bool) -> Model | None:
+    """The champion, if the training begins with its weights."""
+    if not settings.warm_start:
+        return None
+    record = store.load(settings, f"models/{champion}/model.json", Model) if champion else None
+    if record is None:
+        why = "there is no champion"
+    elif record.architecture != architecture:
+        why = f"{champion}, the champion, is of the architecture {record.architecture}"
+    elif record.classes != settings.classes:
+        why = f"{champion}, the champion, knows the classes {', '.join(record.classes)}"
+    else:
+        return record
+    if verbose:
+        print(f"{architecture}: no warm start, {why}; it begins with weights={settings.weights!r}", flush=True)
+    return None
 
 
-def _table(fitted: keras.callbacks.History) -> pd.DataFrame:
-    table = pd.DataFrame(fitted.history)
-    if not np.isfinite(table[["loss", "val_loss"]].to_numpy()).all():
+def _from_champion(settings: Settings, champion: Model) -> tuple[keras.Model, architectures.Backbone]:
+    """A classifier with the champion's weights, at this training's image size and dropout, and its backbone."""
+    scratch = settings.model_copy(update={"weights": "none"})
+    backbone = architectures.backbone(scratch, champion.architecture)
+    backbone = backbone._replace(weights=f"champion {champion.model}", weights_sha256=champion.artefact_sha256)
+    classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+    classifier.set_weights(evaluate.load_model(settings, champion.model)[1].get_weights())
+    return classifier, backbone
+
+
+def _check(settings: Settings, manifest: pd.DataFrame) -> None:
+    """Refuses, before anything is decoded or trained, images that cannot teach or judge every class."""
+    counts = {
+        split: {c: int(((manifest["split"] == split) & (manifest["label"] == c)).sum()) for c in settings.classes}
+        for split in ("train", "validation")
+    }
+    if strange := sorted(set(manifest["label"]) - set(settings.classes)):
         raise Refused(
-            "The loss is no longer a number: training is stopped and nothing is stored. Use smaller learning rates. "
-            f"Received: {table['loss'].tolist()}"
+            f"Every label must be one of the classes {', '.join(settings.classes)}. Received: {', '.join(strange)}. "
+            "Set CXR_CLASSES as it was when the dataset was built, or build a new dataset."
         )
-    return table[["loss", "accuracy", "val_loss", "val_accuracy"]]
+    if absent := [f"no {c} in {split}" for split, found in counts.items() for c, n in found.items() if not n]:
+        raise Refused(
+            "Each class needs images to train on and images to validate with, at least one of either. "
+            f"Received: {', '.join(absent)}; there are {counts}. Put more labelled images into the inbox, or take "
+            "the class out of CXR_CLASSES."
+        )
 
 
-def _compile(model: keras.Model, rate: float) -> None:
-    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+def _best_loss(progress: Progress) -> float:
+    return min(epoch.val_loss for epoch in progress.epochs)
 
 
-def _train_head(
+def _head(classifier: keras.Model) -> keras.Model:
+    """The layers above the backbone, as a model of their own on its features (n, channels)."""
+    features = keras.Input(classifier.get_layer("features").output.shape[1:])
+    return keras.Model(features, classifier.get_layer("head")(classifier.get_layer("dropout")(features)))
+
+
+def _head_data(
     settings: Settings,
     classifier: keras.Model,
     images: np.ndarray,
+    rows: dict[str, np.ndarray],
+    y: np.ndarray,
+    weights: np.ndarray,
     manifest: pd.DataFrame,
-    rows: dict[str, np.ndarray],
-    y: np.ndarray,
-    weights: np.ndarray,
-    verbose: int,
-) -> pd.DataFrame:
-    """Trains the head on stored features: the frozen backbone sees each augmented view once, not once per epoch."""
-    x = features.load(settings, classifier, manifest, images, rows["train"], settings.head_views, bool(verbose))
-    target = np.tile(y[rows["train"]], settings.head_views)
-    validation = features.load(settings, classifier, manifest, images, rows["validation"], 1, bool(verbose))
-    inputs_ = keras.Input(x.shape[1:])
-    layers = [classifier.get_layer("dropout"), classifier.get_layer("head")]
-    head = keras.Model(inputs_, layers[1](layers[0](inputs_)))
-    _compile(head, settings.head_learning_rate)
-    fitted = head.fit(
-        x,
-        target,
-        sample_weight=weights[target],
-        validation_data=(validation, y[rows["validation"]]),
-        epochs=settings.head_epochs,
-        batch_size=settings.batch_size,
-        callbacks=_callbacks(settings),
-        verbose=verbose,
-    )
-    return _table(fitted)
+    verbose: bool,
+) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
+    """Stored features for the head: the frozen backbone sees each augmented view once, not once per epoch."""
+    see = partial(features.load, settings, classifier, manifest, images, verbose=verbose)
+    x, target = see(rows["train"], settings.head_views), np.tile(y[rows["train"]], settings.head_views)
+    validation = see(rows["validation"], 1)
+    batches = ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)
+    return batches, (validation, y[rows["validation"]])
 
 
-def _train_all(
+def _all_data(
     settings: Settings,
     classifier: keras.Model,
     images: np.ndarray,
     rows: dict[str, np.ndarray],
     y: np.ndarray,
     weights: np.ndarray,
-    stage: tuple[str, int, float],
-    verbose: int,
-) -> pd.DataFrame:
-    _, epochs, rate = stage
+) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
     target = y[rows["train"]]
     batches = inputs.AugmentedBatches(
         images, rows["train"], target, weights[target], settings.batch_size, settings.seed
     )
-    _compile(classifier, rate)
-    fitted = classifier.fit(
-        batches,
-        validation_data=(images[rows["validation"]], y[rows["validation"]]),
-        validation_batch_size=min(settings.batch_size, 32),
-        epochs=epochs,
-        shuffle=False,
-        callbacks=_callbacks(settings),
-        verbose=verbose,
-    )
-    return _table(fitted)
+    return batches, (images[rows["validation"]], y[rows["validation"]])
+
+
+def _history(done: dict[str, Progress]) -> pd.DataFrame:
+    """A row per epoch, counted through both stages from 1."""
+    rows = [{"stage": stage} | epoch.model_dump() for stage, p in done.items() for epoch in p.epochs]
+    table = pd.DataFrame(rows)
+    table.insert(1, "epoch", range(1, len(table) + 1))
+    return table
 
 
 def _write(
@@ -183,12 +221,16 @@ def _write(
     architecture: str,
     backbone: architectures.Backbone,
     classifier: keras.Model,
-    history: pd.DataFrame,
+    done: dict[str, Progress],
     seconds: dict[str, float],
 ) -> Model:
+    history = _history(done)
+    images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in done.items()}
+    spent = {stage: sum(e.seconds for e in p.epochs) for stage, p in done.items()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
-        classifier.save(path)
+        # Another model of the same layers: with the optimizer's memory, the file would be three times as large.
+        keras.Model(classifier.input, classifier.output).save(path)
         artefact = path.read_bytes()
     digest = hashlib.sha256(artefact).hexdigest()
     record = Model(
@@ -202,11 +244,19 @@ def _write(
         weights=backbone.weights,
         weights_sha256=backbone.weights_sha256,
         settings={k: getattr(settings, k) for k in _HYPERPARAMETERS},
-        epochs={str(stage): int(n) for stage, n in history.groupby("stage", sort=False).size().items()},
-        seconds={stage: round(s, 1) for stage, s in seconds.items()},
+        epochs={stage: len(p.epochs) for stage, p in done.items()},
+        seconds={k: round(s, 1) for k, s in seconds.items()}
+        | {stage: round(spent[stage] + p.prepared, 1) for stage, p in done.items()},
+        images_per_second={stage: round(images[stage] / spent[stage], 1) for stage in done},
+        code=provenance.code(),
+        packages=provenance.packages(),
+        hardware=provenance.hardware(),
     )
     store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
     store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
+    for file, data in curves.events(history).items():
+        store.put_uncommitted(settings, f"models/{name}/{file}", data)
     if not store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes(), "application/json"):
         raise RuntimeError(f"{name} was written by two runs at once. Run this step again.")
+    checkpoints.sweep(settings, name)
     return record

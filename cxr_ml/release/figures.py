@@ -64,12 +64,13 @@ def best_epochs(history: pd.DataFrame) -> dict[str, int]:
 
 
 def losses(model: str, history: pd.DataFrame | None) -> bytes:
-    """Loss and accuracy over the epochs of both stages, with each stage's best epoch and the start of fine-tuning.
+    """Loss and macro F1 over the epochs of both stages, with each stage's best epoch and the start of fine-tuning.
 
     Args:
         model: name of the model, shown in the title.
         history: columns `stage` (head or fine_tune), `epoch` (through both stages, from 1), `loss, accuracy, val_loss,
-            val_accuracy`; None or no rows where it is not known.
+            val_accuracy`, and `f1, val_f1` (without them, accuracy is shown instead); None or no rows where it is not
+            known.
     """
     if history is None or history.empty:
         return _empty(f"No loss curve: {_name(model, 40)} has no training history.")
@@ -78,8 +79,9 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
         return _empty(f"No loss curve: every loss of {_name(model, 40)} is NaN or infinite.")
     figure = _figure(5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    for axes, column, label in ((top, "loss", "loss\n(cross-entropy)"), (bottom, "accuracy", "accuracy (%)")):
-        scale = 100 if column == "accuracy" else 1
+    score = ("f1", "macro F1 (%)") if "val_f1" in history else ("accuracy", "accuracy (%)")
+    for axes, column, label in ((top, "loss", "loss\n(cross-entropy)"), (bottom, *score)):
+        scale = 1 if column == "loss" else 100
         epochs = history["epoch"]
         axes.plot(epochs, history[column] * scale, "o--", color=ORANGE, markersize=3, linewidth=1.5, label="training")
         axes.plot(

@@ -148,6 +148,7 @@ def test_the_form_starts_from_the_settings(dag):
         "fine_tune_learning_rate": 1e-5,
         "patience": 5,
         "seed": 0,
+        "warm_start": False,
         "recall_floor_COVID19": 0.95,
         "recall_floor_PNEUMONIA": 0.9,
         "recall_floor_NORMAL": 0.7,

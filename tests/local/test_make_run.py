@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -285,6 +286,61 @@ def test_a_human_who_says_yes_makes_it_champion(made):
     entry = registry.history(made.settings)[-1]
     assert (entry.action, entry.by, entry.version) == ("promoted", "admin, approved by admin", 2)
     assert registry.champion(made.settings).model == entry.model
+
+
+def checkpoints(made: MakeRun, known: set[str]) -> dict[str, int]:
+    """Model -> the last epoch of its head that the store has, of the models that were not known before."""
+    found = {}
+    for key in store.keys(made.settings, "models/"):
+        if (match := re.match(r"models/(.+)/checkpoints/head-(\d+)-", key)) and match[1] not in known:
+            found[match[1]] = int(match[2])
+    return found
+
+
+def running_training(made: MakeRun, run_id: str, try_number: int) -> psutil.Process:
+    """The process that trains, once it does so for the `try_number`-th time and has begun."""
+    end = time.monotonic() + 180
+    while True:
+        found = [
+            t for t in airflow_api.task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"
+        ]
+        assert time.monotonic() < end, made.tasks(run_id)
+        if [(t["state"], t["try_number"]) for t in found] == [("running", try_number)]:
+            title = f"airflow worker -- {found[0]['id']}"
+            for process in psutil.process_iter(["cmdline"]):
+                if " ".join(process.info["cmdline"] or ()).strip() == title:
+                    return process
+        time.sleep(0.5)
+
+
+def wait_until(true: Callable[[], bool], seconds: float, what: str) -> float:
+    """Seconds until it is true."""
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < seconds, what
+        time.sleep(0.2)
+    return time.monotonic() - start
+
+
+def test_a_training_that_is_killed_is_retried_and_goes_on_and_one_that_is_cancelled_stops(made):
+    known = {key.split("/")[1] for key in store.keys(made.settings, "models/")}
+    run_id = made.trigger(train_anyway=True, seed=2, head_epochs=1000, patience=1000)
+    first = running_training(made, run_id, 1)
+    wait_until(lambda: max(checkpoints(made, known).values(), default=0) >= 3, 120, "no third epoch")
+    first.kill()
+    second = running_training(made, run_id, 2)
+    assert second.pid != first.pid
+    ((model, died_after),) = checkpoints(made, known).items()
+    wait_until(lambda: checkpoints(made, known)[model] > died_after, 120, "it does not go on")
+    (task,) = [t for t in airflow_api.task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"]
+    log = "\n".join(airflow_api.log_lines(made.client, run_id, task, last=10_000))
+    assert int(re.search(r"head: (\d+) epochs were stored before; going on from there", log)[1]) >= 3
+    assert "head: epoch 1 of 1000" not in log
+
+    airflow_api.fail_run(made.client, run_id, "cancelled")
+    seconds = wait_until(lambda: not second.is_running(), 30, "the cancelled training still runs")
+    print(f"cancelled: the process was gone, and with it its memory, after {seconds:.1f} s")
+    assert made.tasks(run_id)["learn.train"][0] in ("failed", "skipped")
 
 
 def left_over(state: Path) -> list[str]:

@@ -2,18 +2,22 @@
 
 import hashlib
 import io
+import json
+import os
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from model_samples import CLASSES, overwrite, put_dataset, quick
+from tensorflow.core.util.event_pb2 import Event
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data.ingest import to_parquet
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, evaluate, inputs, train
+from cxr_ml.model import architectures, epochs, evaluate, inputs, train
 from cxr_ml.records import Model
 
 
@@ -55,15 +59,100 @@ def test_a_training_stores_model_history_and_record(settings):
     assert (record.weights, record.weights_sha256) == ("from scratch", "")
     assert record.epochs == {"head": 2, "fine_tune": 1}
     assert set(record.seconds) == {"inputs", "head", "fine_tune"}
+    assert set(record.images_per_second) == {"head", "fine_tune"} and min(record.images_per_second.values()) > 0
+    assert record.packages["keras"] == keras.__version__ and record.packages["tensorflow"] == tf.__version__
+    assert record.packages["numpy"] == np.__version__ and record.settings["seed"] == 0
+    assert record.hardware["cores"] == len(os.sched_getaffinity(0)) and record.hardware["cpu"]
     assert record.settings["batch_size"] == 8 and record.settings["fine_tune_learning_rate"] == 1e-4
     artefact = store.get(s, f"models/{record.model}/model.keras")
     assert hashlib.sha256(artefact).hexdigest() == record.artefact_sha256
     table = history(s, record)
     assert list(table["stage"]) == ["head", "head", "fine_tune"] and list(table["epoch"]) == [1, 2, 3]
     assert list(table.columns[2:6]) == ["loss", "accuracy", "val_loss", "val_accuracy"]
-    assert np.isfinite(table[["loss", "val_loss"]]).all(axis=None)
+    assert np.isfinite(table.drop(columns="stage")).all(axis=None)
+    assert list(table["learning_rate"]) == pytest.approx([1e-3, 1e-3, 1e-4])
+    assert (table["images_per_second"] > 0).all() and table["val_f1"].between(0, 1).all()
+    assert not list(store.keys(s, f"models/{record.model}/checkpoints/"))
     _, network = evaluate.load_model(s, record.model)
     assert network.output_shape == (None, 3)
+
+
+def scalars(data: bytes, tmp_path) -> dict[tuple[str, int], float]:
+    """(tag, step) -> value, of a TensorBoard event file."""
+    (tmp_path / "events").write_bytes(data)
+    found = {}
+    for raw in tf.data.TFRecordDataset(str(tmp_path / "events")):
+        event = Event.FromString(raw.numpy())
+        for value in event.summary.value:
+            assert value.metadata.plugin_data.plugin_name == "scalars"
+            found[value.tag, event.step] = float(tf.make_ndarray(value.tensor))
+    return found
+
+
+def test_tensorboard_finds_every_epoch_beside_the_model(settings, tmp_path):
+    s = quick(settings)
+    put_dataset(s)
+    record = train.train(s, 1, "light", verbose=0)
+    table = history(s, record)
+    folder = f"models/{record.model}/tensorboard/"
+    for run, prefix in (("train", ""), ("validation", "val_")):
+        (key,) = store.keys(s, folder + run)
+        assert "tfevents" in key
+        found = scalars(store.get(s, key), tmp_path)
+        for name in ("loss", "accuracy", "f1"):
+            series = [found[f"epoch_{name}", step] for step in (1, 2, 3)]
+            assert series == pytest.approx(list(table[prefix + name]), rel=1e-6)
+    assert [found for (tag, _), found in scalars(store.get(s, folder + "train/events.out.tfevents.train"), tmp_path)
+            .items() if tag == "learning_rate"] == pytest.approx([1e-3, 1e-3, 1e-4])  # fmt: skip
+
+
+def test_a_model_json_of_an_earlier_version_is_still_read(settings):
+    fields = {
+        "model": "light-d1-0a1b2c3d", "architecture": "light", "dataset": 1, "dataset_sha256": "d" * 64,
+        "artefact_sha256": "a" * 64, "classes": CLASSES, "image_size": 32, "weights": "from scratch",
+        "weights_sha256": "", "settings": {"seed": 0}, "epochs": {"head": 1}, "seconds": {"head": 1.0},
+    }  # fmt: skip
+    record = Model.model_validate_json(json.dumps(fields))
+    assert (record.code, record.packages, record.hardware, record.images_per_second) == ("", {}, {}, {})
+
+
+def test_each_epoch_is_a_line_of_the_log_and_silence_is_silent(settings, capfd):
+    s = quick(settings)
+    put_dataset(s)
+    train.train(s, 1, "light", verbose=0)
+    assert capfd.readouterr().out == ""
+    train.train(s.model_copy(update={"seed": 1}), 1, "light")
+    lines = [line for line in capfd.readouterr().out.splitlines() if ": epoch " in line]
+    assert [line.partition(", loss")[0] for line in lines] == [
+        "head: epoch 1 of 2", "head: epoch 2 of 2", "fine_tune: epoch 1 of 1"
+    ]  # fmt: skip
+
+
+def test_a_warm_start_begins_with_the_champion_of_the_same_architecture_and_says_so(settings, capsys):
+    s = quick(settings, head_epochs=8, head_learning_rate=3e-3)
+    put_dataset(s)
+    champion = train.train(s, 1, "light", verbose=0)
+    tiny = {"head_epochs": 1, "head_learning_rate": 1e-9, "fine_tune_epochs": 0, "seed": 5}
+    warm = s.model_copy(update=tiny | {"warm_start": True})
+    record = train.train(warm, 1, "light", verbose=0, champion=champion.model)
+    assert (record.weights, record.weights_sha256) == (f"champion {champion.model}", champion.artefact_sha256)
+    assert record.settings["warm_start"] is True
+    weights = [evaluate.load_model(s, name)[1].get_weights() for name in (record.model, champion.model)]
+    for now, then in zip(*weights, strict=True):
+        np.testing.assert_allclose(now, then, atol=1e-6)
+    # Without a champion, or one of another kind, it begins as the settings say.
+    cold = train.train(warm, 1, "light", champion=None)
+    assert cold.weights == "from scratch" and cold.model != record.model
+    assert "light: no warm start, there is no champion" in capsys.readouterr().out
+    for changes, why in (({"architecture": "resnet101_v2"}, "of the architecture resnet101_v2"),
+                         ({"classes": CLASSES[::-1]}, "knows the classes PNEUMONIA, COVID19, NORMAL")):  # fmt: skip
+        other = champion.model_copy(update=changes | {"model": f"other-{next(iter(changes))}"})
+        store.put_if_absent(s, f"models/{other.model}/model.json", other.to_bytes())
+        assert train.train(warm, 1, "light", champion=other.model) == cold
+        assert why in capsys.readouterr().out
+    # Not asked for, the champion is left alone.
+    plain = train.train(warm.model_copy(update={"warm_start": False}), 1, "light", False, champion.model)
+    assert plain.weights == "from scratch"
 
 
 def test_a_network_learns_what_can_be_learned_and_says_so_on_images_it_never_saw(settings):
@@ -157,7 +246,7 @@ def test_two_runs_that_write_the_same_model_are_told(settings, monkeypatch):
 def test_a_learning_rate_beyond_all_measure_is_refused(settings):
     s = quick(settings, head_epochs=3, head_learning_rate=1e30, fine_tune_epochs=0)
     put_dataset(s)
-    with pytest.raises(Refused, match=r"no longer a number.*Received: \["):
+    with pytest.raises(Refused, match=r"must stay a number.* of head is .*Use a smaller head_learning_rate"):
         train.train(s, 1, "light", verbose=0)
     assert list(store.keys(s, "models/")) == []
 
@@ -165,17 +254,17 @@ def test_a_learning_rate_beyond_all_measure_is_refused(settings):
 def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settings, monkeypatch):
     s = quick(settings, head_epochs=1)
     put_dataset(s)
-    compiled = train._compile
+    run = epochs.run
 
-    def explode(model, value):
-        if value == s.fine_tune_learning_rate:
-            model.get_layer("head").kernel.assign(np.full(model.get_layer("head").kernel.shape, np.inf))
-        compiled(model, value)
+    def explode(settings, model, network, stage, *args):
+        if stage.name == "fine_tune":
+            network.get_layer("head").kernel.assign(np.full(network.get_layer("head").kernel.shape, np.inf))
+        return run(settings, model, network, stage, *args)
 
-    monkeypatch.setattr(train, "_compile", explode)
-    with pytest.raises(Refused, match="no longer a number: training is stopped and nothing is stored"):
+    monkeypatch.setattr(epochs, "run", explode)
+    with pytest.raises(Refused, match=r"mean loss until step 1 of epoch 1 of fine_tune is nan.*no model is written"):
         train.train(s, 1, "light", verbose=0)
-    assert list(store.keys(s, "models/")) == []
+    assert {key.split("/")[2] for key in store.keys(s, "models/")} == {"checkpoints"}, "what went well is kept"
 
 
 def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoch(settings):
@@ -206,19 +295,56 @@ def test_no_fine_tuning_leaves_one_stage(settings):
     assert record.epochs == {"head": 1} and set(history(s, record)["stage"]) == {"head"}
 
 
-def test_without_a_validation_split_nothing_is_trained(settings):
+@pytest.mark.parametrize(
+    ("counts", "labels", "said"),
+    [
+        ({"train": 3, "test": 1}, CLASSES, "no NORMAL in validation, no COVID19 in validation, no PNEUMONIA in val"),
+        ({"train": 3, "validation": 1}, CLASSES[:2], "no PNEUMONIA in train, no PNEUMONIA in validation; there are"),
+        ({"train": 1}, CLASSES[:1], "no COVID19 in train, no PNEUMONIA in train, no NORMAL in validation"),
+        ({}, CLASSES, "no NORMAL in train"),
+    ],
+    ids=["no validation", "no such class", "one image", "no image"],
+)
+def test_images_that_cannot_teach_or_judge_every_class_are_refused_before_anything_is_decoded(
+    settings, monkeypatch, counts, labels, said
+):
     s = quick(settings)
-    put_dataset(s, counts={"train": 3, "test": 1})
-    with pytest.raises(Refused, match="needs a validation split"):
+    put_dataset(s, counts=counts, labels=labels)
+    monkeypatch.setattr(inputs, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(Refused, match=f"Received: .*{said}.*Put more labelled images into the inbox"):
         train.train(s, 1, "light", verbose=0)
     assert list(store.keys(s, "models/")) == []
 
 
-def test_a_class_without_training_images_stops_the_training(settings):
-    s = quick(settings)
-    put_dataset(s, labels=CLASSES[:2])
-    with pytest.raises(Refused, match=r"Received counts: \[12, 12, 0\]"):
+def test_a_label_that_is_no_class_is_refused(settings):
+    s = quick(settings, classes=CLASSES[:2])
+    put_dataset(s, counts={"train": 1, "validation": 1})
+    with pytest.raises(
+        Refused, match=r"must be one of the classes NORMAL, COVID19\. Received: PNEUMONIA\. Set CXR_CLA"
+    ):
         train.train(s, 1, "light", verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "said"),
+    [
+        ("inception_v3", {"image_size": 64}, "inception_v3 cannot take images of 64 pixels"),
+        ("mobilenet_v2", {"image_size": 96, "weights": "imagenet"}, "does not hold weights of mobilenet_v2"),
+    ],
+    ids=["an image size that it cannot take", "weights that do not fit"],
+)
+def test_what_the_network_cannot_take_is_refused_before_anything_is_decoded(
+    settings, tmp_path, monkeypatch, architecture, changes, said
+):
+    keras.applications.MobileNetV2(input_shape=(96, 96, 3), alpha=0.35, include_top=False, weights=None).save_weights(
+        tmp_path / "mobilenet_v2_notop.weights.h5"
+    )
+    s = quick(settings, weights_dir=tmp_path, **changes)
+    put_dataset(s, counts={"train": 1, "validation": 1})
+    monkeypatch.setattr(inputs, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(Refused, match=said):
+        train.train(s, 1, architecture, verbose=0)
+    assert list(store.keys(s, "models/")) == []
 
 
 def test_an_unknown_architecture_is_refused_and_nothing_is_stored(settings):

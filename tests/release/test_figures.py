@@ -71,6 +71,12 @@ def test_the_loss_curve_names_both_best_epochs_and_the_start_of_fine_tuning(monk
     assert "epoch · best of head: 2 · best of fine-tune: 7" in seen
     assert "fine-tuning starts" in seen
     assert "inception_v3-d3" in seen
+    assert "macro F1 (%)" in seen
+
+
+def test_the_history_of_a_model_of_an_earlier_version_is_shown_with_its_accuracy(monkeypatch):
+    history = samples.history().drop(columns=["f1", "val_f1", "learning_rate", "images_per_second"])
+    assert "accuracy (%)" in texts(monkeypatch, lambda: figures.losses("light", history))
 
 
 def test_a_run_without_fine_tuning_shows_no_start_of_it(monkeypatch):

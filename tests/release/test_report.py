@@ -139,8 +139,10 @@ def test_batches_show_verdicts_per_class_reasons_and_rejected_classes():
 
 def test_lineage_names_dataset_parent_hashes_weights_settings_and_durations():
     text = read(samples.run()).text
+    assert "12 epochs in 3 min 4 s, 5012.3 images/s; fine-tune: 6 epochs in 23 min 23 s, 41.5 images/s" in text
+    assert "commit 0123abc+changes" in text and "keras 3.15.1, tensorflow 2.21.0" in text
+    assert "cores: 2; cpu: Some Processor <7>; gpus: none; memory gib: 24" in re.sub(r"\s+", " ", text)
     assert "3, grown from dataset 2" in text and "d" * 64 in text and "a" * 64 in text and "e" * 64 in text
-    assert "head: 12 epochs in 3 min 4 s; fine-tune: 6 epochs in 23 min 23 s" in text
     assert "head_learning_rate = 0.001" in text
 
 
@@ -158,7 +160,7 @@ def test_the_page_needs_no_network():
 
 def test_a_missing_history_is_said_to_be_missing():
     page = read(samples.run(), histories={})
-    assert any(a.get("alt", "").startswith("Loss and accuracy") for _, a in page.tags)
+    assert any(a.get("alt", "").startswith("Loss and score") for _, a in page.tags)
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")

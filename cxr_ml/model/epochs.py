@@ -1,0 +1,240 @@
+"""The epochs of one stage: each is stored when it ends, and the stage goes on from the last one stored."""
+
+import copy
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from cxr_ml.errors import Refused
+from cxr_ml.model import checkpoints
+from cxr_ml.model.checkpoints import Epoch, Progress
+from cxr_ml.model.pieces import Pieces
+from cxr_ml.settings import Settings
+
+EXPLODED = 10.0  # times the loss of the beginning, or of guessing: no step back from there is worth waiting for
+_SEED = 2  # tells the random numbers of the layers from those of augmentation
+
+
+class Stage(NamedTuple):
+    """A stage of the training, with its share of the settings."""
+
+    name: str  # head or fine_tune
+    epochs: int  # at most
+    rate: float  # learning rate
+
+
+class MacroF1(keras.metrics.F1Score):
+    """Mean of the classes' F1, from targets that are class indices."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(average="macro", name="f1")
+        self.classes = classes
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:  # noqa: ANN401 - tensors
+        """Counts a batch: int (n,) or (n, 1) against probabilities (n, classes)."""
+        one_hot = keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32"), self.classes)
+        super().update_state(one_hot, y_pred, sample_weight)
+
+
+def ended(progress: Progress, stage: Stage, patience: int) -> bool:
+    """Whether a stage has run all its epochs, or `patience` of them without a better validation loss."""
+    n = len(progress.epochs)
+    return n >= stage.epochs or (n > 0 and n - checkpoints.best(progress) >= patience)
+
+
+def run(
+    settings: Settings,
+    model: str,
+    network: keras.Model,
+    stage: Stage,
+    backbone_sha256: str,
+    data: Callable[[], tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]],
+    verbose: bool,
+) -> Progress:
+    """Trains `network` from where this stage was left, to its end; it is left with the weights of the best epoch.
+
+    Args:
+        settings: batch size, patience, seed, and the store.
+        model: name of the model, whose checkpoints are read and written.
+        network: from what `data` gives to probabilities (n, classes).
+        stage: the stage.
+        backbone_sha256: of the weights that the network began with, where they are not its own.
+        data: gives the batches (x, targets, weights) and the validation images (x, targets). Called only if the stage
+            has not ended yet. The batches tell their images by `y`, and what they draw depends on their `epoch`.
+        verbose: whether a line per epoch is printed, and on a terminal a progress bar.
+
+    Raises:
+        Refused: the loss is no longer a number or has exploded, or one image is too large for the memory.
+    """
+    fresh = Progress(stage=stage.name, backbone_sha256=backbone_sha256)
+    shapes = [tuple(weight.shape) for weight in network.weights]
+    saved = checkpoints.newest(settings, model, fresh, shapes)
+    if saved and verbose:
+        print(f"{stage.name}: {len(saved.progress.epochs)} epochs were stored before; going on from there", flush=True)
+    if saved and ended(saved.progress, stage, settings.patience):
+        network.set_weights(saved.best)
+        return saved.progress
+    started = time.monotonic()
+    batches, validation = data()
+    saved = saved or checkpoints.Checkpoint(fresh, network.get_weights(), [], [])
+    prepared = saved.progress.prepared + time.monotonic() - started
+    pieces = saved.progress.pieces
+    while True:
+        _compile(network, stage.rate, pieces)
+        _restore(network, saved, pieces)
+        progress = saved.progress.model_copy(update={"pieces": pieces, "prepared": round(prepared, 3)})
+        loop = _Loop(settings, model, stage, progress, saved.best, len(batches.y), verbose)
+        try:
+            _fit(network, batches, validation, loop, settings.batch_size, verbose)
+        except Exception as error:
+            if not _out_of_memory(error):
+                raise
+            pieces *= 2
+            if pieces >= 2 * min(settings.batch_size, len(batches.y)):
+                raise Refused(
+                    f"One image of {settings.image_size} pixels must fit into the memory of the device that trains. "
+                    f"Received: out of memory in {stage.name} with one image at a time. Set a smaller image_size "
+                    f"(CXR_IMAGE_SIZE; now {settings.image_size}), a smaller architecture, or use a larger device."
+                ) from error
+            print(f"{stage.name}: out of memory; a batch now goes through it in {pieces} pieces", flush=True)
+            stored = checkpoints.newest(settings, model, fresh, shapes)
+            saved = stored or saved
+            continue
+        network.set_weights(loop.best)
+        return loop.progress
+
+
+def _compile(network: keras.Model, rate: float, pieces: int) -> None:
+    optimizer = keras.optimizers.Adam(rate, gradient_accumulation_steps=pieces if pieces > 1 else None)
+    metrics = ["accuracy", MacroF1(network.output_shape[-1])]
+    network.compile(optimizer, "sparse_categorical_crossentropy", metrics=metrics)
+
+
+def _fit(
+    network: keras.Model,
+    batches: keras.utils.PyDataset,
+    validation: tuple[np.ndarray, np.ndarray],
+    loop: "_Loop",
+    batch_size: int,
+    verbose: bool,
+) -> None:
+    done = len(loop.progress.epochs)
+    batches = copy.copy(batches)  # what a failed attempt left running must not move this one's epoch on
+    batches.epoch = done - 1
+    batches.on_epoch_end()
+    pieces = loop.progress.pieces
+    network.fit(
+        batches if pieces == 1 else Pieces(batches, pieces),
+        validation_data=validation,
+        validation_batch_size=max(1, min(batch_size // pieces, 32)),
+        initial_epoch=done,
+        epochs=loop.stage.epochs,
+        shuffle=False,
+        callbacks=[loop],
+        verbose=1 if verbose and sys.stdout.isatty() else 0,
+    )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # By name: what the backends raise is TensorFlow's, JAX's or PyTorch's own.
+    return type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError") or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _state(optimizer: keras.Optimizer) -> list[keras.Variable]:
+    """The variables that outlive an epoch: accumulated gradients are used up at its end."""
+    return [v for v in optimizer.variables if "gradient_accumulator" not in v.path]
+
+
+def _restore(network: keras.Model, saved: checkpoints.Checkpoint, pieces: int) -> None:
+    network.set_weights(saved.weights)
+    network.optimizer.build(network.trainable_variables)
+    if saved.optimizer:
+        for variable, value in zip(_state(network.optimizer), saved.optimizer, strict=True):
+            variable.assign(value)
+        # Keras counts pieces; the steps are what has to go on.
+        network.optimizer._iterations.assign(int(saved.optimizer[0]) // saved.progress.pieces * pieces)
+
+
+class _Loop(keras.callbacks.Callback):
+    """What happens around each epoch: random numbers, the guard on the loss, the checkpoint, the line."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        stage: Stage,
+        progress: Progress,
+        best: list[np.ndarray],
+        images: int,
+        verbose: bool,
+    ) -> None:
+        super().__init__()
+        self.settings, self.name, self.stage, self.images, self.verbose = settings, model, stage, images, verbose
+        self.progress, self.best, self.limit = progress, best, math.inf
+        if self.progress.epochs:
+            self._limit(self.progress.epochs[0].loss)
+
+    def _limit(self, first: float) -> None:
+        self.limit = EXPLODED * max(first, math.log(len(self.settings.classes)))
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        weights = {id(w) for w in self.model.weights}
+        for i, state in enumerate(v for v in self.model.variables if id(v) not in weights):
+            rng = np.random.default_rng([self.settings.seed, _SEED, epoch, i])
+            state.assign([int(rng.integers(2**31)), 0])  # of a SeedGenerator: its seed, and how much it has drawn
+        self.started = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        loss = float((logs or {})["loss"])
+        if not self.progress.epochs and batch < self.progress.pieces:
+            self._limit(loss)
+        if not loss <= self.limit:  # true of NaN as well
+            self._stop(f"the mean loss until step {batch + 1}", loss)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        found = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(found["val_loss"]):
+            self._stop("the validation loss", found["val_loss"])
+        seconds = time.monotonic() - self.started
+        row = Epoch(
+            **found,
+            learning_rate=float(self.model.optimizer.learning_rate),
+            images_per_second=round(self.images / seconds, 2),
+            seconds=round(seconds, 3),
+        )
+        self.progress = self.progress.model_copy(update={"epochs": (*self.progress.epochs, row)})
+        weights = self.model.get_weights()
+        if checkpoints.best(self.progress) == epoch + 1:
+            self.best = weights
+        optimizer = [keras.ops.convert_to_numpy(v) for v in _state(self.model.optimizer)]
+        checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
+        self.model.stop_training = ended(self.progress, self.stage, self.settings.patience)
+        if self.verbose:
+            print(line(self.stage, self.progress), flush=True)
+
+    def _stop(self, what: str, loss: float) -> None:
+        done = self.progress.epochs
+        kept = f"checkpoints/{self.stage.name}-{len(done):05d}-….npz" if done else "none of this stage"
+        raise Refused(
+            f"The loss must stay a number below {self.limit:.4g}. Received: {what} of epoch {len(done) + 1} of "
+            f"{self.stage.name} is {loss:.4g}, after {[round(e.loss, 4) for e in done]}. Training was stopped at once "
+            f"and no model is written; last good epoch, kept in models/{self.name}/: {kept}. "
+            f"Use a smaller {self.stage.name}_learning_rate (now {self.stage.rate:g})."
+        )
+
+
+def line(stage: Stage, progress: Progress) -> str:
+    """The last epoch of a stage in one line, for the log."""
+    last, n = progress.epochs[-1], len(progress.epochs)
+    left = round(sum(e.seconds for e in progress.epochs) / n * (stage.epochs - n))
+    better = " (best so far)" if checkpoints.best(progress) == n else ""
+    return (
+        f"{stage.name}: epoch {n} of {stage.epochs}, loss {last.loss:.4f}, val loss {last.val_loss:.4f}{better}, "
+        f"val macro F1 {last.val_f1:.3f}, learning rate {last.learning_rate:.3g}, {last.images_per_second:.1f} "
+        f"images/s, at most {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+    )

@@ -1,0 +1,59 @@
+"""Batches of stored features, and batches cut into pieces that fit into memory."""
+
+import threading
+
+import keras
+import numpy as np
+
+
+class ShuffledRows(keras.utils.PyDataset):
+    """Batches (x, targets, weights) of arrays in memory. The same seed and epoch give the same order."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.x, self.y, self.weights, self.batch_size, self.seed = x, y, weights, batch_size, seed
+        self.epoch = -1
+        self.on_epoch_end()
+
+    def __len__(self) -> int:
+        return -(-len(self.y) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.x[chosen], self.y[chosen], self.weights[chosen]
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+        self.order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.y))
+
+
+class Pieces(keras.utils.PyDataset):
+    """Batches cut into equally many pieces, for an optimizer that takes one step per so many.
+
+    Keras averages the pieces' mean losses. The weights are scaled so that this is the mean over the whole batch,
+    also where the pieces differ in size; a batch of fewer images than pieces is filled up with copies that weigh 0.
+    """
+
+    def __init__(self, batches: keras.utils.PyDataset, pieces: int) -> None:
+        super().__init__(workers=batches.workers, max_queue_size=batches.max_queue_size)
+        self.batches, self.pieces = batches, pieces
+        self.lock, self.last = threading.Lock(), (-1, ())
+
+    def __len__(self) -> int:
+        return len(self.batches) * self.pieces
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        whole, piece = divmod(index, self.pieces)
+        with self.lock:  # two workers that ask for pieces of one batch must not make it twice
+            if self.last[0] != whole:
+                self.last = (whole, self.batches[whole])
+            x, y, weights = self.last[1]
+        n, missing = len(y), max(0, self.pieces - len(y))
+        rows = np.concatenate([np.arange(n), np.zeros(missing, int)])
+        weights = np.concatenate([weights, np.zeros(missing)])
+        chosen = np.array_split(np.arange(len(rows)), self.pieces)[piece]
+        return x[rows[chosen]], y[rows[chosen]], weights[chosen] * (self.pieces * len(chosen) / n)
+
+    def on_epoch_end(self) -> None:
+        self.last = (-1, ())
+        self.batches.on_epoch_end()

@@ -1,0 +1,63 @@
+"""Trainings in processes of their own that are killed at a chosen moment, as the kernel or a power cut would do it."""
+
+import functools
+import multiprocessing
+import os
+import signal
+
+from cxr_ml import store
+from cxr_ml.model import architectures, inputs, pieces, train
+from cxr_ml.settings import Settings
+
+# Children start from a process that has loaded the framework but never used it: half a second instead of ten.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["cxr_ml.model.train"])
+
+
+def let_light_be_pretrained() -> None:
+    """The light network with weights from a file, so that its head is trained on stored features."""
+    entry = architectures.ARCHITECTURES["light"]
+    architectures.ARCHITECTURES["light"] = entry._replace(pretrained=True)
+
+
+def _die_at(owner: object, name: str, number: int, after: bool) -> None:
+    """SIGKILL for this process at the `number`-th call of a function, before it begins or after it has ended."""
+    real, calls = getattr(owner, name), []
+
+    @functools.wraps(real)
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == number and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = real(*args, **kwargs)
+        if len(calls) == number and after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    setattr(owner, name, counted)
+
+
+def _child(environment: dict[str, str], settings: Settings, pretrained: bool, moment: tuple[str, int] | None) -> None:
+    os.environ.update(environment)
+    if pretrained:
+        let_light_be_pretrained()
+    if moment:
+        what, number = moment
+        owner, name, after = {
+            "before write": (store, "put_if_absent", False),
+            "after write": (store, "put_if_absent", True),
+            "before removal": (store, "remove", False),
+            "in a batch of the head": (pieces.ShuffledRows, "__getitem__", False),
+            "in a batch": (inputs.AugmentedBatches, "__getitem__", False),
+        }[what]
+        _die_at(owner, name, number, after)
+    train.train(settings, 1, "light")
+
+
+def train_in_a_process(settings: Settings, pretrained: bool, moment: tuple[str, int] | None = None) -> int:
+    """Trains the light network on dataset 1; the exit code: 0, or -9 where it was killed."""
+    environment = {n: v for n, v in os.environ.items() if n.startswith(("AWS_", "CXR_"))}
+    process = _context.Process(target=_child, args=(environment, settings, pretrained, moment))
+    process.start()
+    process.join()
+    return process.exitcode

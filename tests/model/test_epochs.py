@@ -1,0 +1,209 @@
+"""One stage at a time: what is stored of it, what it goes on from, and what stops it."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from model_samples import CLASSES, overwrite, quick
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.model import checkpoints, epochs, pieces
+from cxr_ml.model.checkpoints import Epoch, Progress
+from cxr_ml.model.epochs import Stage
+
+THREE = Stage("head", 3, 1e-2)
+N = 43  # no multiple of any batch size here
+
+
+def small_network(dropout: float = 0.0) -> keras.Model:
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input((6,))
+    x = keras.layers.Dense(8, activation="tanh")(x)
+    x = keras.layers.Dropout(dropout)(x)
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+
+
+def data(batch_size: int):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, N)
+    x = rng.normal(size=(N, 6)).astype("float32")
+    x[:, 0] += y
+    weights = rng.uniform(0.3, 4, N)
+    return pieces.ShuffledRows(x, y, weights, batch_size, 0), (x[:20], y[:20])
+
+
+def run(settings, network, stage=THREE, given=data, **changes):
+    s = quick(settings, **{"batch_size": 16} | changes)
+    return epochs.run(s, "m", network, stage, "f" * 64, lambda: given(s.batch_size), verbose=False)
+
+
+def keys(settings) -> list[str]:
+    return list(store.keys(settings, "models/m/checkpoints/"))
+
+
+def limit_memory(network: keras.Model, images: int) -> list[int]:
+    """Makes a training step of more images than so many run out of memory, as TensorFlow reports it; sizes seen."""
+    step, seen = network.train_step, []
+
+    def allocate(x):
+        seen.append(len(x))
+        if len(x) > images:
+            raise MemoryError("too many images")
+        return np.float32(0)
+
+    def train_step(batch):
+        with tf.control_dependencies([tf.numpy_function(allocate, [batch[0]], tf.float32)]):
+            return step(batch)
+
+    network.train_step = train_step
+    return seen
+
+
+def test_the_error_of_a_full_device_is_the_real_one():
+    network = small_network()
+    limit_memory(network, 4)
+    network.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        network.fit(*data(16)[1], batch_size=8, verbose=0)
+
+
+@pytest.mark.parametrize("fits", [5, 1])
+def test_a_batch_that_does_not_fit_goes_through_memory_in_pieces_and_gives_the_same_steps(settings, fits):
+    whole, pieced = small_network(), small_network()
+    expected = run(settings.model_copy(update={"prefix": "whole/"}), whole)
+    seen = limit_memory(pieced, fits)
+    found = run(settings, pieced)
+    assert (expected.pieces, found.pieces) == (1, {5: 4, 1: 16}[fits])
+    assert max(seen[-found.pieces :]) <= fits
+    for now, then in zip(pieced.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(now, then, atol=1e-5)
+    for now, then in zip(found.epochs, expected.epochs, strict=True):
+        assert now.val_loss == pytest.approx(then.val_loss, abs=1e-5)
+    optimizer = pieced.optimizer
+    assert int(optimizer.iterations) == 3 * 3, "steps, not pieces"
+
+
+def test_memory_that_holds_not_even_one_image_is_refused_with_the_setting_to_change(settings):
+    network = small_network()
+    limit_memory(network, 0)
+    with pytest.raises(Refused, match=r"with one image at a time\. Set a smaller image_size \(CXR_IMAGE_SIZE; now 32"):
+        run(settings, network)
+    assert keys(settings) == []
+
+
+def test_memory_that_runs_out_in_a_later_epoch_does_not_undo_the_earlier_ones(settings):
+    whole, pieced = small_network(), small_network()
+    expected = run(settings.model_copy(update={"prefix": "whole/"}), whole)
+    run(settings, pieced, Stage("head", 1, 1e-2))
+    limit_memory(pieced, 8)
+    found = run(settings, pieced)
+    assert found.pieces == 2 and found.epochs[0].loss == pytest.approx(expected.epochs[0].loss)
+    for now, then in zip(pieced.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(now, then, atol=1e-5)
+    # The next attempt begins with what fitted.
+    seen = limit_memory(again := small_network(), 8)
+    more = run(settings, again, Stage("head", 4, 1e-2))
+    assert more.pieces == 2 and max(seen) <= 8 and len(more.epochs) == 4
+
+
+def test_a_stage_goes_on_with_the_random_numbers_that_it_would_have_drawn(settings):
+    one, two = small_network(dropout=0.5), small_network(dropout=0.5)
+    expected = run(settings.model_copy(update={"prefix": "whole/"}), one, Stage("head", 4, 1e-2))
+    run(settings, two, Stage("head", 2, 1e-2))
+    keras.utils.set_random_seed(99)
+    found = run(settings, two, Stage("head", 4, 1e-2))
+    for now, then in zip(found.epochs, expected.epochs, strict=True):
+        assert (now.loss, now.val_loss) == pytest.approx((then.loss, then.val_loss), abs=1e-6)
+
+
+def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
+    def misleading(batch_size):  # the more is learned, the worse the validation loss
+        batches, (x, y) = data(batch_size)
+        return batches, (x, (y + 1) % 3)
+
+    run(settings, small_network(), Stage("head", 9, 1e-2), misleading, patience=9)
+    found = checkpoints.newest(
+        settings, "m", Progress(stage="head", backbone_sha256="f" * 64), [w.shape for w in small_network().weights]
+    )
+    kept = {int(re.search(r"head-(\d+)", key)[1]) for key in keys(settings)}
+    assert kept == {checkpoints.best(found.progress), 8, 9}
+    assert checkpoints.best(found.progress) < 8, "or this test shows less"
+
+
+def test_a_broken_checkpoint_is_left_out_loudly_in_favour_of_the_one_before(settings, caplog):
+    expected = run(settings.model_copy(update={"prefix": "whole/"}), small_network(), Stage("head", 4, 1e-2))
+    run(settings, small_network(), Stage("head", 3, 1e-2))
+    last = max(keys(settings))
+    spoiled = bytearray(store.get(settings, last))
+    spoiled[len(spoiled) // 2] ^= 1
+    overwrite(settings, last, bytes(spoiled))
+    found = run(settings, network := small_network(), Stage("head", 4, 1e-2))
+    assert f"{last} is not used: its bytes are not those that were written" in caplog.text
+    assert [e.loss for e in found.epochs] == pytest.approx([e.loss for e in expected.epochs], abs=1e-6)
+    assert network.optimizer.iterations == 4 * 3
+    # All of them broken: it begins anew, and says so of each.
+    for key in keys(settings):
+        overwrite(settings, key, b"not an archive")
+    caplog.clear()
+    assert len(run(settings, small_network(), Stage("head", 1, 1e-2)).epochs) == 1
+    assert len(caplog.messages) >= 2
+
+
+def test_a_checkpoint_of_other_first_weights_or_another_network_is_not_gone_on_from(settings, caplog):
+    run(settings, network := small_network(), Stage("head", 2, 1e-2))
+    shapes = [w.shape for w in network.weights]
+    fresh = Progress(stage="head", backbone_sha256="f" * 64)
+    assert checkpoints.newest(settings, "m", fresh, shapes) is not None
+    assert checkpoints.newest(settings, "m", fresh.model_copy(update={"backbone_sha256": "e" * 64}), shapes) is None
+    assert "from other first weights" in caplog.text
+    assert checkpoints.newest(settings, "m", fresh, shapes[:-1]) is None
+    assert "do not fit the network" in caplog.text
+
+
+@pytest.mark.parametrize("loss", [np.nan, 1e4])
+def test_a_loss_that_explodes_within_an_epoch_stops_the_stage_there_and_the_last_good_epoch_is_kept(settings, loss):
+    run(settings, small_network(), Stage("head", 2, 1e-2))
+    network, steps = small_network(), []
+    step = network.train_step
+
+    def train_step(batch):
+        def count():
+            steps.append(1)
+            return np.float32(loss if len(steps) >= 2 else 0)
+
+        return {"loss": step(batch)["loss"] + tf.numpy_function(count, [], tf.float32)}
+
+    network.train_step = train_step
+    with pytest.raises(Refused, match=r"until step 2 of epoch 3 of head is (nan|1e\+04).*Use a smaller head_learn"):
+        run(settings, network, Stage("head", 4, 1e-2))
+    assert len(steps) < 4, "stopped within the epoch"
+    assert {re.search(r"-(\d+)-", key)[1] for key in keys(settings)} == {"00001", "00002"}
+
+
+def test_a_line_says_what_the_epoch_gave_and_how_long_the_rest_takes_at_most():
+    row = Epoch(
+        loss=0.5, accuracy=0.8, val_loss=0.4, val_accuracy=0.9, f1=0.7, val_f1=0.8123, learning_rate=1e-5,
+        images_per_second=12.34, seconds=100,
+    )  # fmt: skip
+    worse = row.model_copy(update={"val_loss": 0.6, "seconds": 80})
+    progress = Progress(stage="fine_tune", backbone_sha256="", epochs=(row, worse))
+    assert epochs.line(Stage("fine_tune", 50, 1e-5), progress) == (
+        "fine_tune: epoch 2 of 50, loss 0.5000, val loss 0.6000, val macro F1 0.812, learning rate 1e-05, "
+        "12.3 images/s, at most 1:12:00 left"
+    )
+    progress = progress.model_copy(update={"epochs": (worse, row)})
+    assert "val loss 0.4000 (best so far)," in epochs.line(Stage("fine_tune", 50, 1e-5), progress)
+
+
+def test_macro_f1_of_an_epoch_is_scikit_learns(settings):
+    from sklearn.metrics import f1_score
+
+    network = small_network()
+    found = run(settings, network, Stage("head", 1, 1e-2))
+    x, y = data(16)[1]
+    expected = f1_score(y, network.predict(x, verbose=0).argmax(axis=1), average="macro")
+    assert found.epochs[0].val_f1 == pytest.approx(expected, abs=1e-6)
+    assert len(CLASSES) == 3

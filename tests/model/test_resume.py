@@ -1,0 +1,61 @@
+"""A training that is killed at any moment goes on, and ends as if nothing had happened."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from killed import train_in_a_process
+from model_samples import put_dataset, quick
+
+from cxr_ml import store
+from cxr_ml.model import architectures, evaluate
+
+SHORT = {"head_epochs": 3, "fine_tune_epochs": 3, "batch_size": 8, "dropout": 0.5}
+# Where a process dies. One is killed after the other, each going on from what the last one left.
+MOMENTS = [
+    ("before write", 1), ("after write", 1), ("in a batch of the head", 2), ("before write", 2),
+    ("before removal", 1), ("in a batch", 3), ("after write", 2), ("before write", 2), ("after write", 2),
+    ("before write", 5), ("after write", 5), ("before removal", 3),
+]  # fmt: skip
+
+
+def settings_with_weights(settings, tmp_path, **changes):
+    """The light network with pretrained weights in a folder: the head is trained on stored features."""
+    s = quick(settings, **SHORT | changes)
+    path = tmp_path / "weights" / "light_notop.weights.h5"
+    path.parent.mkdir(exist_ok=True)
+    architectures.backbone(s, "light").network.save_weights(path)
+    return s.model_copy(update={"weights": "imagenet", "weights_dir": path.parent})
+
+
+def final_weights(s):
+    (name,) = {key.split("/")[1] for key in store.keys(s, "models/")}
+    return name, evaluate.load_model(s, name)[1].get_weights()
+
+
+@pytest.mark.parametrize("pretrained", [True, False], ids=["head on features", "from scratch"])
+def test_killed_again_and_again_it_ends_with_the_weights_of_an_undisturbed_training(settings, tmp_path, pretrained):
+    s = settings_with_weights(settings, tmp_path) if pretrained else quick(settings, **SHORT)
+    put_dataset(s)
+    deaths = 0
+    for moment in MOMENTS:
+        code = train_in_a_process(s, pretrained, moment)
+        assert code in (0, -9)
+        deaths += code == -9
+    assert train_in_a_process(s, pretrained) == 0
+    name, weights = final_weights(s)
+    assert deaths >= 9, "or this test shows little"
+    assert not list(store.keys(s, f"models/{name}/checkpoints/"))
+
+    undisturbed = s.model_copy(update={"prefix": "undisturbed/"})
+    put_dataset(undisturbed)
+    assert train_in_a_process(undisturbed, pretrained) == 0
+    other, expected = final_weights(undisturbed)
+    assert name == other
+    for now, then in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(now, then, atol=1e-6, rtol=0)
+    histories = [pd.read_csv(io.BytesIO(store.get(x, f"models/{name}/history.csv"))) for x in (s, undisturbed)]
+    assert list(histories[0]["stage"]) == ["head"] * 3 + ["fine_tune"] * 3
+    for column in ("loss", "val_loss", "val_f1"):
+        np.testing.assert_allclose(*(table[column] for table in histories), atol=1e-6)
