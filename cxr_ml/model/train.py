@@ -21,7 +21,7 @@ from cxr_ml.settings import Settings
 
 _HYPERPARAMETERS = (
     "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate", "fine_tune_learning_rate",
-    "patience", "dropout", "head_views", "seed", "weights",
+    "patience", "dropout", "head_views", "disguised", "seed", "weights",
 )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def _train_all(
     _, epochs, rate = stage
     target = y[rows["train"]]
     batches = inputs.AugmentedBatches(
-        images, rows["train"], target, weights[target], settings.batch_size, settings.seed
+        images, rows["train"], target, weights[target], settings.batch_size, settings.seed, settings.disguised
     )
     _compile(classifier, rate)
     fitted = classifier.fit(
