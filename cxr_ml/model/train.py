@@ -25,7 +25,7 @@ from cxr_ml.settings import Settings
 
 _HYPERPARAMETERS = (
     "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate", "fine_tune_learning_rate",
-    "patience", "dropout", "head_views", "seed", "weights",
+    "patience", "dropout", "head_views", "disguised", "seed", "weights",
 )  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def _all_data(
 ) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
     target = y[rows["train"]]
     batches = inputs.AugmentedBatches(
-        images, rows["train"], target, weights[target], settings.batch_size, settings.seed
+        images, rows["train"], target, weights[target], settings.batch_size, settings.seed, settings.disguised
     )
     return batches, (images[rows["validation"]], y[rows["validation"]])
 
