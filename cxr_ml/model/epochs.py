@@ -127,9 +127,9 @@ def _fit(
     batches = copy.copy(batches)  # what a failed attempt left running must not move this one's epoch on
     batches.epoch = done - 1
     batches.on_epoch_end()
-    pieces = loop.progress.pieces
+    pieces, devices = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
     network.fit(
-        batches if pieces == 1 else Pieces(batches, pieces),
+        batches if pieces * devices == 1 else Pieces(batches, pieces, devices),
         validation_data=validation,
         validation_batch_size=max(1, min(batch_size // pieces, 32)),
         initial_epoch=done,

@@ -16,7 +16,7 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, checkpoints, curves, epochs, evaluate, inputs, provenance
+from cxr_ml.model import architectures, checkpoints, curves, devices, epochs, evaluate, inputs, provenance
 from cxr_ml.model.augment import augment
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
@@ -85,11 +85,24 @@ def train(
         return store.load(settings, f"models/{name}/model.json", Model)
     keras.utils.set_random_seed(settings.seed)
     _check(settings, datasets.manifest(settings, dataset))
-    if first:
-        classifier, backbone = _from_champion(settings, first)
-    else:
-        backbone = architectures.backbone(settings, architecture)
-        classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+    with devices.strategy().scope():
+        if first:
+            classifier, backbone = _from_champion(settings, first)
+        else:
+            backbone = architectures.backbone(settings, architecture)
+            classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+        return _train(settings, dataset, name, architecture, backbone, classifier, verbose)
+
+
+def _train(
+    settings: Settings,
+    dataset: Dataset,
+    name: str,
+    architecture: str,
+    backbone: architectures.Backbone,
+    classifier: keras.Model,
+    verbose: bool,
+) -> Model:
     from_scratch = not backbone.weights_sha256
     started = time.monotonic()
     images, manifest = inputs.load(settings, dataset, settings.image_size)
