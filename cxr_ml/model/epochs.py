@@ -13,7 +13,7 @@ import numpy as np
 from cxr_ml.errors import Refused
 from cxr_ml.model import checkpoints
 from cxr_ml.model.checkpoints import Epoch, Progress
-from cxr_ml.model.pieces import Pieces
+from cxr_ml.model.pieces import Pieces, evenly
 from cxr_ml.settings import Settings
 
 EXPLODED = 10.0  # times the loss of the beginning, or of guessing: no step back from there is worth waiting for
@@ -128,10 +128,11 @@ def _fit(
     batches.epoch = done - 1
     batches.on_epoch_end()
     pieces, devices = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
+    judged = max(1, min(batch_size // pieces, 32) // devices) * devices
     network.fit(
         batches if pieces * devices == 1 else Pieces(batches, pieces, devices),
-        validation_data=validation,
-        validation_batch_size=max(1, min(batch_size // pieces, 32)),
+        validation_data=validation if devices == 1 else evenly(*validation, devices),
+        validation_batch_size=judged,
         initial_epoch=done,
         epochs=loop.stage.epochs,
         shuffle=False,

@@ -264,7 +264,7 @@ def _write(
         image_size=settings.image_size,
         weights=backbone.weights,
         weights_sha256=backbone.weights_sha256,
-        settings={k: getattr(settings, k) for k in _HYPERPARAMETERS},
+        settings={k: getattr(settings, k) for k in (*_HYPERPARAMETERS, "warm_start")},
         epochs={stage: len(p.epochs) for stage, p in done.items()},
         seconds={k: round(s, 1) for k, s in seconds.items()}
         | {stage: round(spent[stage] + p.prepared, 1) for stage, p in done.items()},
