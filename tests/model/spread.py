@@ -1,6 +1,5 @@
-"""The same training on one device, on two virtual ones, and on two workers, each in processes of their own."""
+"""The same training on one device and on two virtual ones, in processes of their own: TensorFlow is set up once."""
 
-import json
 import multiprocessing
 import os
 
@@ -20,15 +19,9 @@ def _child(environment: dict[str, str], settings: Settings, processors: int) -> 
     train.train(settings, 1, "light")
 
 
-def train_on(settings: Settings, processors: int, **environment: str) -> multiprocessing.Process:
+def train_on(settings: Settings, processors: int) -> multiprocessing.Process:
     """A process that trains the light network on dataset 1 with so many virtual processors."""
     given = {n: v for n, v in os.environ.items() if n.startswith(("AWS_", "CXR_"))}
-    process = _context.Process(target=_child, args=(given | environment, settings, processors))
+    process = _context.Process(target=_child, args=(given, settings, processors))
     process.start()
     return process
-
-
-def as_worker(index: int, ports: tuple[int, int]) -> str:
-    """TF_CONFIG of one of two workers on this machine."""
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
-    return json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
