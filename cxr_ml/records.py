@@ -148,6 +148,7 @@ class Evaluation(Record):
     dataset_sha256: str
     validation: Metrics  # chooses between architectures
     test: Metrics  # only the gate
+    robustness: dict[str, Metrics] = {}  # disguise -> the test images in it; {}: by a version that did not measure it
     champion: "Evaluation | None" = None
 
 

@@ -42,7 +42,7 @@ def form() -> dict[str, Param]:
     def floor(value: float, title: str) -> Param:
         return Param(value, type="number", minimum=0, maximum=1, section="Gate", title=title, description="0 to 1")
 
-    known = ["inception_v3", "resnet101_v2", "mobilenet_v2", "light"]
+    known = ["inception_v3", "resnet101_v2", "mobilenet_v2", "densenet121", "light"]
     form = {
         "drop": Param(
             None,

@@ -1,4 +1,7 @@
-"""The networks by name. To add one of keras.applications: one line in ARCHITECTURES."""
+"""The networks by name. To add one of keras.applications: a line in ARCHITECTURES.
+
+What its `preprocess_input` does to pixels is named there as a factor and an offset, if it is not scaling to [-1, 1].
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -11,18 +14,22 @@ from cxr_ml.settings import Settings
 
 
 class Architecture(NamedTuple):
-    """How to build a backbone, and whether pretrained weights exist for it."""
+    """How to build a backbone, whether pretrained weights exist for it, and how they want grey levels 0 to 255."""
 
     build: Callable[..., keras.Model]
     pretrained: bool
+    scale: float | list[float] = 1 / 127.5  # factor, or one per channel
+    offset: float | list[float] = -1.0  # added afterwards
 
 
 class Backbone(NamedTuple):
-    """A backbone with its first weights: pixels in [-1, 1] of shape (n, size, size, 3) -> feature maps."""
+    """A backbone with its first weights: scaled pixels of shape (n, size, size, 3) -> feature maps."""
 
     network: keras.Model
     weights: str  # "imagenet", the name of the file, or "from scratch"
     weights_sha256: str
+    scale: float | list[float] = 1 / 127.5  # as in Architecture
+    offset: float | list[float] = -1.0
 
 
 def light(input_shape: tuple[int, int, int], weights: None = None, include_top: bool = False) -> keras.Model:
@@ -37,10 +44,19 @@ def light(input_shape: tuple[int, int, int], weights: None = None, include_top: 
     return keras.Model(inputs, x, name="light")
 
 
+# Mean and deviation of ImageNet's channels, which networks that came from PyTorch subtract and divide by.
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 ARCHITECTURES = {
     "inception_v3": Architecture(keras.applications.InceptionV3, pretrained=True),
     "resnet101_v2": Architecture(keras.applications.ResNet101V2, pretrained=True),
     "mobilenet_v2": Architecture(keras.applications.MobileNetV2, pretrained=True),
+    "densenet121": Architecture(
+        keras.applications.DenseNet121,
+        pretrained=True,
+        scale=[1 / (255 * deviation) for deviation in _DEVIATION],
+        offset=[-mean / deviation for mean, deviation in zip(_MEAN, _DEVIATION, strict=True)],
+    ),
     "light": Architecture(light, pretrained=False),
 }
 
@@ -72,9 +88,9 @@ def backbone(settings: Settings, architecture: str) -> Backbone:
                 '.weights.h5 (CXR_WEIGHTS="none" trains from scratch, which needs far more images).'
             ) from error
     if scratch:
-        return Backbone(network, "from scratch", "")
+        return Backbone(network, "from scratch", "", entry.scale, entry.offset)
     if downloaded:
-        return Backbone(network, "imagenet", _digest_of_variables(network))
+        return Backbone(network, "imagenet", _digest_of_variables(network), entry.scale, entry.offset)
     path = settings.weights_dir / f"{architecture}_notop.weights.h5"
     if not path.is_file():
         there = sorted(p.name for p in settings.weights_dir.glob("*.h5"))
@@ -84,7 +100,7 @@ def backbone(settings: Settings, architecture: str) -> Backbone:
     except (ValueError, OSError) as error:
         raise Refused(f"{path} does not hold weights of {architecture} without its top: {error}") from None
     with path.open("rb") as file:
-        return Backbone(network, path.name, hashlib.file_digest(file, "sha256").hexdigest())
+        return Backbone(network, path.name, hashlib.file_digest(file, "sha256").hexdigest(), entry.scale, entry.offset)
 
 
 def _digest_of_variables(network: keras.Model) -> str:
@@ -97,10 +113,11 @@ def _digest_of_variables(network: keras.Model) -> str:
 def classifier(backbone: Backbone, classes: int, dropout: float) -> keras.Model:
     """The study's classifier on a backbone: mean over the feature map, dropout, softmax.
 
-    Preprocessing lives inside: grey uint8 images (n, size, size, 1) are widened to three channels and scaled to
-    [-1, 1]. The batch normalisation of a pretrained backbone is frozen, so that it keeps the statistics it was trained
-    with while everything else is fine-tuned. Calling the backbone with training=False would not do: Keras 3 passes the
-    outer model's `training` on to nested models regardless.
+    Preprocessing lives inside: uint8 images, grey (n, size, size, 1) or RGB (n, size, size, 3), become one grey channel
+    (luma of ITU-R BT.601, as `data.images` makes it of colour), which is widened to three and scaled as the backbone's
+    weights want it. The batch normalisation of a pretrained backbone is frozen, so that it keeps the statistics it was
+    trained with while everything else is fine-tuned. Calling the backbone with training=False would not do: Keras 3
+    passes the outer model's `training` on to nested models regardless.
 
     Returns:
         A model from uint8 images to probabilities (n, classes), with the layers "features" and "head" by name.
@@ -111,9 +128,12 @@ def classifier(backbone: Backbone, classes: int, dropout: float) -> keras.Model:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = False
     size = network.input_shape[1]
-    images = keras.Input((size, size, 1), dtype="uint8", name="image")
-    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1, name="scale")(images)
-    wide = keras.layers.Concatenate(name="widen")([scaled, scaled, scaled])
-    features = keras.layers.GlobalAveragePooling2D(name="features")(network(wide))
+    images = keras.Input((size, size, None), dtype="uint8", name="image")
+    mean = keras.ops.mean(images, axis=-1)
+    # 0.299 R + 0.587 G + 0.114 B, written with the mean in place of G: of one channel it is that channel, exactly.
+    grey = mean + 0.288 * (mean - images[..., 0]) + 0.473 * (mean - images[..., -1])
+    wide = keras.ops.stack([grey, grey, grey], axis=-1)
+    scaled = keras.layers.Rescaling(backbone.scale, backbone.offset, name="scale")(wide)
+    features = keras.layers.GlobalAveragePooling2D(name="features")(network(scaled))
     dropped = keras.layers.Dropout(dropout, name="dropout")(features)
     return keras.Model(images, keras.layers.Dense(classes, activation="softmax", name="head")(dropped))

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import evaluations, inputs
+from cxr_ml.model import disguise, evaluations, inputs
 from cxr_ml.records import ClassMetrics, Dataset, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
 
@@ -87,31 +87,45 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str) -> Evaluation
         raise Refused(f"{name} must know the classes {settings.classes}. Received: {record.classes}")
     images, manifest = inputs.load(settings, dataset, record.image_size)
     y = inputs.targets(manifest, settings.classes)
-    metrics = {}
-    for split in ("validation", "test"):
-        rows = np.flatnonzero(manifest["split"] == split)
-        predicted = probabilities(network, images[rows]).argmax(axis=1)
-        metrics[split] = measure(y[rows], predicted, settings.classes)
+    rows = {split: np.flatnonzero(manifest["split"] == split) for split in ("validation", "test")}
+
+    def judge(split: str, change: Callable[[np.ndarray], np.ndarray] | None = None) -> Metrics:
+        predicted = probabilities(network, images, rows[split], change).argmax(axis=1)
+        return measure(y[rows[split]], predicted, settings.classes)
+
     return Evaluation(
         model=name,
         architecture=record.architecture,
         artefact_sha256=record.artefact_sha256,
         dataset=dataset.dataset,
         dataset_sha256=dataset.manifest_sha256,
-        validation=metrics["validation"],
-        test=metrics["test"],
+        validation=judge("validation"),
+        test=judge("test"),
+        robustness={name: judge("test", change) for name, change in disguise.FIXED.items()},
     )
 
 
-def probabilities(network: keras.Model, images: np.ndarray) -> np.ndarray:
-    """uint8 (n, size, size, 1) -> float32 (n, classes).
+def probabilities(
+    network: keras.Model,
+    images: np.ndarray,
+    rows: np.ndarray | None = None,
+    change: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """What a model says of uint8 images (n, size, size, 1), or of these rows of them: float32 (rows, classes).
+
+    Args:
+        network: the model.
+        images: of which no more than a batch is read at a time.
+        rows: int (rows,); None: all.
+        change: what is done to a batch of images before it is shown.
 
     Raises:
         Refused: no images, or an output that is not a number.
     """
-    if not len(images):
+    rows = np.arange(len(images)) if rows is None else rows
+    if not len(rows):
         raise Refused("A model is evaluated on at least one image. Received: none.")
-    output = network.predict(images, batch_size=32, verbose=0)
+    output = network.predict(inputs.Batches(images, rows, 32, change=change), verbose=0)
     if not np.isfinite(output).all():
         raise Refused("Probabilities must be numbers. Received: NaN or infinity; the model cannot be used.")
     return output

@@ -1,8 +1,8 @@
 """The images of a dataset as one array, and the batches that training takes from it."""
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cv2
 import keras
@@ -11,9 +11,13 @@ import pandas as pd
 
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data.files import stored_grey
+from cxr_ml.model import blocks
 from cxr_ml.model.augment import augment
+from cxr_ml.model.disguise import disguise
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
+
+VERSION = 1  # of decoding and resizing; other pixels of the same file are another version
 
 
 def resize(grey: np.ndarray, size: int) -> np.ndarray:
@@ -23,33 +27,29 @@ def resize(grey: np.ndarray, size: int) -> np.ndarray:
 
 
 def load(settings: Settings, dataset: Dataset, size: int) -> tuple[np.ndarray, pd.DataFrame]:
-    """All images of a dataset.
+    """All images of a dataset. Each is decoded once, by whichever worker comes first: the store keeps the pixels.
 
     Returns:
         uint8 (images, size, size, 1), memory-mapped from the cache folder, and the manifest, row for row.
     """
     manifest = datasets.manifest(settings, dataset)
-    path = settings.cache_dir / f"{dataset.manifest_sha256[:16]}-{size}.npy"
-    if not path.exists():
-        _materialise(settings, manifest, size, path)
-    return np.load(path, mmap_mode="r"), manifest
+    kind = f"inputs-{VERSION}-{size}"
+    path = settings.cache_dir / f"{kind}-{dataset.manifest_sha256[:16]}.npy"
 
+    def decode(rows: np.ndarray) -> np.ndarray:
+        def one(sha256: str, format: str) -> np.ndarray:
+            return resize(stored_grey(settings, sha256, format), size)
 
-def _materialise(settings: Settings, manifest: pd.DataFrame, size: int, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npy")
-    array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(manifest), size, size, 1))
-
-    def one(i: int, sha256: str, format: str) -> None:
-        array[i] = resize(stored_grey(settings, sha256, format), size)
-
-    try:
+        chosen = manifest.iloc[rows]
         with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
-            list(pool.map(one, range(len(manifest)), manifest["sha256"], manifest["format"]))
-        array.flush()
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+            return np.stack(list(pool.map(one, chosen["sha256"], chosen["format"])))
+
+    source = blocks.Source(f"inputs/{VERSION}-{size}", decode)
+    images = blocks.assemble(settings, manifest, [source], path, (size, size, 1), np.uint8)
+    for other in settings.cache_dir.glob(f"{kind}-*.npy"):
+        if other != path and not other.name.endswith(".part.npy"):
+            other.unlink(missing_ok=True)  # of another version of the dataset; whoever has it mapped keeps it
+    return images, manifest
 
 
 def targets(manifest: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
@@ -57,15 +57,62 @@ def targets(manifest: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
     return manifest["label"].map({label: i for i, label in enumerate(classes)}).to_numpy(dtype=np.int64)
 
 
+def views(images: np.ndarray, rng: np.random.Generator, disguised: float) -> np.ndarray:
+    """What training sees instead of the images: one random view of each, uint8 (n, size, size, 1) in and out.
+
+    Args:
+        images: as they are.
+        rng: source of all randomness.
+        disguised: share of the views that are in a disguise as well.
+    """
+    shown = augment(images, rng)
+    if disguised:
+        chosen = rng.random(len(shown)) < disguised
+        shown[chosen] = disguise(shown[chosen], rng)
+    return shown
+
+
+class Batches(keras.utils.PyDataset):
+    """Rows of an array in their order, as they are or changed, batch by batch: (images, targets), or images alone."""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        batch_size: int,
+        y: np.ndarray | None = None,
+        change: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        super().__init__()
+        self.images, self.rows, self.batch_size, self.y, self.change = images, rows, batch_size, y, change
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, index: int) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        images = self.images[self.rows[part]]
+        if self.change:
+            images = self.change(images)
+        return images if self.y is None else (images, self.y[part])
+
+
 class AugmentedBatches(keras.utils.PyDataset):
     """Shuffled, augmented batches (images, targets, weights). The same seed and epoch give the same batches."""
 
     def __init__(
-        self, images: np.ndarray, rows: np.ndarray, y: np.ndarray, weights: np.ndarray, batch_size: int, seed: int
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        y: np.ndarray,
+        weights: np.ndarray,
+        batch_size: int,
+        seed: int,
+        disguised: float = 0.0,
     ) -> None:
         super().__init__(workers=2, max_queue_size=8)
         self.images, self.rows, self.y, self.weights = images, rows, y, weights
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+        self.batch_size, self.seed, self.disguised, self.epoch = batch_size, seed, disguised, 0
         self.order = self._shuffled()
 
     def _shuffled(self) -> np.ndarray:
@@ -76,8 +123,9 @@ class AugmentedBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        views = augment(self.images[self.rows[chosen]], np.random.default_rng([self.seed, self.epoch, index]))
-        return views, self.y[chosen], self.weights[chosen]
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        shown = views(self.images[self.rows[chosen]], rng, self.disguised)
+        return shown, self.y[chosen], self.weights[chosen]
 
     def on_epoch_end(self) -> None:
         self.epoch += 1

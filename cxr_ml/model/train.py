@@ -16,8 +16,7 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, checkpoints, curves, devices, epochs, evaluate, inputs, provenance
-from cxr_ml.model.augment import augment
+from cxr_ml.model import architectures, checkpoints, curves, devices, epochs, evaluate, features, inputs, provenance
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
 from cxr_ml.model.pieces import ShuffledRows
@@ -26,7 +25,7 @@ from cxr_ml.settings import Settings
 
 _HYPERPARAMETERS = (
     "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate", "fine_tune_learning_rate",
-    "patience", "dropout", "head_views", "seed", "weights",
+    "patience", "dropout", "head_views", "disguised", "seed", "weights",
 )  # fmt: skip
 
 
@@ -120,7 +119,7 @@ def _train(
             continue
         before = classifier.get_weights()
         if stage.name == "head" and not from_scratch:
-            part, data = _head(classifier), partial(_head_data, *given, verbose)
+            part, data = _head(classifier), partial(_head_data, *given, manifest, verbose)
         else:
             part, data = classifier, partial(_all_data, *given)
         progress = epochs.run(settings, name, part, stage, backbone.weights_sha256, data, verbose)
@@ -194,20 +193,13 @@ def _head_data(
     rows: dict[str, np.ndarray],
     y: np.ndarray,
     weights: np.ndarray,
+    manifest: pd.DataFrame,
     verbose: bool,
 ) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
     """Stored features for the head: the frozen backbone sees each augmented view once, not once per epoch."""
-    features = keras.Model(classifier.input, classifier.get_layer("features").output)
-    rng = np.random.default_rng([settings.seed, 1])
-    size = min(settings.batch_size, 32)
-    views = []
-    for view in range(settings.head_views):
-        seen = images[rows["train"]] if view == 0 else augment(images[rows["train"]], rng)
-        views.append(features.predict(seen, batch_size=size, verbose=0))
-        if verbose:
-            print(f"head: features of view {view + 1} of {settings.head_views}, {len(seen)} images", flush=True)
-    x, target = np.concatenate(views), np.tile(y[rows["train"]], settings.head_views)
-    validation = features.predict(images[rows["validation"]], batch_size=size, verbose=0)
+    see = partial(features.load, settings, classifier, manifest, images, verbose=verbose)
+    x, target = see(rows["train"], settings.head_views), np.tile(y[rows["train"]], settings.head_views)
+    validation = see(rows["validation"], 1)
     batches = ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)
     return batches, (validation, y[rows["validation"]])
 
@@ -222,7 +214,7 @@ def _all_data(
 ) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
     target = y[rows["train"]]
     batches = inputs.AugmentedBatches(
-        images, rows["train"], target, weights[target], settings.batch_size, settings.seed
+        images, rows["train"], target, weights[target], settings.batch_size, settings.seed, settings.disguised
     )
     return batches, (images[rows["validation"]], y[rows["validation"]])
 

@@ -151,6 +151,23 @@ def choice(run: Run) -> str:
     )
 
 
+_DISGUISES = {"shrunk": "shrunk to 7/8, JPEG 75, enlarged again", "sharpened": "sharpened (unsharp mask, 150 %)"}
+
+
+def disguises(evaluation: Evaluation) -> list[tuple[str, Metrics, Metrics | None]]:
+    """The test images as they are and in each disguise: what was done, the candidate's metrics, the champion's.
+
+    Empty where it was not measured.
+    """
+    if not evaluation.robustness:
+        return []
+    other = evaluation.champion
+    rows = [("as they are", evaluation.test, other.test if other else None)]
+    for name, metrics in evaluation.robustness.items():
+        rows.append((_DISGUISES.get(name, name), metrics, other.robustness.get(name) if other else None))
+    return rows
+
+
 _SEES = {"border": "the outer border", "encoding": "how the files are encoded (size, format, bit depth, bytes)"}
 
 

@@ -104,6 +104,7 @@ def render(run: Run, settings: Settings, histories: dict[str, pd.DataFrame], doc
         headline=reading.headline(run, settings),
         chosen=evaluation,
         choice=reading.choice(run),
+        disguises=reading.disguises,
         failed=reading.failed(run),
         losses=[(name, _picture(figures.losses(name, histories.get(name)))) for name in names],
         best={n: figures.best_epochs(h) for n, h in histories.items() if h is not None and not h.empty},

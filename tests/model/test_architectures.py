@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from cxr_ml.errors import Refused
 from cxr_ml.model import architectures
@@ -63,12 +64,14 @@ def test_the_networks_of_the_study_have_their_known_numbers_of_parameters(name, 
     assert backbone.network.output_shape[-1] == 2048
     classifier = architectures.classifier(backbone, 3, dropout=0.5)
     assert classifier.count_params() == parameters + 6_147
-    assert classifier.input_shape == (None, 256, 256, 1) and classifier.output_shape == (None, 3)
+    assert classifier.input_shape == (None, 256, 256, None) and classifier.output_shape == (None, 3)
     assert classifier.get_layer("dropout").rate == 0.5
+    backbone.network.trainable = False
+    assert sum(np.prod(w.shape) for w in classifier.trainable_weights) == 6_147, "what the first stage trains"
 
 
 def test_an_unknown_architecture_is_refused_with_those_that_are_known():
-    with pytest.raises(Refused, match=r"one of \['inception_v3', 'light', .*Received: 'vgg99'"):
+    with pytest.raises(Refused, match=r"one of .*'inception_v3', 'light', .*Received: 'vgg99'"):
         architectures.backbone(SCRATCH, "vgg99")
 
 
@@ -162,6 +165,34 @@ def test_the_classifier_scales_bytes_to_minus_one_to_one_in_three_equal_channels
     levels = np.array([0, 51, 255], np.uint8)
     seen = features.predict(np.broadcast_to(levels[:, None, None, None], (3, SMALL, SMALL, 1)), verbose=0)
     np.testing.assert_allclose(seen, np.repeat([[-1.0], [-0.6], [1.0]], 3, axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n, entry in architectures.ARCHITECTURES.items() if entry.pretrained])
+def test_each_pretrained_network_gets_pixels_as_its_own_preprocessing_makes_them(name):
+    module = {
+        "inception_v3": keras.applications.inception_v3, "resnet101_v2": keras.applications.resnet_v2,
+        "mobilenet_v2": keras.applications.mobilenet_v2, "densenet121": keras.applications.densenet,
+    }[name]  # fmt: skip
+    entry = architectures.ARCHITECTURES[name]
+    backbone = mirror()._replace(scale=entry.scale, offset=entry.offset)
+    classifier = architectures.classifier(backbone, 3, 0.5)
+    x = images(3)
+    seen = keras.Model(classifier.input, classifier.get_layer("scale").output).predict(x, verbose=0)
+    np.testing.assert_allclose(seen, module.preprocess_input(np.repeat(x, 3, axis=-1).astype("float32")), atol=1e-5)
+
+
+def test_a_saved_classifier_takes_colour_too_and_sees_its_luma(tmp_path):
+    classifier = architectures.classifier(mirror(), 3, 0.5)
+    colour = np.random.default_rng(2).integers(0, 256, (4, SMALL, SMALL, 3), dtype=np.uint8)
+    luma = np.stack([np.asarray(Image.fromarray(x).convert("L")) for x in colour])[..., None]
+    path = tmp_path / "model.keras"
+    classifier.save(path)
+    loaded = keras.saving.load_model(path, compile=False, safe_mode=True)
+    seen = keras.Model(loaded.input, loaded.get_layer("scale").output)
+    # Half a grey level: that Pillow rounds.
+    np.testing.assert_allclose(seen.predict(colour, verbose=0), seen.predict(luma, verbose=0), atol=0.51 / 127.5)
+    grey = np.repeat(luma, 3, axis=-1)
+    np.testing.assert_allclose(loaded.predict(grey, verbose=0), loaded.predict(luma, verbose=0), atol=1e-5)
 
 
 def test_nothing_is_dropped_when_predicting_and_something_when_training():

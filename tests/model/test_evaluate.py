@@ -12,7 +12,7 @@ from model_samples import CLASSES, overwrite, picture, put_dataset, quick
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, evaluate, evaluations
+from cxr_ml.model import architectures, disguise, evaluate, evaluations
 from cxr_ml.records import Dataset, Evaluation, Model
 from cxr_ml.settings import Settings
 
@@ -118,6 +118,22 @@ def test_the_champion_is_measured_on_the_same_images_beside_the_candidate(judged
     for split in ("validation", "test"):
         one, other = getattr(found, split), getattr(beside, split)
         assert [c.support for c in one.classes.values()] == [c.support for c in other.classes.values()]
+
+
+def test_candidate_and_champion_are_measured_on_the_test_images_in_every_disguise(judged):
+    s, _ = judged
+    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    for one in (found, found.champion):
+        assert list(one.robustness) == ["shrunk", "sharpened"]
+        assert all(np.sum(m.confusion) == np.sum(one.test.confusion) for m in one.robustness.values())
+
+
+def test_a_model_that_a_disguise_deceives_is_found_out_and_its_figures_as_is_stay(judged, monkeypatch):
+    s, _ = judged
+    monkeypatch.setattr(disguise, "FIXED", {"bleached": lambda images: np.full_like(images, 200)})
+    (found,) = evaluate.evaluate(s, 1, ["good"], None)
+    assert found.robustness["bleached"].confusion == ((0, 0, 5), (0, 0, 5), (0, 0, 5))
+    assert found.test.macro_f1 == 1.0
 
 
 def test_the_champion_is_measured_anew_on_a_new_dataset_not_remembered(judged):

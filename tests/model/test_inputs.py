@@ -1,16 +1,23 @@
 """Images as arrays: the same rows as the manifest, decoded once; batches that a seed and an epoch determine."""
 
+import hashlib
+import io
+import os
+from types import SimpleNamespace
+
 import cv2
+import keras
 import numpy as np
+import pandas as pd
 import pytest
 from model_samples import CLASSES, overwrite, put_dataset
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data import images
-from cxr_ml.data.ingest import image_key
+from cxr_ml.data.ingest import image_key, to_parquet
 from cxr_ml.errors import Refused
-from cxr_ml.model import inputs
+from cxr_ml.model import blocks, inputs
 
 FEW = {"train": 2, "validation": 1, "test": 1}
 
@@ -49,6 +56,110 @@ def test_images_are_decoded_once_and_then_read_from_the_cache(settings, monkeypa
     again, _ = inputs.load(settings, dataset, 32)
     np.testing.assert_array_equal(again, first)
     assert [p.suffix for p in settings.cache_dir.iterdir()] == [".npy"]
+
+
+def put_grown(settings, taken_out: int = 0):
+    """Dataset 1, and dataset 2 with a batch of three images more and some of the first batch's taken out."""
+    first, other = put_dataset(settings, 1, FEW), put_dataset(settings, 9, {"train": 1}, seed=1)
+    old, new = datasets.manifest(settings, first), datasets.manifest(settings, other).assign(batch="week-2")
+    data = to_parquet(pd.concat([old.iloc[taken_out:], new]).sort_values("sha256", ignore_index=True))
+    digest = hashlib.sha256(data).hexdigest()
+    second = first.model_copy(update={"dataset": 2, "manifest_sha256": digest})
+    store.put_if_absent(settings, "datasets/2/manifest.parquet", data)
+    return first, second
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The images that are decoded, by SHA-256."""
+    found, real = [], inputs.stored_grey
+
+    def spy(settings, sha256, format):
+        found.append(sha256)
+        return real(settings, sha256, format)
+
+    monkeypatch.setattr(inputs, "stored_grey", spy)
+    return found
+
+
+def elsewhere(settings, tmp_path):
+    """Another machine with the same store."""
+    return settings.model_copy(update={"cache_dir": tmp_path / "elsewhere"})
+
+
+def test_another_worker_finds_in_the_store_what_the_first_one_decoded(settings, decoded, tmp_path):
+    dataset = put_dataset(settings, counts=FEW)
+    first, _ = inputs.load(settings, dataset, 32)
+    assert len(decoded) == 12
+    again, _ = inputs.load(elsewhere(settings, tmp_path), dataset, 32)
+    np.testing.assert_array_equal(again, first)
+    assert len(decoded) == 12
+    (key,) = store.keys(settings, "inputs/")
+    assert np.load(io.BytesIO(store.get(settings, key))).shape == (12, 32, 32, 1), "readable without this project"
+
+
+def test_the_next_week_decodes_only_what_it_adds_and_leaves_one_file_on_the_machine(settings, decoded):
+    first, second = put_grown(settings)
+    inputs.load(settings, first, 32)
+    decoded.clear()
+    array, manifest = inputs.load(settings, second, 32)
+    assert sorted(decoded) == sorted(manifest.loc[manifest["batch"] == "week-2", "sha256"])
+    for pixels, row in zip(array, manifest.itertuples(), strict=True):
+        stored = images.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
+        np.testing.assert_array_equal(pixels, inputs.resize(stored, 32))
+    assert len(list(settings.cache_dir.iterdir())) == 1
+
+
+def test_a_ruling_decodes_the_images_of_its_own_block_again_and_no_others(settings, decoded, monkeypatch):
+    monkeypatch.setattr(blocks, "_ROWS", 4)  # a batch of twelve becomes a block per first digit of the SHA-256
+    first, second = put_grown(settings, taken_out=1)
+    inputs.load(settings, first, 32)
+    taken = datasets.manifest(settings, first)["sha256"].iloc[0]
+    decoded.clear()
+    _, manifest = inputs.load(settings, second, 32)
+    own = manifest["sha256"].str.startswith(taken[0]) | (manifest["batch"] == "week-2")
+    assert sorted(decoded) == sorted(manifest.loc[own, "sha256"]) and not own.all()
+
+
+def test_blocks_hold_each_image_once_and_no_block_is_much_larger_than_its_limit():
+    sha256 = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(3000)]
+    manifest = pd.DataFrame({"sha256": sha256, "batch": ["a"] * 2900 + ["b"] * 100})
+    found = blocks.cut(manifest, 256)
+    assert sorted(np.concatenate([p.rows for p in found])) == list(range(3000))
+    assert len(found) == 16 + 1 and max(len(p.rows) for p in found) < 256
+    assert len({p.digest for p in found}) == 17
+
+
+@pytest.mark.parametrize("harm", [lambda d: d[:-1000], lambda d: d[:-40] + b"\x07" + d[-39:], lambda d: b""])
+def test_a_broken_block_is_said_and_made_again(settings, tmp_path, caplog, harm):
+    dataset = put_dataset(settings, counts=FEW)
+    whole, _ = inputs.load(settings, dataset, 32)
+    (key,) = store.keys(settings, "inputs/")
+    good = store.get(settings, key)
+    overwrite(settings, key, harm(good))
+    again, _ = inputs.load(elsewhere(settings, tmp_path), dataset, 32)
+    np.testing.assert_array_equal(again, whole)
+    assert store.get(settings, key) == good
+    assert f"{key} is not what was written" in caplog.text
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_decoded(settings, decoded, monkeypatch):
+    dataset = put_dataset(settings, counts=FEW)
+    monkeypatch.setattr(blocks.os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=1000))
+    with pytest.raises(Refused, match=r"needs 0\.0 GB.*CXR_CACHE_DIR"):
+        inputs.load(settings, dataset, 32)
+    assert decoded == []
+
+
+def test_a_file_that_a_killed_process_left_is_removed_a_day_later_and_a_living_ones_is_not(settings):
+    dataset = put_dataset(settings, counts=FEW)
+    settings.cache_dir.mkdir()
+    old, new = settings.cache_dir / "x.1.part.npy", settings.cache_dir / "x.2.part.npy"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    inputs.load(settings, dataset, 32)
+    assert not old.exists() and new.exists()
 
 
 def test_another_size_or_another_dataset_is_decoded_anew(settings):
@@ -123,10 +234,20 @@ def test_an_epoch_shows_each_training_image_once_with_its_target_and_weight(numb
 
 
 def test_views_are_augmented_views_of_the_very_image(monkeypatch, numbered):
-    monkeypatch.setattr(inputs, "augment", lambda images, rng: images)
+    monkeypatch.setattr(inputs, "views", lambda images, rng, disguised: images)
     batches = numbered()
     views, y, _ = epoch(batches)
     np.testing.assert_array_equal(views, batches.images[y // 10])
+
+
+def test_the_asked_share_of_the_views_is_in_a_disguise_and_the_others_are_not_touched():
+    films = np.tile(
+        np.arange(256, dtype=np.uint8).reshape(16, 16).repeat(4, 0).repeat(4, 1)[None, ..., None], (400, 1, 1, 1)
+    )
+    plain = inputs.views(films, np.random.default_rng(7), 0.0)
+    some = inputs.views(films, np.random.default_rng(7), 0.3)
+    changed = (plain != some).any(axis=(1, 2, 3)).mean()
+    assert 0.2 < changed < 0.35  # a disguise may leave a film as it was
 
 
 def test_the_same_seed_and_epoch_give_the_same_batches(numbered):
@@ -149,3 +270,21 @@ def test_each_epoch_has_its_own_order_and_its_own_views(numbered):
     later_views, later_y, _ = epoch(batches)
     assert (y != later_y).any()
     assert (views[y.argsort()] != later_views[later_y.argsort()]).any(axis=(1, 2, 3)).all()
+
+
+def test_plain_batches_are_the_rows_in_their_order_and_no_more_of_the_array_is_read():
+    class Counted(np.ndarray):
+        taken = 0
+
+        def __getitem__(self, which):
+            Counted.taken = max(Counted.taken, len(which))
+            return np.asarray(self)[which]
+
+    pixels = np.random.default_rng(3).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
+    rows = np.array([3, 1, 19, 7, 8])
+    mean = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.GlobalAveragePooling2D()])
+    found = mean.predict(inputs.Batches(pixels.view(Counted), rows, 2), verbose=0)
+    np.testing.assert_allclose(found[:, 0], pixels[rows].mean(axis=(1, 2, 3)), rtol=1e-5)
+    assert Counted.taken == 2
+    labelled = inputs.Batches(pixels, rows, 2, y=rows * 10)
+    assert [list(labelled[i][1]) for i in range(3)] == [[30, 10], [190, 70], [80]]

@@ -43,7 +43,7 @@ def evaluation(architecture="inception_v3", test=GOOD, validation=GOOD, classes=
     return Evaluation(
         model=f"{architecture}-d3-1a2b3c4d", architecture=architecture, artefact_sha256="a" * 64, dataset=3,
         dataset_sha256="d" * 64, validation=metrics(validation, classes), test=metrics(test, classes),
-        champion=champion,
+        robustness={"shrunk": metrics(test, classes), "sharpened": metrics(validation, classes)}, champion=champion,
     )  # fmt: skip
 
 

@@ -75,6 +75,16 @@ def test_the_choice_between_candidates_is_explained_by_validation():
     assert "inception_v3 (chosen)" in text and "resnet101_v2 (champion)" in text
 
 
+def test_the_test_images_in_disguise_stand_below_those_as_they_are_with_the_champion_beside():
+    made = samples.run()
+    text = read(made).text
+    assert "inception_v3 on the test images in disguise" in text
+    for said in ("as they are", "shrunk to 7/8, JPEG 75", "sharpened (unsharp mask, 150 %)", "Champion’s macro F1"):
+        assert said in text
+    by_an_earlier_version = [e.model_copy(update={"robustness": {}}) for e in made.evaluations]
+    assert "in disguise" not in read(made.model_copy(update={"evaluations": tuple(by_an_earlier_version)})).text
+
+
 def test_nan_is_not_evaluated_and_never_a_zero_or_a_pass():
     run = samples.run(test=((90, 0, 0), (0, 0, 0), (0, 0, 90)), champion=None)
     assert math.isnan(run.evaluations[0].test.classes["COVID19"].recall)

@@ -1,0 +1,77 @@
+"""What the frozen backbone sees in each image, a few times per image instead of once per epoch; kept in the store."""
+
+import hashlib
+import json
+import os
+from functools import partial
+
+import keras
+import numpy as np
+import pandas as pd
+
+from cxr_ml.model import augment, blocks, disguise, inputs
+from cxr_ml.settings import Settings
+
+_SEED = 1  # tells the random numbers of these views from those of the fine-tuning
+
+
+def load(
+    settings: Settings,
+    classifier: keras.Model,
+    manifest: pd.DataFrame,
+    images: np.ndarray,
+    rows: np.ndarray,
+    views: int,
+    verbose: bool = False,
+) -> np.ndarray:
+    """Features of some images: as they are, and of views - 1 random views of each.
+
+    Those that the store has for these weights, images, sizes and views are taken from there. Those of images that a
+    later dataset shares are shared too.
+
+    Args:
+        settings: the store, the cache folder, batch size and seed.
+        classifier: whose layer "features" is asked for, with its present weights.
+        manifest: of the dataset.
+        images: uint8 (images, size, size, 1), row for row.
+        rows: row numbers of the images, int (n,).
+        views: how often each image is seen.
+        verbose: whether a line is printed per block that is computed.
+
+    Returns:
+        float32 (views · n, channels), first all images as they are; memory-mapped, read only.
+    """
+    network = keras.Model(classifier.input, classifier.get_layer("features").output)
+    chosen = manifest.iloc[rows].reset_index(drop=True)
+    folder = f"features/{_digest(network)}-{inputs.VERSION}-{images.shape[1]}"
+
+    def see(view: int, which: np.ndarray) -> np.ndarray:
+        shown = images[rows[which]]
+        if view:
+            # Seeded by the images themselves, so that other images of the dataset change nothing.
+            own = hashlib.sha256("\n".join(chosen["sha256"].iloc[which]).encode()).digest()
+            seed = [settings.seed, _SEED, view, int.from_bytes(own[:8], "big")]
+            shown = inputs.views(shown, np.random.default_rng(seed), settings.disguised)
+        if verbose:
+            print(f"features: view {view + 1} of {views}, {len(which)} of {len(rows)} images", flush=True)
+        return network.predict(shown, batch_size=min(settings.batch_size, 32), verbose=0)
+
+    drawn = f"view-{augment.VERSION}-{disguise.VERSION}-{settings.disguised:g}-{settings.seed}"
+    names = ["as-is", *(f"{drawn}-{view}" for view in range(1, views))]
+    sources = [blocks.Source(f"{folder}/{name}", partial(see, view)) for view, name in enumerate(names)]
+    path = settings.cache_dir / f"features-{os.getpid()}.npy"
+    path.unlink(missing_ok=True)
+    try:
+        return blocks.assemble(settings, chosen, sources, path, network.output_shape[1:], np.float32)
+    finally:
+        path.unlink(missing_ok=True)  # what is mapped stays readable; the blocks are in the store
+
+
+def _digest(network: keras.Model) -> str:
+    """What the features depend on beside the image: every weight, how pixels are scaled, how exactly it computes."""
+    digest = hashlib.sha256()
+    scale = network.get_layer("scale").get_config()
+    digest.update(json.dumps([scale["scale"], scale["offset"], str(scale["dtype"])]).encode())
+    for weight in network.get_weights():
+        digest.update(str((weight.shape, weight.dtype)).encode() + weight.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,130 @@
+"""Features of the frozen backbone: what is computed, what is taken from the store, and what makes them other ones."""
+
+import hashlib
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from model_samples import overwrite, put_dataset, quick
+
+from cxr_ml import store
+from cxr_ml.data import dataset as datasets
+from cxr_ml.data.ingest import to_parquet
+from cxr_ml.model import architectures, augment, features, inputs
+
+FEW = {"train": 3, "validation": 1}
+
+
+@pytest.fixture
+def ready(settings):
+    """Settings, a classifier, and how dataset `number` is seen: load(views, split=…) gives features."""
+    s = quick(settings)
+    keras.utils.set_random_seed(5)
+    classifier = architectures.classifier(architectures.backbone(s, "light"), 3, 0.5)
+    put_dataset(s, 1, FEW)
+
+    def load(views, number=1, split="train", classifier=classifier, **changes):
+        own = s.model_copy(update=changes)
+        images, manifest = inputs.load(own, datasets.load(own, number), 32)
+        rows = np.flatnonzero(manifest["split"] == split)
+        return np.array(features.load(own, classifier, manifest, images, rows, views)), images[rows], manifest
+
+    return s, classifier, load
+
+
+@pytest.fixture
+def predicted(monkeypatch) -> list[int]:
+    """How many images pass through the backbone, call by call."""
+    found, real = [], keras.Model.predict
+
+    def spy(self, x, **options):
+        found.append(len(x))
+        return real(self, x, **options)
+
+    monkeypatch.setattr(keras.Model, "predict", spy)
+    return found
+
+
+def see(classifier, images) -> np.ndarray:
+    return keras.Model(classifier.input, classifier.get_layer("features").output).predict(images, verbose=0)
+
+
+def test_the_first_view_is_the_image_itself_and_the_others_are_random_views_of_it(ready):
+    _, classifier, load = ready
+    found, images, _ = load(3)
+    assert found.shape == (27, 96) and found.dtype == np.float32
+    whole = see(classifier, images)
+    np.testing.assert_allclose(found[:9], whole, atol=1e-5)
+    for view in (found[9:18], found[18:]):
+        assert (abs(view - whole).max(axis=1) > 1e-3).all()
+        # A view of an image resembles it more than it does the images of another class.
+        nearest = np.linalg.norm(view[:, None] - whole[None], axis=2)
+        assert np.diag(nearest).mean() < nearest.mean()
+    assert (found[9:18] != found[18:]).any(axis=1).all()
+
+
+def test_a_second_run_computes_nothing_and_more_views_compute_only_what_is_missing(ready, predicted):
+    _, _, load = ready
+    two = load(2)[0]
+    assert predicted == [9, 9]
+    np.testing.assert_array_equal(load(2)[0], two)
+    assert predicted == [9, 9]
+    np.testing.assert_array_equal(load(3)[0][:18], two)
+    assert predicted == [9, 9, 9]
+
+
+def test_a_run_that_was_killed_goes_on_from_the_views_that_it_had(ready, predicted, monkeypatch):
+    s, _, load = ready
+    shown = inputs.views
+    monkeypatch.setattr(inputs, "views", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        load(2)
+    assert predicted == [9]
+    monkeypatch.setattr(inputs, "views", shown)
+    load(2)
+    assert predicted == [9, 9]
+    assert not list(s.cache_dir.glob("features*")), "no file is left beside what is mapped"
+
+
+def test_other_weights_another_seed_another_augmentation_or_split_are_other_features(ready, monkeypatch):
+    s, classifier, load = ready
+    found = load(2)[0]
+    other = load(2, seed=7)[0]
+    np.testing.assert_array_equal(other[:9], found[:9])
+    assert (other[9:] != found[9:]).any()
+    assert load(1, split="validation")[0].shape == (3, 96)
+    keys = set(store.keys(s, "features/"))
+    monkeypatch.setattr(augment, "VERSION", augment.VERSION + 1)
+    load(2)
+    assert len(set(store.keys(s, "features/")) - keys) == 1, "only the random view is another one"
+    first = classifier.get_layer("light")
+    first.set_weights([w * 1.5 for w in first.get_weights()])
+    assert (load(1)[0] != found[:9]).any()
+    np.testing.assert_allclose(load(1)[0], see(classifier, load(1)[1]), atol=1e-5)
+
+
+def test_a_broken_block_is_computed_again(ready, caplog):
+    s, _, load = ready
+    found = load(1)[0]
+    (key,) = store.keys(s, "features/")
+    overwrite(s, key, store.get(s, key)[:-1])
+    np.testing.assert_allclose(load(1)[0], found, atol=1e-6)
+    assert key in caplog.text
+
+
+def test_next_weeks_dataset_computes_the_features_of_its_new_images_only(ready, predicted):
+    s, _, load = ready
+    before, _, old = load(2)
+    other = put_dataset(s, 8, {"train": 1}, seed=1)
+    new = datasets.manifest(s, other).assign(batch="week-2")
+    data = to_parquet(pd.concat([old, new]).sort_values("sha256", ignore_index=True))
+    record = other.model_copy(update={"dataset": 2, "manifest_sha256": hashlib.sha256(data).hexdigest()})
+    store.put_if_absent(s, "datasets/2/manifest.parquet", data)
+    store.put_if_absent(s, "datasets/2/dataset.json", record.to_bytes())
+    predicted.clear()
+    after, _, manifest = load(2, number=2)
+    assert predicted == [3, 3] and after.shape == (24, 96)
+    known = manifest.loc[manifest["split"] == "train", "sha256"].isin(set(old["sha256"])).to_numpy()
+    np.testing.assert_array_equal(after[:12][known], before[:9])
+    np.testing.assert_array_equal(after[12:][known], before[9:])
