@@ -195,13 +195,13 @@ def _head_data(
     weights: np.ndarray,
     manifest: pd.DataFrame,
     verbose: bool,
-) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
+) -> tuple[keras.utils.PyDataset, keras.utils.PyDataset]:
     """Stored features for the head: the frozen backbone sees each augmented view once, not once per epoch."""
     see = partial(features.load, settings, classifier, manifest, images, verbose=verbose)
     x, target = see(rows["train"], settings.head_views), np.tile(y[rows["train"]], settings.head_views)
     validation = see(rows["validation"], 1)
     batches = ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)
-    return batches, (validation, y[rows["validation"]])
+    return batches, inputs.Batches(validation, np.arange(len(validation)), 32, y[rows["validation"]])
 
 
 def _all_data(
@@ -211,12 +211,12 @@ def _all_data(
     rows: dict[str, np.ndarray],
     y: np.ndarray,
     weights: np.ndarray,
-) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
+) -> tuple[keras.utils.PyDataset, keras.utils.PyDataset]:
     target = y[rows["train"]]
     batches = inputs.AugmentedBatches(
         images, rows["train"], target, weights[target], settings.batch_size, settings.seed, settings.disguised
     )
-    return batches, (images[rows["validation"]], y[rows["validation"]])
+    return batches, inputs.Batches(images, rows["validation"], 32, y[rows["validation"]])
 
 
 def _history(done: dict[str, Progress]) -> pd.DataFrame:
