@@ -1,6 +1,7 @@
 """The epochs of one stage: each is stored when it ends, and the stage goes on from the last one stored."""
 
 import copy
+import logging
 import math
 import sys
 import time
@@ -16,6 +17,7 @@ from cxr_ml.model.checkpoints import Epoch, Progress
 from cxr_ml.model.pieces import Evenly, Pieces
 from cxr_ml.settings import Settings
 
+_log = logging.getLogger(__name__)
 EXPLODED = 10.0  # times the loss of the beginning, or of guessing: no step back from there is worth waiting for
 _SEED = 2  # tells the random numbers of the layers from those of augmentation
 
@@ -102,7 +104,7 @@ def run(
                     f"Received: out of memory in {stage.name} with one image at a time. Set a smaller image_size "
                     f"(CXR_IMAGE_SIZE; now {settings.image_size}), a smaller architecture, or use a larger device."
                 ) from error
-            print(f"{stage.name}: out of memory; a batch now goes through it in {pieces} pieces", flush=True)
+            _log.warning("%s: out of memory; a batch now goes through it in %d pieces", stage.name, pieces)
             stored = checkpoints.newest(settings, model, fresh, shapes)
             saved = stored or saved
             continue
