@@ -1,6 +1,7 @@
 """The epochs of one stage: each is stored when it ends, and the stage goes on from the last one stored."""
 
 import copy
+import logging
 import math
 import sys
 import time
@@ -13,9 +14,10 @@ import numpy as np
 from cxr_ml.errors import Refused
 from cxr_ml.model import checkpoints
 from cxr_ml.model.checkpoints import Epoch, Progress
-from cxr_ml.model.pieces import Pieces
+from cxr_ml.model.pieces import Evenly, Pieces
 from cxr_ml.settings import Settings
 
+_log = logging.getLogger(__name__)
 EXPLODED = 10.0  # times the loss of the beginning, or of guessing: no step back from there is worth waiting for
 _SEED = 2  # tells the random numbers of the layers from those of augmentation
 
@@ -53,7 +55,7 @@ def run(
     network: keras.Model,
     stage: Stage,
     backbone_sha256: str,
-    data: Callable[[], tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]],
+    data: Callable[[], tuple[keras.utils.PyDataset, keras.utils.PyDataset]],
     verbose: bool,
 ) -> Progress:
     """Trains `network` from where this stage was left, to its end; it is left with the weights of the best epoch.
@@ -64,8 +66,9 @@ def run(
         network: from what `data` gives to probabilities (n, classes).
         stage: the stage.
         backbone_sha256: of the weights that the network began with, where they are not its own.
-        data: gives the batches (x, targets, weights) and the validation images (x, targets). Called only if the stage
-            has not ended yet. The batches tell their images by `y`, and what they draw depends on their `epoch`.
+        data: gives the batches (x, targets, weights) to train on and those (x, targets) to judge by. Called only if
+            the stage has not ended yet. Both tell all their targets by `y`; what the first draw depends on their
+            `epoch`, and the second take any `batch_size`.
         verbose: whether a line per epoch is printed, and on a terminal a progress bar.
 
     Raises:
@@ -101,7 +104,7 @@ def run(
                     f"Received: out of memory in {stage.name} with one image at a time. Set a smaller image_size "
                     f"(CXR_IMAGE_SIZE; now {settings.image_size}), a smaller architecture, or use a larger device."
                 ) from error
-            print(f"{stage.name}: out of memory; a batch now goes through it in {pieces} pieces", flush=True)
+            _log.warning("%s: out of memory; a batch now goes through it in %d pieces", stage.name, pieces)
             stored = checkpoints.newest(settings, model, fresh, shapes)
             saved = stored or saved
             continue
@@ -118,7 +121,7 @@ def _compile(network: keras.Model, rate: float, pieces: int) -> None:
 def _fit(
     network: keras.Model,
     batches: keras.utils.PyDataset,
-    validation: tuple[np.ndarray, np.ndarray],
+    validation: keras.utils.PyDataset,
     loop: "_Loop",
     batch_size: int,
     verbose: bool,
@@ -127,11 +130,12 @@ def _fit(
     batches = copy.copy(batches)  # what a failed attempt left running must not move this one's epoch on
     batches.epoch = done - 1
     batches.on_epoch_end()
-    pieces = loop.progress.pieces
+    pieces, devices = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
+    validation = copy.copy(validation)
+    validation.batch_size = max(1, min(batch_size // pieces, 32) // devices) * devices
     network.fit(
-        batches if pieces == 1 else Pieces(batches, pieces),
-        validation_data=validation,
-        validation_batch_size=max(1, min(batch_size // pieces, 32)),
+        batches if pieces * devices == 1 else Pieces(batches, pieces, devices),
+        validation_data=validation if devices == 1 else Evenly(validation, devices),
         initial_epoch=done,
         epochs=loop.stage.epochs,
         shuffle=False,

@@ -16,7 +16,7 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, checkpoints, curves, epochs, evaluate, features, inputs, provenance
+from cxr_ml.model import architectures, checkpoints, curves, devices, epochs, evaluate, features, inputs, provenance
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
 from cxr_ml.model.pieces import ShuffledRows
@@ -84,11 +84,24 @@ def train(
         return store.load(settings, f"models/{name}/model.json", Model)
     keras.utils.set_random_seed(settings.seed)
     _check(settings, datasets.manifest(settings, dataset))
-    if first:
-        classifier, backbone = _from_champion(settings, first)
-    else:
-        backbone = architectures.backbone(settings, architecture)
-        classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+    with devices.strategy().scope():
+        if first:
+            classifier, backbone = _from_champion(settings, first)
+        else:
+            backbone = architectures.backbone(settings, architecture)
+            classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+        return _train(settings, dataset, name, architecture, backbone, classifier, verbose)
+
+
+def _train(
+    settings: Settings,
+    dataset: Dataset,
+    name: str,
+    architecture: str,
+    backbone: architectures.Backbone,
+    classifier: keras.Model,
+    verbose: bool,
+) -> Model:
     from_scratch = not backbone.weights_sha256
     started = time.monotonic()
     images, manifest = inputs.load(settings, dataset, settings.image_size)
@@ -182,13 +195,13 @@ def _head_data(
     weights: np.ndarray,
     manifest: pd.DataFrame,
     verbose: bool,
-) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
+) -> tuple[keras.utils.PyDataset, keras.utils.PyDataset]:
     """Stored features for the head: the frozen backbone sees each augmented view once, not once per epoch."""
     see = partial(features.load, settings, classifier, manifest, images, verbose=verbose)
     x, target = see(rows["train"], settings.head_views), np.tile(y[rows["train"]], settings.head_views)
     validation = see(rows["validation"], 1)
     batches = ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)
-    return batches, (validation, y[rows["validation"]])
+    return batches, inputs.Batches(validation, np.arange(len(validation)), 32, y[rows["validation"]])
 
 
 def _all_data(
@@ -198,12 +211,12 @@ def _all_data(
     rows: dict[str, np.ndarray],
     y: np.ndarray,
     weights: np.ndarray,
-) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
+) -> tuple[keras.utils.PyDataset, keras.utils.PyDataset]:
     target = y[rows["train"]]
     batches = inputs.AugmentedBatches(
         images, rows["train"], target, weights[target], settings.batch_size, settings.seed, settings.disguised
     )
-    return batches, (images[rows["validation"]], y[rows["validation"]])
+    return batches, inputs.Batches(images, rows["validation"], 32, y[rows["validation"]])
 
 
 def _history(done: dict[str, Progress]) -> pd.DataFrame:
@@ -243,7 +256,7 @@ def _write(
         image_size=settings.image_size,
         weights=backbone.weights,
         weights_sha256=backbone.weights_sha256,
-        settings={k: getattr(settings, k) for k in _HYPERPARAMETERS},
+        settings={k: getattr(settings, k) for k in (*_HYPERPARAMETERS, "warm_start")},
         epochs={stage: len(p.epochs) for stage, p in done.items()},
         seconds={k: round(s, 1) for k, s in seconds.items()}
         | {stage: round(spent[stage] + p.prepared, 1) for stage, p in done.items()},
