@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from cxr_ml.errors import Refused
-from cxr_ml.model import checkpoints
+from cxr_ml.model import checkpoints, inputs
 from cxr_ml.model.checkpoints import Epoch, Progress
 from cxr_ml.model.pieces import Pieces
 from cxr_ml.settings import Settings
@@ -53,7 +53,7 @@ def run(
     network: keras.Model,
     stage: Stage,
     backbone_sha256: str,
-    data: Callable[[], tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]],
+    data: Callable[[], tuple[keras.utils.PyDataset, inputs.Batches]],
     verbose: bool,
 ) -> Progress:
     """Trains `network` from where this stage was left, to its end; it is left with the weights of the best epoch.
@@ -64,7 +64,7 @@ def run(
         network: from what `data` gives to probabilities (n, classes).
         stage: the stage.
         backbone_sha256: of the weights that the network began with, where they are not its own.
-        data: gives the batches (x, targets, weights) and the validation images (x, targets). Called only if the stage
+        data: gives the batches (x, targets, weights) and those to validate with (x, targets). Called only if the stage
             has not ended yet. The batches tell their images by `y`, and what they draw depends on their `epoch`.
         verbose: whether a line per epoch is printed, and on a terminal a progress bar.
 
@@ -118,7 +118,7 @@ def _compile(network: keras.Model, rate: float, pieces: int) -> None:
 def _fit(
     network: keras.Model,
     batches: keras.utils.PyDataset,
-    validation: tuple[np.ndarray, np.ndarray],
+    validation: inputs.Batches,
     loop: "_Loop",
     batch_size: int,
     verbose: bool,
@@ -127,11 +127,10 @@ def _fit(
     batches = copy.copy(batches)  # what a failed attempt left running must not move this one's epoch on
     batches.epoch = done - 1
     batches.on_epoch_end()
-    pieces = loop.progress.pieces
+    pieces, devices = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
     network.fit(
-        batches if pieces == 1 else Pieces(batches, pieces),
-        validation_data=validation,
-        validation_batch_size=max(1, min(batch_size // pieces, 32)),
+        batches if pieces * devices == 1 else Pieces(batches, pieces, devices),
+        validation_data=validation.of(max(1, min(batch_size // pieces, 32))),
         initial_epoch=done,
         epochs=loop.stage.epochs,
         shuffle=False,

@@ -85,6 +85,10 @@ class Batches(keras.utils.PyDataset):
             images = self.change(images)
         return images if self.y is None else (images, self.y[part])
 
+    def of(self, batch_size: int) -> "Batches":
+        """The same rows in batches of another size."""
+        return Batches(self.images, self.rows, batch_size, self.y, self.change)
+
 
 class AugmentedBatches(keras.utils.PyDataset):
     """Shuffled, augmented batches (images, targets, weights). The same seed and epoch give the same batches."""

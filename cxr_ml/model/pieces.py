@@ -30,13 +30,14 @@ class ShuffledRows(keras.utils.PyDataset):
 class Pieces(keras.utils.PyDataset):
     """Batches cut into equally many pieces, for an optimizer that takes one step per so many.
 
-    Keras averages the pieces' mean losses. The weights are scaled so that this is the mean over the whole batch,
-    also where the pieces differ in size; a batch of fewer images than pieces is filled up with copies that weigh 0.
+    Keras averages the mean losses of pieces, and those of devices that share a piece. The weights are scaled so that
+    this is the mean over the whole batch, whatever its size. A piece that cannot be dealt out evenly is filled up with
+    copies that weigh 0; they count in the training metrics, but in nothing that is learned.
     """
 
-    def __init__(self, batches: keras.utils.PyDataset, pieces: int) -> None:
+    def __init__(self, batches: keras.utils.PyDataset, pieces: int, devices: int = 1) -> None:
         super().__init__(workers=batches.workers, max_queue_size=batches.max_queue_size)
-        self.batches, self.pieces = batches, pieces
+        self.batches, self.pieces, self.devices = batches, pieces, devices
         self.lock, self.last = threading.Lock(), (-1, ())
 
     def __len__(self) -> int:
@@ -48,11 +49,11 @@ class Pieces(keras.utils.PyDataset):
             if self.last[0] != whole:
                 self.last = (whole, self.batches[whole])
             x, y, weights = self.last[1]
-        n, missing = len(y), max(0, self.pieces - len(y))
-        rows = np.concatenate([np.arange(n), np.zeros(missing, int)])
-        weights = np.concatenate([weights, np.zeros(missing)])
-        chosen = np.array_split(np.arange(len(rows)), self.pieces)[piece]
-        return x[rows[chosen]], y[rows[chosen]], weights[chosen] * (self.pieces * len(chosen) / n)
+        chosen = np.array_split(np.arange(len(y)), self.pieces)[piece]
+        size = max(1, -(-len(chosen) // self.devices)) * self.devices
+        filled = np.concatenate([chosen, np.zeros(size - len(chosen), int)])
+        scaled = np.where(np.arange(size) < len(chosen), weights[filled], 0) * (self.pieces * size / len(y))
+        return x[filled], y[filled], scaled
 
     def on_epoch_end(self) -> None:
         self.last = (-1, ())

@@ -17,7 +17,7 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, checkpoints, curves, epochs, evaluate, features, inputs, provenance
+from cxr_ml.model import architectures, checkpoints, curves, devices, epochs, evaluate, features, inputs, provenance
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
 from cxr_ml.model.pieces import ShuffledRows
@@ -85,13 +85,24 @@ def train(
         return store.load(settings, f"models/{name}/model.json", Model)
     keras.utils.set_random_seed(settings.seed)
     _check(settings, datasets.manifest(settings, dataset))
-    if first:
-        classifier, backbone = _from_champion(settings, first)
-    else:
-        backbone = architectures.backbone(settings, architecture)
-        classifier = architectures.classifier(
-            backbone, len(settings.classes), settings.dropout, settings.freeze_normalisation
-        )
+    with devices.strategy().scope():
+        if first:
+            classifier, backbone = _from_champion(settings, first)
+        else:
+            backbone = architectures.backbone(settings, architecture)
+            classifier = _classifier(settings, backbone)
+        return _train(settings, dataset, name, architecture, backbone, classifier, verbose)
+
+
+def _train(
+    settings: Settings,
+    dataset: Dataset,
+    name: str,
+    architecture: str,
+    backbone: architectures.Backbone,
+    classifier: keras.Model,
+    verbose: bool,
+) -> Model:
     from_scratch = not backbone.weights_sha256
     started = time.monotonic()
     images, manifest = inputs.load(settings, dataset, settings.image_size)
@@ -149,9 +160,7 @@ def _from_champion(settings: Settings, champion: Model) -> tuple[keras.Model, ar
     scratch = settings.model_copy(update={"weights": "none"})
     backbone = architectures.backbone(scratch, champion.architecture)
     backbone = backbone._replace(weights=f"champion {champion.model}", weights_sha256=champion.artefact_sha256)
-    classifier = architectures.classifier(
-        backbone, len(settings.classes), settings.dropout, settings.freeze_normalisation
-    )
+    classifier = _classifier(settings, backbone)
     classifier.set_weights(evaluate.load_model(settings, champion.model)[1].get_weights())
     return classifier, backbone
 
@@ -194,13 +203,14 @@ def _head_data(
     weights: np.ndarray,
     manifest: pd.DataFrame,
     verbose: bool,
-) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
+) -> tuple[keras.utils.PyDataset, inputs.Batches]:
     """Stored features for the head: the frozen backbone sees each augmented view once, not once per epoch."""
     see = partial(features.load, settings, classifier, manifest, images, verbose=verbose)
     x, target = see(rows["train"], settings.head_views), np.tile(y[rows["train"]], settings.head_views)
     validation = see(rows["validation"], 1)
     batches = ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)
-    return batches, (validation, y[rows["validation"]])
+    held = np.arange(len(validation))
+    return batches, inputs.Batches(validation, held, settings.batch_size, y[rows["validation"]])
 
 
 def _all_data(
@@ -210,12 +220,12 @@ def _all_data(
     rows: dict[str, np.ndarray],
     y: np.ndarray,
     weights: np.ndarray,
-) -> tuple[keras.utils.PyDataset, tuple[np.ndarray, np.ndarray]]:
+) -> tuple[keras.utils.PyDataset, inputs.Batches]:
     target = y[rows["train"]]
     batches = inputs.AugmentedBatches(
         images, rows["train"], target, weights[target], settings.batch_size, settings.seed
     )
-    return batches, (images[rows["validation"]], y[rows["validation"]])
+    return batches, inputs.Batches(images, rows["validation"], settings.batch_size, y[rows["validation"]])
 
 
 def _history(done: dict[str, Progress]) -> pd.DataFrame:
