@@ -105,7 +105,7 @@ def ours(settings: Settings, architecture: str, data: tuple, given: argparse.Nam
     spent, seen = time.perf_counter() - begun, []
     for view in range(max(given.views)):
         begun = time.perf_counter()
-        shown = inputs.views(x[train], rng) if view else x[train]
+        shown = inputs.views(x[train], rng, 0.0) if view else x[train]
         seen.append(network.predict(shown, batch_size=32, verbose=0))
         spent += time.perf_counter() - begun
         if view + 1 not in given.views:

@@ -129,9 +129,9 @@ def classifier(backbone: Backbone, classes: int, dropout: float, freeze_normalis
 
     Preprocessing lives inside: uint8 images, grey (n, size, size, 1) or RGB (n, size, size, 3), become one grey channel
     (luma of ITU-R BT.601, as `data.images` makes it of colour), which is widened to three and scaled as the backbone's
-    weights want it. With `freeze_normalisation`, that of a pretrained backbone keeps the statistics and weights it was
-    trained with, while everything else is fine-tuned. Calling the backbone with training=False would not do: Keras 3
-    passes the outer model's `training` on to nested models regardless.
+    weights want it. With `freeze_normalisation`, a pretrained backbone's batch normalisation keeps the statistics and
+    weights it was trained with, while everything else is fine-tuned. Calling the backbone with training=False would not
+    do: Keras 3 passes the outer model's `training` on to nested models regardless.
 
     Returns:
         A model from uint8 images to probabilities (n, classes), with the layers "features" and "head" by name.

@@ -1,6 +1,4 @@
-"""On what a training runs: one device, all GPUs of a machine, or those of several machines."""
-
-import os
+"""On what a training runs: one device, or all GPUs of a machine."""
 
 import tensorflow as tf
 
@@ -9,10 +7,7 @@ def strategy() -> tf.distribute.Strategy:
     """How a training is spread over the devices that this process sees.
 
     With several GPUs, each gets a share of every batch; without a GPU the same holds for several virtual processors.
-    With TF_CONFIG set, as tf.distribute documents it, the devices of all workers named there do so.
     """
-    if os.environ.get("TF_CONFIG"):
-        return tf.distribute.MultiWorkerMirroredStrategy()
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy([device.name for device in devices])

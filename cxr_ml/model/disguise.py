@@ -5,7 +5,9 @@ them from wide ranges; evaluation holds a model to fixed ones, which are never d
 """
 
 import io
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -21,6 +23,7 @@ CONTRAST = (0.7, 1.3)  # factor around the mean grey
 NOISE = (1.0, 8.0)  # grey levels, sigma
 RESOLUTION = (0.4, 0.9)  # of the side, to which the picture is shrunk and enlarged again
 QUALITY = (40, 95)  # of JPEG
+VERSION = 1  # of what a seed draws; views and features of another version are other ones
 
 
 def disguise(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -33,7 +36,10 @@ def disguise(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Returns:
         uint8 of the same shape.
     """
-    return np.stack([_one(image[..., 0], rng) for image in images])[..., None] if len(images) else images.copy()
+    if not len(images):
+        return images.copy()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack(list(pool.map(_one, images[..., 0], rng.spawn(len(images)))))[..., None]
 
 
 def _one(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 
 from cxr_ml.errors import Refused
-from cxr_ml.model import checkpoints, inputs
+from cxr_ml.model import checkpoints
 from cxr_ml.model.checkpoints import Epoch, Progress
-from cxr_ml.model.pieces import Pieces
+from cxr_ml.model.pieces import Evenly, Pieces
 from cxr_ml.settings import Settings
 
 EXPLODED = 10.0  # times the loss of the beginning, or of guessing: no step back from there is worth waiting for
@@ -53,7 +53,7 @@ def run(
     network: keras.Model,
     stage: Stage,
     backbone_sha256: str,
-    data: Callable[[], tuple[keras.utils.PyDataset, inputs.Batches]],
+    data: Callable[[], tuple[keras.utils.PyDataset, keras.utils.PyDataset]],
     verbose: bool,
 ) -> Progress:
     """Trains `network` from where this stage was left, to its end; it is left with the weights of the best epoch.
@@ -64,8 +64,9 @@ def run(
         network: from what `data` gives to probabilities (n, classes).
         stage: the stage.
         backbone_sha256: of the weights that the network began with, where they are not its own.
-        data: gives the batches (x, targets, weights) and those to validate with (x, targets). Called only if the stage
-            has not ended yet. The batches tell their images by `y`, and what they draw depends on their `epoch`.
+        data: gives the batches (x, targets, weights) to train on and those (x, targets) to judge by. Called only if
+            the stage has not ended yet. Both tell all their targets by `y`; what the first draw depends on their
+            `epoch`, and the second take any `batch_size`.
         verbose: whether a line per epoch is printed, and on a terminal a progress bar.
 
     Raises:
@@ -118,7 +119,7 @@ def _compile(network: keras.Model, rate: float, pieces: int) -> None:
 def _fit(
     network: keras.Model,
     batches: keras.utils.PyDataset,
-    validation: inputs.Batches,
+    validation: keras.utils.PyDataset,
     loop: "_Loop",
     batch_size: int,
     verbose: bool,
@@ -128,9 +129,11 @@ def _fit(
     batches.epoch = done - 1
     batches.on_epoch_end()
     pieces, devices = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
+    validation = copy.copy(validation)
+    validation.batch_size = max(1, min(batch_size // pieces, 32) // devices) * devices
     network.fit(
         batches if pieces * devices == 1 else Pieces(batches, pieces, devices),
-        validation_data=validation.of(max(1, min(batch_size // pieces, 32))),
+        validation_data=validation if devices == 1 else Evenly(validation, devices),
         initial_epoch=done,
         epochs=loop.stage.epochs,
         shuffle=False,

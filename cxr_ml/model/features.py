@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from cxr_ml.model import augment, blocks, inputs
+from cxr_ml.model import augment, blocks, disguise, inputs
 from cxr_ml.settings import Settings
 
 _SEED = 1  # tells the random numbers of these views from those of the fine-tuning
@@ -51,12 +51,13 @@ def load(
             # Seeded by the images themselves, so that other images of the dataset change nothing.
             own = hashlib.sha256("\n".join(chosen["sha256"].iloc[which]).encode()).digest()
             seed = [settings.seed, _SEED, view, int.from_bytes(own[:8], "big")]
-            shown = inputs.views(shown, np.random.default_rng(seed))
+            shown = inputs.views(shown, np.random.default_rng(seed), settings.disguised)
         if verbose:
             print(f"features: view {view + 1} of {views}, {len(which)} of {len(rows)} images", flush=True)
         return network.predict(shown, batch_size=min(settings.batch_size, 32), verbose=0)
 
-    names = ["as-is", *(f"view-{augment.VERSION}-{settings.seed}-{view}" for view in range(1, views))]
+    drawn = f"view-{augment.VERSION}-{disguise.VERSION}-{settings.disguised:g}-{settings.seed}"
+    names = ["as-is", *(f"{drawn}-{view}" for view in range(1, views))]
     sources = [blocks.Source(f"{folder}/{name}", partial(see, view)) for view, name in enumerate(names)]
     path = settings.cache_dir / f"features-{os.getpid()}.npy"
     path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from cxr_ml.data import dataset as datasets
 from cxr_ml.data.files import stored_grey
 from cxr_ml.model import blocks
 from cxr_ml.model.augment import augment
+from cxr_ml.model.disguise import disguise
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
 
@@ -56,9 +57,19 @@ def targets(manifest: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
     return manifest["label"].map({label: i for i, label in enumerate(classes)}).to_numpy(dtype=np.int64)
 
 
-def views(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What training sees instead of the images: one random view of each, uint8 (n, size, size, 1) in and out."""
-    return augment(images, rng)
+def views(images: np.ndarray, rng: np.random.Generator, disguised: float) -> np.ndarray:
+    """What training sees instead of the images: one random view of each, uint8 (n, size, size, 1) in and out.
+
+    Args:
+        images: as they are.
+        rng: source of all randomness.
+        disguised: share of the views that are in a disguise as well.
+    """
+    shown = augment(images, rng)
+    if disguised:
+        chosen = rng.random(len(shown)) < disguised
+        shown[chosen] = disguise(shown[chosen], rng)
+    return shown
 
 
 class Batches(keras.utils.PyDataset):
@@ -85,20 +96,23 @@ class Batches(keras.utils.PyDataset):
             images = self.change(images)
         return images if self.y is None else (images, self.y[part])
 
-    def of(self, batch_size: int) -> "Batches":
-        """The same rows in batches of another size."""
-        return Batches(self.images, self.rows, batch_size, self.y, self.change)
-
 
 class AugmentedBatches(keras.utils.PyDataset):
     """Shuffled, augmented batches (images, targets, weights). The same seed and epoch give the same batches."""
 
     def __init__(
-        self, images: np.ndarray, rows: np.ndarray, y: np.ndarray, weights: np.ndarray, batch_size: int, seed: int
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        y: np.ndarray,
+        weights: np.ndarray,
+        batch_size: int,
+        seed: int,
+        disguised: float = 0.0,
     ) -> None:
         super().__init__(workers=2, max_queue_size=8)
         self.images, self.rows, self.y, self.weights = images, rows, y, weights
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+        self.batch_size, self.seed, self.disguised, self.epoch = batch_size, seed, disguised, 0
         self.order = self._shuffled()
 
     def _shuffled(self) -> np.ndarray:
@@ -109,7 +123,8 @@ class AugmentedBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        shown = views(self.images[self.rows[chosen]], np.random.default_rng([self.seed, self.epoch, index]))
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        shown = views(self.images[self.rows[chosen]], rng, self.disguised)
         return shown, self.y[chosen], self.weights[chosen]
 
     def on_epoch_end(self) -> None:

@@ -58,3 +58,25 @@ class Pieces(keras.utils.PyDataset):
     def on_epoch_end(self) -> None:
         self.last = (-1, ())
         self.batches.on_epoch_end()
+
+
+class Evenly(keras.utils.PyDataset):
+    """Batches (x, targets) that can be dealt out to so many devices: the last one is filled up with copies of a row.
+
+    Copies weigh 0, and all others so much more that the mean loss is that of the rows given. In accuracy and F1, which
+    know no weights, the copies, fewer than `devices`, do count.
+    """
+
+    def __init__(self, batches: keras.utils.PyDataset, devices: int) -> None:
+        super().__init__(workers=batches.workers, max_queue_size=batches.max_queue_size)
+        self.batches, self.devices = batches, devices
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        x, y = self.batches[index]
+        given, missing = len(self.batches.y), -len(y) % self.devices
+        rows = np.concatenate([np.arange(len(y)), np.zeros(missing, int)])
+        weight = (given + -given % self.devices) / given
+        return x[rows], y[rows], np.where(np.arange(len(rows)) < len(y), weight, 0.0)

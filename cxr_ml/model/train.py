@@ -26,7 +26,7 @@ from cxr_ml.settings import Settings
 
 _HYPERPARAMETERS = (
     "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate", "fine_tune_learning_rate",
-    "patience", "dropout", "head_views", "freeze_normalisation", "seed", "weights",
+    "patience", "dropout", "head_views", "freeze_normalisation", "disguised", "seed", "weights",
 )  # fmt: skip
 
 
@@ -203,14 +203,13 @@ def _head_data(
     weights: np.ndarray,
     manifest: pd.DataFrame,
     verbose: bool,
-) -> tuple[keras.utils.PyDataset, inputs.Batches]:
+) -> tuple[keras.utils.PyDataset, keras.utils.PyDataset]:
     """Stored features for the head: the frozen backbone sees each augmented view once, not once per epoch."""
     see = partial(features.load, settings, classifier, manifest, images, verbose=verbose)
     x, target = see(rows["train"], settings.head_views), np.tile(y[rows["train"]], settings.head_views)
     validation = see(rows["validation"], 1)
     batches = ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)
-    held = np.arange(len(validation))
-    return batches, inputs.Batches(validation, held, settings.batch_size, y[rows["validation"]])
+    return batches, inputs.Batches(validation, np.arange(len(validation)), 32, y[rows["validation"]])
 
 
 def _all_data(
@@ -220,12 +219,12 @@ def _all_data(
     rows: dict[str, np.ndarray],
     y: np.ndarray,
     weights: np.ndarray,
-) -> tuple[keras.utils.PyDataset, inputs.Batches]:
+) -> tuple[keras.utils.PyDataset, keras.utils.PyDataset]:
     target = y[rows["train"]]
     batches = inputs.AugmentedBatches(
-        images, rows["train"], target, weights[target], settings.batch_size, settings.seed
+        images, rows["train"], target, weights[target], settings.batch_size, settings.seed, settings.disguised
     )
-    return batches, inputs.Batches(images, rows["validation"], settings.batch_size, y[rows["validation"]])
+    return batches, inputs.Batches(images, rows["validation"], 32, y[rows["validation"]])
 
 
 def _history(done: dict[str, Progress]) -> pd.DataFrame:
@@ -265,7 +264,7 @@ def _write(
         image_size=settings.image_size,
         weights=backbone.weights,
         weights_sha256=backbone.weights_sha256,
-        settings={k: getattr(settings, k) for k in _HYPERPARAMETERS},
+        settings={k: getattr(settings, k) for k in (*_HYPERPARAMETERS, "warm_start")},
         epochs={stage: len(p.epochs) for stage, p in done.items()},
         seconds={k: round(s, 1) for k, s in seconds.items()}
         | {stage: round(spent[stage] + p.prepared, 1) for stage, p in done.items()},

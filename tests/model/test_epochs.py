@@ -32,7 +32,7 @@ def data(batch_size: int):
     x = rng.normal(size=(N, 6)).astype("float32")
     x[:, 0] += y
     weights = rng.uniform(0.3, 4, N)
-    return pieces.ShuffledRows(x, y, weights, batch_size, 0), inputs.Batches(x, np.arange(20), batch_size, y[:20])
+    return pieces.ShuffledRows(x, y, weights, batch_size, 0), inputs.Batches(x, np.arange(20), 32, y[:20])
 
 
 def run(settings, network, stage=THREE, given=data, **changes):
@@ -67,7 +67,7 @@ def test_the_error_of_a_full_device_is_the_real_one():
     limit_memory(network, 4)
     network.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(tf.errors.ResourceExhaustedError):
-        network.fit(data(16)[1].of(8), verbose=0)
+        network.fit(data(8)[0], verbose=0)
 
 
 @pytest.mark.parametrize("fits", [5, 1])
@@ -121,8 +121,9 @@ def test_a_stage_goes_on_with_the_random_numbers_that_it_would_have_drawn(settin
 
 def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
     def misleading(batch_size):  # the more is learned, the worse the validation loss
-        batches, held = data(batch_size)
-        return batches, inputs.Batches(held.images, held.rows, batch_size, (held.y + 1) % 3)
+        batches, validation = data(batch_size)
+        validation.y = (validation.y + 1) % 3
+        return batches, validation
 
     run(settings, small_network(), Stage("head", 9, 1e-2), misleading, patience=9)
     found = checkpoints.newest(
@@ -203,8 +204,7 @@ def test_macro_f1_of_an_epoch_is_scikit_learns(settings):
 
     network = small_network()
     found = run(settings, network, Stage("head", 1, 1e-2))
-    held = data(16)[1]
-    x, y = held.images[held.rows], held.y
+    x, y = data(16)[1][0]
     expected = f1_score(y, network.predict(x, verbose=0).argmax(axis=1), average="macro")
     assert found.epochs[0].val_f1 == pytest.approx(expected, abs=1e-6)
     assert len(CLASSES) == 3

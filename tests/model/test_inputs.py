@@ -234,10 +234,20 @@ def test_an_epoch_shows_each_training_image_once_with_its_target_and_weight(numb
 
 
 def test_views_are_augmented_views_of_the_very_image(monkeypatch, numbered):
-    monkeypatch.setattr(inputs, "views", lambda images, rng: images)
+    monkeypatch.setattr(inputs, "views", lambda images, rng, disguised: images)
     batches = numbered()
     views, y, _ = epoch(batches)
     np.testing.assert_array_equal(views, batches.images[y // 10])
+
+
+def test_the_asked_share_of_the_views_is_in_a_disguise_and_the_others_are_not_touched():
+    films = np.tile(
+        np.arange(256, dtype=np.uint8).reshape(16, 16).repeat(4, 0).repeat(4, 1)[None, ..., None], (400, 1, 1, 1)
+    )
+    plain = inputs.views(films, np.random.default_rng(7), 0.0)
+    some = inputs.views(films, np.random.default_rng(7), 0.3)
+    changed = (plain != some).any(axis=(1, 2, 3)).mean()
+    assert 0.2 < changed < 0.35  # a disguise may leave a film as it was
 
 
 def test_the_same_seed_and_epoch_give_the_same_batches(numbered):

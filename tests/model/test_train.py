@@ -463,8 +463,8 @@ def test_without_stored_views_each_epoch_shows_the_frozen_backbone_new_ones(sett
     put_dataset(s, counts={"train": 3, "validation": 1, "test": 1})
     shown, real = [], inputs.views
 
-    def spy(images, rng):
-        shown.append(real(images, rng))
+    def spy(*given):
+        shown.append(real(*given))
         return shown[-1]
 
     monkeypatch.setattr(inputs, "views", spy)

@@ -1,0 +1,34 @@
+"""A training that is spread over devices gives what one device gives."""
+
+import io
+
+import numpy as np
+import pandas as pd
+from model_samples import put_dataset, quick
+from spread import train_on
+
+from cxr_ml import store
+from cxr_ml.model import evaluate
+
+SMALL = {"head_epochs": 2, "fine_tune_epochs": 1, "batch_size": 16, "dropout": 0.0}
+
+
+def result(s) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    (name,) = {key.split("/")[1] for key in store.keys(s, "models/")}
+    history = pd.read_csv(io.BytesIO(store.get(s, f"models/{name}/history.csv")))
+    return history, evaluate.load_model(s, name)[1].get_weights()
+
+
+def test_two_virtual_devices_give_the_loss_of_one_also_where_batches_are_odd(settings):
+    found = []
+    for processors in (1, 2):
+        s = quick(settings, **SMALL, prefix=f"on-{processors}/")
+        put_dataset(s, counts={"train": 9, "validation": 3})  # 27 images: the second batch has 11
+        process = train_on(s, processors)
+        process.join(240)
+        assert process.exitcode == 0
+        found.append(result(s))
+    (one, weights), (two, other) = found
+    np.testing.assert_allclose(two["val_loss"], one["val_loss"], atol=1e-4)
+    for now, then in zip(other, weights, strict=True):
+        np.testing.assert_allclose(now, then, atol=1e-4)
