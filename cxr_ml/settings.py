@@ -79,7 +79,8 @@ class Settings(BaseSettings):
     fine_tune_learning_rate: float = Field(1e-5, gt=0, le=1)
     patience: int = Field(5, ge=1, le=1000)  # epochs without a better validation loss before a stage ends
     dropout: float = Field(0.5, ge=0, lt=1)  # share dropped before the softmax
-    head_views: int = Field(4, ge=1, le=64)  # augmented views of each image that the frozen backbone sees, once
+    head_views: int = Field(4, ge=0, le=64)  # views of an image that the frozen backbone sees, once; 0: one per epoch
+    freeze_normalisation: bool = True  # batch normalisation of a pretrained backbone keeps its statistics and weights
     disguised: float = Field(0.5, ge=0, le=1)  # share of the views in another sharpness, contrast, encoding; study: 0
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
