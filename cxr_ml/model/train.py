@@ -26,7 +26,7 @@ from cxr_ml.settings import Settings
 
 _HYPERPARAMETERS = (
     "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate", "fine_tune_learning_rate",
-    "patience", "dropout", "head_views", "freeze_normalisation", "disguised", "seed", "weights",
+    "fine_tune_decay", "patience", "dropout", "head_views", "freeze_normalisation", "disguised", "seed", "weights",
 )  # fmt: skip
 
 
@@ -114,7 +114,8 @@ def _train(
 
     done: dict[str, Progress] = {}
     stages = [Stage("head", settings.head_epochs, settings.head_learning_rate)]
-    stages.append(Stage("fine_tune", settings.fine_tune_epochs, settings.fine_tune_learning_rate))
+    fine_tune = (settings.fine_tune_epochs, settings.fine_tune_learning_rate, settings.fine_tune_decay)
+    stages.append(Stage("fine_tune", *fine_tune))
     for stage in stages:
         if not stage.epochs:
             continue
