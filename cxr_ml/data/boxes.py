@@ -32,7 +32,7 @@ FLAT = 3.0  # grey levels, standard deviation of what they bound, at most; JPEG 
 BEYOND = 6  # px outwards of a side: what lies beyond it, past the ringing of JPEG
 VARIES = 8  # grey levels between the tenth and the ninetieth percentile of film along a side, at least
 SPAN = 0.35  # of a side that crosses the picture is seen, at least
-WIDEST = 0.4  # of the picture beyond such a side, at most: what is white all over is burnt-out film
+WIDEST = 0.35  # of the picture beyond such a side, or between two that only the frame joins, at most
 _MARGIN = 4  # px kept around a candidate, at least the reach of a step
 
 
@@ -168,9 +168,11 @@ def _melted(solid: np.ndarray, darkest: np.ndarray, sides: list[_Side], thin: in
     corners = [(row, column) for row in rows for column in columns if _meet(row, column)]
     boxes = [[row, column] for row, column in corners]
     boxes += [[*one, *other] for one, other in combinations(corners, 2) if one[0] is other[0] or one[1] is other[1]]
-    for lines, long in ((rows, solid.shape[1]), (columns, solid.shape[0])):
-        ending = [(s, s.begin <= ALIGNED, s.end >= long - 1 - ALIGNED) for s in lines]
-        boxes += [[s, t] for (s, a, b), (t, c, d) in combinations(ending, 2) if s.far != t.far and (a & c or b & d)]
+    for lines, (wide, long) in ((rows, solid.shape), (columns, solid.shape[::-1])):
+        for s, t in combinations(lines, 2):
+            meet = max(s.begin, t.begin) <= ALIGNED or min(s.end, t.end) >= long - 1 - ALIGNED
+            if meet and s.far != t.far and abs(s.at - t.at) <= WIDEST * wide:  # the body is wider
+                boxes.append([s, t])
     for box in boxes:
         ys = [y for s in box for y in ((s.begin, s.end) if s.upright else (s.at,))]
         xs = [x for s in box for x in ((s.at,) if s.upright else (s.begin, s.end))]
