@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import batches, drops, ingest, reasons, rulings, thumbnails
+from cxr_ml.data import batches, drops, identity, ingest, reasons, rulings, thumbnails
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Ruling
@@ -69,8 +69,10 @@ def _label(settings: Settings, text: str) -> str:
     return known.get(drops.spelling(text), text)
 
 
-def find(frame: pd.DataFrame, name: str) -> pd.Series:
+def find(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
     """The one row of `files` that `name` means: a SHA-256 (8 digits or more), a file, or a drop or batch, "/", a file.
+
+    Where names of files are hashed, the name that the file had in the drop, with all its folders, does too.
 
     Raises:
         Refused: no file is called so, or several different ones are.
@@ -82,6 +84,8 @@ def find(frame: pd.DataFrame, name: str) -> pd.Series:
     rows = frame[by_sha | exact]
     if rows.empty and name:
         rows = frame[frame["file"].str.endswith(f"/{name}")]
+    if rows.empty and name and settings.patient_salt:
+        rows = _by_name_in_the_drop(frame, name, settings)
     if rows.empty:
         raise Refused(
             "A file of a committed batch was expected: its path in the drop, with the drop before it where two have "
@@ -91,6 +95,14 @@ def find(frame: pd.DataFrame, name: str) -> pd.Series:
         lines = [f"  {r['batch']}/{r['file']}  {r['sha256'][:16]}" for _, r in rows.head(_SHOWN).iterrows()]
         raise Refused(f"{name!r} fits {len(rows)} files. Name one of them:\n" + "\n".join(lines))
     return rows.sort_values("verdict", key=lambda v: v != "accepted", kind="stable").iloc[0]
+
+
+def _by_name_in_the_drop(frame: pd.DataFrame, name: str, settings: Settings) -> pd.DataFrame:
+    stored = frame["file"].str.rpartition("/")[2]
+    top, _, below = name.partition("/")
+    mine = (frame["drop"] == top) | (frame["batch"] == top)
+    hit = stored == identity.hashed_name(settings, name)
+    return frame[hit | (mine & (stored == identity.hashed_name(settings, below)))] if below else frame[hit]
 
 
 def show(settings: Settings, name: str) -> dict:
@@ -105,7 +117,7 @@ def show(settings: Settings, name: str) -> dict:
         Refused: `find`.
     """
     frame = files(settings)
-    row = find(frame, name)
+    row = find(frame, name, settings)
     sha = row["sha256"]
     record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
     rejected = record.rejected_classes.get(row["label"], "")
@@ -152,7 +164,7 @@ def rule(
         Refused: the action is not possible for this file; the message says why and what is.
     """
     frame = files(settings)
-    row = find(frame, name)
+    row = find(frame, name, settings)
     what = f"{row['file']!r} of batch {row['batch']}"
     if not row["sha256"]:
         raise Refused(

@@ -41,7 +41,7 @@ def labels(table):
 
 def sha_of(settings, file):
     frame = quarantine.files(settings)
-    return quarantine.find(frame, file)["sha256"]
+    return quarantine.find(frame, file, settings)["sha256"]
 
 
 # Asking
@@ -109,12 +109,12 @@ def test_a_file_is_found_by_path_drop_and_path_or_digits_and_what_is_not_unique_
     batch = take(small, "week-2", {"NORMAL/a.png": png(2)}).batch
     frame = quarantine.files(small)
     for name in ("week-2/NORMAL/a.png", f"{batch}/NORMAL/a.png", sha(2), sha(2)[:8], sha(2)[:20].upper()):
-        assert quarantine.find(frame, name)["sha256"] == sha(2)
+        assert quarantine.find(frame, name, small)["sha256"] == sha(2)
     with pytest.raises(Refused, match="fits 2 files"):
-        quarantine.find(frame, "NORMAL/a.png")
+        quarantine.find(frame, "NORMAL/a.png", small)
     for name in ("lost.png", sha(2)[:7], "", "NORMAL"):
         with pytest.raises(Refused, match="quarantine list"):
-            quarantine.find(frame, name)
+            quarantine.find(frame, name, small)
 
 
 def test_an_empty_store_has_nothing_refused(settings):
@@ -192,7 +192,7 @@ def test_the_same_ruling_twice_is_one_and_two_at_once_both_count(small, monkeypa
             rule(settings, "other.png")
         return found
 
-    row = quarantine.find(quarantine.files(small), "boxed.png")
+    row = quarantine.find(quarantine.files(small), "boxed.png", small)
     monkeypatch.setattr(rulings, "read", late)
     mine = rulings.append(small, row, "relabel", "COVID19", "dr.b", "I differ")
     monkeypatch.setattr(rulings, "read", read)
