@@ -256,7 +256,8 @@ def test_all_that_was_refused_for_one_reason_is_released_each_by_a_ruling_of_its
     rule(small, "boxed1.png")
     rows, skipped = quarantine.releasable(small, "white_box")
     assert sorted(rows["label"]) == ["COVID19", "NORMAL"]
-    assert skipped["are in already"] == 2 and skipped["have no single label"] == 1
+    assert skipped == {"are in already": 2, "are labelled with what is none of the model's classes": 1}
+    assert quarantine.releasable(small, "unknown_label")[1] == {"have no single label": 1}
     assert quarantine.releasable(small, "white_box", label="covid")[0]["file"].tolist() == ["train/COVID19/b.png"]
     assert quarantine.releasable(small, "white_box", drop="week-2")[0].empty
     ruled = quarantine.release_all(small, rows, "dr.a", "collimators")
@@ -443,7 +444,7 @@ def test_a_large_jpeg_is_decoded_in_part_and_its_thumbnail_looks_the_same(settin
 
     monkeypatch.setattr(images, "open_image", noted)
     thumbnail = Image.open(io.BytesIO(thumbnails.make(data, settings)))
-    assert thumbnail.size == (256, round(256 * size[1] / size[0])) and 256 <= shapes[0] <= 2 * 256
+    assert thumbnail.size == (256, round(256 * size[1] / size[0])) and 256 <= shapes[0] < 640
     whole = Image.open(io.BytesIO(data)).resize(thumbnail.size, Image.Resampling.BOX)
     assert np.abs(np.asarray(thumbnail, int) - np.asarray(whole, int)).mean() < 4
 
