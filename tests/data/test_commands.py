@@ -90,7 +90,11 @@ def test_all_of_one_reason_are_released_only_after_a_yes(here):
     before = snapshot(here)
     everything = ("quarantine", "release-all", "--reason", "white_box", "--why", "collimators")
     status, out, err = call(*everything, "--json")  # nobody answers
-    assert (status, out.strip()) == (1, "") and "Release 2 NORMAL, refused for white_box?" in err and snapshot(here) == before
+    assert (
+        (status, out.strip()) == (1, "")
+        and "Release 2 NORMAL, refused for white_box?" in err
+        and snapshot(here) == before
+    )
     assert call(*everything[:4], "--yes")[0] == 2  # no reason
     assert answer(*everything, "--yes") == {"released": {"NORMAL": 2}, "skipped": {}, "rulings": [1, 2]}
     status, out, err = call(*everything, "--yes")
