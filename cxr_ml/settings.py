@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     classes: tuple[str, ...] = ("NORMAL", "COVID19", "PNEUMONIA")  # order of the model's outputs
     label_spellings: dict[str, str] = LABEL_SPELLINGS  # spelling in a drop -> label
     patient_salt: str = ""  # mixed into the hash that replaces a patient id; secret, never changed; "": no patients
+    file_names: Literal["keep", "hash"] = "keep"  # "hash": of every file; for names that hold a patient undeclared
 
     # Reading images
     max_file_bytes: int = Field(64_000_000, gt=0)  # larger files are quarantined unread

@@ -90,6 +90,7 @@ def labels(settings: Settings, drop: str, entries: list[Entry], part: range | No
     ids = identity.known_ids(marks)
     finished = []
     for row in rows:
+        file = row["file"]
         row |= {name: printable(row[name]) for name in ("file", "label_raw", "source", "view")}
         row["label"] = known.get(spelling(row["label_raw"]), "")
         faulty = row["entry"] >= 0 and entries[row["entry"]].fault
@@ -98,7 +99,11 @@ def labels(settings: Settings, drop: str, entries: list[Entry], part: range | No
         patient, row["patient"] = row["patient"], marks[row["patient"]]
         if row["patient"]:
             row = identity.hide(row, [patient], row["patient"])
-        finished.append(identity.hide_known(row, ids) if ids else row)
+        row = identity.hide_known(row, ids) if ids else row
+        if settings.file_names == "hash":
+            folders = PurePosixPath(file.removeprefix(wrapper)).parts[:-1]
+            row = identity.nameless(settings, row, file, folders, lambda f: f.lower() in SPLITS or spelling(f) in known)
+        finished.append(row)
     columns = ["file", "label", "label_raw", "split_hint", "patient", "source", "view", "reasons", "entry"]
     return pd.DataFrame(finished, columns=columns)
 

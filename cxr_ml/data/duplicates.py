@@ -55,7 +55,7 @@ def find(
 
     @lru_cache(maxsize=4096)  # 64 KiB each
     def picture(sha: str) -> np.ndarray:
-        return _normalise(load_grey(sha))
+        return normalise(load_grey(sha))
 
     original: dict[str, str] = {}
     for later, likest in candidates(hashes, fine, old, settings.duplicate_bits):
@@ -63,7 +63,7 @@ def find(
         for earlier, mirrored in likest:
             other = shas[distinct[earlier]]
             copy = picture(sha)[:, ::-1] if mirrored else picture(sha)
-            if _same(picture(other), copy, settings.duplicate_correlation):
+            if likeness(picture(other), copy, settings.duplicate_correlation) >= settings.duplicate_correlation:
                 original[sha] = original.get(other, other)
                 break
 
@@ -90,7 +90,7 @@ def candidates(
         (later, [(earlier, mirrored), …]), `later` ascending; CONFIRMED at most of each, and those whose
         fine hash is unknown. Memory does not grow with n.
     """
-    flipped = _mirror(fine)
+    flipped = mirror(fine)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         # A few blocks ahead, so that results do not pile up while a caller waits for pictures.
         ahead = 4 * (os.cpu_count() or 1) * _BLOCK[0]
@@ -142,14 +142,14 @@ def _words(hexes: list[str]) -> np.ndarray:
     return np.frombuffer(data, np.uint64).reshape(-1, 16)
 
 
-def _mirror(fine: np.ndarray) -> np.ndarray:
+def mirror(fine: np.ndarray) -> np.ndarray:
     """The fine hashes of the mirrored pictures: each of the 32 rows of 32 bits in reverse order."""
     rows = np.packbits(np.arange(256, dtype=np.uint8)[:, None] >> np.arange(8, dtype=np.uint8) & 1, axis=1)[:, 0]
     reverse = rows[fine.view(np.uint8).reshape(-1, 32, 4)[:, :, ::-1]]
     return np.ascontiguousarray(reverse).reshape(-1, 128).view(np.uint64)
 
 
-def _normalise(grey: np.ndarray) -> np.ndarray:
+def normalise(grey: np.ndarray) -> np.ndarray:
     """The picture at SIDE × SIDE with its local mean taken out and its local contrast evened out, float32."""
     way = cv2.INTER_AREA if min(grey.shape) >= SIDE else cv2.INTER_LINEAR
     picture = cv2.resize(grey, (SIDE, SIDE), interpolation=way).astype(np.float32)
@@ -157,20 +157,21 @@ def _normalise(grey: np.ndarray) -> np.ndarray:
     return picture / (np.sqrt(cv2.GaussianBlur(picture * picture, (0, 0), RADIUS)) + NOISE)
 
 
-def _same(one: np.ndarray, other: np.ndarray, correlation: float) -> bool:
-    """Whether two normalised pictures correlate so well, where needed after an affine alignment (ECC).
+def likeness(one: np.ndarray, other: np.ndarray, enough: float) -> float:
+    """Correlation of two normalised pictures, after an affine alignment (ECC) where it is below `enough` before.
 
+    Pictures below WORTH_ALIGNING are not aligned, nor are those on which ECC does not converge.
     Evangelidis and Psarakis, Parametric Image Alignment Using Enhanced Correlation Coefficient Maximization, 2008.
     """
     product = float(np.linalg.norm(one) * np.linalg.norm(other))
     before = float((one * other).sum()) / product if product else 0.0
-    if before >= correlation or before < WORTH_ALIGNING:
-        return before >= correlation
+    if before >= enough or before < WORTH_ALIGNING:
+        return before
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-4)
     try:
         after, _ = cv2.findTransformECC(
             one, np.ascontiguousarray(other), np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, stop, None, 5
         )
     except cv2.error:  # it does not converge on pictures that have nothing in common
-        return False
-    return after >= correlation
+        return before
+    return max(before, after)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_ml import store
-from cxr_ml.data import drops, files, inbox, room, workers
+from cxr_ml.data import drops, files, identity, inbox, room, workers
 from cxr_ml.data.files import image_key
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
@@ -157,6 +157,8 @@ def read(settings: Settings, batch: str) -> pd.DataFrame:
         )
     frame = pa.concat_tables(tables).to_pandas()
     frame["reasons"] = [list(codes) for codes in frame["reasons"]]
+    if not frame["file"].is_unique:
+        frame["file"] = identity.told_apart(list(frame["file"]))
     return frame
 
 
