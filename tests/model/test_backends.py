@@ -26,7 +26,7 @@ for kind in ("grey", "colour"):
 before = [np.array(w) for w in classifier.trainable_weights]
 classifier.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
 rows = np.arange(12)
-batches = inputs.AugmentedBatches(given["grey"], rows, rows % 3, np.ones(12), 12, 0)
+batches = inputs.AugmentedBatches(given["grey"], rows, rows % 3, np.ones(12), 12, 0, 0.5)
 loss = classifier.fit(batches, epochs=1, verbose=0).history["loss"][0]
 assert np.isfinite(loss) and loss > 0
 for old, new in zip(before, classifier.trainable_weights, strict=True):
