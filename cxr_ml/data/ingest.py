@@ -1,18 +1,15 @@
 """Copies a drop into the store and measures each image, shard by shard. Only what cannot be read is judged here."""
 
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
-import numpy as np
-import pandas as pd
-
 from cxr_ml import store
-from cxr_ml.data import drops, files, inbox, room, tables, workers
+from cxr_ml.data import cache, drops, files, inbox, room, tables, workers
 from cxr_ml.data.files import image_key
+from cxr_ml.data.listings import Listing
 from cxr_ml.data.tables import COLUMNS, SCHEMA, read, read_parquet, table, to_parquet
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
@@ -32,7 +29,7 @@ __all__ = [
     "to_parquet",
 ]
 
-MAX_SHARDS = 200  # per drop; each lists the whole drop, so more shards than that cost more than they share out
+MAX_SHARDS = 200  # per drop; each machine lists the drop, so more shards than that cost more than they share out
 
 OnFile = Callable[[int, int], None]
 
@@ -78,13 +75,14 @@ def ingest(settings: Settings, drop: str, on_file: OnFile = _nothing, processes:
         Refused: no such drop, it has no files, it changed meanwhile, or its labels.csv cannot be used.
     """
     batch = drops.batch_id(drop, drops.listing(settings, drop))  # no archive is opened for it
-    if store.exists(settings, f"batches/{batch}/batch.json"):
+    if store.exists(settings, f"batches/{batch}/batch.json") or tables.complete(settings, batch):
         return batch
     with _opened(settings, drop) as (batch, entries):
         there = set(store.keys(settings, tables.folder(batch)))
         todo = [s for s in _plan(settings, drop, batch, entries) if tables.key(batch, s.number) not in there]
         before = len(entries) - sum(last - first for first, last in (_cut(s, len(entries)) for s in todo))
         _ingest(settings, todo, entries, lambda done: on_file(before + done, len(entries)), processes)
+    cache.forget(settings, drop)
     return batch
 
 
@@ -110,18 +108,20 @@ def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _nothing, p
             raise Refused(inbox.changed(f"{shard.drop!r} had other files when the run began"))
         first, last = _cut(shard, len(entries))
         _ingest(settings, [shard], entries, lambda done: on_file(done, last - first), processes)
+    if tables.complete(settings, batch):
+        cache.forget(settings, shard.drop)
     return batch
 
 
 @contextmanager
-def _opened(settings: Settings, drop: str) -> Iterator[tuple[str, list[drops.Entry]]]:
+def _opened(settings: Settings, drop: str) -> Iterator[tuple[str, Listing]]:
     with drops.opened(settings, drop) as (batch, entries):
         if not entries:
             raise Refused(f"A drop must hold images, in class folders or with a labels.csv. Received: {drop!r}, empty.")
         yield batch, entries
 
 
-def _plan(settings: Settings, drop: str, batch: str, entries: list[drops.Entry]) -> list[Shard]:
+def _plan(settings: Settings, drop: str, batch: str, entries: Listing) -> list[Shard]:
     of = min(MAX_SHARDS, -(-len(entries) // settings.shard_files))
     if begun := next(store.keys(settings, tables.folder(batch)), None):
         # By another `shard_files`, perhaps, and shards of two cuts do not fit together.
@@ -135,7 +135,7 @@ def _cut(shard: Shard, total: int) -> tuple[int, int]:
 
 
 def _ingest(
-    settings: Settings, shards: list[Shard], entries: list[drops.Entry], on_file: Callable[[int], None], processes: int
+    settings: Settings, shards: list[Shard], entries: Listing, on_file: Callable[[int], None], processes: int
 ) -> None:
     """Copies the files of some shards of a drop; one after the other, as far as it does not keep a process waiting."""
     if not shards:
@@ -150,12 +150,9 @@ def _ingest(
 
     def jobs() -> Iterator[tuple[drops.Entry, dict[str, Any]]]:
         number = count()
-        # Rows of a labels.csv are known only together; of class folders, a shard's are enough to have in memory.
-        whole = drops.labels(settings, drop, entries) if drops.has_table(settings, drop, entries) else None
         for shard in shards:
-            part = range(*_cut(shard, len(entries)))
-            said = drops.labels(settings, drop, entries, part) if whole is None else whole
-            rows[shard] = dict(enumerate(_part(said, shard, entries)))
+            said = drops.labels(settings, drop, entries, range(*_cut(shard, len(entries))))
+            rows[shard] = dict(enumerate(said.to_dict("records")))
             files_of = {place: row.pop("entry") for place, row in rows[shard].items()}
             left[shard] = sum(entry >= 0 for entry in files_of.values())
             if not left[shard]:
@@ -178,14 +175,3 @@ def _ingest(
         on_file(done)
     if done < total:  # labels.csv is no image
         on_file(total)
-
-
-def _part(said: pd.DataFrame, shard: Shard, entries: list[drops.Entry]) -> list[dict[str, Any]]:
-    """What `drops.labels` said of the files of the shard; what has no file is where its name would stand."""
-    first, last = _cut(shard, len(entries))
-    starts = [drops.printable(entries[_cut(shard._replace(number=n), len(entries))[0]].file) for n in range(shard.of)]
-    entry = said["entry"].to_numpy()
-    here = (first <= entry) & (entry < last)
-    for place in np.flatnonzero(entry < 0):
-        here[place] = max(0, bisect_right(starts, said["file"].iat[place]) - 1) == shard.number
-    return said[here].to_dict("records")

@@ -84,21 +84,32 @@ def key(batch: str, number: int) -> str:
     return f"{folder(batch)}{number:05d}.parquet"
 
 
+def _missing(settings: Settings, batch: str) -> tuple[list[str], list[str]]:
+    """Keys of the tables of all shards of a batch, of which one is there or the first is asked for; those missing."""
+    found = sorted(store.keys(settings, folder(batch)))
+    wanted = [key(batch, number) for number in range(shards(settings, found[0]) if found else 1)]
+    return wanted, [one for one in wanted if one not in set(found)]
+
+
+def complete(settings: Settings, batch: str) -> bool:
+    """Whether all shards of the batch are ingested."""
+    return not _missing(settings, batch)[1]
+
+
 def parts(settings: Settings, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The table of an ingested batch, shard by shard; all columns, or some.
 
     Raises:
         Refused: a shard is missing.
     """
-    found = sorted(store.keys(settings, folder(batch)))
-    of = shards(settings, found[0]) if found else 1
-    wanted = [key(batch, number) for number in range(of)]
-    if missing := [one for one in wanted if one not in found]:
+    wanted, missing = _missing(settings, batch)
+    if missing:
         raise Refused(
-            f"All {of} shards of the batch {batch!r} must be ingested before it is judged. Received: {len(found)}; "
-            f"there is no {', '.join(missing[:3])}{' …' if missing[3:] else ''}. Run ingest on its drop again."
+            f"All {len(wanted)} shards of the batch {batch!r} must be ingested before it is judged. Received: "
+            f"{len(wanted) - len(missing)}; there is no {', '.join(missing[:3])}{' …' if missing[3:] else ''}. "
+            "Run ingest on its drop again."
         )
-    for one in found:
+    for one in wanted:
         yield pq.read_table(io.BytesIO(store.get(settings, one)), columns=columns)
 
 
