@@ -1,9 +1,9 @@
-"""How much memory a large drop takes at most, from its listing to the verdicts: `python benchmarks/memory.py [FILES]`.
+"""How much memory a large drop takes at most, from its listing to its verdicts: `python benchmarks/memory.py [FILES]`.
 
-A drop of so many files with a labels.csv of as many rows, as a folder and as archives, is planned, and one shard of it is
-ingested. Then a batch of as many rows is judged whose shards are made up here, most of them accepted. Each step runs in a
-process of its own, against a SeaweedFS of its own; the figure is the largest resident set of that process, or, of the
-ingest, the largest PSS over all its processes.
+A drop of so many empty files and a labels.csv of as many rows, each of another patient, as a folder, .zip and .tar.gz:
+listed and cut into shards; the labels matched for the first shard; that shard ingested, with pictures of 50 megapixels
+in it. Then a batch of as many rows is judged: its shards are made up here, of 100 images 94 accepted. Every step is a
+process of its own. MB are of its largest resident set, of the ingest of the largest PSS of all its processes.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import time
 import zipfile
 from pathlib import Path
 
+import ingest as ingest_benchmark
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -30,14 +30,24 @@ from cxr_ml.settings import Settings
 PICTURES = 200  # that are in the store; rows that are refused show one of them, for whose thumbnail it is read
 MEASURED = {"format": "png", "mode": "L", "bytes": 60_000, "width": 1024, "height": 1024, "bits": 8}
 TAKE = """
-import resource, sys
+import resource
 from cxr_ml import settings
-from cxr_ml.data import batches, ingest
+from cxr_ml.data import batches, drops, ingest
 s = settings.load()
 {step}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 """
 PLAN = "ingest.plan(s, {drop!r})"
+LABELS = """
+with drops.opened(s, {drop!r}) as (_, entries):
+    assert len(drops.labels(s, {drop!r}, entries, range(s.shard_files))) >= s.shard_files - 1
+"""
+SHARD = """
+from cxr_ml import settings
+from cxr_ml.data import ingest
+s = settings.load()
+ingest.ingest_shard(s, ingest.plan(s, "listed")[0])
+"""
 JUDGE = "batches.judge(s, {batch!r})"
 
 
@@ -69,15 +79,20 @@ def write_folder(root: Path, files: int) -> None:
     (root / "labels.csv").write_bytes(table(files))
 
 
-def write_archives(folder: Path, files: int) -> None:
-    """The same as listed.zip and as listed.tar.gz."""
+def write_zip(folder: Path, files: int) -> None:
+    """The same as listed.zip."""
     with zipfile.ZipFile(folder / "listed.zip", "w") as packed:
         for name in names(files):
             packed.writestr(name, b"")
         packed.writestr("labels.csv", table(files))
+
+
+def write_tar(folder: Path, files: int) -> None:
+    """The same as listed.tar.gz."""
     with tarfile.open(folder / "listed.tar.gz", "w:gz", compresslevel=1) as packed:
         for name in names(files):
             packed.addfile(tarfile.TarInfo(name))
+            packed.members.clear()
         info = tarfile.TarInfo("labels.csv")
         info.size = len(table(files))
         packed.addfile(info, io.BytesIO(table(files)))
@@ -121,3 +136,33 @@ def write_shards(settings: Settings, batch: str, rows: int, seed: int = 0) -> No
                 said | MEASURED | measures | borders | hashes | {"sha256": shown or rng.bytes(32).hex(), "view": "PA"}
             )
         tables.put_shard(settings, batch, number, of, ingest.table(found))
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=int, nargs="?", default=500_000, help="of the drop, and rows of its labels.csv")
+    files = parser.parse_args().files
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "store").mkdir()
+        os.environ |= {"CXR_INBOX": str(folder / "inbox"), "CXR_CACHE_DIR": str(folder / "cache")}
+        os.environ["CXR_PATIENT_SALT"] = "benchmark"
+        with ingest_benchmark.store(folder / "store") as settings:
+            write_folder(folder / "inbox/listed", files)
+            write_zip(folder / "inbox", files)
+            write_tar(folder / "inbox", files)
+            for drop in ("listed", "listed.zip", "listed.tar.gz"):
+                for what, step in (("listed", PLAN), ("again", PLAN), ("labels matched", LABELS), ("again", LABELS)):
+                    mb, seconds = peak(step.format(drop=drop))
+                    print(f"{drop}, {files:,} files, {what}: {mb:.0f} MB, {seconds:.1f} s", flush=True)
+            ingest_benchmark.write_large(folder / "inbox/listed/images/00", 12)
+            mb, seconds = ingest_benchmark.watched(SHARD)
+            print(f"listed, first shard ingested: {mb:.0f} MB over all processes, {seconds:.1f} s", flush=True)
+            write_shards(settings.model_copy(update={"cache_dir": folder / "cache"}), "judged-00000000", files)
+            mb, seconds = peak(JUDGE.format(batch="judged-00000000"))
+            print(f"{files:,} rows judged: {mb:.0f} MB, {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

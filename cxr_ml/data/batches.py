@@ -28,14 +28,27 @@ def measurements(settings: Settings, batch: str) -> pd.DataFrame:
     return table.assign(**{name: "" for name in _LATER if name not in table})
 
 
-def _measured(found: Iterable[pa.Table]) -> pd.DataFrame:
-    """_COMPARED of a batch and what else it has of verdict and reasons, with the fine hash `packed`."""
-    frames = []
+def _measured(found: Iterable[pa.Table]) -> Iterator[pd.DataFrame]:
+    """Parts of a table as frames whose fine hash is `packed`."""
     for table in found:
         frame = table.to_pandas()
         hexes = frame["fine_hash"] if "fine_hash" in frame else pd.Series("", frame.index)
-        frames.append(frame.assign(fine_hash=duplicates.packed(hexes)))
-    return pd.concat(frames, ignore_index=True)
+        yield frame.assign(fine_hash=duplicates.packed(hexes))
+
+
+def _mine(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """_COMPARED of the accepted images of the batch, and of the other measured ones with `disputed`."""
+    accepted, unfit, done = [], [], 0
+    for part in _measured(tables.parts(settings, batch, ["sha256", "phash", "fine_hash"])):
+        judged = frame.iloc[done : done + len(part)]
+        done += len(part)
+        part = part.set_axis(judged.index).assign(label=judged["label"], format=judged["format"])
+        part["file"] = batch + "/" + judged["file"]
+        fit = judged["verdict"] == "accepted"
+        accepted.append(part.loc[fit, _COMPARED])
+        rest = ~fit & (part["sha256"] != "")
+        unfit.append(part.loc[rest, _COMPARED].assign(disputed=_disputed(judged.loc[rest, "reasons"])))
+    return pd.concat(accepted), pd.concat(unfit)
 
 
 def _earlier(settings: Settings, but: str) -> Iterator[pd.DataFrame]:
@@ -47,7 +60,8 @@ def _earlier(settings: Settings, but: str) -> Iterator[pd.DataFrame]:
     for batch in committed(settings):
         if batch != but:
             key = f"batches/{batch}/measurements.parquet"
-            table = _measured(tables.scan(settings, key, [*_COMPARED, "verdict", "reasons"]))
+            found = _measured(tables.scan(settings, key, [*_COMPARED, "verdict", "reasons"]))
+            table = pd.concat(found, ignore_index=True)
             table["disputed"] = _disputed(table.pop("reasons"))
             entering = rulings.known(table, ruled).assign(verdict="accepted")
             rest = table.drop(index=entering.index)
@@ -75,9 +89,11 @@ def judge(settings: Settings, batch: str) -> Batch:
     if done is not None:
         return Batch.model_validate_json(done[0])
     validate.check_suites(settings.expectations)
-    frame = ingest.read(settings, batch, ["file", "sha256", "format", *validate.columns(settings.expectations)])
+    named = ["file", "sha256", "format", "label", "verdict", "reasons"]
+    columns = dict.fromkeys([*named, *validate.columns(settings.expectations)])
+    frame = ingest.read(settings, batch, list(columns))
     frame, image_failures, image_page = validate.judge_images(frame, settings.expectations)
-    frame = _refuse_duplicates(settings, batch, frame)
+    frame = _refuse_duplicates(settings, batch, frame[[*named, *validate.CLASS_MEASURES]])
     frame, class_failures, rejected, class_page = validate.judge_classes(frame, settings.expectations)
     counts = _counts(frame)
     record = Batch(
@@ -140,25 +156,13 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
     frame["verdict"] = frame["verdict"].astype("category").astype(object)
     for column in ("duplicate_of", "duplicate_file"):
         frame[column] = pd.Series("", index=frame.index, dtype=object)
-    mine = _measured(tables.parts(settings, batch, ["sha256", "phash", "fine_hash"]))
-    mine = mine.assign(label=frame["label"], format=frame["format"], file=batch + "/" + frame["file"])[_COMPARED]
-    measured = frame["sha256"] != ""
-    before = pd.concat(
-        [mine.iloc[:0].assign(verdict="", disputed=False), *_earlier(settings, batch)], ignore_index=True
-    )
-    accepted = before.loc[before["verdict"] == "accepted", _COMPARED]
-    unfit = measured & (frame["verdict"] != "accepted")
-    refused = pd.concat(
-        [
-            before.loc[before["verdict"] != "accepted", [*_COMPARED, "disputed"]],
-            mine[unfit].assign(disputed=_disputed(frame.loc[unfit, "reasons"])),
-        ]
-    )
+    rows, unfit = _mine(settings, batch, frame)
+    before = pd.concat([unfit.iloc[:0].assign(verdict=""), *_earlier(settings, batch)], ignore_index=True)
+    known = before["verdict"] == "accepted"
+    accepted = before.loc[known, _COMPARED]
+    refused = pd.concat([before[~known].drop(columns="verdict"), unfit])
     del before
     refused = refused[refused["label"] != ""]
-    rows = mine[frame["verdict"] == "accepted"]
-    unfit_files = mine.loc[unfit, "file"]
-    del mine
     load = _loader(settings, [accepted, rows, refused])
 
     def name(i: int, other: pd.Series) -> None:
@@ -197,9 +201,7 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
             name(i, other)
             conflict(i)
             # Refused for reasons of its own, which stay; it names this one all the same.
-            for bearer in unfit_files.index[
-                (unfit_files == other["file"]) & (frame["duplicate_of"][unfit_files.index] == "")
-            ]:
+            for bearer in unfit.index[(unfit["file"] == other["file"]) & (frame["duplicate_of"][unfit.index] == "")]:
                 name(bearer, rows.loc[i])
             # Its copies in this batch are refused with it.
             same = frame.index[(frame["verdict"] == "duplicate") & (frame["duplicate_of"] == frame.at[i, "sha256"])]

@@ -47,8 +47,9 @@ def find(
         On the index of `frame`: duplicate_of (a sha256, "" where it repeats nothing), duplicate_kind (exact, near, "").
     """
     shas = pd.concat([known["sha256"], frame["sha256"]], ignore_index=True)
-    codes, distinct = pd.factorize(shas)  # codes count the images in order of their first row
-    first = np.flatnonzero(~shas.duplicated().to_numpy())
+    codes = pd.factorize(shas)[0]  # they count the images in order of their first row
+    again = np.append(-1, np.maximum.accumulate(codes)[:-1]) >= codes if len(codes) else np.zeros(0, bool)
+    first = np.flatnonzero(~again)
     hashes = pd.concat([known["phash"], frame["phash"]], ignore_index=True).iloc[first]
     hashes = np.fromiter((int(h, 16) for h in hashes), np.uint64, len(first))
     fine = np.empty((len(first), 16), np.uint64)
@@ -58,7 +59,7 @@ def find(
 
     @lru_cache(maxsize=4096)  # 64 KiB each
     def picture(image: int) -> np.ndarray:
-        return _normalise(load_grey(distinct[image]))
+        return _normalise(load_grey(shas.iat[first[image]]))
 
     original = np.full(len(first), -1)
     for later, likest in candidates(hashes, fine, old, settings.duplicate_bits):
@@ -68,12 +69,14 @@ def find(
                 original[later] = earlier if original[earlier] < 0 else original[earlier]
                 break
 
-    mine, again = codes[len(known) :], shas.duplicated().to_numpy()[len(known) :]
+    mine, again = codes[len(known) :], again[len(known) :]
     near = original[mine] >= 0
     repeated = np.where(near, original[mine], np.where(again, mine, -1))
-    of = pd.Series(distinct).take(repeated).reset_index(drop=True).where(repeated >= 0, "")
+    of = np.full(len(frame), "", object)
+    hit = np.flatnonzero(repeated >= 0)
+    of[hit] = shas.iloc[first[repeated[hit]]]
     kind = np.where(near, "near", np.where(again, "exact", ""))
-    found = {"duplicate_of": of.to_numpy(), "duplicate_kind": kind}
+    found = {"duplicate_of": of, "duplicate_kind": kind}
     return pd.DataFrame(found, index=frame.index, dtype="string")
 
 

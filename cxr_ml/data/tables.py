@@ -25,7 +25,7 @@ COLUMNS = {
 _KINDS = {"string": pa.large_string(), "list": pa.list_(pa.string())}
 # Not left to be guessed: a shard whose images all are fit, or that is empty, has the types of the others.
 SCHEMA = pa.schema([(name, _KINDS.get(kind) or pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
-ROWS = 16_384  # of a table in memory at once; with all columns 30 MB
+ROWS = 4096  # of a table in memory at once with all its columns, 7 MB; they are copied a few times
 _SHARDS = b"shards"  # in the table of each shard: how many its batch has
 
 
@@ -48,7 +48,7 @@ def scan(settings: Settings, key: str, columns: Iterable[str]) -> Iterator[pa.Ta
         store.copy_to(settings, key, file)
         table = pq.ParquetFile(file)
         there = [c for c in columns if c in table.schema_arrow.names]
-        for batch in table.iter_batches(ROWS, columns=there):
+        for batch in table.iter_batches(ROWS, columns=there, use_threads=False):
             yield pa.Table.from_batches([batch])
 
 
@@ -110,7 +110,8 @@ def parts(settings: Settings, batch: str, columns: Sequence[str] | None = None) 
             "Run ingest on its drop again."
         )
     for one in wanted:
-        yield pq.read_table(io.BytesIO(store.get(settings, one)), columns=columns)
+        # With threads, Arrow's allocator keeps what each of them needed for itself.
+        yield pq.read_table(io.BytesIO(store.get(settings, one)), columns=columns, use_threads=False)
 
 
 def read(settings: Settings, batch: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -121,9 +122,11 @@ def read(settings: Settings, batch: str, columns: Sequence[str] | None = None) -
     """
     whole = pa.concat_tables(parts(settings, batch, columns))
     at = whole.schema.get_field_index("reasons")
-    frame = (whole if at < 0 else whole.remove_column(at)).to_pandas()
-    if at >= 0:
-        frame.insert(at, "reasons", pd.Series(whole["reasons"].to_pylist(), dtype=object))
+    if at < 0:
+        return whole.to_pandas()
+    reasons = pd.Series(whole["reasons"].to_pylist(), dtype=object)
+    frame = whole.remove_column(at).to_pandas()
+    frame.insert(at, "reasons", reasons)
     return frame
 
 

@@ -13,9 +13,9 @@ from cxr_ml.data.tables import COLUMNS
 from cxr_ml.errors import Refused
 from cxr_ml.records import Drift, Failure
 
-__all__ = ["check_suites", "judge_classes", "judge_dataset", "judge_images", "load_suite"]
+__all__ = ["CLASS_MEASURES", "check_suites", "columns", "judge_classes", "judge_dataset", "judge_images", "load_suite"]
 
-_CLASS_MEASURES = ["white_box", "saturation", "black_border", "white_border"]  # of which a class has its rates
+CLASS_MEASURES = ["white_box", "saturation", "black_border", "white_border"]  # of which a class has its rates
 _SPLITS = ("train", "validation", "test")
 _Z = 1.96  # normal quantile of a two-sided 95 % interval
 
@@ -33,7 +33,7 @@ def check_suites(folder: Path) -> None:
 def columns(folder: Path) -> list[str]:
     """The columns of the measurements that `judge_images` and `judge_classes` need, those of the suites among them."""
     suites = [load_suite(folder, name) for name in ("images", "classes")]
-    own = {"label", "verdict", "reasons", "width", "height", *_CLASS_MEASURES}
+    own = {"label", "verdict", "reasons", "width", "height", *CLASS_MEASURES}
     return [c for c in COLUMNS if c in own or any(_names(suite, c) for suite in suites)]
 
 
@@ -60,12 +60,12 @@ def judge_images(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple
     """
     _require(frame, ["verdict", "reasons", "width", "height"])
     suite = load_suite(folder, "images")
-    rows = frame[frame["verdict"] == "accepted"]
+    needed = [c for c in frame if c in ("width", "height") or (c != "reasons" and _names(suite, c))]
+    rows = frame.loc[frame["verdict"] == "accepted", needed]
     if rows.empty:
         return frame.copy(), (_nothing(suite, "accepted images"),), _empty_page(suite, "accepted images")
     sides = rows[["width", "height"]].astype("float64")
-    table = rows[[c for c in rows if c != "reasons" and _names(suite, c)]]
-    table = table.assign(aspect_ratio=sides.max(axis=1) / sides.min(axis=1), row=rows.index)
+    table = rows.assign(aspect_ratio=sides.max(axis=1) / sides.min(axis=1), row=rows.index)
     unmet, page = evaluate(suite, table, "row", row_wise=True)
     critical = [u for u in unmet if u.critical]
     reasons: dict[int, list[str]] = {}
@@ -180,7 +180,7 @@ def _class_table(frame: pd.DataFrame, suite: gx.ExpectationSuite, image_reasons:
             f'classes.json: "meta": {{"counted_above": …}} with a number for each of {sorted(names)} was expected. '
             f"Received: {limits!r}"
         )
-    measures = _CLASS_MEASURES
+    measures = CLASS_MEASURES
     _require(frame, ["verdict", "reasons", "label", *measures])
     accepted = frame["verdict"] == "accepted"
     nameless = frame["label"].isna() | (frame["label"] == "")
