@@ -48,6 +48,7 @@ def scan(settings: Settings, key: str, columns: Iterable[str]) -> Iterator[pa.Ta
         store.copy_to(settings, key, file)
         table = pq.ParquetFile(file)
         there = [c for c in columns if c in table.schema_arrow.names]
+        yield table.schema_arrow.empty_table().select(there)  # so that of no rows the columns are known
         for batch in table.iter_batches(ROWS, columns=there, use_threads=False):
             yield pa.Table.from_batches([batch])
 
