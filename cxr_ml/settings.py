@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     s3_endpoint_url: str | None = None  # None: AWS; else the address of a compatible server
     aws_conn_id: str = ""  # Airflow connection with the credentials; "": boto3's own chain
     inbox: str = "inbox"  # folder, or s3://bucket/prefix, whose sub-folders and archives are the drops
-    cache_dir: Path = Path(".local/cache")  # decoded images; may be deleted at any time
+    cache_dir: Path = Path(".local/cache")  # decoded images, listed and unpacked drops; may be deleted between runs
 
     # Labels
     classes: tuple[str, ...] = ("NORMAL", "COVID19", "PNEUMONIA")  # order of the model's outputs
