@@ -141,7 +141,7 @@ def write_shards(settings: Settings, batch: str, rows: int, seed: int = 0) -> No
 def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=int, nargs="?", default=500_000, help="of the drop, and rows of its labels.csv")
+    parser.add_argument("files", type=int, nargs="?", default=499_999, help="beside labels.csv")
     files = parser.parse_args().files
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

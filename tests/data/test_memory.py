@@ -3,21 +3,16 @@
 import sys
 from pathlib import Path
 
-import pytest
-
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import memory
 
 LISTED, JUDGED = 50_000, 25_000
 
 
-@pytest.mark.parametrize(
-    ("step", "limit"), [(memory.PLAN, 270), (memory.LABELS, 300)], ids=["listed", "labels matched"]
-)
-def test_an_archive_of_50_000_files_and_rows_stays_below_its_peak(settings, step, limit):
-    """Measured: 236 and 260 MB, of which 190 are what is imported."""
+def test_an_archive_of_50_000_files_is_listed_and_its_table_matched_below_a_peak(settings):
+    """Measured: 261 MB, of which 195 are what is imported; with an object for each file and row it was 292."""
     memory.write_zip(Path(settings.inbox), LISTED)
-    assert memory.peak(step.format(drop="listed.zip"))[0] < limit
+    assert memory.peak(memory.LABELS.format(drop="listed.zip"))[0] < 276
 
 
 def test_judging_25_000_rows_stays_below_its_peak(settings):
