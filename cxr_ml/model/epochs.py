@@ -18,7 +18,7 @@ from cxr_ml.model.pieces import Evenly, Pieces
 from cxr_ml.settings import Settings
 
 _log = logging.getLogger(__name__)
-EXPLODED = 10.0  # times the loss of the beginning, or of guessing: no step back from there is worth waiting for
+EXPLODED = 100.0  # times the loss of the beginning, or of guessing; what is less may be a bad start that passes
 _SEED = 2  # tells the random numbers of the layers from those of augmentation
 
 
