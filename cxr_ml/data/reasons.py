@@ -80,7 +80,7 @@ def limits(row: pd.Series, settings: Settings) -> list[Limit]:
         elif entry["type"] == "expect_column_values_to_be_in_set":
             limit = f"one of {', '.join(map(str, kwargs['value_set']))}"
             met = measured and value in kwargs["value_set"]
-        found.append(Limit(kwargs.get("column", ""), shown, limit, met, reason, entry.get("notes") or ""))
+        found.append(Limit(kwargs.get("column", ""), shown, limit, bool(met), reason, entry.get("notes") or ""))
     return found
 
 

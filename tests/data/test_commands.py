@@ -35,6 +35,8 @@ def test_a_refused_image_is_listed_shown_released_and_in_the_next_version(here):
     assert "boxed [red].png" in out and "not_an_image" in out and "2 files" in out
     _, out, _ = call("quarantine", "show", "boxed [red].png")
     assert "white_box is 0." in out and "refused" in out and f"s3://{here.bucket}/thumbnails/" in out
+    told = answer("quarantine", "show", "boxed [red].png")  # strict JSON, its measurements too
+    assert [x["column"] for x in told["limits"] if not x["met"]] == ["white_box"]
     told = answer("quarantine", "show", "page.png")
     assert list(told["reasons"]) == ["not_an_image"]
 
