@@ -1,23 +1,29 @@
 """Copies found, strangers merged, and the time for 100,000 hashes: `python benchmarks/duplicates.py FOLDER`.
 
 FOLDER holds X-rays, each picture once but for true copies, which are listed as "merged" for a person to look at.
+Limits are also chosen on the films of one half of the patients, and tried on the copies of the other half's films.
 """
 
 import resource
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+from held_out import half
 
 from cxr_ml.data import duplicates, images
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings()
 CROP = 0.03  # of each side, at most
+# duplicate_bits, FINE_BITS, duplicate_correlation; the first of the equally good ones is chosen, the strictest
+GRID = list(product((10, 12, 14, 16), (248, 260, 272, 284, 296), (0.96, 0.94, 0.92, 0.9, 0.88)))
+SHIPPED = (SETTINGS.duplicate_bits, duplicates.FINE_BITS, SETTINGS.duplicate_correlation)
 
 
 def resized(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -110,7 +116,67 @@ def found_and_merged(folder: Path) -> pd.DataFrame:
     result = pd.DataFrame(hits, index=["copies", "found", "merged with a stranger"]).T.astype(int)
     print(result.to_string())
     print(f"all: {result['found'].sum() / len(changed):.4%} of {len(changed)} found, {seconds:.1f} s")
+    held_out(changed, originals, same)
     return originals
+
+
+def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
+    """Copies beside originals within the widest limits of GRID: of, other, number (of the copy), bits, apart, alike."""
+    bits, fine, _ = (max(values) for values in zip(*GRID, strict=True))
+    mine, other = (np.array([int(h, 16) for h in t["phash"]], np.uint64) for t in (changed, originals))
+    far, near = (np.frombuffer(bytes.fromhex("".join(t["fine_hash"])), np.uint64).reshape(-1, 16) for t in
+                 (changed, originals))  # fmt: skip
+    found = []
+    for mirrored, mask in ((False, np.uint64(0)), (True, duplicates.MIRRORED)):
+        turned = duplicates.mirror(far) if mirrored else far
+        for i, phash in enumerate(mine):
+            differing = np.bitwise_count((phash ^ mask) ^ other)
+            for j in np.flatnonzero(differing <= bits):
+                apart = int(np.bitwise_count(turned[i] ^ near[j]).sum())
+                if apart <= fine:
+                    found.append((i, int(j), mirrored, int(differing[j]), apart))
+    one, two = (list(map(duplicates.normalise, t["grey"])) for t in (changed, originals))
+
+    def alike(pair: tuple) -> float:
+        i, j, mirrored, *_ = pair
+        return duplicates.likeness(two[j], one[i][:, ::-1] if mirrored else one[i], np.inf)
+
+    with ThreadPoolExecutor(2) as pool:
+        table = pd.DataFrame(found, columns=["number", "place", "mirrored", "bits", "apart"])
+        table["alike"] = list(pool.map(alike, found))
+    table["of"] = changed["of"].to_numpy()[table["number"]]
+    return table.assign(other=originals["of"].to_numpy()[table["place"]]).sort_values("apart", kind="stable")
+
+
+def merged_by(table: pd.DataFrame, limits: tuple[int, int, float]) -> pd.DataFrame:
+    """The pair by which each copy is merged, as `duplicates.find` does it."""
+    bits, fine, correlation = limits
+    fit = (table["bits"] <= bits) & (table["apart"] <= fine) & (table["alike"] >= correlation)
+    return table[fit].drop_duplicates("number")
+
+
+def held_out(changed: pd.DataFrame, originals: pd.DataFrame, same: dict[str, str]) -> None:
+    """Chooses limits by the copies and originals of one half, and tries them on copies of the other, all originals."""
+    table = pairs(changed, originals)
+    table["right"] = (table["of"] == table["other"]) | (table["of"].map(same) == table["other"])
+    table["right"] |= table["other"].map(same) == table["of"]
+    copies_of = changed["of"].map(half).value_counts()
+    for mine in (0, 1):
+        here = table[(table["of"].map(half) == mine) & (table["other"].map(half) == mine)]
+        score = {}
+        for limits in GRID:
+            right = merged_by(here, limits)["right"]
+            score[limits] = (-int((~right).sum()), int(right.sum()))
+        best = max(score.values())
+        equal = [limits for limits, value in score.items() if value == best]
+        spans = ", ".join(f"{min(v)}-{max(v)}" for v in zip(*equal, strict=True))
+        print(f"half {mine} finds most without a stranger ({best[1]} of {copies_of[mine]}, {-best[0]} merged wrongly)")
+        print(f"  with phash bits, fine bits, correlation {equal[0]}; as well with {spans}")
+        there = table[table["of"].map(half) != mine]
+        for name, limits in (("these", equal[0]), ("the shipped", SHIPPED)):
+            right, many = merged_by(there, limits)["right"], copies_of[1 - mine]
+            print(f"  copies of the other half under {name} limits {limits}: {right.sum() / many:.4%} of {many} found, "
+                  f"{(~right).sum()} merged with a stranger")  # fmt: skip
 
 
 def scale(originals: pd.DataFrame, number: int = 100_000, flips: float = 0.12) -> None:

@@ -94,16 +94,20 @@ def speed(settings: Settings) -> None:
 
 
 def write_drop(folder: Path, files: int, large: int) -> None:
-    """Copies of one phantom that differ in one pixel, and `large` pictures of 50 megapixels, grey and colour."""
+    """Copies of one phantom that differ in one pixel, and `large` pictures of 50 megapixels spread among them."""
     phantom = synthetic.phantom("NORMAL", np.random.default_rng(0))
     (folder / "NORMAL").mkdir(parents=True)
     for n in range(files):
         phantom[n // 256 % 256, n % 256] ^= 1
         Image.fromarray(phantom).save(folder / f"NORMAL/{n:07d}.png", compress_level=1)
-    grey = np.kron(phantom, np.ones((28, 28), np.uint8))[:SIDE, :SIDE]
+    write_large(folder / "NORMAL", large, files // max(1, large))
+
+
+def write_large(folder: Path, large: int, apart: int = 1) -> None:
+    """Pictures of 50 megapixels, each another, grey and colour; their names are `apart` numbers apart."""
+    grey = np.kron(synthetic.phantom("NORMAL", np.random.default_rng(0)), np.ones((28, 28), np.uint8))[:SIDE, :SIDE]
     for n in range(large):
-        # Spread among the others, and different each.
-        name = folder / f"NORMAL/{n * files // max(1, large):07d}-large"
+        name = folder / f"{n * apart:07d}-large"
         grey[0, n] ^= 255
         kinds = (grey, np.dstack([grey, grey, grey]), np.dstack([grey, grey, grey, grey]))
         if n % 4 == 3:
@@ -121,12 +125,10 @@ def pss(process: psutil.Process) -> int:
     return total
 
 
-def memory(settings: Settings, folder: Path, files: int, large: int) -> None:
-    inbox = folder / "inbox"
-    write_drop(inbox / "many", files, large)
-    os.environ["CXR_INBOX"] = str(inbox)
+def watched(script: str, *arguments: str) -> tuple[float, float]:
+    """(MB, seconds): the largest PSS of a program and all its processes together."""
     begun = time.perf_counter()
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, "many"])
+    driver = subprocess.Popen([sys.executable, "-c", script, *arguments])
     process, peak, done = psutil.Process(driver.pid), [0], Event()
 
     def watch() -> None:
@@ -142,10 +144,15 @@ def memory(settings: Settings, folder: Path, files: int, large: int) -> None:
     finally:
         done.set()
         watcher.join()
-    print(
-        f"{files} files and {large} of 50 megapixels: at most {peak[0] / 1e6:.0f} MB over all processes, "
-        f"{time.perf_counter() - begun:.0f} s"
-    )
+    return peak[0] / 1e6, time.perf_counter() - begun
+
+
+def memory(folder: Path, files: int, large: int) -> None:
+    inbox = folder / "inbox"
+    write_drop(inbox / "many", files, large)
+    os.environ["CXR_INBOX"] = str(inbox)
+    peak, seconds = watched(DRIVER, "many")
+    print(f"{files} files and {large} of 50 megapixels: at most {peak:.0f} MB over all processes, {seconds:.0f} s")
 
 
 def main() -> None:
@@ -162,7 +169,7 @@ def main() -> None:
                 speed(settings.model_copy(update={"inbox": f"{xrays}/drops"}))
             else:
                 print("CXR_XRAYS names no folder of X-rays: no speed is measured.")
-            memory(settings, folder, given.files, given.large)
+            memory(folder, given.files, given.large)
 
 
 if __name__ == "__main__":

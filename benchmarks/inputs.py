@@ -92,7 +92,7 @@ def take(number: int) -> None:
     loaded = time.perf_counter() - begun
     rows = np.arange(len(images))
     ones = np.ones(len(images))
-    for batches in (inputs.AugmentedBatches(images, rows, rows, ones, 128, 0), inputs.Batches(images, rows, 32)):
+    for batches in (inputs.AugmentedBatches(images, rows, rows, ones, 128, 0, 0.5), inputs.Batches(images, rows, 32)):
         for i in range(len(batches)):
             batches[i]
     done.set()
@@ -134,7 +134,7 @@ def speed(folder: Path) -> None:
     settings = Settings(weights="imagenet" if weights else "none", weights_dir=weights, image_size=SIZE)
     images = xrays(folder / "drops", 640)
     rows, y = np.arange(len(images)), np.arange(len(images)) % 3
-    batches = inputs.AugmentedBatches(images, rows, y, np.ones(len(images)), BATCH, 0)
+    batches = inputs.AugmentedBatches(images, rows, y, np.ones(len(images)), BATCH, 0, settings.disguised)
     with ThreadPoolExecutor(batches.workers) as pool:
         list(pool.map(batches.__getitem__, range(4)))
         begun = time.perf_counter()

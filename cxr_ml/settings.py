@@ -41,12 +41,13 @@ class Settings(BaseSettings):
     s3_endpoint_url: str | None = None  # None: AWS; else the address of a compatible server
     aws_conn_id: str = ""  # Airflow connection with the credentials; "": boto3's own chain
     inbox: str = "inbox"  # folder, or s3://bucket/prefix, whose sub-folders and archives are the drops
-    cache_dir: Path = Path(".local/cache")  # decoded images; may be deleted at any time
+    cache_dir: Path = Path(".local/cache")  # decoded images, listed and unpacked drops; may be deleted between runs
 
     # Labels
     classes: tuple[str, ...] = ("NORMAL", "COVID19", "PNEUMONIA")  # order of the model's outputs
     label_spellings: dict[str, str] = LABEL_SPELLINGS  # spelling in a drop -> label
     patient_salt: str = ""  # mixed into the hash that replaces a patient id; secret, never changed; "": no patients
+    file_names: Literal["keep", "hash"] = "keep"  # "hash": of every file; for names that hold a patient undeclared
 
     # Reading images
     max_file_bytes: int = Field(64_000_000, gt=0)  # larger files are quarantined unread
@@ -77,9 +78,11 @@ class Settings(BaseSettings):
     fine_tune_epochs: int = Field(30, ge=0, le=1000)  # epochs with everything trained
     head_learning_rate: float = Field(1e-3, gt=0, le=1)
     fine_tune_learning_rate: float = Field(1e-5, gt=0, le=1)
+    fine_tune_decay: bool = True  # it falls along half a cosine over the fine-tuning's epochs; the study's stays
     patience: int = Field(5, ge=1, le=1000)  # epochs without a better validation loss before a stage ends
     dropout: float = Field(0.5, ge=0, lt=1)  # share dropped before the softmax
-    head_views: int = Field(4, ge=1, le=64)  # augmented views of each image that the frozen backbone sees, once
+    head_views: int = Field(4, ge=0, le=64)  # views of an image that the frozen backbone sees, once; 0: one per epoch
+    freeze_normalisation: bool = True  # batch normalisation of a pretrained backbone keeps its statistics and weights
     disguised: float = Field(0.5, ge=0, le=1)  # share of the views in another sharpness, contrast, encoding; study: 0
     seed: int = Field(0, ge=0, le=2**31 - 1)
 

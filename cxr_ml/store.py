@@ -3,9 +3,10 @@
 Only what a training no longer needs to go on from is ever removed.
 """
 
+import io
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -18,6 +19,7 @@ from cxr_ml.settings import Settings
 R = TypeVar("R", bound=Record)
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _LOST = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+_CHUNK = 1 << 20  # bytes of a large object in memory at once
 
 
 _given: list[Any] = []
@@ -72,16 +74,19 @@ def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def put_if_absent(settings: Settings, key: str, data: bytes, content_type: str = "application/octet-stream") -> bool:
-    """Writes `data` under `key` unless something is there already.
+def put_if_absent(
+    settings: Settings, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream"
+) -> bool:
+    """Writes `data`, bytes or an open file from its beginning on, under `key` unless something is there already.
 
     Returns:
         True when this call wrote it, False when the key existed (its bytes are left alone).
     """
     try:
         client(settings.s3_endpoint_url).put_object(
-            Bucket=settings.bucket, Key=settings.prefix + key, Body=data, IfNoneMatch="*", ContentType=content_type
-        )
+            Bucket=settings.bucket, Key=settings.prefix + key, Body=_begin(data), IfNoneMatch="*",
+            ContentType=content_type,
+        )  # fmt: skip
     except ClientError as error:
         if _code(error) in _LOST:
             return False
@@ -89,13 +94,15 @@ def put_if_absent(settings: Settings, key: str, data: bytes, content_type: str =
     return True
 
 
-def swap(settings: Settings, key: str, data: bytes, etag: str | None, content_type: str = "application/json") -> bool:
+def swap(
+    settings: Settings, key: str, data: bytes | BinaryIO, etag: str | None, content_type: str = "application/json"
+) -> bool:
     """Replaces `key` only if it still has `etag` (None: only if it does not exist). True when this call won."""
     if etag is None:
         return put_if_absent(settings, key, data, content_type)
     try:
         client(settings.s3_endpoint_url).put_object(
-            Bucket=settings.bucket, Key=settings.prefix + key, Body=data, IfMatch=etag, ContentType=content_type
+            Bucket=settings.bucket, Key=settings.prefix + key, Body=_begin(data), IfMatch=etag, ContentType=content_type
         )
     except ClientError as error:
         if _code(error) in _LOST | _ABSENT:
@@ -104,7 +111,9 @@ def swap(settings: Settings, key: str, data: bytes, etag: str | None, content_ty
     return True
 
 
-def put_uncommitted(settings: Settings, key: str, data: bytes, content_type: str = "application/octet-stream") -> None:
+def put_uncommitted(
+    settings: Settings, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream"
+) -> None:
     """Writes an object whose commit mark is not there yet, also over what a run that died left behind.
 
     Raises:
@@ -112,11 +121,31 @@ def put_uncommitted(settings: Settings, key: str, data: bytes, content_type: str
     """
     if put_if_absent(settings, key, data, content_type):
         return
-    found = find(settings, key)
-    if found and found[0] == data:
-        return
-    if not swap(settings, key, data, found[1] if found else None, content_type):
+    there, same = _compare(settings, key, data)
+    if not same and not swap(settings, key, data, there, content_type):
         raise RuntimeError(f"{key} is being written by another run. Run this step again.")
+
+
+def _begin(data: bytes | BinaryIO) -> bytes | BinaryIO:
+    if not isinstance(data, bytes):
+        data.seek(0)
+    return data
+
+
+def _compare(settings: Settings, key: str, data: bytes | BinaryIO) -> tuple[str | None, bool]:
+    """ETag of `key`, None when it does not exist, and whether it holds these very bytes."""
+    ours = io.BytesIO(data) if isinstance(data, bytes) else _begin(data)
+    try:
+        answer = client(settings.s3_endpoint_url).get_object(Bucket=settings.bucket, Key=settings.prefix + key)
+    except ClientError as error:
+        if _code(error) in _ABSENT:
+            return None, False
+        raise
+    while chunk := answer["Body"].read(_CHUNK):
+        if ours.read(len(chunk)) != chunk:
+            answer["Body"].close()
+            return answer["ETag"], False
+    return answer["ETag"], not ours.read(1)
 
 
 def find(settings: Settings, key: str) -> tuple[bytes, str] | None:
@@ -143,11 +172,32 @@ def get(settings: Settings, key: str) -> bytes:
     """
     found = find(settings, key)
     if found is None:
-        raise Refused(
-            f"The store has no object s3://{settings.bucket}/{settings.prefix}{key}. "
-            "Run the stage that writes it, or check CXR_BUCKET and CXR_PREFIX."
-        )
+        raise _missing(settings, key)
     return found[0]
+
+
+def _missing(settings: Settings, key: str) -> Refused:
+    return Refused(
+        f"The store has no object s3://{settings.bucket}/{settings.prefix}{key}. "
+        "Run the stage that writes it, or check CXR_BUCKET and CXR_PREFIX."
+    )
+
+
+def copy_to(settings: Settings, key: str, file: BinaryIO) -> None:
+    """Appends the bytes of `key` to an open file; they are never in memory as a whole.
+
+    Raises:
+        Refused: no such key.
+    """
+    try:
+        answer = client(settings.s3_endpoint_url).get_object(Bucket=settings.bucket, Key=settings.prefix + key)
+    except ClientError as error:
+        if _code(error) in _ABSENT:
+            raise _missing(settings, key) from None
+        raise
+    while chunk := answer["Body"].read(_CHUNK):
+        file.write(chunk)
+    file.flush()
 
 
 def exists(settings: Settings, key: str) -> bool:
@@ -183,10 +233,15 @@ def written(settings: Settings, key: str) -> str:
 
 def keys(settings: Settings, prefix: str) -> Iterator[str]:
     """All keys below `prefix`, in order."""
+    return (key for key, _ in etags(settings, prefix))
+
+
+def etags(settings: Settings, prefix: str) -> Iterator[tuple[str, str]]:
+    """All keys below `prefix` with the ETag of each, in order; one request per 1,000."""
     pages = client(settings.s3_endpoint_url).get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=settings.bucket, Prefix=settings.prefix + prefix):
         for item in page.get("Contents", ()):
-            yield item["Key"].removeprefix(settings.prefix)
+            yield item["Key"].removeprefix(settings.prefix), item["ETag"]
 
 
 def load(settings: Settings, key: str, kind: type[R]) -> R:

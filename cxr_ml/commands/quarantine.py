@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cxr_ml.commands.shared import Json, opened, show
+from cxr_ml.commands.shared import Json, err, opened, show
 from cxr_ml.records import Ruling
 from cxr_ml.release import reading
 from cxr_ml.release.terminal import plain
@@ -79,14 +79,18 @@ def show_(name: Name, json_: Json = False) -> None:
         for line in found["limits"]:
             mark = "[red]refused" if line["reason"] in failed and not line["met"] else ""
             limits.add_row(plain(line["column"]), line["value"] or "not measured", line["limit"], mark)
-        others = Table("file", "batch", "label", "state", "SHA-256", title="the same picture", title_justify="left")
+        others = Table(title="the same picture", title_justify="left")
+        for title in ("file", "batch", "label", "state", "thumbnail"):
+            others.add_column(title, overflow="fold")
         for other in found["others"]:
-            others.add_row(*(plain(other[k]) for k in ("file", "batch", "label", "state")), other["sha256"][:12])
+            picture = prefix + other["thumbnail"] if other["thumbnail"] else "–"
+            others.add_row(*(plain(other[k]) for k in ("file", "batch", "label", "state")), plain(picture))
         ruled = [plain(reading.ruled(Ruling(**r))) for r in found["rulings"]]
         tables = [t for t in (limits, others) if t.row_count]
         show(found, json_, facts, *why, *tables, *ruled)
 
 
+_LATER = "The next dataset honours it: the weekly run takes it up, or `cxr-ml dataset`."
 _TITLES = {"at": "judged at", "now": "next dataset", "sha256": "SHA-256"}
 
 
@@ -94,6 +98,33 @@ _TITLES = {"at": "judged at", "now": "next dataset", "sha256": "SHA-256"}
 def release(name: Name, why: Why, by: By = None, from_rejected_class: Rejected = False, json_: Json = False) -> None:
     """Let a refused image into the next dataset, with the label that it came with."""
     _rule(name, "release", why, by, "", from_rejected_class, json_)
+
+
+@app.command("release-all")
+def release_all(
+    reason: Annotated[str, typer.Option(help="Of this reason code.")],
+    why: Why,
+    label: Annotated[str | None, typer.Option(help="Only of this label.")] = None,
+    drop: Annotated[str | None, typer.Option(help="Only of this drop or batch.")] = None,
+    by: By = None,
+    from_rejected_class: Rejected = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json_: Json = False,
+) -> None:
+    """Let all images that were refused for one reason into the next dataset, each by a ruling of its own."""
+    from cxr_ml.data import quarantine as stage
+
+    with opened() as settings:
+        rows, skipped = stage.releasable(settings, reason, label, drop, from_rejected_class)
+        counts = {str(k): int(n) for k, n in rows["label"].value_counts().sort_index().items()}
+        for words, many in skipped.items():
+            err.print(f"{many} {plain(words)}", highlight=False)
+        many = ", ".join(f"{n} {k}" for k, n in counts.items()) or "nothing"
+        if len(rows) and not yes:
+            typer.confirm(f"Release {many}, refused for {reason}?", abort=True, err=True)
+        ruled = stage.release_all(settings, rows, getpass.getuser() if by is None else by, why) if len(rows) else []
+        found = {"released": counts, "skipped": skipped, "rulings": [r.number for r in ruled]}
+        show(found, json_, f"Released: {plain(many)}. {_LATER}" if ruled else "Nothing to release.")
 
 
 @app.command()
@@ -115,5 +146,4 @@ def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected
     with opened() as settings:
         by = getpass.getuser() if by is None else by
         ruling, notes = stage.rule(settings, name, action, by, why, label, rejected)
-        later = "The next dataset honours it: the weekly run takes it up, or `cxr-ml dataset`."
-        show(ruling, json_, plain(reading.ruled(ruling)), *map(plain, notes), later)
+        show(ruling, json_, plain(reading.ruled(ruling)), *map(plain, notes), _LATER)

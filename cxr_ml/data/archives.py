@@ -1,18 +1,14 @@
 """Archives as drops: what a .zip, .tar or .tar.gz holds, and its files one by one. Nothing is unpacked under a name."""
 
-import fcntl
 import gzip
 import os
 import re
 import stat
 import struct
 import tarfile
-import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -25,7 +21,6 @@ LONGEST_NAME = 1024  # bytes of UTF-8, as many as a key of S3 may have
 _TAR = -1
 _READ = {_TAR, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # the others may ask for gigabytes to be unpacked
 _CHUNK = 1 << 20
-_LEFT_BEHIND = 3600  # seconds after which a scratch file that nobody holds is taken for a killed run's
 
 
 class Member(NamedTuple):
@@ -47,52 +42,31 @@ def outside(file: str) -> bool:
     return file[:1] in ("", "/") or ".." in file.split("/") or "\0" in file or bool(re.match(r"[A-Za-z]:", file))
 
 
-@contextmanager
-def scratch(settings: Settings) -> Iterator[BinaryIO]:
-    """A file on disk for the time of the block; what killed runs left there is removed."""
-    folder = settings.cache_dir / "unpacked"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.drop"):
-        try:
-            if time.time() - path.stat().st_mtime > _LEFT_BEHIND:
-                with path.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-        except (FileNotFoundError, BlockingIOError):  # somebody else's turn
-            continue
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".drop") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
+def is_packed(path: Path) -> bool:
+    """Whether the archive has to be unpacked before its members can be read by their places: a .tar.gz."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
-@contextmanager
-def plain(settings: Settings, path: Path, drop: str) -> Iterator[Path]:
-    """The archive as a file in which every member can be read by its place: itself, or of .tar.gz the tar.
+def unpack(settings: Settings, path: Path, target: BinaryIO, drop: str) -> None:
+    """Writes the tar that a .tar.gz holds.
 
     Raises:
         Refused: the gzip file is damaged, or unpacks to more than `max_archive_bytes`.
     """
-    with path.open("rb") as packed:
-        if packed.read(2) != b"\x1f\x8b":
-            yield path
-            return
-        packed.seek(0)
-        with scratch(settings) as target:
-            unpacked = 0
-            try:
-                with gzip.GzipFile(fileobj=packed) as source:
-                    while chunk := source.read(_CHUNK):
-                        unpacked += len(chunk)
-                        _check_sum(settings, drop, unpacked)
-                        target.write(chunk)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise _damaged(drop, error) from None
-            target.flush()
-            yield Path(target.name)
+    unpacked = 0
+    try:
+        with gzip.open(path) as source:
+            while chunk := source.read(_CHUNK):
+                unpacked += len(chunk)
+                _check_sum(settings, drop, unpacked)
+                target.write(chunk)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise _damaged(drop, error) from None
 
 
-def members(settings: Settings, path: Path, drop: str) -> list[tuple[str, int, str, Member]]:
-    """(name, bytes, fault, where) of every file of the archive; bytes are -1 for a link.
+def members(settings: Settings, path: Path, drop: str) -> Iterator[tuple[str, int, str, Member]]:
+    """(name, bytes, fault, where) of every file of the archive, one by one; bytes are -1 for a link.
 
     Faults are those of drops.Entry; "" where nothing is wrong with the file so far.
 
@@ -102,12 +76,12 @@ def members(settings: Settings, path: Path, drop: str) -> list[tuple[str, int, s
     """
     with path.open("rb") as file:
         zipped = file.read(4) in (b"PK\3\4", b"PK\5\6")
-    found, total = [], 0
+    count, total = 0, 0
     try:
         for name, size, fault, member in _zip(settings, path) if zipped else _tar(path):
             total += max(0, size)
             _check_sum(settings, drop, total)
-            if len(found) == settings.max_drop_files:
+            if count == settings.max_drop_files:
                 raise Refused(
                     f"The archive {drop!r} must hold at most {settings.max_drop_files:,} files. Received: more. "
                     "Split it, or raise max_drop_files."
@@ -122,12 +96,12 @@ def members(settings: Settings, path: Path, drop: str) -> list[tuple[str, int, s
                 # The CRC keeps two such names apart.
                 name = f"{name[:200]}…{zlib.crc32(name.encode(errors='surrogateescape')):08x}"
                 fault = "name_too_long"
-            found.append((name, size, fault, member))
+            count += 1
+            yield name, size, fault, member
     except Refused:
         raise
     except Exception as error:  # tarfile and zipfile raise anything on a hostile file
         raise _damaged(drop, error) from None
-    return found
 
 
 def read(file: BinaryIO, size: int, member: Member) -> bytes:
@@ -172,8 +146,10 @@ def _zip(settings: Settings, path: Path) -> Iterator[tuple[str, int, str, Member
     if _directory_bytes(path) > 200 * settings.max_drop_files:  # zipfile reads it whole
         raise ValueError("a table of contents without end")
     with zipfile.ZipFile(path) as archive:
-        infos = archive.infolist()
-    for info in infos:
+        infos = archive.infolist()[::-1]
+    del archive
+    while infos:
+        info = infos.pop()  # of a large archive they take 300 MB
         if info.is_dir():
             continue
         size, packed, fault = info.file_size, info.compress_size, ""

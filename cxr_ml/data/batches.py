@@ -1,18 +1,19 @@
 """Judges an ingested batch and commits it: bad images, duplicates, bad classes. `batch.json` is the commit mark."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from cxr_ml import store
-from cxr_ml.data import duplicates, files, ingest, rulings, thumbnails
+from cxr_ml.data import duplicates, files, ingest, rulings, tables, thumbnails
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
 _LATER = ("fine_hash", "ring", "duplicate_file")  # columns that batches of earlier versions lack
-_KNOWN = ["sha256", "phash", "fine_hash", "label", "format", "file", "verdict", "reasons"]
+_COMPARED = ["sha256", "phash", "fine_hash", "label", "format", "file"]  # what is known of a picture to compare with
 
 
 def committed(settings: Settings) -> list[str]:
@@ -27,20 +28,50 @@ def measurements(settings: Settings, batch: str) -> pd.DataFrame:
     return table.assign(**{name: "" for name in _LATER if name not in table})
 
 
+def _measured(found: Iterable[pa.Table]) -> Iterator[pd.DataFrame]:
+    """Parts of a table as frames whose fine hash is `packed`."""
+    for table in found:
+        frame = table.to_pandas()
+        hexes = frame["fine_hash"] if "fine_hash" in frame else pd.Series("", frame.index)
+        yield frame.assign(fine_hash=duplicates.packed(hexes))
+
+
+def _mine(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """_COMPARED of the accepted images of the batch, and of the other measured ones with `disputed`."""
+    accepted, unfit, done = [], [], 0
+    for part in _measured(tables.parts(settings, batch, ["sha256", "phash", "fine_hash"])):
+        judged = frame.iloc[done : done + len(part)]
+        done += len(part)
+        part = part.set_axis(judged.index).assign(label=judged["label"], format=judged["format"])
+        part["file"] = batch + "/" + judged["file"]
+        fit = judged["verdict"] == "accepted"
+        accepted.append(part.loc[fit, _COMPARED])
+        rest = ~fit & (part["sha256"] != "")
+        unfit.append(part.loc[rest, _COMPARED].assign(disputed=_disputed(judged.loc[rest, "reasons"])))
+    return pd.concat(accepted), pd.concat(unfit)
+
+
 def _earlier(settings: Settings, but: str) -> Iterator[pd.DataFrame]:
     """The measured images of the other committed batches, but not those that repeat one already there.
 
-    What humans let in counts as accepted, and labels are those in force.
+    What humans let in counts as accepted, and labels are those in force. `disputed`: quarantined for its labels.
     """
     ruled = rulings.in_force(rulings.read(settings))
     for batch in committed(settings):
         if batch != but:
-            table = measurements(settings, batch)
+            key = f"batches/{batch}/measurements.parquet"
+            found = _measured(tables.scan(settings, key, [*_COMPARED, "verdict", "reasons"]))
+            table = pd.concat(found, ignore_index=True)
+            table["disputed"] = _disputed(table.pop("reasons"))
             entering = rulings.known(table, ruled).assign(verdict="accepted")
             rest = table.drop(index=entering.index)
             rest = rest[(rest["sha256"] != "") & (rest["verdict"] != "duplicate")]
             table = pd.concat([entering, rest]).sort_index()
-            yield table.assign(file=batch + "/" + table["file"])[_KNOWN]
+            yield table.assign(file=batch + "/" + table["file"])
+
+
+def _disputed(reasons: pd.Series) -> np.ndarray:
+    return np.fromiter(("conflicting_label" in set(codes) for codes in reasons), bool, len(reasons))
 
 
 def judge(settings: Settings, batch: str) -> Batch:
@@ -58,9 +89,11 @@ def judge(settings: Settings, batch: str) -> Batch:
     if done is not None:
         return Batch.model_validate_json(done[0])
     validate.check_suites(settings.expectations)
-    frame = ingest.read(settings, batch)
+    named = ["file", "sha256", "format", "label", "verdict", "reasons"]
+    columns = dict.fromkeys([*named, *validate.columns(settings.expectations)])
+    frame = ingest.read(settings, batch, list(columns))
     frame, image_failures, image_page = validate.judge_images(frame, settings.expectations)
-    frame = _refuse_duplicates(settings, batch, frame)
+    frame = _refuse_duplicates(settings, batch, frame[[*named, *validate.CLASS_MEASURES]])
     frame, class_failures, rejected, class_page = validate.judge_classes(frame, settings.expectations)
     counts = _counts(frame)
     record = Batch(
@@ -75,9 +108,29 @@ def judge(settings: Settings, batch: str) -> Batch:
     for name, page in (("images", image_page), ("classes", class_page)):
         store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
     thumbnails.write(settings, frame[frame["verdict"] != "accepted"])
-    store.put_uncommitted(settings, f"batches/{batch}/measurements.parquet", ingest.to_parquet(frame))
+    tables.write(settings, f"batches/{batch}/measurements.parquet", _completed(settings, batch, frame))
     store.put_if_absent(settings, f"batches/{batch}/batch.json", record.to_bytes(), "application/json")
     return record
+
+
+def _completed(settings: Settings, batch: str, frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The table of the batch with what was judged, tables.ROWS rows at a time, however it was cut into shards."""
+    judged, done, held = frame[["file", "verdict", "reasons", "duplicate_of", "duplicate_file"]], 0, []
+
+    def completed(rows: int) -> pd.DataFrame:
+        nonlocal done, held
+        together = pa.concat_tables(held)
+        held = [together.slice(rows)]
+        measured = together.slice(0, rows).to_pandas()
+        said = judged.iloc[done : done + len(measured)].set_axis(measured.index)
+        done += len(measured)
+        return measured.assign(**said)
+
+    for part in tables.parts(settings, batch):
+        held.append(part)
+        while sum(map(len, held)) > tables.ROWS:
+            yield completed(tables.ROWS)
+    yield completed(tables.ROWS)
 
 
 def _counts(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
@@ -98,22 +151,19 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
     Refused itself, another label: conflicting_label. Refused as conflicting_label: conflicting_label, whatever this
     file says. Without a known label: no consequence, since it contradicts nobody.
     """
-    measured = frame[frame["sha256"] != ""]
-    mine = measured.assign(file=batch + "/" + measured["file"])[_KNOWN]
-    before = pd.concat([mine.iloc[:0], *_earlier(settings, batch)], ignore_index=True)
-    accepted = before[before["verdict"] == "accepted"]
-    rows = mine[mine["verdict"] == "accepted"]
-    refused = pd.concat([before[before["verdict"] != "accepted"], mine[mine["verdict"] != "accepted"]])
-    refused = refused[refused["label"] != ""]
-    everything = pd.concat([before, mine])
-    formats = dict(zip(everything["sha256"], everything["format"], strict=True))
-
-    def load(sha256: str) -> np.ndarray:
-        return files.stored_grey(settings, sha256, formats[sha256])
-
-    frame = frame.copy()
+    frame = frame.reset_index(drop=True)
+    # While values change one by one: a column of Arrow is copied for each.
+    frame["verdict"] = frame["verdict"].astype("category").astype(object)
     for column in ("duplicate_of", "duplicate_file"):
-        frame[column] = pd.Series("", index=frame.index, dtype="string")
+        frame[column] = pd.Series("", index=frame.index, dtype=object)
+    rows, unfit = _mine(settings, batch, frame)
+    before = pd.concat([unfit.iloc[:0].assign(verdict=""), *_earlier(settings, batch)], ignore_index=True)
+    known = before["verdict"] == "accepted"
+    accepted = before.loc[known, _COMPARED]
+    refused = pd.concat([before[~known].drop(columns="verdict"), unfit])
+    del before
+    refused = refused[refused["label"] != ""]
+    load = _loader(settings, [accepted, rows, refused])
 
     def name(i: int, other: pd.Series) -> None:
         frame.at[i, "duplicate_of"], frame.at[i, "duplicate_file"] = other["sha256"], other["file"]
@@ -123,8 +173,10 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
 
     found = duplicates.find(rows, accepted, load, settings)
     pictures = found["duplicate_of"].where(found["duplicate_of"] != "", rows["sha256"])
-    first = accepted.drop_duplicates("sha256").set_index("sha256", drop=False)
-    for picture, bearers in rows.groupby(pictures, sort=False):
+    shown_twice = pictures.isin(found.loc[found["duplicate_kind"] != "", "duplicate_of"])
+    first = accepted.loc[accepted["sha256"].isin(pictures[shown_twice]), ["sha256", "label", "file"]]
+    first = first.drop_duplicates("sha256").set_index("sha256", drop=False)
+    for picture, bearers in rows.loc[shown_twice, ["sha256", "label", "file"]].groupby(pictures, sort=False):
         known = first.loc[[picture]] if picture in first.index else rows.iloc[:0]
         together = pd.concat([known, bearers])
         conflicting = together["label"].nunique() > 1  # nobody knows which is right, so every bearer goes
@@ -137,24 +189,38 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
                 frame.at[i, "verdict"] = "duplicate"
                 frame.at[i, "reasons"] = [*frame.at[i, "reasons"], f"{found.at[i, 'duplicate_kind']}_duplicate"]
 
-    rest = rows.loc[frame.loc[rows.index, "verdict"] == "accepted"]
-    in_dispute = refused["reasons"].map(lambda codes: "conflicting_label" in set(codes)).astype(bool)
-    for label, part in rest.groupby("label"):
-        against = refused[in_dispute | (refused["label"] != label)].drop_duplicates("sha256")
-        bearers = against.set_index("sha256", drop=False)
-        hit = duplicates.find(part, against, load, settings)
-        for i in hit.index[hit["duplicate_of"].isin(bearers.index)]:
-            other = bearers.loc[hit.at[i, "duplicate_of"]]
+    fit = frame.loc[rows.index, "verdict"] == "accepted"
+    for label in sorted(rows.loc[fit, "label"].unique()):
+        against = refused[refused["disputed"] | (refused["label"] != label)].drop_duplicates("sha256")
+        if against.empty:
+            continue
+        hit = duplicates.find(rows[fit & (rows["label"] == label)], against, load, settings)["duplicate_of"]
+        bearers = against.loc[against["sha256"].isin(hit), ["sha256", "file"]].set_index("sha256", drop=False)
+        for i in hit.index[hit.isin(bearers.index)]:
+            other = bearers.loc[hit[i]]
             name(i, other)
             conflict(i)
             # Refused for reasons of its own, which stay; it names this one all the same.
-            for bearer in mine.index[(mine["file"] == other["file"]) & (frame["duplicate_of"].loc[mine.index] == "")]:
-                name(bearer, mine.loc[i])
+            for bearer in unfit.index[(unfit["file"] == other["file"]) & (frame["duplicate_of"][unfit.index] == "")]:
+                name(bearer, rows.loc[i])
             # Its copies in this batch are refused with it.
             same = frame.index[(frame["verdict"] == "duplicate") & (frame["duplicate_of"] == frame.at[i, "sha256"])]
             for copy in same:
                 conflict(copy)
-    return frame
+    return frame.astype(dict.fromkeys(("verdict", "duplicate_of", "duplicate_file"), "string"))
+
+
+def _loader(settings: Settings, images: list[pd.DataFrame]) -> Callable[[str], np.ndarray]:
+    """Gives the grey picture of any of the images (sha256, format). A dict of all would take 200 bytes for each."""
+    starts = np.concatenate([np.fromiter((int(s[:15], 16) for s in t["sha256"]), np.int64, len(t)) for t in images])
+    order = np.argsort(starts, kind="stable")
+    formats = pd.concat([t["format"] for t in images]).astype("category")
+
+    def load(sha256: str) -> np.ndarray:
+        place = np.searchsorted(starts, int(sha256[:15], 16), sorter=order)
+        return files.stored_grey(settings, sha256, formats.iat[order[place]])
+
+    return load
 
 
 def conflicts(table: pd.DataFrame) -> set[str]:

@@ -1,9 +1,14 @@
 """Solid white rectangles laid over or beside a film: found by their straight, steep edges, not by their brightness.
 
 Film that is clipped by exposure is as white as a box, but its outline is curved or fades; a box, or several that touch
-or overlap, is bounded by long axis-aligned steps wherever it does not meet the frame. The limits were chosen on real
-films, on the same films over-exposed in software, and on rectangles drawn on them before JPEG at quality 50 to 95.
+or overlap, is bounded by long axis-aligned steps wherever it does not meet the frame. Where a box lies on clipped film,
+some of its sides cannot be seen by anybody; the others give it away as long as they meet in right angles, with film
+beyond them. The limits were chosen on real films, on the same films over-exposed in software, and on rectangles drawn
+on them before JPEG at quality 50 to 95; benchmarks/boxes.py tells what they are worth on films held out.
 """
+
+from itertools import combinations
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +24,15 @@ STRAIGHT = (
 )
 STEP = 12  # grey levels lost within 2 px outwards at the edge of a box
 SHARE = 0.6  # of the outline inside the frame that is straight and steep, at least
+# A box that melts into burnt-out film on some of its sides
+ALIGNED = 2  # px between the rows (columns) of two parts of one side, at most
+CORNER = 6  # px that the ends of two sides are apart where they meet, at most
+FILLED = 0.97  # of what they bound is white, at least
+FLAT = 3.0  # grey levels, standard deviation of what they bound, at most; JPEG makes 1 to 2 of a solid white
+BEYOND = 6  # px outwards of a side: what lies beyond it, past the ringing of JPEG
+VARIES = 8  # grey levels between the tenth and the ninetieth percentile of film along a side, at least
+SPAN = 0.35  # of a side that crosses the picture is seen, at least
+WIDEST = 0.35  # of the picture beyond such a side, or between two that only the frame joins, at most
 _MARGIN = 4  # px kept around a candidate, at least the reach of a step
 
 
@@ -51,51 +65,158 @@ def _largest(darkest: np.ndarray, level: int) -> float | None:
     half = np.ones((thin // 2 + 1, thin // 2 + 1), np.uint8)  # writing leaves so much of a box whole
     if not cv2.countNonZero(cv2.erode(padded, half)):
         return None
-    _fill_writing(padded)
+    _fill_writing(padded, thin)
     solid = cv2.morphologyEx(padded, cv2.MORPH_OPEN, np.ones((thin, thin), np.uint8))[thin:-thin, thin:-thin]
     if cv2.countNonZero(solid) < SMALL * white.size:
         return None
     # Labelling is the dear part: only where something is.
     x, y, w, h = cv2.boundingRect(solid)
-    around = np.s_[max(0, y - _MARGIN) : y + h + _MARGIN, max(0, x - _MARGIN) : x + w + _MARGIN]
-    solid, darkest = solid[around], darkest[around]
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=4)
+    top, left = max(0, y - _MARGIN), max(0, x - _MARGIN)
+    around = np.s_[top : y + h + _MARGIN, left : x + w + _MARGIN]
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(solid[around], connectivity=4)
     straight = max(5, round(STRAIGHT * max(height, width))) | 1
-    largest = 0.0
+    largest = 0
+    sides: list[_Side] = []
     for i in range(1, count):
         x, y, w, h, area = stats[i].tolist()
-        if area < max(SMALL, largest) * white.size:
+        if area < max(SMALL * white.size, largest):
             continue
         window = np.s_[max(0, y - _MARGIN) : y + h + _MARGIN, max(0, x - _MARGIN) : x + w + _MARGIN]
-        if _straight_share((labels[window] == i).view(np.uint8), darkest[window], straight) >= SHARE:
-            largest = area / white.size
-    return largest
+        region = (labels[window] == i).view(np.uint8)
+        share, runs = _outline(region, darkest[around][window], straight)
+        if share >= SHARE:
+            largest = area
+        elif share:
+            sides += _sides(runs, top + max(0, y - _MARGIN), left + max(0, x - _MARGIN))
+    return max(largest, _melted(solid, darkest, sides, thin) if sides else 0) / white.size
 
 
-def _fill_writing(white: np.ndarray) -> None:
-    """Fills the small holes of each white part, in place."""
+def _fill_writing(white: np.ndarray, thin: int) -> None:
+    """Fills the small holes of each white part, in place, but for those too wide for a letter: film in an outline."""
     contours, tree = cv2.findContours(white, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     parents = [] if tree is None else tree[0, :, 3].tolist()
     for contour, parent in zip(contours, parents, strict=True):
-        if parent >= 0 and cv2.contourArea(contour) <= HOLE * cv2.contourArea(contours[parent]):
+        if parent < 0:
+            continue
+        area = cv2.contourArea(contour)
+        if area <= HOLE * cv2.contourArea(contours[parent]) and 2 * area <= thin * cv2.arcLength(contour, True):
             cv2.drawContours(white, [contour], -1, 1, cv2.FILLED)
 
 
-def _straight_share(region: np.ndarray, darkest: np.ndarray, straight: int) -> float:
-    """Share of the outline of `region` in axis-aligned runs of `straight` px or more at which the grey falls by STEP.
+def _outline(region: np.ndarray, darkest: np.ndarray, straight: int) -> tuple[float, list[np.ndarray]]:
+    """How far the outline of `region` is axis-aligned runs of `straight` px or more at which the grey falls by STEP.
 
-    What runs along the picture's own frame is not outline. 0 where the region fills the picture.
+    Returns:
+        Their share of the outline, 0 where the region fills the picture; masks of the runs: above, below, left, right.
+        What runs along the picture's own frame is not outline.
     """
     level = cv2.copyMakeBorder(darkest, 2, 2, 2, 2, cv2.BORDER_REPLICATE)
     inner = cv2.copyMakeBorder(region, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     height, width = region.shape
-    outline = steep = 0
+    outline, runs = 0, []
     for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         beyond = inner[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
         further = level[2 + 2 * dy : 2 + 2 * dy + height, 2 + 2 * dx : 2 + 2 * dx + width]
         edge = cv2.subtract(region, beyond)  # saturates at 0: 1 where the region ends
         step = cv2.bitwise_and(edge, cv2.inRange(cv2.subtract(darkest, further), STEP, 255))
         run = np.ones((1, straight) if dy else (straight, 1), np.uint8)
+        runs.append(cv2.morphologyEx(step, cv2.MORPH_OPEN, run, borderValue=0))
         outline += cv2.countNonZero(edge)
-        steep += cv2.countNonZero(cv2.morphologyEx(step, cv2.MORPH_OPEN, run, borderValue=0))
-    return steep / outline if outline else 0.0
+    return (sum(map(cv2.countNonZero, runs)) / outline if outline else 0.0), runs
+
+
+class _Side(NamedTuple):
+    """A straight, steep edge of something white."""
+
+    upright: bool  # a column, else a row
+    far: bool  # the white lies before it: a lower or a right side
+    at: int  # its row or column
+    begin: int
+    end: int  # the last
+    seen: int  # px of it that are steep; the rest melts into white
+
+
+def _sides(runs: list[np.ndarray], top: int, left: int) -> list[_Side]:
+    """The runs of `_outline` in a window of the picture that begins at `top` and `left`."""
+    found = []
+    for number, mask in enumerate(runs):
+        upright, far = divmod(number, 2)
+        if not cv2.countNonZero(mask):
+            continue
+        for contour in cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
+            x, y, w, h = cv2.boundingRect(contour)
+            at, begin, long = (x + left, y + top, h) if upright else (y + top, x + left, w)
+            found.append(_Side(bool(upright), bool(far), at, begin, begin + long - 1, long))
+    return found
+
+
+def _melted(solid: np.ndarray, darkest: np.ndarray, sides: list[_Side], thin: int) -> int:
+    """px of the largest white rectangle of which some sides melt into burnt-out film; 0 where there is none.
+
+    Enough are a side that crosses the picture, and two or more sides that meet in right angles, or meet the frame side
+    by side, with film beyond two of them. What is counted reaches as far as the sides that are seen.
+    """
+    rows, columns = (_joined([s for s in sides if s.upright == u], solid.T if u else solid) for u in (False, True))
+    largest = 0
+    for side in rows + columns:
+        whole = solid.T if side.upright else solid
+        strip = whole[: side.at + 1] if side.far else whole[side.at :]
+        if len(strip) < thin or not largest < strip.size <= WIDEST * solid.size:
+            continue
+        if side.seen >= SPAN * strip.shape[1] and _full(strip):
+            largest = strip.size
+    corners = [(row, column) for row in rows for column in columns if _meet(row, column)]
+    boxes = [[row, column] for row, column in corners]
+    boxes += [[*one, *other] for one, other in combinations(corners, 2) if one[0] is other[0] or one[1] is other[1]]
+    for lines, (wide, long) in ((rows, solid.shape), (columns, solid.shape[::-1])):
+        for s, t in combinations(lines, 2):
+            meet = max(s.begin, t.begin) <= ALIGNED or min(s.end, t.end) >= long - 1 - ALIGNED
+            if meet and s.far != t.far and abs(s.at - t.at) <= WIDEST * wide:  # the body is wider
+                boxes.append([s, t])
+    for box in boxes:
+        ys = [y for s in box for y in ((s.begin, s.end) if s.upright else (s.at,))]
+        xs = [x for s in box for x in ((s.at,) if s.upright else (s.begin, s.end))]
+        inside = np.s_[min(ys) : max(ys) + 1, min(xs) : max(xs) + 1]
+        white = solid[inside]
+        if white.size <= largest or min(white.shape) <= max(thin, 2 * CORNER) or not _full(white):
+            continue
+        core = darkest[inside][CORNER:-CORNER, CORNER:-CORNER]
+        if cv2.meanStdDev(core)[1][0, 0] <= FLAT and sum(_film_beyond(darkest, s) for s in {*box}) >= 2:
+            largest = white.size
+    return largest
+
+
+def _joined(sides: list[_Side], solid: np.ndarray) -> list[_Side]:
+    """`sides` with those in one line as one, if nothing but white lies between them; rows of `solid` run along them."""
+    found: list[_Side] = []
+    for side in sorted(sides, key=lambda s: s.begin):
+        for place, other in enumerate(found):
+            if other.far != side.far or abs(other.at - side.at) > ALIGNED or side.begin <= other.end:
+                continue
+            first, last = sorted((other.at, side.at))
+            if _full(solid[max(0, first - 1) : last + 2, other.end + 1 : side.begin]):
+                found[place] = other._replace(end=side.end, seen=other.seen + side.seen)
+                break
+        else:
+            found.append(side)
+    return found
+
+
+def _full(part: np.ndarray) -> bool:
+    return cv2.countNonZero(np.ascontiguousarray(part)) >= FILLED * part.size
+
+
+def _meet(row: _Side, column: _Side) -> bool:
+    """Whether the two are the sides of a corner of something white."""
+    x, y = (row.end if column.far else row.begin), (column.end if row.far else column.begin)
+    return abs(x - column.at) <= CORNER and abs(y - row.at) <= CORNER
+
+
+def _film_beyond(darkest: np.ndarray, side: _Side) -> bool:
+    """Whether what lies beyond a side varies, as film does, and padding and the shadow of a collimator do not."""
+    at = side.at + BEYOND if side.far else side.at - BEYOND
+    lines = darkest.T if side.upright else darkest
+    if not 0 <= at < len(lines):
+        return False
+    line = np.sort(lines[at, side.begin : side.end + 1])
+    return int(line[len(line) * 9 // 10]) - int(line[len(line) // 10]) >= VARIES

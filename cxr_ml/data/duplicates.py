@@ -8,6 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from cxr_ml.settings import Settings
 
@@ -21,6 +22,7 @@ FINE_BITS = 272  # of 1024: benchmarks/duplicates.py; it lets 1 in 2,000 of the 
 CONFIRMED = 16  # pictures at most that one image is compared with on pixels, the likest by its fine hash
 _UNKNOWN = -1  # distance of fine hashes of which one was not measured
 _BLOCK = (64, 16_384)  # hashes compared at a time by one thread: 9 MiB, whatever the number of images
+_PACKED = pa.binary(128)
 _PAIRS = 32_768  # fine hashes compared at a time: 8 MiB
 
 
@@ -35,8 +37,8 @@ def find(
     compared on pixels, and all whose fine hash is unknown. A copy of a copy names the first of them.
 
     Args:
-        frame: rows with sha256, phash (16 hex digits) and fine_hash (256), from `images.measure`; other columns are not
-            used. Every row is of a readable image.
+        frame: rows with sha256, phash (16 hex digits) and fine_hash (256, or as `packed` gives it), from
+            `images.measure`; other columns are not used. Every row is of a readable image.
         known: rows of earlier batches, likewise; a fine_hash of "" (measured before there was one) excludes nothing.
         load_grey: gives the grey picture of a sha256, uint8 [height, width]; asked for candidates only.
         settings: duplicate_bits, duplicate_correlation.
@@ -44,35 +46,45 @@ def find(
     Returns:
         On the index of `frame`: duplicate_of (a sha256, "" where it repeats nothing), duplicate_kind (exact, near, "").
     """
-    shas = [*known["sha256"], *frame["sha256"]]
-    first: dict[str, int] = {}
-    for i, sha in enumerate(shas):
-        first.setdefault(sha, i)
-    distinct = np.fromiter(first.values(), np.int64, len(first))
-    hashes = np.array([int(h, 16) for h in [*known["phash"], *frame["phash"]]], np.uint64)[distinct]
-    fine = _words([*known["fine_hash"], *frame["fine_hash"]])[distinct]
-    old = int(np.searchsorted(distinct, len(known)))
+    shas = pd.concat([known["sha256"], frame["sha256"]], ignore_index=True)
+    codes = pd.factorize(shas)[0]  # they count the images in order of their first row
+    again = np.append(-1, np.maximum.accumulate(codes)[:-1]) >= codes if len(codes) else np.zeros(0, bool)
+    first = np.flatnonzero(~again)
+    hashes = pd.concat([known["phash"], frame["phash"]], ignore_index=True).iloc[first]
+    hashes = np.fromiter((int(h, 16) for h in hashes), np.uint64, len(first))
+    fine = np.empty((len(first), 16), np.uint64)
+    old = int(np.searchsorted(first, len(known)))
+    fine[:old] = _words(known["fine_hash"].iloc[first[:old]])
+    fine[old:] = _words(frame["fine_hash"].iloc[first[old:] - len(known)])
 
     @lru_cache(maxsize=4096)  # 64 KiB each
-    def picture(sha: str) -> np.ndarray:
-        return _normalise(load_grey(sha))
+    def picture(image: int) -> np.ndarray:
+        return normalise(load_grey(shas.iat[first[image]]))
 
-    original: dict[str, str] = {}
+    original = np.full(len(first), -1)
     for later, likest in candidates(hashes, fine, old, settings.duplicate_bits):
-        sha = shas[distinct[later]]
         for earlier, mirrored in likest:
-            other = shas[distinct[earlier]]
-            copy = picture(sha)[:, ::-1] if mirrored else picture(sha)
-            if _same(picture(other), copy, settings.duplicate_correlation):
-                original[sha] = original.get(other, other)
+            copy = picture(later)[:, ::-1] if mirrored else picture(later)
+            if likeness(picture(earlier), copy, settings.duplicate_correlation) >= settings.duplicate_correlation:
+                original[later] = earlier if original[earlier] < 0 else original[earlier]
                 break
 
-    seen = set(known["sha256"])
-    found = []
-    for sha in frame["sha256"]:
-        found.append((original[sha], "near") if sha in original else (sha, "exact") if sha in seen else ("", ""))
-        seen.add(sha)
-    return pd.DataFrame(found, index=frame.index, columns=["duplicate_of", "duplicate_kind"], dtype="string")
+    mine, again = codes[len(known) :], again[len(known) :]
+    near = original[mine] >= 0
+    repeated = np.where(near, original[mine], np.where(again, mine, -1))
+    of = np.full(len(frame), "", object)
+    hit = np.flatnonzero(repeated >= 0)
+    of[hit] = shas.iloc[first[repeated[hit]]]
+    kind = np.where(near, "near", np.where(again, "exact", ""))
+    found = {"duplicate_of": of, "duplicate_kind": kind}
+    return pd.DataFrame(found, index=frame.index, dtype="string")
+
+
+def packed(fine_hashes: pd.Series) -> pd.Series:
+    """Fine hashes as 128 bytes each instead of 256 hex digits, zeros where there is none."""
+    words = _words(fine_hashes)
+    array = pa.FixedSizeBinaryArray.from_buffers(_PACKED, len(words), [None, pa.py_buffer(words)])
+    return pd.Series(pd.array(array, dtype=pd.ArrowDtype(_PACKED)), index=fine_hashes.index)
 
 
 def candidates(
@@ -90,21 +102,19 @@ def candidates(
         (later, [(earlier, mirrored), …]), `later` ascending; CONFIRMED at most of each, and those whose
         fine hash is unknown. Memory does not grow with n.
     """
-    flipped = _mirror(fine)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         # A few blocks ahead, so that results do not pile up while a caller waits for pictures.
         ahead = 4 * (os.cpu_count() or 1) * _BLOCK[0]
         for begin in range(old, len(hashes), ahead):
             tops = range(begin, min(begin + ahead, len(hashes)), _BLOCK[0])
-            for found in pool.map(lambda top: _block(hashes, fine, flipped, top, bits), tops):
+            for found in pool.map(lambda top: _block(hashes, fine, top, bits), tops):
                 yield from found
 
 
-def _block(
-    hashes: np.ndarray, fine: np.ndarray, flipped: np.ndarray, top: int, bits: int
-) -> list[tuple[int, list[tuple[int, bool]]]]:
+def _block(hashes: np.ndarray, fine: np.ndarray, top: int, bits: int) -> list[tuple[int, list[tuple[int, bool]]]]:
     rows, columns = _BLOCK
     later = hashes[top : top + rows, None]
+    flipped = mirror(fine[top : top + rows])
     kept: dict[int, list[tuple[int, int, bool]]] = {}
     # Written over and over: fresh memory for each comparison would keep threads waiting for one another.
     differing = np.empty((len(later), columns), np.uint64)
@@ -121,7 +131,7 @@ def _block(
             i, j = i[j < i], j[j < i]
             for start in range(0, len(i), _PAIRS):
                 a, b = i[start : start + _PAIRS], j[start : start + _PAIRS]
-                mine, other = (flipped if mirrored else fine)[a], fine[b]
+                mine, other = (flipped[a - top] if mirrored else fine[a]), fine[b]
                 apart = np.bitwise_count(mine ^ other).sum(1, dtype=np.int32)
                 apart[~mine.any(1) | ~other.any(1)] = _UNKNOWN
                 for k in np.flatnonzero(apart <= FINE_BITS).tolist():
@@ -136,20 +146,27 @@ def _likest(found: list[tuple[int, int, bool]]) -> list[tuple[int, bool]]:
     return [(j, m) for _, j, m in known + [f for f in found if f[0] == _UNKNOWN]]
 
 
-def _words(hexes: list[str]) -> np.ndarray:
-    """Fine hashes as uint64 [n, 16]; zeros where there is none."""
-    data = b"".join(bytes.fromhex(h or "0" * 256) for h in hexes)
-    return np.frombuffer(data, np.uint64).reshape(-1, 16)
+def _words(fine_hashes: pd.Series) -> np.ndarray:
+    """Fine hashes, hex digits or `packed`, as uint64 [n, 16]; zeros where there is none."""
+    words = np.zeros((len(fine_hashes), 16), np.uint64)
+    for start in range(0, len(words), _BLOCK[1]):
+        part = fine_hashes.iloc[start : start + _BLOCK[1]]
+        if part.dtype == pd.ArrowDtype(_PACKED):
+            data = b"".join(part)
+        else:
+            data = bytes.fromhex("".join(h or "0" * 256 for h in part))
+        words[start : start + len(part)] = np.frombuffer(data, np.uint64).reshape(-1, 16)
+    return words
 
 
-def _mirror(fine: np.ndarray) -> np.ndarray:
+def mirror(fine: np.ndarray) -> np.ndarray:
     """The fine hashes of the mirrored pictures: each of the 32 rows of 32 bits in reverse order."""
     rows = np.packbits(np.arange(256, dtype=np.uint8)[:, None] >> np.arange(8, dtype=np.uint8) & 1, axis=1)[:, 0]
     reverse = rows[fine.view(np.uint8).reshape(-1, 32, 4)[:, :, ::-1]]
     return np.ascontiguousarray(reverse).reshape(-1, 128).view(np.uint64)
 
 
-def _normalise(grey: np.ndarray) -> np.ndarray:
+def normalise(grey: np.ndarray) -> np.ndarray:
     """The picture at SIDE × SIDE with its local mean taken out and its local contrast evened out, float32."""
     way = cv2.INTER_AREA if min(grey.shape) >= SIDE else cv2.INTER_LINEAR
     picture = cv2.resize(grey, (SIDE, SIDE), interpolation=way).astype(np.float32)
@@ -157,20 +174,21 @@ def _normalise(grey: np.ndarray) -> np.ndarray:
     return picture / (np.sqrt(cv2.GaussianBlur(picture * picture, (0, 0), RADIUS)) + NOISE)
 
 
-def _same(one: np.ndarray, other: np.ndarray, correlation: float) -> bool:
-    """Whether two normalised pictures correlate so well, where needed after an affine alignment (ECC).
+def likeness(one: np.ndarray, other: np.ndarray, enough: float) -> float:
+    """Correlation of two normalised pictures, after an affine alignment (ECC) where it is below `enough` before.
 
+    Pictures below WORTH_ALIGNING are not aligned, nor are those on which ECC does not converge.
     Evangelidis and Psarakis, Parametric Image Alignment Using Enhanced Correlation Coefficient Maximization, 2008.
     """
     product = float(np.linalg.norm(one) * np.linalg.norm(other))
     before = float((one * other).sum()) / product if product else 0.0
-    if before >= correlation or before < WORTH_ALIGNING:
-        return before >= correlation
+    if before >= enough or before < WORTH_ALIGNING:
+        return before
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-4)
     try:
         after, _ = cv2.findTransformECC(
             one, np.ascontiguousarray(other), np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, stop, None, 5
         )
     except cv2.error:  # it does not converge on pictures that have nothing in common
-        return False
-    return after >= correlation
+        return before
+    return max(before, after)

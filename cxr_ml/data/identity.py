@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
 
 from cxr_ml.data.containers import is_dicom
 from cxr_ml.errors import Refused
@@ -10,6 +12,7 @@ from cxr_ml.settings import Settings
 _TEXTS = ("file", "label_raw", "source", "view")
 # What software writes where nobody is named. Taken for an id, it would make one patient of all of them.
 _NOBODY = {"", "0", "anon", "anonymous", "anonymized", "anonymised", "unknown", "none", "null", "nan", "na", "noname"}
+_EXTENSIONS = {".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".webp", ".bmp", ".gif", ".tif", ".tiff"}  # may be kept
 _SHORT = 4  # characters: shorter ids and names are replaced only where they stand alone
 
 
@@ -25,14 +28,64 @@ def hashed(settings: Settings, patient: str) -> str:
     """
     if _squeezed(patient) in _NOBODY:
         return ""
+    return _digest(settings, patient, "A drop that names patients needs a secret with which their ids are hashed")
+
+
+def _digest(settings: Settings, text: str, why: str) -> str:
     if not settings.patient_salt:
         raise Refused(
-            "A drop that names patients needs a secret with which their ids are hashed. Received: no CXR_PATIENT_SALT. "
-            "Set it once and never change it, for instance to what "
+            f"{why}. Received: no CXR_PATIENT_SALT. Set it once and never change it, for instance to what "
             "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` prints."
         )
-    digest = hashlib.sha256(f"{settings.patient_salt}\n{patient}".encode(errors="surrogatepass"))
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(f"{settings.patient_salt}\n{text}".encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def hashed_name(settings: Settings, file: str) -> str:
+    """What stands for the name of a file in all drops: 16 hex digits and, where it is a usual one, its extension.
+
+    Args:
+        settings: patient_salt.
+        file: its whole path in the drop, so that files of two folders are told apart.
+
+    Raises:
+        Refused: `patient_salt` is not set.
+    """
+    extension = PurePosixPath(file).suffix.lower()
+    digest = _digest(settings, f"file\n{file}", "To hash the names of files (file_names) needs a secret")
+    return digest + (extension if extension in _EXTENSIONS else "")
+
+
+def nameless(settings: Settings, row: dict, file: str, folders: Sequence[str], usual: Callable[[str], bool]) -> dict:
+    """`row` with the hash of its file's name, below those of the folders that name a split or a class only.
+
+    Args:
+        settings: patient_salt.
+        row: what the drop says of the file.
+        file: its whole path in the drop.
+        folders: the folders of the path, but those that wrap the whole drop.
+        usual: whether a folder names a split or a class. A label that is the name of another one is hashed, too.
+
+    Raises:
+        Refused: `patient_salt` is not set.
+    """
+    kept = [folder for folder in folders if usual(folder)]
+    row = row | {"file": "/".join([*kept, hashed_name(settings, file)])}
+    if row["label_raw"] in {folder.strip() for folder in folders if not usual(folder)}:
+        row["label_raw"] = _digest(settings, f"file\n{row['label_raw']}", "To hash the names of files needs a secret")
+    return row
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """`names` with ~2, ~3, … before the extension of the second, third, … of the same: two spellings of one patient."""
+    taken, given, found = set(names), set(), []
+    for name in names:
+        unique, number, path = name, 1, PurePosixPath(name)
+        while unique in given or (number > 1 and unique in taken):
+            number += 1
+            unique = str(path.with_name(f"{path.stem}~{number}{path.suffix}"))
+        given.add(unique)
+        found.append(unique)
+    return found
 
 
 def hide(row: dict, names: list[str], mark: str) -> dict:
@@ -98,6 +151,7 @@ def from_header(settings: Settings, row: dict, data: bytes) -> dict:
     """
     if not is_dicom(data):
         return row
+    stored = {"file": row["file"]} if settings.file_names == "hash" else {}  # no name, whatever its digits look like
     from cxr_ml.data.dicom import facts
 
     said = facts(data)
@@ -108,4 +162,4 @@ def from_header(settings: Settings, row: dict, data: bytes) -> dict:
         row = hide(row, names, row["patient"] or hashed(settings, names[0]))
     # A hash of its own, so that names made of it alone stay apart.
     examination = hashed(settings, said.accession)
-    return hide(row, [said.accession], examination) if examination else row
+    return (hide(row, [said.accession], examination) if examination else row) | stored

@@ -2,38 +2,29 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import re
 import stat
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
 from botocore.exceptions import ClientError
 
 from cxr_ml import store
-from cxr_ml.data import archives
+from cxr_ml.data import archives, cache, listings
 from cxr_ml.data.containers import BadImage
+from cxr_ml.data.listings import Entry, Listing, printable, tidy
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
 _IGNORED = {"thumbs.db", "desktop.ini"}
 _CHUNK = 1 << 20
-
-
-class Entry(NamedTuple):
-    """One file of a drop. `stamp` changes when the file does (modification time, or the ETag in S3)."""
-
-    file: str  # path below the drop, "/" between parts
-    size: int  # bytes; -1 for a link
-    stamp: str
-    path: str  # what `read` opens: an absolute path, or s3://bucket/key
-    # Why it cannot be read, else "": symlink, special_file (a device or pipe), path_outside_drop, name_too_long,
-    # duplicate_name, too_large, encrypted, unsupported_compression or damaged_member.
-    fault: str = ""
-    member: archives.Member | None = None  # where it lies in the archive `path`
+_TRUSTED = 600_000_000_000  # ns for which the listing of a prefix in S3 is used again
+_TICK = 2_000_000_000  # ns: the coarsest clock of a file system (FAT)
 
 
 def _s3_parts(uri: str) -> tuple[str, str]:
@@ -82,7 +73,7 @@ def names(settings: Settings) -> list[str]:
     return list(_inbox(settings))
 
 
-def listing(settings: Settings, drop: str) -> list[Entry]:
+def listing(settings: Settings, drop: str) -> Sequence[Entry]:
     """What the inbox holds of a drop, in order of the paths: its files, or the one file that an archive is.
 
     Links are listed with size -1 and never followed. No archive is opened here: `opened` gives what it holds.
@@ -90,33 +81,61 @@ def listing(settings: Settings, drop: str) -> list[Entry]:
     Raises:
         Refused: the inbox has no drop of that name, or a folder of it cannot be listed.
     """
+    archive = _find(settings, drop)
+    return [archive] if archive else _list(settings, drop)[0]
+
+
+def _find(settings: Settings, drop: str) -> Entry | None:
     inbox = _inbox(settings)
     if drop not in inbox:
         raise Refused(f"The inbox {settings.inbox} has no drop of that name. Received: {drop!r}. There: {list(inbox)}")
-    archive = inbox[drop]
-    return [archive] if archive else _folder(settings, drop)
+    return inbox[drop]
 
 
-def _folder(settings: Settings, drop: str) -> list[Entry]:
-    if not settings.inbox.startswith("s3://"):
-        return _tidy(_files(Path(settings.inbox) / drop))
-    root = f"{settings.inbox.rstrip('/')}/{drop}"
-    bucket, prefix = _s3_parts(root)
-    return _tidy(
-        Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
-        for page in _objects(settings, root)
-        for item in page.get("Contents", ())
-        if not item["Key"].endswith("/")
-    )
+def _list(settings: Settings, drop: str) -> tuple[Listing, dict[str, Any]]:
+    """The files of a drop that is no archive, and by what `_still` can tell later whether they are the same."""
+    begun = time.time_ns()
+    if settings.inbox.startswith("s3://"):
+        root = f"{settings.inbox.rstrip('/')}/{drop}"
+        bucket, prefix = _s3_parts(root)
+        found = (
+            Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
+            for page in _objects(settings, root)
+            for item in page.get("Contents", ())
+            if not item["Key"].endswith("/")
+        )
+        return _tidy(found, f"s3://{bucket}/{prefix}"), {"begun": begun}
+    top = str((Path(settings.inbox) / drop).absolute())
+    folders: dict[str, int] = {}
+    return _tidy(_files(top, folders), f"{top}/"), {"begun": begun, "folders": folders}
 
 
-def _files(root: Path) -> Iterator[Entry]:
+def _still(facts: dict[str, Any]) -> bool:
+    """Whether a listing may be used again without listing the drop once more.
+
+    A folder changes its time when a file comes, goes or is renamed; a file that is written to is noticed by `read`.
+    Objects of S3 have no folder that could tell, so what came or went there is noticed after a while.
+    """
+    if "folders" not in facts:
+        return time.time_ns() - facts["begun"] < _TRUSTED
+    try:
+        # What changes during the listing, or within the same tick of the clock, cannot be told by the time.
+        return all(
+            os.stat(path).st_mtime_ns == changed < facts["begun"] - _TICK for path, changed in facts["folders"].items()
+        )
+    except OSError:
+        return False
+
+
+def _files(top: str, folders: dict[str, int]) -> Iterator[Entry]:
+    """The files below a folder; `folders` gets the path and time of each folder."""
+
     def complain(error: OSError) -> None:
         raise Refused(f"Every folder of a drop must be readable. Received: {error.filename!r}: {error.strerror}")
 
-    top = str(root.absolute())
-    for folder, folders, files in os.walk(top, onerror=complain):
-        for name in [*files, *(f for f in folders if os.path.islink(os.path.join(folder, f)))]:
+    for folder, below, files in os.walk(top, onerror=complain):
+        folders[folder] = os.stat(folder).st_mtime_ns
+        for name in itertools.chain(files, (f for f in below if os.path.islink(os.path.join(folder, f)))):
             path = os.path.join(folder, name)
             yield local_entry(path[len(top) + 1 :], path, os.lstat(path))
 
@@ -129,15 +148,8 @@ def local_entry(file: str, path: str, status: os.stat_result) -> Entry:
     return Entry(file, -1, stamp, path, "symlink" if stat.S_ISLNK(status.st_mode) else "special_file")
 
 
-def _tidy(found: Iterator[Entry]) -> list[Entry]:
-    """In order of their paths, without clutter; where several have one name, it is listed once, as faulty."""
-    listed = sorted((e for e in found if not _ignored(e.file)), key=lambda e: e.file)
-    often = Counter(printable(e.file) for e in listed)
-    kept: dict[str, Entry] = {}
-    for entry in listed:
-        name = printable(entry.file)
-        kept.setdefault(name, entry if often[name] == 1 else entry._replace(fault="duplicate_name"))
-    return list(kept.values())
+def _tidy(found: Iterator[Entry], root: str) -> Listing:
+    return tidy((e for e in found if not _ignored(e.file)), root)
 
 
 def _ignored(file: str) -> bool:
@@ -147,45 +159,77 @@ def _ignored(file: str) -> bool:
 
 
 @contextmanager
-def opened(settings: Settings, drop: str) -> Iterator[tuple[str, list[Entry]]]:
+def opened(settings: Settings, drop: str) -> Iterator[tuple[str, Listing]]:
     """(batch id, files) of a drop of any kind; `read` reads them in any process of this machine, during the block.
 
-    A folder is read where it lies, and so is an archive in a folder. A .tar.gz is unpacked, and an archive in S3
-    copied, into one file below `cache_dir` that is gone after the block. No member becomes a file of its own.
+    A drop is listed once for all that open it on this machine, until it changes or `cache.forget` is told of it. A
+    folder is read where it lies, and so is an archive in a folder. A .tar.gz is unpacked, and an archive in S3 copied,
+    once too, into one file below `cache_dir`. No member becomes a file of its own.
 
     Raises:
         Refused: as `listing`; an archive that is damaged, or larger than `max_archive_bytes` or `max_drop_files` allow.
     """
-    inbox = _inbox(settings)
-    archive = inbox.get(drop)
-    if archive is None:
-        entries = listing(settings, drop)
-        yield batch_id(drop, entries), entries
-        return
-    with ExitStack() as stack:
-        path = Path(archive.path)
-        if archive.path.startswith("s3://"):
-            path = _fetch(settings, archive, stack)
-        path = stack.enter_context(archives.plain(settings, path, printable(drop)))
-        stamp = str(path.stat().st_mtime_ns)
-        found = (
-            Entry(name, size, stamp, str(path.absolute()), fault, member)
-            for name, size, fault, member in archives.members(settings, path, printable(drop))
-        )
-        yield batch_id(drop, [archive]), _tidy(found)
+    archive = _find(settings, drop)
+    with cache.held(settings, drop) as folder:
+        path = folder / "listing"
+        with cache.alone(folder):
+            if not _usable(path, drop, archive):
+                if archive:
+                    listing, facts = _opened(settings, drop, archive, folder)
+                else:
+                    listing, facts = _list(settings, drop)
+                    facts["batch"] = batch_id(drop, listing)
+                listings.write([listing.table], path, facts | {"root": listing.root})
+            table, facts = listings.read(path)
+        yield facts["batch"], Listing(table, facts["root"], folder)
 
 
-def _fetch(settings: Settings, archive: Entry, stack: ExitStack) -> Path:
+def _usable(path: Path, drop: str, archive: Entry | None) -> bool:
+    if not path.exists():
+        return False
+    facts = listings.read(path)[1]
+    return facts["batch"] == batch_id(drop, [archive]) if archive else _still(facts)
+
+
+def _opened(settings: Settings, drop: str, archive: Entry, folder: Path) -> tuple[Listing, dict[str, Any]]:
+    """The files of an archive, from a copy in `folder` where it cannot be read in its place."""
+    path, copy = Path(archive.path), folder / "archive"
+    if archive.path.startswith("s3://"):
+        path = folder / "fetched.unfinished"
+        _fetch(settings, archive, path)
+    if archives.is_packed(path):
+        with (folder / "unpacked.unfinished").open("wb") as target:
+            archives.unpack(settings, path, target, printable(drop))
+            path = _kept(target, copy)
+    elif archive.path.startswith("s3://"):
+        with path.open("rb") as target:
+            path = _kept(target, copy)
+    stamp = str(path.stat().st_mtime_ns)
+    found = (
+        Entry(name, size, stamp, str(path.absolute()), fault, member)
+        for name, size, fault, member in archives.members(settings, path, printable(drop))
+    )
+    return _tidy(found, str(path.absolute())), {"batch": batch_id(drop, [archive])}
+
+
+def _kept(file: BinaryIO, path: Path) -> Path:
+    """Renames a file that is whole; not even a machine that loses its power leaves a part of it under that name."""
+    if file.writable():
+        file.flush()
+    os.fsync(file.fileno())
+    return Path(file.name).replace(path)
+
+
+def _fetch(settings: Settings, archive: Entry, path: Path) -> None:
     if archive.size > settings.max_archive_bytes:
         raise Refused(
             f"The archive {archive.path!r} must have at most {settings.max_archive_bytes:,} bytes. "
             f"Received: {archive.size:,}. Split it, or raise max_archive_bytes."
         )
-    target, body = stack.enter_context(archives.scratch(settings)), _body(settings, archive)
-    while chunk := body.read(_CHUNK):
-        target.write(chunk)
-    target.flush()
-    return Path(target.name)
+    body = _body(settings, archive)
+    with path.open("wb") as target:
+        while chunk := body.read(_CHUNK):
+            target.write(chunk)
 
 
 def _body(settings: Settings, entry: Entry) -> Any:  # noqa: ANN401 - botocore's stream
@@ -244,14 +288,10 @@ def read(settings: Settings, entry: Entry) -> bytes:
     return data
 
 
-def batch_id(drop: str, entries: list[Entry]) -> str:
+def batch_id(drop: str, entries: Iterable[Entry]) -> str:
     """`<drop>-<8 hex digits>`: the digits change with the path, size or time of any file of the drop."""
-    facts = "\n".join(f"{e.file!r} {e.size} {e.stamp}" for e in entries)
+    digest = hashlib.sha256(repr(drop).encode(errors="surrogatepass"))
+    for e in entries:
+        digest.update(f"\n{e.file!r} {e.size} {e.stamp}".encode(errors="surrogatepass"))
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", drop).strip("-.")[:80] or "drop"
-    digest = hashlib.sha256((repr(drop) + "\n" + facts).encode(errors="surrogatepass")).hexdigest()
-    return f"{slug}-{digest[:8]}"
-
-
-def printable(name: str) -> str:
-    """`name` as it can be stored: what is no UTF-8, as names of files may hold, becomes an escape."""
-    return name.encode(errors="backslashreplace").decode()
+    return f"{slug}-{digest.hexdigest()[:8]}"

@@ -1,15 +1,21 @@
 """Every refused file can be asked about, and a human can rule on it."""
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.data import batches, drops, ingest, reasons, rulings, thumbnails
+from cxr_ml.data import batches, drops, identity, ingest, reasons, rulings, thumbnails
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
 
+_WITHHELD = (
+    "stays out for good: images of its patient or copies of it are in validation or test, and it was trained on before "
+    "that was known. Nothing ever moves between the splits."
+)
 _SHOWN = 10  # candidates named where a name fits several files
 
 
@@ -69,8 +75,10 @@ def _label(settings: Settings, text: str) -> str:
     return known.get(drops.spelling(text), text)
 
 
-def find(frame: pd.DataFrame, name: str) -> pd.Series:
+def find(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
     """The one row of `files` that `name` means: a SHA-256 (8 digits or more), a file, or a drop or batch, "/", a file.
+
+    Where names of files are hashed, the name that the file had in the drop, with all its folders, does too.
 
     Raises:
         Refused: no file is called so, or several different ones are.
@@ -82,6 +90,8 @@ def find(frame: pd.DataFrame, name: str) -> pd.Series:
     rows = frame[by_sha | exact]
     if rows.empty and name:
         rows = frame[frame["file"].str.endswith(f"/{name}")]
+    if rows.empty and name and settings.patient_salt:
+        rows = _by_name_in_the_drop(frame, name, settings)
     if rows.empty:
         raise Refused(
             "A file of a committed batch was expected: its path in the drop, with the drop before it where two have "
@@ -93,34 +103,54 @@ def find(frame: pd.DataFrame, name: str) -> pd.Series:
     return rows.sort_values("verdict", key=lambda v: v != "accepted", kind="stable").iloc[0]
 
 
+def _by_name_in_the_drop(frame: pd.DataFrame, name: str, settings: Settings) -> pd.DataFrame:
+    stored = frame["file"].str.replace(".*/", "", regex=True)
+    top, _, below = name.partition("/")
+    mine = (frame["drop"] == top) | (frame["batch"] == top)
+    hit = stored == identity.hashed_name(settings, name)
+    return frame[hit | (mine & (stored == identity.hashed_name(settings, below)))] if below else frame[hit]
+
+
 def show(settings: Settings, name: str) -> dict:
     """All that is known of one file.
 
     Returns:
         file, sha256, batch, drop, at (when its batch was committed), label, label_raw, state, now, reasons (code ->
         plain words), limits (those of images.json beside what was measured), image and thumbnail (keys in the store, ""
-        where there is none), others (files with the same picture), rulings (all on this image, oldest first).
+        where there is none), others (files with the same picture, each with its thumbnail), rulings (all on this image,
+        oldest first).
 
     Raises:
         Refused: `find`.
     """
     frame = files(settings)
-    row = find(frame, name)
+    row = find(frame, name, settings)
     sha = row["sha256"]
     record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
     rejected = record.rejected_classes.get(row["label"], "")
     others = _same_picture(frame, row)
-    thumbnail = thumbnails.key(sha) if sha else ""
+    pictures = {s: _thumbnail(settings, s) for s in {sha, *others["sha256"]}}
     return {
         **{k: str(row[k]) for k in ("file", "sha256", "batch", "drop", "label", "label_raw", "state", "now")},
         "at": store.written(settings, f"batches/{row['batch']}/batch.json"),
         "reasons": {code: reasons.explain(code, row, rejected, settings) for code in row["reasons"]},
         "limits": [x._asdict() for x in reasons.limits(row, settings) if x.limit] if sha else [],
         "image": ingest.image_key(sha, row["format"]) if sha else "",
-        "thumbnail": thumbnail if thumbnail and store.exists(settings, thumbnail) else "",
-        "others": others[["file", "batch", "label", "state", "sha256"]].astype(str).to_dict("records"),
+        "thumbnail": pictures[sha],
+        "others": [
+            {
+                **{k: str(other[k]) for k in ("file", "batch", "label", "state", "sha256")},
+                "thumbnail": pictures[other["sha256"]],
+            }
+            for other in others.to_dict("records")
+        ],
         "rulings": [r.model_dump(mode="json") for r in rulings.read(settings) if sha and r.sha256 == sha],
     }
+
+
+def _thumbnail(settings: Settings, sha256: str) -> str:
+    key = thumbnails.key(sha256) if sha256 else ""
+    return key if key and store.exists(settings, key) else ""
 
 
 def _same_picture(frame: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
@@ -152,7 +182,7 @@ def rule(
         Refused: the action is not possible for this file; the message says why and what is.
     """
     frame = files(settings)
-    row = find(frame, name)
+    row = find(frame, name, settings)
     what = f"{row['file']!r} of batch {row['batch']}"
     if not row["sha256"]:
         raise Refused(
@@ -164,7 +194,7 @@ def rule(
     if action == "withdraw":
         if not inside:
             raise Refused(f"Only what a dataset would take can be withdrawn. Received: {what}, which is out already.")
-        return rulings.append(settings, row, action, inside, by, why), []
+        return rulings.append(settings, [(row, action, inside)], by, why)[0], []
     wanted = _wanted(settings, row, bearers, action, label)
     if inside == wanted and not row["ruling"]:
         raise Refused(
@@ -172,18 +202,15 @@ def rule(
         )
     newest = datasets.latest(settings)
     if newest and row["sha256"] in newest.withheld:
-        raise Refused(
-            f"{what} stays out for good: images of its patient or copies of it are in validation or test, and it was "
-            "trained on before that was known. Nothing ever moves between the splits."
-        )
-    if any(code.startswith("rejected_class") for code in row["reasons"]) and not rejected_too:
+        raise Refused(f"{what} {_WITHHELD}")
+    if _of_rejected_class(row) and not rejected_too:
         record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
         raise Refused(
             f"The class {row['label']} of batch {row['batch']} was rejected as a whole. "
             f"{record.rejected_classes.get(row['label'], '')}. A class that is let in image by image brings what it "
             "was rejected for. If this image is meant all the same, say so with --from-rejected-class."
         )
-    ruling = rulings.append(settings, row, action, wanted, by, why)
+    (ruling,) = rulings.append(settings, [(row, action, wanted)], by, why)
     leaving = _same_picture(frame, row)
     leaving = leaving[(leaving["now"] != "") & (leaving["now"] != wanted) & (leaving["sha256"] != row["sha256"])]
     until = [f"The image was in as {inside} until now."] if inside and inside != wanted else []
@@ -191,6 +218,60 @@ def rule(
         f"{r['file']!r} of batch {r['batch']} leaves: it shows the same picture under the label {r['now']}."
         for _, r in leaving.iterrows()
     ]
+
+
+def releasable(
+    settings: Settings, reason: str, label: str | None = None, drop: str | None = None, rejected_too: bool = False
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Which of the files that `refused` gives can be released at once.
+
+    Args:
+        settings: the store and the classes.
+        reason: as for `refused`, as are `label` and `drop`.
+        rejected_too: as for `rule`.
+
+    Returns:
+        One row per image, with the label that it would enter with in `label`; why others cannot be -> how many.
+    """
+    frame = files(settings)
+    rows = refused(settings, reason, label, drop)
+    labels_of = frame[frame["label"] != ""].groupby("sha256")["label"].agg(set)
+    newest = datasets.latest(settings)
+    withheld = set(newest.withheld) if newest else set()
+    fit: dict[int, None] = {}
+    skipped: Counter[str] = Counter()
+    seen = set(frame.loc[frame["now"] != "", "sha256"])
+    for i, row in rows.iterrows():
+        sha = row["sha256"]
+        if not sha:
+            skipped["have no image in the store"] += 1
+        elif sha in seen:
+            skipped["are in already"] += 1
+        elif not row["label"] or "conflicting_rows" in row["reasons"] or len(labels_of[sha]) > 1:
+            skipped["have no single label"] += 1
+        elif row["label"] not in settings.classes:
+            skipped["are labelled with what is none of the model's classes"] += 1
+        elif sha in withheld:
+            skipped["stay out for good"] += 1
+        elif _of_rejected_class(row) and not rejected_too:
+            skipped["are of a class that was rejected as a whole (--from-rejected-class lets them in)"] += 1
+        else:
+            fit[i] = None
+            seen.add(sha)
+    return rows.loc[list(fit)], dict(skipped)
+
+
+def release_all(settings: Settings, rows: pd.DataFrame, by: str, why: str) -> list[Ruling]:
+    """Releases what `releasable` found, each image by a ruling of its own.
+
+    Raises:
+        Refused: no reason, or nobody who gives it.
+    """
+    return rulings.append(settings, [(row, "release", row["label"]) for _, row in rows.iterrows()], by, why)
+
+
+def _of_rejected_class(row: pd.Series) -> bool:
+    return any(code.startswith("rejected_class") for code in row["reasons"])
 
 
 def _wanted(settings: Settings, row: pd.Series, bearers: pd.DataFrame, action: str, label: str) -> str:

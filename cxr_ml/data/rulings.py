@@ -1,5 +1,6 @@
 """What humans ruled on single images. Rulings are only ever added; the last one on an image is in force."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,18 +8,78 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Ruling
 from cxr_ml.settings import Settings
 
+FOLD = 100  # rulings that are also kept in one object, so that reading thousands takes a request per hundred
+_LIST = TypeAdapter(list[Ruling])
+
 
 def read(settings: Settings, after: int = 0) -> list[Ruling]:
-    """The rulings with a number above `after`, in their order."""
-    keys = [f"rulings/{n:05d}.json" for n in range(after + 1, count(settings) + 1)]
+    """The rulings with a number above `after`, in their order.
+
+    Raises:
+        Refused: what the store holds are no rulings.
+    """
+    tags = _tags(settings)
+    parts = [p for p in _parts(tags) if p[-1] > after]
     with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda key: store.load(settings, key, Ruling), keys))
+        folded = list(pool.map(lambda part: _folded(settings, part, tags), parts))
+        alone = [n for part, found in zip(parts, folded, strict=True) if found is None for n in part if n > after]
+        singles = list(pool.map(lambda n: store.load(settings, _key(n), Ruling), alone))
+    together = [r for found in folded if found for r in found if r.number > after]
+    return sorted(together + singles, key=lambda r: r.number)
+
+
+def fold(settings: Settings) -> None:
+    """Writes the objects that hold FOLD rulings each, where they are missing. The single ones stay what counts."""
+    tags = _tags(settings)
+    for part in _parts(tags):
+        if len(part) == FOLD and not store.exists(settings, _fold_key(part, tags)):
+            with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
+                singles = list(pool.map(lambda n: store.get(settings, _key(n)), part))
+            store.put_if_absent(settings, _fold_key(part, tags), b"[" + b",".join(singles) + b"]", "application/json")
+
+
+def _key(number: int) -> str:
+    return f"rulings/{number:05d}.json"
+
+
+def _tags(settings: Settings) -> list[str]:
+    """The ETag of each ruling, in their order."""
+    tags = dict(store.etags(settings, "rulings/"))
+    return [tags[_key(number)] for number in range(1, len(tags) + 1)]
+
+
+def _parts(tags: list[str]) -> list[range]:
+    """The numbers of each hundred; of the last one, which is not folded, as many as there are."""
+    return [range(first, min(first + FOLD, len(tags) + 1)) for first in range(1, len(tags) + 1, FOLD)]
+
+
+def _fold_key(part: range, tags: list[str]) -> str:
+    # It follows from the single rulings, so that a fold of others than those listed is never taken for theirs.
+    digest = hashlib.sha256("\n".join(tags[n - 1] for n in part).encode()).hexdigest()
+    return f"rulings-folded/{part[0]:05d}-{digest[:32]}.json"
+
+
+def _folded(settings: Settings, part: range, tags: list[str]) -> list[Ruling] | None:
+    found = store.find(settings, _fold_key(part, tags)) if len(part) == FOLD else None
+    if found is None:
+        return None
+    try:
+        entries = _LIST.validate_json(found[0])
+    except ValueError:
+        entries = []
+    if [r.number for r in entries] != list(part):
+        raise Refused(
+            f"{_fold_key(part, tags)} must hold the rulings {part[0]} to {part[-1]}. Received: something else. Delete "
+            "it: the single rulings are what counts."
+        )
+    return entries
 
 
 def count(settings: Settings) -> int:
@@ -31,16 +92,18 @@ def in_force(entries: Sequence[Ruling]) -> dict[str, Ruling]:
     return {entry.sha256: entry for entry in entries}
 
 
-def append(settings: Settings, row: pd.Series, action: str, label: str, by: str, why: str) -> Ruling:
-    """Records a ruling under the next free number. The very ruling that is in force already is not written again.
+def append(settings: Settings, wanted: Sequence[tuple[pd.Series, str, str]], by: str, why: str) -> list[Ruling]:
+    """Records rulings under the next free numbers. The very ruling that is in force already is not written again.
 
     Args:
         settings: the store.
-        row: the image that is ruled on: sha256, batch, file, reasons.
-        action: release, relabel or withdraw.
-        label: the image's label from now on.
+        wanted: of each image the row that is ruled on (sha256, batch, file, reasons), the action (release, relabel or
+            withdraw) and the image's label from now on.
         by: who rules.
         why: the reason.
+
+    Returns:
+        The rulings, in the order of `wanted`.
 
     Raises:
         Refused: no reason, or nobody who gives it.
@@ -48,25 +111,38 @@ def append(settings: Settings, row: pd.Series, action: str, label: str, by: str,
     by, why = by.strip(), why.strip()
     if not why or not by:
         raise Refused(f"A ruling needs a reason (--why) and who gives it (--by). Received: why {why!r}, by {by!r}")
-    while True:
-        entries = read(settings)
-        last = in_force(entries).get(row["sha256"])
-        if last and (last.action, last.label, last.by, last.why) == (action, label, by, why):
-            return last
-        entry = Ruling(
-            number=len(entries) + 1,
-            sha256=row["sha256"],
-            batch=row["batch"],
-            file=row["file"],
-            action=action,
-            label=label,
-            by=by,
-            why=why,
-            at=datetime.now(UTC).isoformat(timespec="seconds"),
-            reasons=tuple(row["reasons"]),
-        )
-        if store.put_if_absent(settings, f"rulings/{entry.number:05d}.json", entry.to_bytes(), "application/json"):
-            return entry
+    last, newest = {}, 0
+    found = []
+
+    def take_up(entries: list[Ruling]) -> int:
+        last.update(in_force(entries))
+        return newest + len(entries)
+
+    newest = take_up(read(settings))
+    for row, action, label in wanted:
+        while True:
+            old = last.get(row["sha256"])
+            if old and (old.action, old.label, old.by, old.why) == (action, label, by, why):
+                found.append(old)
+                break
+            entry = Ruling(
+                number=newest + 1,
+                sha256=row["sha256"],
+                batch=row["batch"],
+                file=row["file"],
+                action=action,
+                label=label,
+                by=by,
+                why=why,
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                reasons=tuple(row["reasons"]),
+            )
+            written = store.put_if_absent(settings, _key(entry.number), entry.to_bytes(), "application/json")
+            # Else somebody else has ruled meanwhile, perhaps on the same image.
+            newest = take_up([entry] if written else read(settings, newest))
+    if newest // FOLD and newest % FOLD < len(found):
+        fold(settings)
+    return found
 
 
 def known(table: pd.DataFrame, ruled: Mapping[str, Ruling]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Reads labels.csv in the forms in which people and their spreadsheets write it."""
 
+import codecs
 import csv
 import io
 import re
@@ -19,6 +20,9 @@ COLUMNS = {
 }
 
 
+_CHUNK = 1 << 20
+
+
 @lru_cache(maxsize=4096)
 def spelling(text: str) -> str:
     """`text` as labels and names of columns are compared: without case, spaces, '-' and '_'."""
@@ -35,7 +39,7 @@ def read_rows(data: bytes, drop: str) -> Iterator[dict[str, str]]:
         Refused: it is no table, or lacks a column for the file or the label.
     """
     try:
-        lines = _lines(_text(data))
+        lines = _lines(data)
         header = [spelling(name) for name in next(lines, [])]
         places = {c: next((header.index(s) for s in names if s in header), len(header)) for c, names in COLUMNS.items()}
         if len(header) in (places["filename"], places["label"]):
@@ -48,22 +52,28 @@ def read_rows(data: bytes, drop: str) -> Iterator[dict[str, str]]:
         raise Refused(f"labels.csv of the drop {drop!r} is not a CSV table: {error}") from None
 
 
-def _text(data: bytes) -> str:
+def _encoding(data: bytes) -> str:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", errors="replace")
+        return "utf-16"
     if b"\0" in data[:2]:  # UTF-16 without a mark: one byte of each Latin letter is zero
-        return data.decode("utf-16-be" if data[:1] == b"\0" else "utf-16-le", errors="replace")
+        return "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
     for encoding in ("utf-8-sig", "cp1252"):
         try:
-            return data.decode(encoding)
+            for _ in codecs.iterdecode((data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK)), encoding):
+                pass
+            return encoding
         except UnicodeDecodeError:
             continue
-    return data.decode("latin-1")
+    return "latin-1"
 
 
-def _lines(text: str) -> Iterator[list[str]]:
-    first = text.partition("\n")[0].strip()
+def _lines(data: bytes) -> Iterator[list[str]]:
+    # Decoded piece by piece: as one text, it would take four times its size.
+    text = io.TextIOWrapper(io.BytesIO(data), _encoding(data), errors="replace", newline="")
+    whole = io.TextIOWrapper(io.BytesIO(data), text.encoding, errors="replace", newline="\n").readline()
+    first = whole.strip()
     delimiter = max(",;\t", key=first.count)
     if re.fullmatch("sep=.", first):  # Excel's own way to say it
-        delimiter, text = first[4], text.partition("\n")[2]
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        delimiter = first[4]
+        text.read(len(whole))
+    return csv.reader(text, delimiter=delimiter, strict=True)

@@ -27,10 +27,10 @@ def make(data: bytes, settings: Settings) -> bytes:
     Raises:
         BadImage: the image cannot be decoded.
     """
-    pixels = images.open_image(data, settings).pixels
-    height, width = pixels.shape[:2]
-    scale = min(1.0, SIDE / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
+    opened = images.open_image(data, settings, 2 * SIDE)  # never smaller than SIDE, if the image is not
+    pixels = opened.pixels
+    scale = min(1.0, SIDE / max(opened.height, opened.width))
+    size = max(1, round(opened.width * scale)), max(1, round(opened.height * scale))
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
     buffer = io.BytesIO()
     Image.fromarray(small).save(buffer, "JPEG", quality=QUALITY)
@@ -38,12 +38,22 @@ def make(data: bytes, settings: Settings) -> bytes:
 
 
 def write(settings: Settings, frame: pd.DataFrame) -> None:
-    """Stores a thumbnail of each row's image (sha256, format) that has none yet; rows without an image are left out."""
-    rows = frame.loc[frame["sha256"] != "", ["sha256", "format"]].drop_duplicates("sha256")
+    """Stores a thumbnail of each row's image and of the one that it repeats or contradicts, which have none yet.
 
-    def one(sha256: str, extension: str) -> None:
-        data = make(store.get(settings, ingest.image_key(sha256, extension)), settings)
-        store.put_if_absent(settings, key(sha256), data, "image/jpeg")
+    Args:
+        settings: the store.
+        frame: sha256, format, duplicate_of; "" where there is no image.
+    """
+    rows = frame.loc[frame["sha256"] != ""]
+    wanted = {s: ingest.image_key(s, f) for s, f in zip(rows["sha256"], rows["format"], strict=True)}
+    wanted |= dict.fromkeys(set(frame["duplicate_of"]) - {"", *wanted}, "")
+
+    def one(sha256: str, image: str) -> None:
+        if not image:  # of another batch, perhaps, and its format is not known here
+            if store.exists(settings, key(sha256)):
+                return
+            image = next(store.keys(settings, ingest.image_key(sha256, "").removesuffix(".")))
+        store.put_if_absent(settings, key(sha256), make(store.get(settings, image), settings), "image/jpeg")
 
     with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
-        list(pool.map(one, rows["sha256"], rows["format"]))
+        list(pool.map(one, wanted, wanted.values()))

@@ -1,6 +1,7 @@
 """Judges the images of a batch, its classes, and what would be trained on, by the suites in expectations/."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import great_expectations as gx
 import pandas as pd
 
 from cxr_ml.data.suites import Unmet, evaluate, load_suite, reason_of
+from cxr_ml.data.tables import COLUMNS
 from cxr_ml.errors import Refused
 from cxr_ml.records import Drift, Failure
 
-__all__ = ["check_suites", "judge_classes", "judge_dataset", "judge_images", "load_suite"]
+__all__ = ["CLASS_MEASURES", "check_suites", "columns", "judge_classes", "judge_dataset", "judge_images", "load_suite"]
 
+CLASS_MEASURES = ["white_box", "saturation", "black_border", "white_border"]  # of which a class has its rates
 _SPLITS = ("train", "validation", "test")
 _Z = 1.96  # normal quantile of a two-sided 95 % interval
 
@@ -25,6 +28,18 @@ def check_suites(folder: Path) -> None:
     """
     for name in ("images", "classes", "dataset"):
         load_suite(folder, name)
+
+
+def columns(folder: Path) -> list[str]:
+    """The columns of the measurements that `judge_images` and `judge_classes` need, those of the suites among them."""
+    suites = [load_suite(folder, name) for name in ("images", "classes")]
+    own = {"label", "verdict", "reasons", "width", "height", *CLASS_MEASURES}
+    return [c for c in COLUMNS if c in own or any(_names(suite, c) for suite in suites)]
+
+
+def _names(suite: gx.ExpectationSuite, column: str) -> bool:
+    """Whether an expectation of the suite may look at the column."""
+    return any(re.search(rf"\b{column}\b", str(e.configuration.kwargs)) for e in suite.expectations)
 
 
 def judge_images(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple[Failure, ...], str]:
@@ -45,11 +60,12 @@ def judge_images(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple
     """
     _require(frame, ["verdict", "reasons", "width", "height"])
     suite = load_suite(folder, "images")
-    rows = frame[frame["verdict"] == "accepted"]
+    needed = [c for c in frame if c in ("width", "height") or (c != "reasons" and _names(suite, c))]
+    rows = frame.loc[frame["verdict"] == "accepted", needed]
     if rows.empty:
         return frame.copy(), (_nothing(suite, "accepted images"),), _empty_page(suite, "accepted images")
     sides = rows[["width", "height"]].astype("float64")
-    table = rows.drop(columns="reasons").assign(aspect_ratio=sides.max(axis=1) / sides.min(axis=1), row=rows.index)
+    table = rows.assign(aspect_ratio=sides.max(axis=1) / sides.min(axis=1), row=rows.index)
     unmet, page = evaluate(suite, table, "row", row_wise=True)
     critical = [u for u in unmet if u.critical]
     reasons: dict[int, list[str]] = {}
@@ -164,7 +180,7 @@ def _class_table(frame: pd.DataFrame, suite: gx.ExpectationSuite, image_reasons:
             f'classes.json: "meta": {{"counted_above": …}} with a number for each of {sorted(names)} was expected. '
             f"Received: {limits!r}"
         )
-    measures = ["white_box", "saturation", "black_border", "white_border"]
+    measures = CLASS_MEASURES
     _require(frame, ["verdict", "reasons", "label", *measures])
     accepted = frame["verdict"] == "accepted"
     nameless = frame["label"].isna() | (frame["label"] == "")
@@ -217,7 +233,10 @@ def _refuse(frame: pd.DataFrame, verdict: str, reasons: dict[int, list[str]]) ->
     """A new frame with `verdict` for the rows in `reasons`, and their codes appended."""
     out = frame.copy()
     out.loc[list(reasons), "verdict"] = verdict
-    codes = [[*before, *reasons.get(i, ())] for i, before in zip(frame.index, frame["reasons"], strict=True)]
+    codes = [
+        [*before, *reasons[i]] if i in reasons else before if isinstance(before, list) else list(before)
+        for i, before in zip(frame.index, frame["reasons"], strict=True)
+    ]
     out["reasons"] = pd.Series(codes, index=frame.index, dtype=object)
     return out
 

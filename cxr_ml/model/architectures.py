@@ -4,7 +4,8 @@ What its `preprocess_input` does to pixels is named there as a factor and an off
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import keras
@@ -110,20 +111,33 @@ def _digest_of_variables(network: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def classifier(backbone: Backbone, classes: int, dropout: float) -> keras.Model:
+@contextmanager
+def frozen(backbone: Backbone) -> Iterator[None]:
+    """A block in which a backbone does not learn; a model must be compiled inside to know of it."""
+    learning = [layer for layer in backbone.network.layers if layer.trainable]
+    for layer in learning:
+        layer.trainable = False
+    try:
+        yield
+    finally:
+        for layer in learning:
+            layer.trainable = True
+
+
+def classifier(backbone: Backbone, classes: int, dropout: float, freeze_normalisation: bool = True) -> keras.Model:
     """The study's classifier on a backbone: mean over the feature map, dropout, softmax.
 
     Preprocessing lives inside: uint8 images, grey (n, size, size, 1) or RGB (n, size, size, 3), become one grey channel
     (luma of ITU-R BT.601, as `data.images` makes it of colour), which is widened to three and scaled as the backbone's
-    weights want it. The batch normalisation of a pretrained backbone is frozen, so that it keeps the statistics it was
-    trained with while everything else is fine-tuned. Calling the backbone with training=False would not do: Keras 3
-    passes the outer model's `training` on to nested models regardless.
+    weights want it. With `freeze_normalisation`, a pretrained backbone's batch normalisation keeps the statistics and
+    weights it was trained with, while everything else is fine-tuned. Calling the backbone with training=False would not
+    do: Keras 3 passes the outer model's `training` on to nested models regardless.
 
     Returns:
         A model from uint8 images to probabilities (n, classes), with the layers "features" and "head" by name.
     """
     network = backbone.network
-    if backbone.weights_sha256:
+    if backbone.weights_sha256 and freeze_normalisation:
         for layer in network.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.trainable = False

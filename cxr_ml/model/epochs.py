@@ -28,6 +28,7 @@ class Stage(NamedTuple):
     name: str  # head or fine_tune
     epochs: int  # at most
     rate: float  # learning rate
+    decay: bool = False  # whether it falls along half a cosine, from epoch to epoch
 
 
 class MacroF1(keras.metrics.F1Score):
@@ -41,6 +42,14 @@ class MacroF1(keras.metrics.F1Score):
         """Counts a batch: int (n,) or (n, 1) against probabilities (n, classes)."""
         one_hot = keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32"), self.classes)
         super().update_state(one_hot, y_pred, sample_weight)
+
+
+def rate(stage: Stage, epoch: int) -> float:
+    """Learning rate of an epoch, counted from 0: the stage's, or half a cosine from it towards 0.
+
+    Loshchilov and Hutter (2017), SGDR, equation 5 without restarts: rate · (1 + cos(π · epoch / epochs)) / 2.
+    """
+    return stage.rate * (1 + math.cos(math.pi * epoch / stage.epochs)) / 2 if stage.decay else stage.rate
 
 
 def ended(progress: Progress, stage: Stage, patience: int) -> bool:
@@ -191,6 +200,7 @@ class _Loop(keras.callbacks.Callback):
         for i, state in enumerate(v for v in self.model.variables if id(v) not in weights):
             rng = np.random.default_rng([self.settings.seed, _SEED, epoch, i])
             state.assign([int(rng.integers(2**31)), 0])  # of a SeedGenerator: its seed, and how much it has drawn
+        self.model.optimizer.learning_rate = rate(self.stage, epoch)
         self.started = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import tempfile
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from cxr_ml.settings import Settings
 
 _HYPERPARAMETERS = (
     "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate", "fine_tune_learning_rate",
-    "patience", "dropout", "head_views", "disguised", "seed", "weights",
+    "fine_tune_decay", "patience", "dropout", "head_views", "freeze_normalisation", "disguised", "seed", "weights",
 )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def train(
             classifier, backbone = _from_champion(settings, first)
         else:
             backbone = architectures.backbone(settings, architecture)
-            classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+            classifier = _classifier(settings, backbone)
         return _train(settings, dataset, name, architecture, backbone, classifier, verbose)
 
 
@@ -113,20 +114,28 @@ def _train(
 
     done: dict[str, Progress] = {}
     stages = [Stage("head", settings.head_epochs, settings.head_learning_rate)]
-    stages.append(Stage("fine_tune", settings.fine_tune_epochs, settings.fine_tune_learning_rate))
+    fine_tune = (settings.fine_tune_epochs, settings.fine_tune_learning_rate, settings.fine_tune_decay)
+    stages.append(Stage("fine_tune", *fine_tune))
     for stage in stages:
         if not stage.epochs:
             continue
         before = classifier.get_weights()
-        if stage.name == "head" and not from_scratch:
+        only_head = stage.name == "head" and not from_scratch
+        if only_head and settings.head_views:
             part, data = _head(classifier), partial(_head_data, *given, manifest, verbose)
         else:
             part, data = classifier, partial(_all_data, *given)
-        progress = epochs.run(settings, name, part, stage, backbone.weights_sha256, data, verbose)
+        with architectures.frozen(backbone) if only_head else nullcontext():
+            progress = epochs.run(settings, name, part, stage, backbone.weights_sha256, data, verbose)
         if _best_loss(progress) > min(map(_best_loss, done.values()), default=math.inf):
             classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
         done[stage.name] = progress
     return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds)
+
+
+def _classifier(settings: Settings, backbone: architectures.Backbone) -> keras.Model:
+    classes, dropout = len(settings.classes), settings.dropout
+    return architectures.classifier(backbone, classes, dropout, settings.freeze_normalisation)
 
 
 def _warm(settings: Settings, architecture: str, champion: str | None, verbose: bool) -> Model | None:
@@ -152,7 +161,7 @@ def _from_champion(settings: Settings, champion: Model) -> tuple[keras.Model, ar
     scratch = settings.model_copy(update={"weights": "none"})
     backbone = architectures.backbone(scratch, champion.architecture)
     backbone = backbone._replace(weights=f"champion {champion.model}", weights_sha256=champion.artefact_sha256)
-    classifier = architectures.classifier(backbone, len(settings.classes), settings.dropout)
+    classifier = _classifier(settings, backbone)
     classifier.set_weights(evaluate.load_model(settings, champion.model)[1].get_weights())
     return classifier, backbone
 

@@ -7,7 +7,6 @@ import random
 import stat
 import struct
 import tarfile
-import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -17,7 +16,7 @@ import pytest
 from drop_samples import csv, ingested, png, put_drop, snapshot, verdicts
 
 from cxr_ml import store
-from cxr_ml.data import archives, drops, images, ingest
+from cxr_ml.data import archives, cache, drops, images, ingest
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
@@ -93,7 +92,8 @@ def test_an_archive_is_a_drop_and_gives_the_bytes_of_its_files(inbox, name):
     put(inbox, packed(files, name), name)
     assert drops.names(inbox) == [name]
     assert held(inbox, name) == dict(sorted(files.items()))
-    assert not list(inbox.cache_dir.rglob("*.*"))
+    cache.forget(inbox, name)
+    assert list(inbox.cache_dir.rglob("*")) == [inbox.cache_dir / "drops"]
 
 
 def test_what_is_no_archive_is_no_drop(inbox, tmp_path):
@@ -125,7 +125,6 @@ def test_the_batch_of_an_archive_is_known_without_opening_it(inbox, name, monkey
     with drops.opened(inbox, name) as (batch, _):
         pass
     monkeypatch.setattr(archives, "members", lambda *_: pytest.fail("opened"))
-    monkeypatch.setattr(archives, "plain", lambda *_: pytest.fail("opened"))
     assert drops.batch_id(name, drops.listing(inbox, name)) == batch
     os.utime(path, (1, 1))
     assert drops.batch_id(name, drops.listing(inbox, name)) != batch
@@ -199,8 +198,9 @@ def test_hostile_names_have_a_reason_or_are_only_text(inbox, tmp_path, name):
     with drops.opened(inbox, name) as (_, entries):
         table = drops.labels(inbox, name, entries).set_index("file")
     assert all(table.loc[f, "label"] == "" and table.loc[f, "reasons"] == [] for f in climbing)
-    created = set(tmp_path.parent.rglob("*")) - {*before, path}
-    assert created <= {inbox.cache_dir, inbox.cache_dir / "unpacked"}
+    created = {p for p in tmp_path.parent.rglob("*") if inbox.cache_dir not in p.parents} - {*before, path}
+    assert created == {inbox.cache_dir}
+    assert {p.name for p in inbox.cache_dir.rglob("*") if p.is_file()} <= {"listing", "lock", "archive"}
 
 
 def test_links_devices_and_folders_of_a_zip(inbox):
@@ -297,7 +297,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_by_its_name_and_the_sett
     small = inbox.model_copy(update={"max_archive_bytes": 10_000_000})
     with pytest.raises(Refused, match=rf"{name}.*max_archive_bytes"), drops.opened(small, name):
         pass
-    assert not list(inbox.cache_dir.rglob("*.*"))
+    assert [p.name for p in inbox.cache_dir.rglob("*") if p.is_file()] == ["lock"]
 
 
 def test_an_archive_of_too_many_files_is_refused(inbox):
@@ -362,21 +362,6 @@ def test_random_damage_gives_files_reasons_or_a_refusal_and_no_other_error(inbox
     assert outcomes == {bytes, str, Refused}
 
 
-def test_what_a_killed_run_left_unpacked_is_removed_and_what_is_in_use_is_not(inbox):
-    folder = inbox.cache_dir / "unpacked"
-    folder.mkdir(parents=True)
-    left = folder / "left.drop"
-    left.write_bytes(b"x")
-    old = time.time() - 10_000
-    os.utime(left, (old, old))
-    put(inbox, packed({"NORMAL/a.png": b"x"}, "a.tgz"), "a.tgz")
-    with drops.opened(inbox, "a.tgz") as (_, (entry,)):
-        assert not left.exists()
-        os.utime(entry.path, (old, old))
-        with drops.opened(inbox, "a.tgz"):
-            assert Path(entry.path).exists()
-
-
 def test_an_archive_that_is_replaced_while_it_is_read_is_not_read_any_further(inbox):
     path = put(inbox, packed({"NORMAL/a.png": b"x"}, "drop.zip"))
     with drops.opened(inbox, "drop.zip") as (_, (entry,)):
@@ -412,7 +397,7 @@ def test_an_archive_that_is_in_the_store_is_not_opened_again(settings, monkeypat
     batch = ingest.ingest(settings, "drop.tgz")
     store.put_if_absent(settings, f"batches/{batch}/batch.json", b"{}")
     before = snapshot(settings)
-    monkeypatch.setattr(archives, "plain", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(archives, "members", lambda *_: pytest.fail("opened"))
     assert drops.new(settings) == [] and ingest.ingest(settings, "drop.tgz") == batch
     assert snapshot(settings) == before
 
@@ -425,7 +410,7 @@ def test_an_archive_in_an_inbox_in_s3_is_a_drop(settings, name):
     assert drops.names(away) == drops.new(away) == [name]
     rows = ingested(away, ingest.ingest(away, name))
     assert verdicts(rows) == {"NORMAL/a.png": ("accepted",), "../b.png": ("quarantined", "path_outside_drop")}
-    assert not list(away.cache_dir.rglob("*.*"))
+    assert not [p for p in away.cache_dir.rglob("*") if p.is_file()]
     with (
         pytest.raises(Refused, match="max_archive_bytes"),
         drops.opened(away.model_copy(update={"max_archive_bytes": 99}), name),

@@ -68,6 +68,34 @@ def test_a_white_frame_of_padding_is_found_and_the_film_inside_is_no_part_of_it(
     assert white_box(framed) == pytest.approx(1 - 300**2 / 380**2, rel=0.05)
 
 
+def burnt_out(x, y, radius, picture=None):
+    """A film that is clipped to white around a point, and fades there into what can be seen."""
+    picture = film() if picture is None else picture
+    rows, columns = np.mgrid[0:300, 0:300]
+    glow = 500 * np.exp(-((((columns - x) ** 2 + (rows - y) ** 2) / radius**2) ** 1.5))
+    return np.clip(picture + glow, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("quality", [None, 95, 60])
+@pytest.mark.parametrize(
+    ("box", "burn"),
+    [
+        ((80, 100, 60, 50), (150, 125, 40)),  # its right side melts
+        ((80, 100, 60, 50), (110, 170, 35)),  # its lower side
+        ((80, 90, 60, 60), (145, 155, 45)),  # the lower and the right
+        ((0, 100, 60, 50), (75, 125, 40)),  # it lies at the frame
+        ((0, 260, 300, 40), (150, 250, 70)),  # a strip across, in the middle
+    ],
+)
+def test_a_box_that_melts_into_burnt_out_film_is_found_by_the_sides_that_are_seen(box, burn, quality):
+    x, y, width, height = box
+    picture = burnt_out(*burn)
+    picture[y : y + height, x : x + width] = 255
+    if quality:
+        picture = jpeg(picture, quality)
+    assert white_box(picture) == pytest.approx(width * height / 300**2, rel=0.4)
+
+
 @pytest.mark.parametrize("level", [236, 245, 255])
 def test_a_box_need_not_be_quite_white(level):
     picture = film()
@@ -117,6 +145,22 @@ def grey_rectangle():
     return picture
 
 
+def burnt_out_up_to_the_collimator():
+    """As white as a box, with straight sides and right angles, but what lies beyond them is no film."""
+    picture = burnt_out(60, 240, 60)
+    picture[:, :45] = picture[265:] = 12
+    return jpeg(picture, 90)
+
+
+def outline_on_burnt_out_film():
+    """Of a part that is mostly white, the film in the outline is no writing."""
+    return cv2.rectangle(burnt_out(150, 230, 90), (90, 100), (150, 160), 255, 3)
+
+
+def nearly_all_white():
+    return burnt_out(180, 150, 150)
+
+
 def blank_white():
     return np.full((300, 300), 255, np.uint8)
 
@@ -133,6 +177,9 @@ def blank_white():
         wedge_beside_a_film_scanned_askew,
         line_along_the_frame,
         grey_rectangle,
+        burnt_out_up_to_the_collimator,
+        outline_on_burnt_out_film,
+        nearly_all_white,
         blank_white,
     ],
 )

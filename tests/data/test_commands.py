@@ -82,3 +82,20 @@ def test_what_is_not_there_is_refused_by_name_and_changes_nothing(here):
     _, out, _ = call("dataset", "list")
     assert "No dataset yet." in out
     assert snapshot(here) == {}
+
+
+def test_all_of_one_reason_are_released_only_after_a_yes(here):
+    put_drop(here, "week-1", week(100) | {f"train/NORMAL/{n}.png": boxed(n) for n in (1, 2)})
+    answer("validate", *answer("ingest")["batches"])
+    before = snapshot(here)
+    everything = ("quarantine", "release-all", "--reason", "white_box", "--why", "collimators")
+    status, out, err = call(*everything, "--json")  # nobody answers
+    assert (
+        (status, out.strip()) == (1, "")
+        and "Release 2 NORMAL, refused for white_box?" in err
+        and snapshot(here) == before
+    )
+    assert call(*everything[:4], "--yes")[0] == 2  # no reason
+    assert answer(*everything, "--yes") == {"released": {"NORMAL": 2}, "skipped": {}, "rulings": [1, 2]}
+    status, out, err = call(*everything, "--yes")
+    assert status == 0 and "Nothing to release" in out and "2 are in already" in err

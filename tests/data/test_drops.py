@@ -396,7 +396,7 @@ def test_an_inbox_in_s3_is_listed_and_read_like_a_folder(remote):
     assert said(settings, "week-1").loc["train/NORMAL/a.png", ["label", "split_hint"]].to_list() == ["NORMAL", "train"]
     assert said(settings, "week-10")["label"].to_dict() == {"images/b.png": "COVID19"}
     same = settings.model_copy(update={"inbox": settings.inbox + "/"})
-    assert drops.listing(same, "week-1") == [entry]
+    assert list(drops.listing(same, "week-1")) == [entry]
     put("week-1/train/NORMAL/a.png", b"two")
     with pytest.raises(Refused, match="must not change"):
         drops.read(settings, entry)

@@ -145,7 +145,7 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
                 if coarse <= 14 and (mine != mirror[j][:, ::-1]).sum() <= duplicates.FINE_BITS:
                     expected.setdefault(i, set()).add((j, mirrored))
     hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
-    found = duplicates.candidates(hashes, duplicates._words([f for _, f in hexes]), 2, 14)
+    found = duplicates.candidates(hashes, duplicates._words(pd.Series([f for _, f in hexes])), 2, 14)
     assert {i: set(pairs) for i, pairs in found} == expected
     assert {(6, 0, True), (7, 1, True), (8, 2, True), (9, 4, False)} <= {(i, *p) for i in expected for p in expected[i]}
 

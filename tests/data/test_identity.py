@@ -114,3 +114,39 @@ def test_a_dicom_file_that_names_a_patient_needs_the_salt_and_one_that_does_not_
 
 def test_other_files_change_nothing():
     assert identity.from_header(SETTINGS, row("a.png"), b"\x89PNG") == row("a.png")
+
+
+HASHED = SETTINGS.model_copy(update={"file_names": "hash"})
+
+
+def nameless(file, label="", settings=HASHED):
+    folders = file.split("/")[:-1]
+    return identity.nameless(settings, row(file, label_raw=label), file, folders, {"train", "NORMAL"}.__contains__)
+
+
+def test_a_hashed_name_keeps_split_class_and_extension_and_nothing_else():
+    found = nameless("train/NORMAL/Doe Jane/chest.of.Doe.PNG", "NORMAL")
+    assert re.fullmatch(r"train/NORMAL/[0-9a-f]{16}\.png", found["file"]) and found["label_raw"] == "NORMAL"
+    assert re.fullmatch("[0-9a-f]{16}", nameless("jane.doe")["file"])
+    assert re.fullmatch("[0-9a-f]{16}", nameless("Doe Jane/1.png", "Doe Jane")["label_raw"])
+
+
+def test_a_hashed_name_is_the_same_in_all_drops_and_another_in_another_folder_or_with_another_salt():
+    found = nameless("train/NORMAL/a.png")["file"]
+    assert nameless("train/NORMAL/a.png")["file"] == found != nameless("train/NORMAL/b/a.png")["file"]
+    assert nameless("train/NORMAL/a.png", settings=HASHED.model_copy(update={"patient_salt": "b"}))["file"] != found
+    assert identity.hashed_name(HASHED, "P7") != identity.hashed(HASHED, "P7")
+    with pytest.raises(Refused, match=r"file_names.*CXR_PATIENT_SALT"):
+        nameless("Doe.png", settings=Settings(file_names="hash"))
+
+
+def test_a_dicom_header_leaves_a_hashed_name_alone():
+    said = row("NORMAL/00012345beefbeef.dcm")
+    found = identity.from_header(HASHED, said, dicom(film(1), PatientID="12345"))
+    assert found["file"] == said["file"] and found["patient"]
+
+
+def test_files_whose_names_have_become_one_are_told_apart_in_their_order():
+    names = ["a/M.png", "b.png", "a/M.png", "a/M~2.png", "a/M.png"]
+    assert identity.told_apart(names) == ["a/M.png", "b.png", "a/M~3.png", "a/M~2.png", "a/M~4.png"]
+    assert identity.told_apart(["M", "M"]) == ["M", "M~2"]

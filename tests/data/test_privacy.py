@@ -10,7 +10,7 @@ from drop_samples import csv, encoded, film, judged, put_drop, resized, snapshot
 from PIL import Image, PngImagePlugin
 
 from cxr_ml import store
-from cxr_ml.data import identity, images, ingest
+from cxr_ml.data import identity, images, ingest, quarantine
 
 SECRET = "Zaphod Beeblebrox"  # whom no file of the project and no phantom mentions
 NAMES = ("zaphod", "beeblebrox", "mrn-0012345", "0012345", "quincy", "19610203", "P0007")
@@ -112,6 +112,37 @@ def test_the_same_in_an_archive(settings):
     (Path(settings.inbox) / "drop.zip").write_bytes(buffer.getvalue())
     take(settings, "drop.zip")
     assert len([k for k in snapshot(settings) if k.startswith("images/")]) == 3
+    assert leaks(settings) == set()
+
+
+def test_hashed_names_leave_no_trace_of_patients_whom_nothing_declares_and_the_files_are_found_by_their_names(settings):
+    settings = settings.model_copy(update={"file_names": "hash"})
+    files = {
+        "NORMAL/Zaphod Beeblebrox.png": encoded(film(1)),
+        "COVID19/Beeblebrox/1.png": encoded(film(2)),
+        "Zaphod/2.png": encoded(film(3)),
+        "NORMAL/quincy.dcm": b"not a picture",
+    }
+    batch = take(settings, "drop", files).batch
+    assert leaks(settings) == set()
+    found = verdicts(judged(settings, batch))
+    assert sorted(f.rpartition("/")[0] for f in found) == ["", "COVID19", "NORMAL", "NORMAL"]
+    for file in files:
+        for name in (file, f"drop/{file}", f"{batch}/{file}"):
+            told = quarantine.show(settings, name)
+            assert told["file"].endswith(identity.hashed_name(settings, file))
+    before = snapshot(settings)
+    assert ingest.ingest(settings, "drop") == batch and snapshot(settings) == before
+
+
+def test_two_spellings_of_a_patient_in_the_names_of_two_files_are_two_files(settings):
+    rows = csv(
+        "MRN-0012345.png,normal,MRN-0012345", "mrn_0012345.png,covid,MRN-0012345", header="file,label,patient_id"
+    )
+    files = {"MRN-0012345.png": encoded(film(1)), "mrn_0012345.png": encoded(film(2)), "labels.csv": rows}
+    found = judged(settings, take(settings, "drop", files).batch)
+    mark = identity.hashed(settings, "MRN-0012345")
+    assert found["label"].to_dict() == {f"{mark}.png": "NORMAL", f"{mark}~2.png": "COVID19"}
     assert leaks(settings) == set()
 
 

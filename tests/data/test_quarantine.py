@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from drop_samples import (
     HEADER,
+    Died,
     boxed,
     built,
     csv,
+    die_at_write,
     encoded,
     film,
     listed,
@@ -24,9 +26,10 @@ from drop_samples import (
     week,
 )
 from PIL import Image
+from request_counter import counted
 
 from cxr_ml import store
-from cxr_ml.data import dataset, ingest, quarantine, reasons, rulings, thumbnails, versions
+from cxr_ml.data import dataset, images, ingest, quarantine, reasons, rulings, thumbnails, versions
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset, Ruling
 
@@ -41,7 +44,7 @@ def labels(table):
 
 def sha_of(settings, file):
     frame = quarantine.files(settings)
-    return quarantine.find(frame, file)["sha256"]
+    return quarantine.find(frame, file, settings)["sha256"]
 
 
 # Asking
@@ -102,6 +105,9 @@ def test_copies_and_contradictions_name_each_other(small):
     others = lambda name: {o["file"] for o in quarantine.show(small, name)["others"]}  # noqa: E731
     assert others("b.jpg") == {"NORMAL/a.png"} and others("a.png") == {"NORMAL/b.jpg"}
     assert others("c.png") == {"COVID19/d.png"} and others("d.png") == {"NORMAL/c.png"}
+    for name, other in (("b.jpg", sha(1)), ("d.png", sha(2))):  # the other one was accepted
+        (told,) = quarantine.show(small, name)["others"]
+        assert told["thumbnail"] == thumbnails.key(other) and store.exists(small, told["thumbnail"])
 
 
 def test_a_file_is_found_by_path_drop_and_path_or_digits_and_what_is_not_unique_is_refused(small):
@@ -109,12 +115,12 @@ def test_a_file_is_found_by_path_drop_and_path_or_digits_and_what_is_not_unique_
     batch = take(small, "week-2", {"NORMAL/a.png": png(2)}).batch
     frame = quarantine.files(small)
     for name in ("week-2/NORMAL/a.png", f"{batch}/NORMAL/a.png", sha(2), sha(2)[:8], sha(2)[:20].upper()):
-        assert quarantine.find(frame, name)["sha256"] == sha(2)
+        assert quarantine.find(frame, name, small)["sha256"] == sha(2)
     with pytest.raises(Refused, match="fits 2 files"):
-        quarantine.find(frame, "NORMAL/a.png")
+        quarantine.find(frame, "NORMAL/a.png", small)
     for name in ("lost.png", sha(2)[:7], "", "NORMAL"):
         with pytest.raises(Refused, match="quarantine list"):
-            quarantine.find(frame, name)
+            quarantine.find(frame, name, small)
 
 
 def test_an_empty_store_has_nothing_refused(settings):
@@ -192,11 +198,73 @@ def test_the_same_ruling_twice_is_one_and_two_at_once_both_count(small, monkeypa
             rule(settings, "other.png")
         return found
 
-    row = quarantine.find(quarantine.files(small), "boxed.png")
+    row = quarantine.find(quarantine.files(small), "boxed.png", small)
     monkeypatch.setattr(rulings, "read", late)
-    mine = rulings.append(small, row, "relabel", "COVID19", "dr.b", "I differ")
+    mine = rulings.append(small, [(row, "relabel", "COVID19")], "dr.b", "I differ")[0]
     monkeypatch.setattr(rulings, "read", read)
     assert mine.number == 3 and [r.number for r in rulings.read(small)] == [1, 2, 3]
+
+
+def ruling(number):
+    return Ruling(
+        number=number, sha256=f"{number:064x}", batch="b", file=f"{number}.png", action="release", label="NORMAL",
+        by="a", why="b", at="c",
+    )  # fmt: skip
+
+
+def test_many_rulings_are_read_by_the_hundred_and_the_single_ones_are_what_counts(settings, seaweed, monkeypatch):
+    monkeypatch.setattr(rulings, "FOLD", 10)
+    for number in range(1, 36):
+        store.put_if_absent(settings, f"rulings/{number:05d}.json", ruling(number).to_bytes())
+    wanted = [ruling(number) for number in range(1, 36)]
+    assert rulings.read(settings) == wanted
+    rulings.fold(settings)
+    before = snapshot(settings)
+    rulings.fold(settings)
+    assert snapshot(settings) == before and len(before) == 35 + 3
+    with counted(seaweed["CXR_S3_ENDPOINT_URL"]) as (address, asked):
+        assert rulings.read(settings.model_copy(update={"s3_endpoint_url": address})) == wanted
+    assert len(asked) == 1 + 3 + 5  # the listing, the folded, the single ones
+    assert rulings.read(settings, 17) == wanted[17:] and rulings.read(settings, 35) == []
+    changed = ruling(5).model_copy(update={"why": "changed by hand"})
+    overwrite(settings, "rulings/00005.json", changed.to_bytes())
+    assert rulings.read(settings)[4] == changed
+    folded = next(k for k in before if k.startswith("rulings-folded/00011-"))
+    overwrite(settings, folded, b"[]")
+    with pytest.raises(Refused, match="Delete it"):
+        rulings.read(settings)
+
+
+def test_rulings_are_folded_as_they_are_added_and_a_death_in_between_loses_none(settings, monkeypatch):
+    monkeypatch.setattr(rulings, "FOLD", 3)
+    rows = [(pd.Series({"sha256": f"{n:064x}", "batch": "b", "file": "f", "reasons": []}), "release", "NORMAL")
+            for n in range(8)]  # fmt: skip
+    with monkeypatch.context() as patch:
+        die_at_write(patch, 8)  # the last ruling
+        with pytest.raises(Died):
+            rulings.append(settings, rows, "dr.a", "why")
+    assert [r.number for r in rulings.read(settings)] == list(range(1, 8))
+    found = rulings.append(settings, rows, "dr.a", "why")
+    assert [r.number for r in found] == list(range(1, 9)) and rulings.read(settings) == found
+    assert len([k for k in snapshot(settings) if k.startswith("rulings-folded/")]) == 2
+
+
+def test_all_that_was_refused_for_one_reason_is_released_each_by_a_ruling_of_its_own(small):
+    files = week(100) | {f"train/NORMAL/boxed{n}.png": boxed(n) for n in (1, 2)} | {"train/COVID19/b.png": boxed(3)}
+    files |= {"train/LUNG/c.png": boxed(4), "train/TB/d.png": boxed(5), "train/NORMAL/again.png": boxed(2)}
+    take(small, "week-1", files)
+    rule(small, "boxed1.png")
+    rows, skipped = quarantine.releasable(small, "white_box")
+    assert sorted(rows["label"]) == ["COVID19", "NORMAL"]
+    assert skipped == {"are in already": 2, "are labelled with what is none of the model's classes": 1}
+    assert quarantine.releasable(small, "unknown_label")[1] == {"have no single label": 1}
+    assert quarantine.releasable(small, "white_box", label="covid")[0]["file"].tolist() == ["train/COVID19/b.png"]
+    assert quarantine.releasable(small, "white_box", drop="week-2")[0].empty
+    ruled = quarantine.release_all(small, rows, "dr.a", "collimators")
+    assert [(r.number, r.action) for r in ruled] == [(2, "release"), (3, "release")]
+    frame = quarantine.files(small)
+    assert set(frame.loc[frame["sha256"].isin(rows["sha256"]), "now"]) == {"NORMAL", "COVID19"}
+    assert quarantine.releasable(small, "white_box")[0].empty
 
 
 IMPOSSIBLE = [
@@ -242,6 +310,9 @@ def test_an_image_of_a_rejected_class_enters_only_when_that_is_said(small):
             rule(small, "train/COVID19/1.png", action, label)
     ruling, _ = rule(small, "train/COVID19/1.png", rejected_too=True)
     assert ruling.reasons == ("rejected_class:artefacts",)
+    rows, skipped = quarantine.releasable(small, "artefacts")
+    assert rows.empty and [n for words, n in skipped.items() if "rejected as a whole" in words] == [3]
+    assert len(quarantine.releasable(small, "artefacts", rejected_too=True)[0]) == 3
     assert labels(built(small))[sha(1)] == "COVID19"
 
 
@@ -360,6 +431,23 @@ def test_each_refused_image_has_a_small_picture_without_metadata_and_no_accepted
         assert set(small.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
     image = store.get(settings, ingest.image_key(picture, "png"))
     assert thumbnails.make(image, settings) == data
+
+
+@pytest.mark.parametrize("size", [(300, 200), (600, 400), (2100, 1400)])
+def test_a_large_jpeg_is_decoded_in_part_and_its_thumbnail_looks_the_same(settings, size, monkeypatch):
+    data = encoded(np.asarray(Image.fromarray(film(1)).resize(size)), "JPEG", quality=95)
+    shapes, opened = [], images.open_image
+
+    def noted(*args):
+        found = opened(*args)
+        shapes.append(max(found.pixels.shape))
+        return found
+
+    monkeypatch.setattr(images, "open_image", noted)
+    thumbnail = Image.open(io.BytesIO(thumbnails.make(data, settings)))
+    assert thumbnail.size == (256, round(256 * size[1] / size[0])) and 256 <= shapes[0] < 640
+    whole = Image.open(io.BytesIO(data)).resize(thumbnail.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(thumbnail, int) - np.asarray(whole, int)).mean() < 4
 
 
 def test_a_picture_below_the_size_of_a_thumbnail_is_not_enlarged(settings):

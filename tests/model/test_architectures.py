@@ -214,6 +214,20 @@ def test_fine_tuning_leaves_the_batch_normalisation_of_a_pretrained_network_as_i
     assert (backbone.network.get_layer("Conv1").get_weights()[0] != first).any(), "the convolutions do learn"
 
 
+def test_normalisation_that_is_not_frozen_learns_but_in_the_frozen_stage(mobilenet):
+    backbone = architectures.backbone(local(mobilenet[0]), "mobilenet_v2")
+    classifier = architectures.classifier(backbone, 3, 0.5, freeze_normalisation=False)
+    before = backbone.network.get_weights()
+    with architectures.frozen(backbone):
+        train_a_step(classifier)
+    for old, new in zip(before, backbone.network.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    layers = normalisations(backbone.network)
+    means = [layer.moving_mean.numpy().copy() for layer in layers]
+    train_a_step(classifier)
+    assert all((layer.moving_mean.numpy() != old).any() for layer, old in zip(layers, means, strict=True))
+
+
 def test_a_pretrained_network_normalises_by_its_own_statistics_even_while_training(mobilenet):
     backbone = architectures.backbone(local(mobilenet[0]), "mobilenet_v2")
     classifier = architectures.classifier(backbone, 3, dropout=0.0)

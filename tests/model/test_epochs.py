@@ -1,5 +1,6 @@
 """One stage at a time: what is stored of it, what it goes on from, and what stops it."""
 
+import math
 import re
 
 import keras
@@ -208,3 +209,12 @@ def test_macro_f1_of_an_epoch_is_scikit_learns(settings):
     expected = f1_score(y, network.predict(x, verbose=0).argmax(axis=1), average="macro")
     assert found.epochs[0].val_f1 == pytest.approx(expected, abs=1e-6)
     assert len(CLASSES) == 3
+
+
+def test_a_learning_rate_that_decays_falls_along_half_a_cosine_and_another_stays(settings):
+    stage = Stage("fine_tune", 4, 1e-2, decay=True)
+    falling = run(settings, small_network(), stage)
+    expected = [1e-2 * (1 + math.cos(math.pi * n / 4)) / 2 for n in range(4)]
+    np.testing.assert_allclose([e.learning_rate for e in falling.epochs], expected, rtol=1e-5)
+    steady = run(settings, small_network(), Stage("head", 3, 1e-2))
+    np.testing.assert_allclose([e.learning_rate for e in steady.epochs], 1e-2)

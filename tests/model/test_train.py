@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import os
+import tomllib
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,6 +21,7 @@ from cxr_ml.data.ingest import to_parquet
 from cxr_ml.errors import Refused
 from cxr_ml.model import architectures, epochs, evaluate, inputs, train
 from cxr_ml.records import Model
+from cxr_ml.settings import Settings
 
 
 def history(settings, record: Model) -> pd.DataFrame:
@@ -194,6 +197,7 @@ def test_the_same_inputs_give_the_same_network(settings):
     [
         {"image_size": 48}, {"batch_size": 4}, {"head_epochs": 3}, {"fine_tune_epochs": 2}, {"dropout": 0.3},
         {"head_learning_rate": 1e-2}, {"fine_tune_learning_rate": 1e-6}, {"patience": 2}, {"head_views": 2},
+        {"freeze_normalisation": False},
         {"seed": 1}, {"weights": "imagenet"}, {"weights_dir": "elsewhere"}, {"classes": CLASSES[::-1]},
     ],
     ids=lambda change: next(iter(change)),
@@ -451,6 +455,35 @@ def test_a_head_alone_leaves_the_pretrained_network_as_it_was(settings, pretrain
     assert table["loss"].iloc[-1] < 0.8 * table["loss"].iloc[0], "the head learns"
     # What the history says of the head is what the whole classifier does.
     assert validation_loss(s, dataset, classifier) == pytest.approx(table["val_loss"].min(), abs=1e-3)
+
+
+def test_without_stored_views_each_epoch_shows_the_frozen_backbone_new_ones(settings, pretrained, monkeypatch):
+    folder, first = pretrained
+    s = transfer(settings, folder, head_epochs=2, fine_tune_epochs=0, head_views=0, freeze_normalisation=False)
+    put_dataset(s, counts={"train": 3, "validation": 1, "test": 1})
+    shown, real = [], inputs.views
+
+    def spy(*given):
+        shown.append(real(*given))
+        return shown[-1]
+
+    monkeypatch.setattr(inputs, "views", spy)
+    record = train.train(s, 1, "mobilenet_v2", verbose=False)
+    views = [view.tobytes() for batch in shown for view in batch]
+    assert len(views) >= 2 * 9, "Keras draws a batch or two ahead"
+    assert len(set(views)) == len(views)
+    assert not list(store.keys(s, "features/"))
+    for now, then in zip(inner(evaluate.load_model(s, record.model)[1]).get_weights(), first, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_the_profile_of_the_study_has_its_hyper_parameters():
+    profile = tomllib.loads((Path(__file__).parents[2] / "profiles/paper.toml").read_text())
+    s = Settings(**profile)
+    assert (s.architectures, s.image_size, s.batch_size) == (("inception_v3", "resnet101_v2"), 256, 128)
+    assert (s.head_learning_rate, s.fine_tune_learning_rate, s.dropout) == (1e-3, 1e-5, 0.5)
+    assert (s.head_epochs, s.fine_tune_epochs, s.patience, s.weights) == (30, 30, 5, "imagenet")
+    assert all(value != getattr(Settings(), name) for name, value in profile.items()), "only what departs is named"
 
 
 def test_pretrained_weights_that_are_missing_stop_the_training(settings, tmp_path):

@@ -1,0 +1,168 @@
+"""How much memory a large drop takes at most, from its listing to its verdicts: `python benchmarks/memory.py [FILES]`.
+
+A drop of so many empty files and a labels.csv of as many rows, each of another patient, as a folder, .zip and .tar.gz:
+listed and cut into shards; the labels matched for the first shard; that shard ingested, with pictures of 50 megapixels
+in it. Then a batch of as many rows is judged: its shards are made up here, of 100 images 94 accepted. Every step is a
+process of its own. MB are of its largest resident set, of the ingest of the largest PSS of all its processes.
+"""
+
+import argparse
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import ingest as ingest_benchmark
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from cxr_ml import store
+from cxr_ml.data import ingest, synthetic, tables
+from cxr_ml.settings import Settings
+
+PICTURES = 200  # that are in the store; rows that are refused show one of them, for whose thumbnail it is read
+MEASURED = {"format": "png", "mode": "L", "bytes": 60_000, "width": 1024, "height": 1024, "bits": 8}
+TAKE = """
+import resource
+from cxr_ml import settings
+from cxr_ml.data import batches, drops, ingest
+s = settings.load()
+{step}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+"""
+PLAN = "ingest.plan(s, {drop!r})"
+LABELS = """
+with drops.opened(s, {drop!r}) as (_, entries):
+    assert len(drops.labels(s, {drop!r}, entries, range(min(s.shard_files, len(entries)))))
+"""
+SHARD = """
+from cxr_ml import settings
+from cxr_ml.data import ingest
+s = settings.load()
+ingest.ingest_shard(s, ingest.plan(s, "listed")[0])
+"""
+JUDGE = "batches.judge(s, {batch!r})"
+
+
+def peak(step: str) -> tuple[float, float]:
+    """(MB, seconds): the largest resident set of a process that does this step, with what it has to import."""
+    begun = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", TAKE.format(step=step)], stdout=subprocess.PIPE, check=True)
+    return float(done.stdout.split()[-1]), time.perf_counter() - begun
+
+
+def table(files: int) -> bytes:
+    """A labels.csv for `names(files)`, each of another patient."""
+    labels = ("Normal", "COVID-19", "Pneumonia")
+    lines = (f"{name},{labels[n % 3]},MRN-{n:08d},PA" for n, name in enumerate(names(files)))
+    return "\n".join(["filename,label,patient_id,view", *lines, ""]).encode()
+
+
+def names(files: int) -> list[str]:
+    """As long as those of public collections."""
+    return [f"images/{n % 100:02d}/{n:08d}_{n * 2654435761 % 2**32:08x}.png" for n in range(files)]
+
+
+def write_folder(root: Path, files: int) -> None:
+    """A drop of empty files."""
+    for part in range(100):
+        (root / f"images/{part:02d}").mkdir(parents=True, exist_ok=True)
+    for name in names(files):
+        (root / name).touch()
+    (root / "labels.csv").write_bytes(table(files))
+
+
+def write_zip(folder: Path, files: int) -> None:
+    """The same as listed.zip."""
+    with zipfile.ZipFile(folder / "listed.zip", "w") as packed:
+        for name in names(files):
+            packed.writestr(name, b"")
+        packed.writestr("labels.csv", table(files))
+
+
+def write_tar(folder: Path, files: int) -> None:
+    """The same as listed.tar.gz."""
+    with tarfile.open(folder / "listed.tar.gz", "w:gz", compresslevel=1) as packed:
+        for name in names(files):
+            packed.addfile(tarfile.TarInfo(name))
+            packed.members.clear()
+        info = tarfile.TarInfo("labels.csv")
+        info.size = len(table(files))
+        packed.addfile(info, io.BytesIO(table(files)))
+
+
+def write_pictures(settings: Settings) -> list[str]:
+    """Pictures in the store; their hashes."""
+    phantom, found = synthetic.phantom("NORMAL", np.random.default_rng(0)), []
+    for n in range(PICTURES):
+        phantom[0, n] ^= 255
+        buffer = io.BytesIO()
+        Image.fromarray(phantom).save(buffer, "PNG")
+        found.append(hashlib.sha256(buffer.getvalue()).hexdigest())
+        store.put_if_absent(settings, ingest.image_key(found[-1], "png"), buffer.getvalue())
+    return found
+
+
+def write_shards(settings: Settings, batch: str, rows: int, seed: int = 0) -> None:
+    """A batch as ingest leaves it: of 100 rows 94 are of images like no other, 2 unreadable, 2 unfit, 2 copies."""
+    rng, pictures, of = np.random.default_rng(seed), write_pictures(settings), -(-rows // settings.shard_files)
+    for number in range(of):
+        first, last = number * rows // of, (number + 1) * rows // of
+        kind = np.arange(first, last) % 100
+        found = []
+        for n, k in zip(range(first, last), kind, strict=True):
+            said = {
+                "file": f"images/{n:08d}.png",
+                "label": "NORMAL",
+                "label_raw": "Normal",
+                "patient": rng.bytes(8).hex(),
+            }
+            if k < 2:
+                found.append(said | {"bytes": 0, "unread": ["empty_file"]})
+                continue
+            half = PICTURES // 2
+            shown = pictures[n // 100 % half] if k < 4 else pictures[half + n // 100 % half] if k < 6 else ""
+            measures = {"mean": 125 + n % 7, "std": 55, "p01": 0, "p99": 220, "saturation": 0, "sharpness": 120}
+            borders = {"black_border": 0.01, "white_border": 0, "white_box": 0.1 if 2 <= k < 4 else 0}
+            hashes = {"phash": rng.bytes(8).hex(), "fine_hash": rng.bytes(128).hex(), "ring": rng.bytes(448).hex()}
+            found.append(
+                said | MEASURED | measures | borders | hashes | {"sha256": shown or rng.bytes(32).hex(), "view": "PA"}
+            )
+        tables.put_shard(settings, batch, number, of, ingest.table(found))
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=int, nargs="?", default=499_999, help="beside labels.csv")
+    files = parser.parse_args().files
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "store").mkdir()
+        os.environ |= {"CXR_INBOX": str(folder / "inbox"), "CXR_CACHE_DIR": str(folder / "cache")}
+        os.environ["CXR_PATIENT_SALT"] = "benchmark"
+        with ingest_benchmark.store(folder / "store") as settings:
+            write_folder(folder / "inbox/listed", files)
+            write_zip(folder / "inbox", files)
+            write_tar(folder / "inbox", files)
+            for drop in ("listed", "listed.zip", "listed.tar.gz"):
+                for what, step in (("listed", PLAN), ("again", PLAN), ("labels matched", LABELS), ("again", LABELS)):
+                    mb, seconds = peak(step.format(drop=drop))
+                    print(f"{drop}, {files:,} files, {what}: {mb:.0f} MB, {seconds:.1f} s", flush=True)
+            ingest_benchmark.write_large(folder / "inbox/listed/images/00", 12)
+            mb, seconds = ingest_benchmark.watched(SHARD)
+            print(f"listed, first shard ingested: {mb:.0f} MB over all processes, {seconds:.1f} s", flush=True)
+            write_shards(settings.model_copy(update={"cache_dir": folder / "cache"}), "judged-00000000", files)
+            mb, seconds = peak(JUDGE.format(batch="judged-00000000"))
+            print(f"{files:,} rows judged: {mb:.0f} MB, {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What is known of a drop on this machine, for all that work on it here: a folder below `cache_dir`."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cxr_ml.settings import Settings
+
+_LEFT_BEHIND = 3600  # seconds after which a folder that nobody uses is taken for a killed run's
+_UNFINISHED = "*.unfinished"
+
+
+def _root(settings: Settings) -> Path:
+    return settings.cache_dir / "drops"
+
+
+def _folder(settings: Settings, drop: str) -> Path:
+    inbox = settings.inbox if settings.inbox.startswith("s3://") else os.path.abspath(settings.inbox)
+    name = repr((settings.s3_endpoint_url, inbox.rstrip("/"), drop)).encode(errors="surrogatepass")
+    return _root(settings) / hashlib.sha256(name).hexdigest()[:32]
+
+
+@contextmanager
+def held(settings: Settings, drop: str) -> Iterator[Path]:
+    """The folder of a drop, which nobody removes during the block; what killed runs left of other drops is removed."""
+    folder = _folder(settings, drop)
+    for other in _root(settings).glob("*") if _root(settings).is_dir() else ():
+        with suppress(FileNotFoundError):
+            if other != folder and time.time() - other.stat().st_mtime > _LEFT_BEHIND:
+                _remove(other)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # removed at this moment
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if _is(folder, descriptor):
+            break
+        os.close(descriptor)
+    try:
+        os.utime(folder)
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Only one process at a time is in this block; what another one died over is removed."""
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for path in folder.glob(_UNFINISHED):
+            path.unlink()
+        try:
+            yield
+        finally:
+            for path in folder.glob(_UNFINISHED):
+                path.unlink()
+
+
+def forget(settings: Settings, drop: str) -> None:
+    """Removes what is known of a drop, unless somebody uses it."""
+    _remove(_folder(settings, drop))
+
+
+def _remove(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is(folder, descriptor):
+            shutil.rmtree(folder)
+    except BlockingIOError:  # in use
+        return
+    finally:
+        os.close(descriptor)
+
+
+def _is(folder: Path, descriptor: int) -> bool:
+    """Whether the folder of that name is still the one that was opened."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(folder), os.fstat(descriptor))
+    return False
