@@ -217,7 +217,7 @@ class _Loop(keras.callbacks.Callback):
         seconds = time.monotonic() - self.started
         row = Epoch(
             **found,
-            learning_rate=float(self.model.optimizer.learning_rate),
+            learning_rate=rate(self.stage, epoch),
             images_per_second=round(self.images / seconds, 2),
             seconds=round(seconds, 3),
         )

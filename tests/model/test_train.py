@@ -272,7 +272,7 @@ def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settin
 
 
 def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoch(settings):
-    s = quick(settings, head_epochs=40, fine_tune_epochs=0, head_learning_rate=0.03, patience=2)
+    s = quick(settings, head_epochs=40, fine_tune_epochs=0, head_learning_rate=0.01, patience=2)
     dataset = put_dataset(s)
     record = train.train(s, 1, "light", verbose=0)
     losses = history(s, record)["val_loss"]
@@ -283,7 +283,7 @@ def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoc
 
 
 def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
-    s = quick(settings, head_epochs=4, head_learning_rate=3e-3, fine_tune_epochs=2, fine_tune_learning_rate=0.3)
+    s = quick(settings, head_epochs=12, head_learning_rate=3e-3, fine_tune_epochs=2, fine_tune_learning_rate=0.02)
     dataset = put_dataset(s)
     record = train.train(s, 1, "light", verbose=0)
     best = history(s, record).groupby("stage")["val_loss"].min()
