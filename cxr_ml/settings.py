@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     dropout: float = Field(0.5, ge=0, lt=1)  # share dropped before the softmax
     head_views: int = Field(4, ge=0, le=64)  # views of an image that the frozen backbone sees, once; 0: one per epoch
     freeze_normalisation: bool = True  # batch normalisation of a pretrained backbone keeps its statistics and weights
-    disguised: float = Field(0.5, ge=0, le=1)  # share of the views in another sharpness, contrast, encoding; study: 0
+    disguised: float = Field(0.6, ge=0, le=1)  # share of the views in another sharpness, contrast, encoding; study: 0
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
     # Gate, on the test split
