@@ -3,7 +3,7 @@
 A drop of so many empty files and a labels.csv of as many rows, each of another patient, as a folder, .zip and .tar.gz:
 listed and cut into shards; the labels matched for the first shard; that shard ingested, with pictures of 50 megapixels
 in it. Then a batch of as many rows is judged: its shards are made up here, of 100 images 94 accepted. Every step is a
-process of its own. MB are of its largest resident set, of the ingest of the largest PSS of all its processes.
+process of its own. MB are of its largest resident set, of the ingest of the largest PSS of all its processes. Linux.
 """
 
 import argparse
@@ -30,12 +30,13 @@ from cxr_ml.settings import Settings
 PICTURES = 200  # that are in the store; rows that are refused show one of them, for whose thumbnail it is read
 MEASURED = {"format": "png", "mode": "L", "bytes": 60_000, "width": 1024, "height": 1024, "bits": 8}
 TAKE = """
-import resource
+from pathlib import Path
 from cxr_ml import settings
 from cxr_ml.data import batches, drops, ingest
 s = settings.load()
 {step}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
+# Not getrusage's: that begins with the size of the process which started this one.
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
 """
 PLAN = "ingest.plan(s, {drop!r})"
 LABELS = """

@@ -323,7 +323,7 @@ def test_a_retraining_that_died_after_its_dataset_is_taken_up_by_the_next(tiny, 
 
     asked = []
 
-    def stopped(settings, number, architecture, verbose):
+    def stopped(settings, number, architecture, verbose, champion):
         asked.append(number)
         raise Refused("stopped in training")
 

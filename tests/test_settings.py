@@ -143,7 +143,16 @@ def test_every_profile_of_the_repository_can_be_used(monkeypatch, profile):
 
 
 def test_the_profiles_are_there():
-    assert [p.stem for p in PROFILES] == ["cpu", "demo"]
+    assert [p.stem for p in PROFILES] == ["cpu", "demo", "paper"]
+
+
+def test_the_profile_paper_departs_from_the_study_in_nothing(monkeypatch):
+    monkeypatch.setenv("CXR_CONFIG", str(REPOSITORY / "profiles" / "paper.toml"))
+    s = settings.load()
+    assert s.architectures == ("inception_v3", "resnet101_v2") and s.weights == "imagenet"
+    assert (s.image_size, s.batch_size, s.head_epochs, s.fine_tune_epochs, s.patience) == (256, 128, 30, 30, 5)
+    assert (s.head_learning_rate, s.fine_tune_learning_rate, s.fine_tune_decay, s.dropout) == (1e-3, 1e-5, False, 0.5)
+    assert (s.head_views, s.freeze_normalisation, s.disguised, s.warm_start) == (0, False, 0, False)
 
 
 def test_settings_cannot_be_changed_after_they_were_read():

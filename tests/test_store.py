@@ -100,17 +100,17 @@ def test_what_a_dead_run_left_uncommitted_is_overwritten_and_keeps_its_content_t
 
 def test_two_runs_that_write_the_same_uncommitted_object_are_told(settings, monkeypatch):
     store.put_if_absent(settings, "page.html", b"half")
-    find = store.find
+    compare = store._compare
 
-    def other_run_in_between(settings, key):
-        found = find(settings, key)
-        assert store.swap(settings, key, b"theirs", found[1])
+    def other_run_in_between(settings, key, data):
+        found = compare(settings, key, data)
+        assert store.swap(settings, key, b"theirs", found[0])
         return found
 
-    monkeypatch.setattr(store, "find", other_run_in_between)
+    monkeypatch.setattr(store, "_compare", other_run_in_between)
     with pytest.raises(RuntimeError, match=r"page\.html is being written by another run"):
         store.put_uncommitted(settings, "page.html", b"ours")
-    assert find(settings, "page.html")[0] == b"theirs"
+    assert store.find(settings, "page.html")[0] == b"theirs"
 
 
 def test_what_is_not_there_is_found_nowhere(settings):
