@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import tomllib
 from pathlib import Path
 
 import keras
@@ -475,15 +474,6 @@ def test_without_stored_views_each_epoch_shows_the_frozen_backbone_new_ones(sett
     assert not list(store.keys(s, "features/"))
     for now, then in zip(inner(evaluate.load_model(s, record.model)[1]).get_weights(), first, strict=True):
         np.testing.assert_array_equal(now, then)
-
-
-def test_the_profile_of_the_study_has_its_hyper_parameters():
-    profile = tomllib.loads((Path(__file__).parents[2] / "profiles/paper.toml").read_text())
-    s = Settings(**profile)
-    assert (s.architectures, s.image_size, s.batch_size) == (("inception_v3", "resnet101_v2"), 256, 128)
-    assert (s.head_learning_rate, s.fine_tune_learning_rate, s.dropout) == (1e-3, 1e-5, 0.5)
-    assert (s.head_epochs, s.fine_tune_epochs, s.patience, s.weights) == (30, 30, 5, "imagenet")
-    assert all(value != getattr(Settings(), name) for name, value in profile.items()), "only what departs is named"
 
 
 def test_pretrained_weights_that_are_missing_stop_the_training(settings, tmp_path):
