@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -20,7 +19,6 @@ from cxr_ml.data.ingest import to_parquet
 from cxr_ml.errors import Refused
 from cxr_ml.model import architectures, epochs, evaluate, inputs, train
 from cxr_ml.records import Model
-from cxr_ml.settings import Settings
 
 
 def history(settings, record: Model) -> pd.DataFrame:
