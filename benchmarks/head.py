@@ -32,11 +32,11 @@ from cxr_ml.settings import Settings
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 
 
-def xrays(drop: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The training images of a drop and their classes: uint8 (n, size, size, 1), int (n,)."""
+def xrays(drop: Path, size: int, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """The images in a split's folder of a drop and their classes: uint8 (n, size, size, 1), int (n,)."""
     x, y = [], []
     for index, label in enumerate(CLASSES):
-        for file in sorted((drop / "train" / label).iterdir()):
+        for file in sorted((drop / split / label).iterdir()):
             try:
                 x.append(inputs.resize(decoding.decode_grey(file.read_bytes()), size))
             except decoding.BadImage:
