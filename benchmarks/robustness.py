@@ -1,4 +1,4 @@
-"""What disguised views are worth: a logistic head on frozen features, judged on test images as they are and in disguise.
+"""What disguised views are worth: a logistic head on frozen features, on test images as they are and in disguise.
 
     CXR_XRAYS=… CXR_WEIGHTS_DIR=… .venv/bin/python benchmarks/robustness.py [--architecture inception_v3] [--size 256]
         [--views 3]
