@@ -135,12 +135,9 @@ def _begin(data: bytes | BinaryIO) -> bytes | BinaryIO:
 def _compare(settings: Settings, key: str, data: bytes | BinaryIO) -> tuple[str | None, bool]:
     """ETag of `key`, None when it does not exist, and whether it holds these very bytes."""
     ours = io.BytesIO(data) if isinstance(data, bytes) else _begin(data)
-    try:
-        answer = client(settings.s3_endpoint_url).get_object(Bucket=settings.bucket, Key=settings.prefix + key)
-    except ClientError as error:
-        if _code(error) in _ABSENT:
-            return None, False
-        raise
+    answer = _answer(settings, settings.bucket, settings.prefix + key)
+    if answer is None:
+        return None, False
     while chunk := answer["Body"].read(_CHUNK):
         if ours.read(len(chunk)) != chunk:
             answer["Body"].close()
@@ -155,13 +152,19 @@ def find(settings: Settings, key: str) -> tuple[bytes, str] | None:
 
 def fetch(settings: Settings, bucket: str, key: str) -> tuple[bytes, str] | None:
     """Bytes and ETag of an object of any bucket, e.g. the inbox's, or None when it does not exist."""
+    answer = _answer(settings, bucket, key)
+    return None if answer is None else (answer["Body"].read(), answer["ETag"])
+
+
+def _answer(settings: Settings, bucket: str, key: str, head: bool = False) -> dict[str, Any] | None:
+    """What the server says of an object, its bytes still to be read, or only its head; None when it does not exist."""
+    s3 = client(settings.s3_endpoint_url)
     try:
-        answer = client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key)
+        return (s3.head_object if head else s3.get_object)(Bucket=bucket, Key=key)
     except ClientError as error:
         if _code(error) in _ABSENT:
             return None
         raise
-    return answer["Body"].read(), answer["ETag"]
 
 
 def get(settings: Settings, key: str) -> bytes:
@@ -189,12 +192,9 @@ def copy_to(settings: Settings, key: str, file: BinaryIO) -> None:
     Raises:
         Refused: no such key.
     """
-    try:
-        answer = client(settings.s3_endpoint_url).get_object(Bucket=settings.bucket, Key=settings.prefix + key)
-    except ClientError as error:
-        if _code(error) in _ABSENT:
-            raise _missing(settings, key) from None
-        raise
+    answer = _answer(settings, settings.bucket, settings.prefix + key)
+    if answer is None:
+        raise _missing(settings, key)
     while chunk := answer["Body"].read(_CHUNK):
         file.write(chunk)
     file.flush()
@@ -202,13 +202,7 @@ def copy_to(settings: Settings, key: str, file: BinaryIO) -> None:
 
 def exists(settings: Settings, key: str) -> bool:
     """Whether `key` is there."""
-    try:
-        client(settings.s3_endpoint_url).head_object(Bucket=settings.bucket, Key=settings.prefix + key)
-    except ClientError as error:
-        if _code(error) in _ABSENT:
-            return False
-        raise
-    return True
+    return _answer(settings, settings.bucket, settings.prefix + key, head=True) is not None
 
 
 def remove(settings: Settings, key: str) -> None:
@@ -222,12 +216,9 @@ def written(settings: Settings, key: str) -> str:
     Raises:
         Refused: no such key.
     """
-    try:
-        answer = client(settings.s3_endpoint_url).head_object(Bucket=settings.bucket, Key=settings.prefix + key)
-    except ClientError as error:
-        if _code(error) in _ABSENT:
-            raise Refused(f"The store has no object s3://{settings.bucket}/{settings.prefix}{key}.") from None
-        raise
+    answer = _answer(settings, settings.bucket, settings.prefix + key, head=True)
+    if answer is None:
+        raise Refused(f"The store has no object s3://{settings.bucket}/{settings.prefix}{key}.")
     return answer["LastModified"].isoformat(timespec="seconds")
 
 
