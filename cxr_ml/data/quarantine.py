@@ -57,7 +57,12 @@ def refused(
     settings: Settings, reason: str | None = None, label: str | None = None, drop: str | None = None
 ) -> pd.DataFrame:
     """The rows of `files` that were refused, or fell out later; of one reason, label or drop (or batch) if given."""
-    rows = files(settings)
+    return _refused(settings, files(settings), reason, label, drop)
+
+
+def _refused(
+    settings: Settings, rows: pd.DataFrame, reason: str | None, label: str | None, drop: str | None
+) -> pd.DataFrame:
     rows = rows[rows["state"] != "accepted"]
     if reason is not None:
         wanted = (reason, f"rejected_class:{reason}")
@@ -234,7 +239,7 @@ def releasable(
         One row per image, with the label that it would enter with in `label`; why others cannot be -> how many.
     """
     frame = files(settings)
-    rows = refused(settings, reason, label, drop)
+    rows = _refused(settings, frame, reason, label, drop)
     labels_of = frame[frame["label"] != ""].groupby("sha256")["label"].agg(set)
     newest = datasets.latest(settings)
     withheld = set(newest.withheld) if newest else set()
