@@ -90,7 +90,11 @@ def _try(place: int) -> bool:
     return False
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def processes() -> int:
     """How many processes work on a drop: one per core that this one may use, at most 4, which stay below 1 GB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores)
+    return min(4, cores())

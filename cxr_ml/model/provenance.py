@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 
 import cxr_ml
+from cxr_ml.data import room
 
 PACKAGES = ("cxr-ml", "keras", "numpy", "opencv-python-headless", "pandas", "scikit-learn", "tensorflow")
 
@@ -56,11 +57,10 @@ def hardware() -> dict[str, str | int]:
 
         details = [tf.config.experimental.get_device_details(d) for d in tf.config.list_physical_devices("GPU")]
         names = [str(d.get("device_name", "unknown")) for d in details]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": _processor(),
-        "cores": cores,
+        "cores": room.cores(),
         "memory_gib": round(memory),
         "gpus": ", ".join(names or gpus),
         "system": f"{platform.system()} {platform.machine()}",
