@@ -14,6 +14,7 @@ from cxr_ml.data.files import stored_grey
 from cxr_ml.model import blocks
 from cxr_ml.model.augment import augment
 from cxr_ml.model.disguise import disguise
+from cxr_ml.model.pieces import ShuffledRows
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
 
@@ -97,7 +98,7 @@ class Batches(keras.utils.PyDataset):
         return images if self.y is None else (images, self.y[part])
 
 
-class AugmentedBatches(keras.utils.PyDataset):
+class AugmentedBatches(ShuffledRows):
     """Shuffled, augmented batches (images, targets, weights). The same seed and epoch give the same batches."""
 
     def __init__(
@@ -110,23 +111,11 @@ class AugmentedBatches(keras.utils.PyDataset):
         seed: int,
         disguised: float = 0.0,
     ) -> None:
-        super().__init__(workers=2, max_queue_size=8)
-        self.images, self.rows, self.y, self.weights = images, rows, y, weights
-        self.batch_size, self.seed, self.disguised, self.epoch = batch_size, seed, disguised, 0
-        self.order = self._shuffled()
-
-    def _shuffled(self) -> np.ndarray:
-        return np.random.default_rng([self.seed, self.epoch]).permutation(len(self.rows))
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        super().__init__(images, y, weights, batch_size, seed, workers=2, max_queue_size=8)
+        self.images, self.rows, self.disguised = images, rows, disguised
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        chosen = self.chosen(index)
         rng = np.random.default_rng([self.seed, self.epoch, index])
         shown = views(self.images[self.rows[chosen]], rng, self.disguised)
         return shown, self.y[chosen], self.weights[chosen]
-
-    def on_epoch_end(self) -> None:
-        self.epoch += 1
-        self.order = self._shuffled()

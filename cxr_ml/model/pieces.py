@@ -9,8 +9,11 @@ import numpy as np
 class ShuffledRows(keras.utils.PyDataset):
     """Batches (x, targets, weights) of arrays in memory. The same seed and epoch give the same order."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, batch_size: int, seed: int) -> None:
-        super().__init__()
+    def __init__(
+        self, x: np.ndarray, y: np.ndarray, weights: np.ndarray, batch_size: int, seed: int, **loading: int
+    ) -> None:
+        """`loading`: workers and max_queue_size, as keras.utils.PyDataset takes them."""
+        super().__init__(**loading)
         self.x, self.y, self.weights, self.batch_size, self.seed = x, y, weights, batch_size, seed
         self.epoch = -1
         self.on_epoch_end()
@@ -18,8 +21,12 @@ class ShuffledRows(keras.utils.PyDataset):
     def __len__(self) -> int:
         return -(-len(self.y) // self.batch_size)
 
+    def chosen(self, index: int) -> np.ndarray:
+        """Which rows a batch has, int (batch,)."""
+        return self.order[index * self.batch_size : (index + 1) * self.batch_size]
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        chosen = self.chosen(index)
         return self.x[chosen], self.y[chosen], self.weights[chosen]
 
     def on_epoch_end(self) -> None:
