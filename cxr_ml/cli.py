@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from cxr_ml.commands import dataset as dataset_commands
+from cxr_ml.commands import models as model_commands
 from cxr_ml.commands import quarantine as quarantine_commands
 from cxr_ml.commands.shared import Json, err, opened, out, progress, show
 from cxr_ml.errors import Refused
@@ -17,6 +18,7 @@ from cxr_ml.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 app.add_typer(dataset_commands.app, name="dataset")
+app.add_typer(model_commands.app, name="models")
 app.add_typer(quarantine_commands.app, name="quarantine")
 RunName = Annotated[str, typer.Option("--run", help="Name of the run that decision and report belong to.")]
 

@@ -211,13 +211,13 @@ class Champion(Record):
 
 
 class HistoryEntry(Record):
-    """One line of `registry/history/`: what was promoted, rolled back or refused, by whom and why."""
+    """One line of `registry/history/`: what was promoted, rolled back, refused or swept, by whom and why."""
 
     number: int
-    action: str  # promoted, refused or rolled_back
+    action: str  # promoted, refused, rolled_back or swept (its weights were given up)
     model: str
     previous: str | None  # champion before
-    version: int | None  # champion version that this entry makes; None when refused
+    version: int | None  # champion version that this entry makes; None when refused or swept
     by: str
     why: str
     at: str  # ISO 8601, UTC

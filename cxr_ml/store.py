@@ -1,6 +1,6 @@
 """The object store: S3 through boto3. Objects are written once; only `swap` replaces one, by compare-and-set.
 
-Only what a training no longer needs to go on from is ever removed.
+Only what a training no longer needs to go on from, and the weights of old refused candidates, are ever removed.
 """
 
 import io
@@ -241,7 +241,20 @@ def load(settings: Settings, key: str, kind: type[R]) -> R:
     Raises:
         Refused: no such key, or it does not hold such a record.
     """
-    data = get(settings, key)
+    return _record(key, get(settings, key), kind)
+
+
+def find_record(settings: Settings, key: str, kind: type[R]) -> tuple[R, str] | None:
+    """The record stored under `key` and the ETag of its bytes, or None when it does not exist.
+
+    Raises:
+        Refused: it does not hold such a record.
+    """
+    found = find(settings, key)
+    return None if found is None else (_record(key, found[0], kind), found[1])
+
+
+def _record(key: str, data: bytes, kind: type[R]) -> R:
     try:
         return kind.model_validate_json(data)
     except ValueError as error:

@@ -28,15 +28,7 @@ from airflow.sdk.exceptions import AirflowSkipException
     params=wiring.form(),
     doc_md=__doc__,
     tags=["chest X-ray", "training"],
-    default_args={
-        "retries": 2,
-        "retry_delay": timedelta(seconds=20),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=5),
-        "retry_policy": wiring.RETRY_POLICY,
-        "execution_timeout": timedelta(hours=1),
-        "on_failure_callback": wiring.mail_failure,
-    },
+    default_args=wiring.TASKS,
     on_failure_callback=wiring.mail_silent_failures,
     dag_display_name="Chest X-ray retraining",
 )
@@ -173,7 +165,7 @@ def cxr_retraining() -> None:
         return [verdict, approval]
 
     @task(trigger_rule="none_failed_min_one_success")
-    def promote(params: dict) -> str:
+    def promote(params: dict) -> dict:
         """Moves the champion pointer if the gate is open, or records the refusal in the history."""
         from cxr_ml.release import registry, runs
 
@@ -186,22 +178,30 @@ def cxr_retraining() -> None:
                 human = (answer["responded_by_user"] or {}).get("name")
                 if not human or answer["chosen_options"] != [wiring.APPROVE]:
                     why = f"Not approved by {human}." if human else "Nobody approved it in time."
-                    return registry.decline(s, decision, human or by, why).action
+                    return registry.decline(s, decision, human or by, why).model_dump(include=wiring.OUTCOME)
                 by = f"{by}, approved by {human}"
-            return registry.conclude(s, decision, by).action
+            return registry.conclude(s, decision, by).model_dump(include=wiring.OUTCOME)
+
+    @task(outlets=[wiring.CHAMPION])
+    def announce(outcome: dict, outlet_events: object = None) -> None:
+        """Lets the DAGs that follow the asset cxr_champion know of the new champion; skipped where it stays."""
+        if outcome["version"] is None:
+            raise AirflowSkipException("The champion stays.")
+        wiring.announce(outlet_events, outcome["model"], outcome["version"])
 
     @task(execution_timeout=timedelta(minutes=20))
-    def report(batches: list[str], outcome: str, params: dict) -> str:
+    def report(batches: list[str], outcome: dict, params: dict) -> str:
         """Writes the report with the Data Docs beside it, and mails it."""
         from cxr_ml.release import runs
 
         with wiring.settings(params) as s:
-            print(f"outcome: {outcome}")
+            print(f"outcome: {outcome['action']}")
             return runs.publish(s, wiring.run_name(get_current_context()), batches, params["recipients"])[1]
 
     batches, jobs = data()
     concluded = promote()
     decide(learn(jobs)) >> concluded
+    announce(concluded)
     report(batches, concluded)
 
 

@@ -4,9 +4,10 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Connection, ExceptionRetryPolicy, Param, RetryAction, RetryRule
+from airflow.sdk import Asset, Connection, ExceptionRetryPolicy, Param, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -24,6 +25,9 @@ APPROVE = "Approve"
 # process raises nothing, so it is retried without being asked about.
 _PASSING: list[type[BaseException] | str] = [OSError, BotoCoreError, ClientError, AirflowRuntimeError]
 RETRY_POLICY = ExceptionRetryPolicy([RetryRule(_PASSING)], default=RetryAction.FAIL)
+# Other teams' DAGs can be scheduled on it: `@dag(schedule=[Asset("cxr_champion")])`.
+CHAMPION = Asset("cxr_champion")
+OUTCOME = {"action", "model", "version"}  # fields of a history entry that the steps after it need
 MAILED = "failure_mailed"
 _KILLED = RuntimeError("The step's process was killed from outside; see its log and the scheduler's.")
 _FLOORS = {"recall_floor_": "recall_floors", "f1_floor_": "f1_floors"}
@@ -128,10 +132,14 @@ def overrides(params: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def settings(params: dict[str, Any]) -> Iterator[Settings]:
-    """Settings for a step of this run. What is refused fails the step for good: a retry cannot help."""
+def settings(params: dict[str, Any] | None = None) -> Iterator[Settings]:
+    """Settings for a step of this run. What is refused fails the step for good: a retry cannot help.
+
+    Args:
+        params: the form of a retraining, whose fields override settings; None: the run has another form.
+    """
     try:
-        yield _with_connections(settings_module.load(**overrides(params)))
+        yield _with_connections(settings_module.load(**overrides(params) if params is not None else {}))
     except Refused as error:
         raise AirflowFailException(str(error)) from error
 
@@ -171,6 +179,11 @@ def actor(context: Any) -> str:  # noqa: ANN401
     return context["dag_run"].triggering_user_name or f"airflow ({context['dag_run'].run_type})"
 
 
+def announce(outlet_events: Any, model: str, version: int) -> None:  # noqa: ANN401
+    """Puts into the event of `CHAMPION`, which the task emits when it succeeds, who is champion from now on."""
+    outlet_events[CHAMPION].extra = {"model": model, "version": version}
+
+
 def mail_failure(context: Any) -> None:  # noqa: ANN401
     """Mails which step failed, why, and what to do. For a task's `on_failure_callback`: called after the last try."""
     ti = context["ti"]
@@ -206,3 +219,14 @@ def _send_failure(context: Any, task_id: str, map_index: int, error: BaseExcepti
     step = task_id + (f" [{map_index}]" if map_index >= 0 else "")
     link = f"{s.ui_url.rstrip('/')}/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{task_id}" if s.ui_url else ""
     mail.send(mail.failure_message(s, to, step, ti.run_id, error, link), s)
+
+
+TASKS = {
+    "retries": 2,
+    "retry_delay": timedelta(seconds=20),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=5),
+    "retry_policy": RETRY_POLICY,
+    "execution_timeout": timedelta(hours=1),
+    "on_failure_callback": mail_failure,
+}

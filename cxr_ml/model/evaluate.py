@@ -1,6 +1,5 @@
 """Evaluates candidates, and the champion beside them on the same images."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import disguise, evaluations, inputs
+from cxr_ml.model import artefact, disguise, evaluations, inputs
 from cxr_ml.records import ClassMetrics, Dataset, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
 
@@ -21,19 +20,13 @@ def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
     """A stored model, with its SHA-256 checked before Keras opens it.
 
     Raises:
-        Refused: no such model, or its bytes are not those that were recorded.
+        Refused: no such model, its weights were swept, or its bytes are not those that were recorded.
     """
     record = store.load(settings, f"models/{name}/model.json", Model)
-    artefact = store.get(settings, f"models/{name}/model.keras")
-    digest = hashlib.sha256(artefact).hexdigest()
-    if digest != record.artefact_sha256:
-        raise Refused(
-            f"models/{name}/model.keras is not the file that model.json records: expected SHA-256 "
-            f"{record.artefact_sha256}. Received: {digest}. Do not use it; promote or roll back to another model."
-        )
+    data = artefact.read(settings, record)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
-        path.write_bytes(artefact)
+        path.write_bytes(data)
         return record, keras.saving.load_model(path, compile=False, safe_mode=True)
 
 

@@ -14,7 +14,7 @@ from email.policy import SMTP
 from email.utils import formatdate
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import Run
+from cxr_ml.records import HistoryEntry, Run
 from cxr_ml.release import figures, reading, words
 from cxr_ml.release.advice import advise
 from cxr_ml.release.report import page, table
@@ -140,6 +140,18 @@ def outcome_message(run: Run, settings: Settings, recipients: tuple[str, ...], r
         html = page("outcome.html.j2", **values | {"pictures": []})
         message = _message(settings, recipients, subject(run, settings), run.run, run.outcome, text, html)
     return message
+
+
+def rollback_message(settings: Settings, recipients: tuple[str, ...], entry: HistoryEntry) -> EmailMessage:
+    """The mail about a rollback: which model is champion again, by whom and why.
+
+    Raises:
+        Refused: no recipient, one that is not allowed, or an address that is none.
+    """
+    values = {"entry": entry, "note": reading.NOTE}
+    text, html = page("rollback.txt.j2", **values), page("rollback.html.j2", **values)
+    line = f"[cxr] ROLLED BACK to {words.plain(entry.model, 60)} v{entry.version}: {entry.why}"
+    return _message(settings, recipients, line, entry.run, "rolled-back", text, html)
 
 
 def failure_message(

@@ -1,6 +1,8 @@
 """The champion pointer, moved by compare-and-set only, and the history that is only ever added to."""
 
 import re
+import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from cxr_ml import store
@@ -18,8 +20,8 @@ def slug(run: str) -> str:
 
 def champion(settings: Settings) -> Champion | None:
     """The champion, or None before the first promotion."""
-    found = store.find(settings, _POINTER)
-    return Champion.model_validate_json(found[0]) if found else None
+    found = store.find_record(settings, _POINTER, Champion)
+    return found[0] if found else None
 
 
 def trained_on(settings: Settings) -> int | None:
@@ -38,6 +40,11 @@ def decided(settings: Settings, dataset: int) -> bool:
     return any(e.decision is not None and e.decision.dataset == dataset for e in history(settings))
 
 
+def versions(entries: Sequence[HistoryEntry], model: str) -> list[int]:
+    """The champion versions that a model was or is, oldest first."""
+    return [e.version for e in entries if e.version is not None and e.model == model]
+
+
 def conclude(settings: Settings, decision: Decision, by: str) -> HistoryEntry:
     """Carries out a decision: promotes the candidate, or records the refusal. Safe to repeat.
 
@@ -48,9 +55,7 @@ def conclude(settings: Settings, decision: Decision, by: str) -> HistoryEntry:
     if passed:
         _artefact(settings, decision.model)
     action = "promoted" if passed else "refused"
-    entry = _append(settings, action, decision.model, by, decision.reason, decision.run, decision)
-    _point(settings, entry)
-    return entry
+    return _append(settings, action, decision.model, by, decision.reason, decision.run, decision, decision.champion)
 
 
 def decline(settings: Settings, decision: Decision, by: str, why: str) -> HistoryEntry:
@@ -61,29 +66,52 @@ def decline(settings: Settings, decision: Decision, by: str, why: str) -> Histor
     return _append(settings, "refused", decision.model, by, why, decision.run, decision)
 
 
-def rollback(settings: Settings, to: str | None, by: str, why: str) -> HistoryEntry:
+def rollback(settings: Settings, to: str | None, by: str, why: str, run: str = "") -> HistoryEntry:
     """Makes an earlier champion champion again.
 
     Args:
         settings: the store.
-        to: a model that was champion once; None: the one before the present one.
+        to: a model that was champion once; None: the one that the present one was promoted over. After a rollback
+            that is not the one rolled back from, so that asking twice never brings a bad model back.
         by: who asks.
         why: the reason, for the history.
+        run: name of this rollback, with which it is safe to repeat; "": a new one.
 
     Raises:
-        Refused: no reason, or no such earlier champion.
+        Refused: no reason, no such earlier champion, or the champion changed at this very moment.
     """
     if not why.strip():
         raise Refused("A rollback needs a reason. Received: none.")
-    now = champion(settings)
-    past = [e.model for e in history(settings) if e.action in ("promoted", "rolled_back")]
-    earlier = [m for m in past if now is None or m != now.model]
-    if not earlier or (to is not None and to not in earlier):
-        raise Refused(f"A rollback goes to an earlier champion, one of {sorted(set(earlier))}. Received: {to!r}")
-    _artefact(settings, to or earlier[-1])
-    entry = _append(settings, "rolled_back", to or earlier[-1], by, why, f"rollback-{slug(_now())}", None)
-    _point(settings, entry)
-    return entry
+    entries = history(settings)
+    done = next((e for e in entries if run and e.run == run), None)
+    if done:
+        _heal(settings, entries)
+        return done
+    past = [e for e in entries if e.version is not None]
+    now = past[-1].model if past else None
+    earlier = sorted({e.model for e in past} - {now})
+    before = next((e.previous for e in reversed(past) if e.model == now and e.action == "promoted"), None)
+    if (to or before) not in earlier:
+        there = f"one of {', '.join(earlier)}" if earlier else "and there is none yet"
+        asked = repr(to) if to else f"none, and {now} was promoted over no other. Name one" if earlier else "none"
+        raise Refused(f"A rollback goes to an earlier champion, {there}. Received: {asked}.")
+    model = to or before
+    _artefact(settings, model)
+    return _append(settings, "rolled_back", model, by, why, run or _named("rollback"), None, now)
+
+
+def sweep(settings: Settings, model: str, by: str, why: str) -> HistoryEntry:
+    """Records that the weights of a refused candidate are given up. From then on it cannot become champion.
+
+    Raises:
+        Refused: it is or was champion.
+    """
+    return _append(settings, "swept", model, by, why, _named("sweep"), None)
+
+
+def _named(what: str) -> str:
+    # Two of the same second are told apart.
+    return f"{what}-{slug(_now())}-{secrets.token_hex(4)}"
 
 
 def _now() -> str:
@@ -91,30 +119,43 @@ def _now() -> str:
 
 
 def _append(
-    settings: Settings, action: str, model: str, by: str, why: str, run: str, decision: Decision | None
+    settings: Settings,
+    action: str,
+    model: str,
+    by: str,
+    why: str,
+    run: str,
+    decision: Decision | None,
+    champion: str | None = None,
 ) -> HistoryEntry:
+    """Adds an entry and moves the pointer. `champion`: who must be champion for a promotion or a rollback."""
     while True:
         entries = history(settings)
-        done = next((e for e in reversed(entries) if decision and e.run == run and e.decision == decision), None)
+        _heal(settings, entries)
+        done = next((e for e in reversed(entries) if e.run == run and _bytes(e.decision) == _bytes(decision)), None)
         if done:
             return done
         # Read from the history, not from the pointer, which lags behind where a run died: the number below is free only
-        # while this is the last entry, so that nobody can become champion between this look and the write.
+        # while this is the last entry, so that nobody can become champion, and no weights can be given up, between this
+        # look and the write.
         last = next((e for e in reversed(entries) if e.version is not None), None)
         previous, version = (last.model, (last.version or 0) + 1) if last else (None, 1)
-        if action == "promoted" and decision and previous != decision.champion:
-            if last:
-                _point(settings, last)
+        moves = action in ("promoted", "rolled_back")
+        if moves and previous != champion:
             raise Refused(
-                f"The decision of {run} was made against the champion {decision.champion}. "
-                f"Received: {previous} is champion now. Evaluate again."
+                f"The decision of {run} was made against the champion {champion}. "
+                f"Received: {previous} is champion now. {'Evaluate again' if decision else 'Decide again'}."
             )
+        if moves and (gone := next((e for e in entries if e.action == "swept" and e.model == model), None)):
+            raise Refused(f"The weights of {model} were swept at {gone.at} by {gone.by}; the champion stays as it is.")
+        if action == "swept" and versions(entries, model):
+            raise Refused(f"The weights of a champion, present or past, are never swept. Received: {model}.")
         entry = HistoryEntry(
             number=len(entries) + 1,
             action=action,
             model=model,
             previous=previous,
-            version=None if action == "refused" else version,
+            version=version if moves else None,
             by=by,
             why=why,
             at=_now(),
@@ -123,7 +164,13 @@ def _append(
         )
         key = f"registry/history/{entry.number:05d}.json"
         if store.put_if_absent(settings, key, entry.to_bytes(), "application/json"):
+            _heal(settings, [entry])
             return entry
+
+
+def _bytes(decision: Decision | None) -> bytes:
+    # Compared as stored: a NaN is not equal to itself.
+    return decision.to_bytes() if decision else b""
 
 
 def _artefact(settings: Settings, model: str) -> str:
@@ -134,15 +181,24 @@ def _artefact(settings: Settings, model: str) -> str:
     return record.artefact_sha256
 
 
+def _heal(settings: Settings, entries: Sequence[HistoryEntry]) -> None:
+    """Moves the pointer to what the last of these entries says, also where the run that wrote it died before it did."""
+    last = next((e for e in reversed(entries) if e.version is not None), None)
+    if last:
+        _point(settings, last)
+
+
 def _point(settings: Settings, entry: HistoryEntry) -> None:
     """Moves the pointer to what the entry says, unless it is there or a later entry has moved it on."""
-    if entry.version is None:
-        return
-    artefact = _artefact(settings, entry.model)
-    record = Champion(version=entry.version, model=entry.model, artefact_sha256=artefact, history=entry.number)
     while True:
-        found = store.find(settings, _POINTER)
-        if found and Champion.model_validate_json(found[0]).history >= entry.number:
+        found = store.find_record(settings, _POINTER, Champion)
+        if found and found[0].history >= entry.number:
             return
+        record = Champion(
+            version=entry.version,
+            model=entry.model,
+            artefact_sha256=_artefact(settings, entry.model),
+            history=entry.number,
+        )
         if store.swap(settings, _POINTER, record.to_bytes(), found[1] if found else None):
             return

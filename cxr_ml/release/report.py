@@ -44,9 +44,16 @@ def _environment() -> Environment:
     return environment
 
 
+def _markdown(value: object) -> object:
+    return words.markdown(value) if isinstance(value, str) else value
+
+
 def page(template: str, **values: Any) -> str:  # noqa: ANN401 - a template takes anything
-    """A template of this package filled in; names ending in .html.j2 are escaped, all texts made harmless."""
-    return _environment().get_template(template).render(**values)
+    """A template of this package filled in; names ending in .html.j2 or .md.j2 are escaped, all texts made harmless."""
+    environment = _environment()
+    if template.endswith(".md.j2"):
+        environment = environment.overlay(finalize=_markdown)
+    return environment.get_template(template).render(**values)
 
 
 def safe_link(link: str) -> str:

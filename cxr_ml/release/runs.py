@@ -1,7 +1,8 @@
 """What a run leaves behind for its readers: the decision, run.json, the report, the mail."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from email.message import EmailMessage
 
 import pandas as pd
 
@@ -10,8 +11,8 @@ from cxr_ml.data import dataset as datasets
 from cxr_ml.data import drops, ingest, rulings
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluations
-from cxr_ml.records import Batch, Decision, Model, Run
-from cxr_ml.release import gate, mail, registry, report
+from cxr_ml.records import Batch, Decision, HistoryEntry, Model, Run
+from cxr_ml.release import card, gate, mail, registry, report
 from cxr_ml.settings import Settings
 
 MOST_SHARDS = 1000  # of one run: Airflow maps a task over at most 1,024 by default (core.max_map_length)
@@ -88,7 +89,7 @@ def load_model_record(settings: Settings, name: str) -> Model:
 
 
 def publish(settings: Settings, run: str, batches: Sequence[str], recipients: Sequence[str]) -> tuple[Run, str]:
-    """Writes the report of a concluded run and mails it.
+    """Writes the cards of the candidates and the report of a concluded run, and mails it.
 
     Returns:
         The record of the run, and the key of its report.
@@ -98,30 +99,54 @@ def publish(settings: Settings, run: str, batches: Sequence[str], recipients: Se
         OSError: the mail server cannot be reached (a retry may help; the report is there already).
     """
     to = mail.allowed(tuple(recipients), settings)
-    record = _assemble(settings, run, batches)
+    entry = _entry(settings, run)
+    if entry is None:
+        raise Refused(f"The run {run} must be concluded before its report: `cxr-ml promote --run {run}`.")
+    record = _assemble(settings, entry, batches)
+    card.write(settings, record, entry)
     histories = {
         m.model: pd.read_csv(io.BytesIO(store.get(settings, f"models/{m.model}/history.csv"))) for m in record.models
     }
     key = report.write(settings, record, histories, _copy_documents(settings, record))
-    if to and not store.exists(settings, f"reports/{run}/mailed.json"):
-        link = f"s3://{settings.bucket}/{settings.prefix}{key}"
-        mail.send(mail.outcome_message(record, settings, to, link), settings)
-        store.put_if_absent(settings, f"reports/{run}/mailed.json", b"{}\n", "application/json")
+    link = f"s3://{settings.bucket}/{settings.prefix}{key}"
+    _mail_once(settings, run, to, lambda: mail.outcome_message(record, settings, to, link))
     return record, key
 
 
-def _assemble(settings: Settings, run: str, batches: Sequence[str]) -> Run:
-    decision = load_decision(settings, run)
-    entry = next((e for e in reversed(registry.history(settings)) if e.run == run), None)
-    if entry is None:
-        raise Refused(f"The run {run} must be concluded before its report: `cxr-ml promote --run {run}`.")
+def tell_rollback(settings: Settings, run: str, recipients: Sequence[str]) -> None:
+    """Mails who is champion again since a rollback of that name, once.
+
+    Raises:
+        Refused: a recipient who is not allowed, or no such rollback.
+        OSError: the mail server cannot be reached (a retry may help; the rollback is done already).
+    """
+    to = mail.allowed(tuple(recipients), settings)
+    entry = _entry(settings, run)
+    if entry is None or entry.action != "rolled_back":
+        raise Refused(f"A rollback was expected. Received: {run!r}, of which the history has none.")
+    _mail_once(settings, run, to, lambda: mail.rollback_message(settings, to, entry))
+
+
+def _mail_once(settings: Settings, run: str, to: Sequence[str], message: Callable[[], EmailMessage]) -> None:
+    if to and not store.exists(settings, f"reports/{run}/mailed.json"):
+        mail.send(message(), settings)
+        store.put_if_absent(settings, f"reports/{run}/mailed.json", b"{}\n", "application/json")
+
+
+def _entry(settings: Settings, run: str) -> HistoryEntry | None:
+    """What the history says of a run, last."""
+    return next((e for e in reversed(registry.history(settings)) if e.run == run), None)
+
+
+def _assemble(settings: Settings, entry: HistoryEntry, batches: Sequence[str]) -> Run:
+    decision = load_decision(settings, entry.run)
     dataset = datasets.load(settings, decision.dataset)
     ruled = ()
     if dataset.rulings:
         since = datasets.load(settings, dataset.parent).rulings if dataset.parent else 0
         ruled = tuple(r for r in rulings.read(settings, since) if r.number <= dataset.rulings)
     return Run(
-        run=run,
+        run=entry.run,
         outcome=entry.action,
         batches=tuple(store.load(settings, f"batches/{b}/batch.json", Batch) for b in batches),
         dataset=dataset,

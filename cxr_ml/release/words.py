@@ -1,6 +1,7 @@
 """Figures and names as people read them. NaN is always `not evaluated`, never 0."""
 
 import math
+import re
 import unicodedata
 
 NOT_EVALUATED = "not evaluated"
@@ -16,6 +17,18 @@ def plain(text: str, limit: int | None = None) -> str:
         kept = (" " if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c for c in text)
         text = " ".join("".join(kept).split(" "))
     return text if limit is None or len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+_MARKUP = re.compile(r"[\\`*_\[\]<>&|#~@!$]|:(?=//)|(?<=www)\.|^[-+=]|(?<=^\d)[.)]", re.IGNORECASE)
+
+
+def markdown(text: str) -> str:
+    """`text` on one line, such that Markdown shows it as it is: as no link, picture, HTML, list or cell of a table.
+
+    CommonMark 0.31, section 2.4: a backslash before ASCII punctuation makes it plain. A bare address, of which GitHub
+    makes a link, is none with one in it.
+    """
+    return _MARKUP.sub(r"\\\g<0>", plain(text).strip())
 
 
 def _rounded(value: float, digits: int, floor: float | None) -> str:

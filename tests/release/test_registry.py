@@ -32,6 +32,10 @@ def promoted(settings, run: str, model: str, champion: str | None = None):
     return registry.conclude(settings, decision(run, put_model(settings, model), champion), "ann")
 
 
+def cut(*_):
+    raise ConnectionError("the line was cut")
+
+
 def test_there_is_no_champion_before_the_first_promotion(settings):
     assert registry.champion(settings) is None and registry.history(settings) == []
 
@@ -75,7 +79,7 @@ def test_a_refusal_leaves_the_champion_and_its_version(settings):
 def test_a_run_that_died_between_history_and_pointer_is_healed_by_repeating_it(settings, monkeypatch):
     put_model(settings, "first")
     with monkeypatch.context() as broken:
-        broken.setattr(registry, "_point", lambda *_: (_ for _ in ()).throw(ConnectionError("the line was cut")))
+        broken.setattr(store, "swap", cut)
         with pytest.raises(ConnectionError):
             registry.conclude(settings, decision("run-1", "first"), "ann")
     assert registry.champion(settings) is None and len(registry.history(settings)) == 1
@@ -148,6 +152,99 @@ def test_a_rollback_needs_a_reason_and_an_earlier_champion(settings, to, why, me
     assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
 
 
+def test_a_second_rollback_does_not_bring_back_the_model_that_was_rolled_back_from(settings):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    promoted(settings, "run-3", "third", "second")
+    assert registry.rollback(settings, None, "ann", "Misses too much.").model == "second"
+    assert registry.rollback(settings, None, "ann", "This one too.").model == "first"
+    with pytest.raises(Refused, match=r"one of second, third\. Received: none, and first was promoted over no other"):
+        registry.rollback(settings, None, "ann", "And this.")
+    assert registry.rollback(settings, "third", "ann", "It was the data.").version == 6
+
+
+def test_a_rollback_of_a_name_is_done_once_however_often_it_is_asked_for(settings):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    entries = [registry.rollback(settings, None, "ann", "Misses too much.", "manual-1") for _ in range(3)]
+    assert entries[0] == entries[1] == entries[2] and entries[0].run == "manual-1"
+    assert registry.champion(settings).version == 3 and len(registry.history(settings)) == 3
+
+
+def test_a_rollback_goes_from_the_champion_of_the_history_where_the_pointer_was_left_behind(settings, monkeypatch):
+    promoted(settings, "run-1", "first")
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "swap", cut)
+        with pytest.raises(ConnectionError):
+            promoted(settings, "run-2", "second", "first")
+    assert registry.rollback(settings, None, "ann", "Misses too much.").model == "first"
+    assert [(e.model, e.version) for e in registry.history(settings)] == [("first", 1), ("second", 2), ("first", 3)]
+    assert registry.champion(settings).version == 3
+
+
+def test_of_two_rollbacks_from_one_champion_at_once_one_is_carried_out(settings, monkeypatch):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    put = store.put_if_absent
+
+    def rolled_back_just_before(settings, key, *rest):
+        monkeypatch.setattr(store, "put_if_absent", put)
+        registry.rollback(settings, None, "bob", "Misses too much.")
+        return put(settings, key, *rest)
+
+    monkeypatch.setattr(store, "put_if_absent", rolled_back_just_before)
+    with pytest.raises(Refused, match=r"against the champion second.*first is champion now\. Decide again"):
+        registry.rollback(settings, None, "ann", "Misses too much.")
+    assert [(e.action, e.by) for e in registry.history(settings)][2:] == [("rolled_back", "bob")]
+
+
+@pytest.mark.parametrize("who", ["heals", "refuses", "declines", "sweeps"])
+def test_every_action_heals_a_pointer_that_was_left_behind(settings, monkeypatch, who):
+    promoted(settings, "run-1", "first")
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "swap", cut)
+        with pytest.raises(ConnectionError):
+            promoted(settings, "run-2", "second", "first")
+    assert registry.champion(settings).model == "first"
+    put_model(settings, "third")
+    {
+        "heals": lambda: promoted(settings, "run-1", "first"),
+        "refuses": lambda: registry.conclude(settings, decision("run-3", "third", "second", (FAILED,)), "ann"),
+        "declines": lambda: registry.decline(settings, decision("run-3", "third", "second"), "bob", "No."),
+        "sweeps": lambda: registry.sweep(settings, "third", "ann", "Old."),
+    }[who]()
+    assert (registry.champion(settings).model, registry.champion(settings).version) == ("second", 2)
+
+
+def test_what_was_swept_cannot_become_champion_and_no_champion_can_be_swept(settings):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    entry = registry.sweep(settings, put_model(settings, "third"), "bob", "Beyond the newest 3.")
+    assert (entry.action, entry.model, entry.version, entry.by) == ("swept", "third", None, "bob")
+    with pytest.raises(Refused, match=r"weights of third were swept at .* by bob; the champion stays"):
+        promoted(settings, "run-3", "third", "second")
+    for name in ("first", "second"):
+        with pytest.raises(Refused, match=f"present or past, are never swept. Received: {name}"):
+            registry.sweep(settings, name, "bob", "Old.")
+    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 3
+
+
+def test_of_a_promotion_and_a_sweep_of_one_model_at_once_one_is_refused(settings, monkeypatch):
+    promoted(settings, "run-1", "first")
+    put_model(settings, "second")
+    put = store.put_if_absent
+
+    def promoted_just_before(settings, key, *rest):
+        monkeypatch.setattr(store, "put_if_absent", put)
+        registry.conclude(settings, decision("run-2", "second", "first"), "ann")
+        return put(settings, key, *rest)
+
+    monkeypatch.setattr(store, "put_if_absent", promoted_just_before)
+    with pytest.raises(Refused, match="never swept"):
+        registry.sweep(settings, "second", "bob", "Old.")
+    assert [e.action for e in registry.history(settings)] == ["promoted", "promoted"]
+
+
 def test_a_first_champion_cannot_be_rolled_back(settings):
     promoted(settings, "run-1", "first")
     with pytest.raises(Refused, match="an earlier champion"):
@@ -218,7 +315,7 @@ def test_a_rollback_between_look_and_write_is_seen_by_a_promotion(settings, monk
 def test_the_next_run_heals_a_pointer_that_a_dead_run_left_behind(settings, monkeypatch):
     promoted(settings, "run-1", "first")
     with monkeypatch.context() as broken:
-        broken.setattr(registry, "_point", lambda *_: (_ for _ in ()).throw(ConnectionError("the line was cut")))
+        broken.setattr(store, "swap", cut)
         with pytest.raises(ConnectionError):
             promoted(settings, "run-2", "second", "first")
     assert registry.champion(settings).model == "first"

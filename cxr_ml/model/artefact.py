@@ -1,0 +1,42 @@
+"""Reads model.keras and checks that it is what was recorded. Loads no deep-learning framework."""
+
+import hashlib
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.records import HistoryEntry, Model
+from cxr_ml.settings import Settings
+
+
+def key(model: str) -> str:
+    """Key of the weights of a model."""
+    return f"models/{model}/model.keras"
+
+
+def read(settings: Settings, record: Model) -> bytes:
+    """The bytes of model.keras, whose SHA-256 is the recorded one.
+
+    Raises:
+        Refused: the file was swept, is missing, or is not the one that model.json records.
+    """
+    found = store.find(settings, key(record.model))
+    if found is None:
+        if gone := swept(settings, record.model):
+            raise Refused(
+                f"{key(record.model)} was expected. Received: nothing, its weights were swept at {gone.at} by "
+                f"{gone.by} ({gone.why}). Use another model; to have this one again, train with another seed."
+            )
+        raise Refused(f"{key(record.model)} was expected. Received: nothing, and nobody swept it. Use another model.")
+    digest = hashlib.sha256(found[0]).hexdigest()
+    if digest != record.artefact_sha256:
+        raise Refused(
+            f"{key(record.model)} is not the file that model.json records: expected SHA-256 "
+            f"{record.artefact_sha256}. Received: {digest}. Do not use it; promote or roll back to another model."
+        )
+    return found[0]
+
+
+def swept(settings: Settings, model: str) -> HistoryEntry | None:
+    """The entry of the history that gave up the weights of a model; None where they were not given up."""
+    found = store.find_record(settings, f"models/{model}/swept.json", HistoryEntry)
+    return found[0] if found else None

@@ -1,0 +1,98 @@
+"""The card of a model: what it is, what it was made of, how good it is, and what it must not be used for."""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from cxr_ml import store
+from cxr_ml.data import dataset as datasets
+from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Run
+from cxr_ml.release import catalogue, reading, words
+from cxr_ml.release.report import page
+from cxr_ml.settings import Settings
+
+
+class Row(NamedTuple):
+    """One figure of a model, ready to print."""
+
+    name: str
+    value: str
+    interval: str  # of 95 %, "" where there is none
+    champion: str
+
+
+def write(settings: Settings, run: Run, entry: HistoryEntry) -> None:
+    """Stores `models/<model>/card.md` of each candidate of a concluded run, once; a card is never changed.
+
+    Args:
+        settings: the store.
+        run: the run, with its dataset.
+        entry: what the history says of the run.
+
+    Raises:
+        Refused: a dataset or a batch that the model descends from is not in the store, or was changed.
+    """
+    lineage = _lineage(settings, run.dataset)
+    batches = [store.load(settings, f"batches/{name}/batch.json", Batch) for name in run.dataset.batches]
+    manifest = datasets.manifest(settings, run.dataset)
+    for model in run.models:
+        evaluation = next(e for e in run.evaluations if e.model == model.model)
+        text = page(
+            "card.md.j2",
+            model=model,
+            dataset=run.dataset,
+            decision=run.decision,
+            entry=entry,
+            chosen=run.decision.model == model.model,
+            note=reading.NOTE,
+            counts=_counts(run.dataset),
+            sources=_sources(manifest),
+            batches=batches,
+            remarks=[text for text, _ in (*reading.shortcuts(run.dataset), *reading.drift(run.dataset))],
+            rulings=[reading.ruled(ruling) for ruling in run.rulings],
+            figures=figures(evaluation),
+            evaluation=evaluation,
+            disguises=reading.disguises(evaluation),
+            lineage=lineage,
+        )
+        key = f"models/{model.model}/card.md"
+        store.put_if_absent(settings, key, text.encode(), "text/markdown; charset=utf-8")
+
+
+def _counts(dataset: Dataset) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """The classes, and per split its images of each and in all."""
+    labels = sorted({label for counts in dataset.counts.values() for label in counts})
+    rows = [(split, [counts.get(label, 0) for label in labels]) for split, counts in dataset.counts.items()]
+    return labels, [(split, [*numbers, sum(numbers)]) for split, numbers in rows]
+
+
+def _sources(manifest: pd.DataFrame) -> list[tuple[str, str, int]]:
+    """(source, class, images); a drop that does not say where its images come from has the source ""."""
+    found = manifest.assign(source=manifest["source"].fillna("")).groupby(["source", "label"]).size()
+    return [(source, label, int(images)) for (source, label), images in found.items()]
+
+
+def _lineage(settings: Settings, dataset: Dataset) -> list[tuple[Dataset, list[str]]]:
+    """The dataset and those it descends from, newest first, each with the batches that it brought."""
+    chain = [dataset]
+    while chain[-1].parent is not None:
+        chain.append(datasets.load(settings, chain[-1].parent))
+    before = [set(parent.batches) for parent in chain[1:]] + [set()]
+    return [(d, [name for name in d.batches if name not in old]) for d, old in zip(chain, before, strict=True)]
+
+
+def figures(evaluation: Evaluation) -> list[Row]:
+    """Every figure on the test images with its interval, if there is one, and the champion's beside it."""
+    theirs = catalogue.figures(evaluation.champion.test) if evaluation.champion else {}
+    rows = []
+    for name, value in catalogue.figures(evaluation.test).items():
+        beside = f"{theirs[name]:.4f}" if name in theirs else ""
+        rows.append(Row(name, words.observed(value), _interval(evaluation, name), beside))
+    return rows
+
+
+def _interval(evaluation: Evaluation, name: str) -> str:
+    kind, _, label = name.partition(" ")
+    one = evaluation.test.classes.get(label)
+    span = words.interval(one.recall, one.support) if one and kind == "recall" else None
+    return f"{span[0]:.4f} to {span[1]:.4f}" if span else ""

@@ -1,0 +1,185 @@
+"""Tells about stored models: all of them, one, or two beside each other."""
+
+import math
+import re
+from typing import Any
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.model import artefact
+from cxr_ml.records import Evaluation, HistoryEntry, Metrics, Model
+from cxr_ml.release import registry
+from cxr_ml.settings import Settings
+
+
+def newest(settings: Settings) -> list[str]:
+    """Names of all stored models, newest first."""
+    found = [key.split("/")[1] for key in store.keys(settings, "models/") if key.endswith("/model.json")]
+    written = {name: store.written(settings, f"models/{name}/model.json") for name in found}
+    return sorted(found, key=lambda name: (written[name], name), reverse=True)
+
+
+def resolve(settings: Settings, name: str) -> str:
+    """The model that a name or a champion version, `v3` or `3`, means.
+
+    Raises:
+        Refused: neither.
+    """
+    if match := re.fullmatch(r"v?(\d+)", name):
+        made = {e.version: e.model for e in registry.history(settings) if e.version is not None}
+        if int(match[1]) in made:
+            return made[int(match[1])]
+    elif store.exists(settings, f"models/{name}/model.json"):
+        return name
+    raise Refused(
+        f"A model or a champion version such as v1 was expected. Received: {name!r}. `cxr-ml models list` names them."
+    )
+
+
+def models(settings: Settings) -> list[dict[str, Any]]:
+    """All models, newest first.
+
+    Returns:
+        Per model: model, architecture, dataset, at (when it was stored), outcome (promoted, refused, not_chosen or
+        undecided), versions (champion versions), champion (whether it is now), swept, macro_f1 and recalls (label ->
+        recall) on the test images, None where it was not evaluated.
+    """
+    entries, now = registry.history(settings), registry.champion(settings)
+    rows = []
+    for name in newest(settings):
+        record = store.load(settings, f"models/{name}/model.json", Model)
+        found = store.find_record(settings, f"models/{name}/evaluation.json", Evaluation)
+        test = found[0].test if found else None
+        rows.append(
+            {
+                "model": name,
+                "architecture": record.architecture,
+                "dataset": record.dataset,
+                "at": store.written(settings, f"models/{name}/model.json"),
+                "outcome": outcome(entries, name),
+                "versions": registry.versions(entries, name),
+                "champion": now is not None and now.model == name,
+                "swept": any(e.action == "swept" and e.model == name for e in entries),
+                "macro_f1": test.macro_f1 if test else None,
+                "recalls": {label: one.recall for label, one in test.classes.items()} if test else None,
+            }
+        )
+    return rows
+
+
+def outcome(entries: list[HistoryEntry], name: str) -> str:
+    """What became of a model: promoted, refused, not_chosen (another candidate of its run was) or undecided."""
+    if registry.versions(entries, name):
+        return "promoted"
+    if any(e.model == name and e.action == "refused" for e in entries):
+        return "refused"
+    return "not_chosen" if judged(entries, name) else "undecided"
+
+
+def judged(entries: list[HistoryEntry], name: str) -> HistoryEntry | None:
+    """The last entry whose decision is about a model, or else the last one that the model was a candidate of."""
+    about = [e for e in entries if e.decision and name in e.decision.candidates]
+    chosen = [e for e in about if e.model == name]
+    return (chosen or about or [None])[-1]
+
+
+def show(settings: Settings, name: str) -> dict[str, Any]:
+    """All about one model, or the one of a champion version.
+
+    Returns:
+        model (its record), outcome, versions, champion (whether it is now), swept (the entry that gave its weights up,
+        or None), entries (of the history that are about it), decision (the last with it as a candidate, or None) and
+        evaluation (the one that was decided on, else its first, or None).
+
+    Raises:
+        Refused: no such model.
+    """
+    name = resolve(settings, name)
+    entries, now = registry.history(settings), registry.champion(settings)
+    last = judged(entries, name)
+    evaluations = _own(settings, name)
+    met = (last.decision.dataset, last.decision.champion) if last else None
+    decided = [e for e in evaluations if (e.dataset, e.champion.model if e.champion else None) == met]
+    gone = artefact.swept(settings, name)
+    return {
+        "model": store.load(settings, f"models/{name}/model.json", Model).model_dump(mode="json"),
+        "outcome": outcome(entries, name),
+        "versions": registry.versions(entries, name),
+        "champion": now is not None and now.model == name,
+        "swept": gone.model_dump(mode="json") if gone else None,
+        "entries": [e.model_dump(mode="json", exclude={"decision"}) for e in entries if e.model == name],
+        "decision": last.decision.model_dump(mode="json") if last else None,
+        "evaluation": next((e.model_dump(mode="json") for e in [*decided, *evaluations]), None),
+    }
+
+
+def _own(settings: Settings, name: str) -> list[Evaluation]:
+    """The stored evaluations of a model, the first one first."""
+    found = [k for k in store.keys(settings, f"models/{name}/evaluation") if k.endswith(".json")]
+    found.sort(key=lambda key: (not key.endswith("/evaluation.json"), key))
+    return [store.load(settings, key, Evaluation) for key in found]
+
+
+def figures(metrics: Metrics) -> dict[str, float]:
+    """Every figure of a model on one split by name: those of all classes, then those of each."""
+    found = {name.replace("_", " "): value for name, value in metrics if isinstance(value, float)}
+    for label, one in metrics.classes.items():
+        found |= {f"{name} {label}": value for name, value in one if isinstance(value, float)}
+    return found
+
+
+def compare(settings: Settings, first: str, second: str) -> dict[str, Any]:
+    """Two models side by side, on the newest test images that both were evaluated on.
+
+    Returns:
+        models (the two names), datasets (that each was evaluated on), same_images (whether that is one and the same:
+        otherwise differences of figures say nothing), figures (name, the two values, difference: second less first) and
+        settings (name and the two values, of those that differ).
+
+    Raises:
+        Refused: no such model, or one that was never evaluated.
+    """
+    names = [resolve(settings, first), resolve(settings, second)]
+    stored = [_own(settings, name) for name in names]
+    beside = [
+        [e.champion for e in stored[1 - i] if e.champion and e.champion.model == name] for i, name in enumerate(names)
+    ]
+    known = [[*own, *other] for own, other in zip(stored, beside, strict=True)]
+    for name, found in zip(names, known, strict=True):
+        if not found:
+            raise Refused(f"Two evaluated models were expected. Received: {name}, which was never evaluated.")
+    pairs = [(a, b) for a in known[0] for b in known[1] if a.dataset_sha256 == b.dataset_sha256]
+    one, two = max(pairs, key=lambda pair: pair[0].dataset, default=(known[0][0], known[1][0]))
+    left, right = _all_figures(one), _all_figures(two)
+    return {
+        "models": names,
+        "datasets": [one.dataset, two.dataset],
+        "same_images": bool(pairs),
+        "figures": [
+            {"name": n, "values": [left.get(n), right.get(n)], "difference": _difference(left.get(n), right.get(n))}
+            for n in dict.fromkeys([*left, *right])
+        ],
+        "settings": _differing(*(store.load(settings, f"models/{name}/model.json", Model) for name in names)),
+    }
+
+
+def _all_figures(evaluation: Evaluation) -> dict[str, float]:
+    found = figures(evaluation.test)
+    return found | {f"macro f1, {name}": metrics.macro_f1 for name, metrics in evaluation.robustness.items()}
+
+
+def _difference(left: float | None, right: float | None) -> float | None:
+    if left is None or right is None or not math.isfinite(left) or not math.isfinite(right):
+        return None
+    return right - left
+
+
+def _differing(left: Model, right: Model) -> list[dict[str, Any]]:
+    """What the two were made of, where it differs."""
+    made = ("architecture", "dataset", "image_size", "classes", "weights", "code")
+    facts = [
+        {name: getattr(r, name) for name in made} | r.settings | {f"package {k}": v for k, v in r.packages.items()}
+        for r in (left, right)
+    ]
+    found = [(name, [f.get(name) for f in facts]) for name in dict.fromkeys([*facts[0], *facts[1]])]
+    return [{"name": name, "values": values} for name, values in found if values[0] != values[1]]

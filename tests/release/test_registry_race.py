@@ -1,0 +1,88 @@
+"""Twenty processes promote at once on a real S3 server, and some are killed: the registry stays what it promises."""
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_registry import decision, put_model
+
+from cxr_ml import store
+from cxr_ml.records import HistoryEntry, Model
+from cxr_ml.release import registry
+
+PROCESSES, KILLED = 20, 8
+
+
+def start(name: str) -> subprocess.Popen:
+    script = Path(__file__).with_name("promoting.py")
+    return subprocess.Popen(
+        [sys.executable, str(script), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+
+
+def look(settings) -> tuple[int, int]:
+    """What must hold at any moment. Number of the pointer's entry and of entries, 0 where there is none."""
+    champion = registry.champion(settings)
+    entries = registry.history(settings)  # read after the pointer: what it names must be there
+    assert [e.number for e in entries] == list(range(1, len(entries) + 1))
+    if champion is None:
+        return 0, len(entries)
+    entry = entries[champion.history - 1]
+    assert (entry.model, entry.version) == (champion.model, champion.version)
+    record = store.load(settings, f"models/{champion.model}/model.json", Model)
+    weights = store.get(settings, f"models/{champion.model}/model.keras")
+    assert champion.artefact_sha256 == record.artefact_sha256 == hashlib.sha256(weights).hexdigest()
+    return champion.history, len(entries)
+
+
+def chain(entries: list[HistoryEntry]) -> list[tuple[int, str | None]]:
+    return [(e.version, e.previous) for e in entries]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_of_twenty_that_promote_at_once_and_die_the_history_has_no_hole_and_one_is_champion(settings, seed):
+    rng = random.Random(seed)
+    names = [f"candidate-{n:02}" for n in range(PROCESSES)]
+    processes = {name: start(name) for name in names}
+    try:
+        for process in processes.values():
+            assert process.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        # The whole takes some seconds; a death is aimed at any moment of it.
+        deaths = {name: began + rng.uniform(0, 3) for name in rng.sample(names, KILLED)}
+        for process in processes.values():
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        seen = []
+        while any(process.poll() is None for process in processes.values()):
+            for name, moment in deaths.items():
+                if time.monotonic() >= moment:
+                    processes[name].kill()
+            seen.append(look(settings))
+    finally:
+        for process in processes.values():
+            process.kill()
+    said = {name: process.communicate()[0] for name, process in processes.items()}
+    killed = [name for name, process in processes.items() if process.returncode != 0]
+    assert set(killed) <= set(deaths) and killed, "nobody died: kill earlier"
+    assert all(said[name] == "promoted\n" for name in names if name not in killed)
+    assert seen == sorted(seen), "pointer or history went backwards"
+
+    entries = registry.history(settings)
+    promoted = [e.model for e in entries]
+    assert {e.action for e in entries} == {"promoted"}
+    assert len(promoted) == len(set(promoted)) and set(names) - set(killed) <= set(promoted)
+    assert chain(entries) == list(enumerate([None, *promoted[:-1]], 1))
+    assert all(e.decision.champion == e.previous for e in entries)
+
+    # The last one to write may have been killed before it moved the pointer; whoever comes next does it.
+    refused = registry.conclude(settings, decision("later", put_model(settings, "later"), None, (), False), "ann")
+    assert refused.action == "refused"
+    champion = registry.champion(settings)
+    assert (champion.model, champion.version, champion.history) == (promoted[-1], len(promoted), len(promoted))
+    look(settings)
