@@ -29,7 +29,7 @@ def resolve(settings: Settings, name: str) -> str:
         made = {e.version: e.model for e in registry.history(settings) if e.version is not None}
         if int(match[1]) in made:
             return made[int(match[1])]
-    elif store.exists(settings, f"models/{name}/model.json"):
+    elif re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) and store.exists(settings, f"models/{name}/model.json"):
         return name
     raise Refused(
         f"A model or a champion version such as v1 was expected. Received: {name!r}. `cxr-ml models list` names them."

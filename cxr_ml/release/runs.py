@@ -99,10 +99,10 @@ def publish(settings: Settings, run: str, batches: Sequence[str], recipients: Se
         OSError: the mail server cannot be reached (a retry may help; the report is there already).
     """
     to = mail.allowed(tuple(recipients), settings)
-    entry = _entry(settings, run)
+    decision, entry = load_decision(settings, run), _entry(settings, run)
     if entry is None:
         raise Refused(f"The run {run} must be concluded before its report: `cxr-ml promote --run {run}`.")
-    record = _assemble(settings, entry, batches)
+    record = _assemble(settings, decision, entry, batches)
     card.write(settings, record, entry)
     histories = {
         m.model: pd.read_csv(io.BytesIO(store.get(settings, f"models/{m.model}/history.csv"))) for m in record.models
@@ -138,15 +138,14 @@ def _entry(settings: Settings, run: str) -> HistoryEntry | None:
     return next((e for e in reversed(registry.history(settings)) if e.run == run), None)
 
 
-def _assemble(settings: Settings, entry: HistoryEntry, batches: Sequence[str]) -> Run:
-    decision = load_decision(settings, entry.run)
+def _assemble(settings: Settings, decision: Decision, entry: HistoryEntry, batches: Sequence[str]) -> Run:
     dataset = datasets.load(settings, decision.dataset)
     ruled = ()
     if dataset.rulings:
         since = datasets.load(settings, dataset.parent).rulings if dataset.parent else 0
         ruled = tuple(r for r in rulings.read(settings, since) if r.number <= dataset.rulings)
     return Run(
-        run=entry.run,
+        run=decision.run,
         outcome=entry.action,
         batches=tuple(store.load(settings, f"batches/{b}/batch.json", Batch) for b in batches),
         dataset=dataset,

@@ -19,7 +19,7 @@ def plain(text: str, limit: int | None = None) -> str:
     return text if limit is None or len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-_MARKUP = re.compile(r"[\\`*_\[\]<>&|#~@!$]|:(?=//)|(?<=www)\.|^[-+=]|(?<=^\d)[.)]", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*_\[\]<>&|#~@!$]|:(?=//)|(?<=www)\.|^[-+=]", re.IGNORECASE)
 
 
 def markdown(text: str) -> str:
@@ -28,7 +28,8 @@ def markdown(text: str) -> str:
     CommonMark 0.31, section 2.4: a backslash before ASCII punctuation makes it plain. A bare address, of which GitHub
     makes a link, is none with one in it.
     """
-    return _MARKUP.sub(r"\\\g<0>", plain(text).strip())
+    escaped = _MARKUP.sub(r"\\\g<0>", plain(text).strip())
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", escaped)
 
 
 def _rounded(value: float, digits: int, floor: float | None) -> str:

@@ -2,13 +2,16 @@
 
 import email
 import email.policy
+import hashlib
 import socket
 
+import pandas as pd
 import pytest
 import report_samples as samples
 from aiosmtpd.controller import Controller
 
 from cxr_ml import store
+from cxr_ml.data import ingest
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluations
 from cxr_ml.records import Decision, Evaluation, Ruling, Run
@@ -17,8 +20,16 @@ from cxr_ml.release import gate, registry, runs
 RUN = "manual__2026-01-12T03:00:00+00:00"
 TEAM = "team@hospital.example"
 BETTER = ((88, 1, 1), (0, 89, 1), (1, 1, 88))
-DATASET = samples.dataset()
 BATCH = samples.batch()
+MANIFEST = ingest.to_parquet(
+    pd.DataFrame([("Kermany", c) for c in samples.CLASSES], columns=["source", "label"], dtype="string")
+)
+DATASET = samples.dataset().model_copy(update={"manifest_sha256": hashlib.sha256(MANIFEST).hexdigest()})
+
+
+def evaluation(*args, **kwargs) -> Evaluation:
+    found = samples.evaluation(*args, **kwargs)
+    return found.model_copy(update={"dataset_sha256": DATASET.manifest_sha256})
 
 
 class Sink:
@@ -62,10 +73,15 @@ def filled(settings, sink):
     for name in ("images", "classes"):
         store.put_if_absent(settings, f"batches/{BATCH.batch}/{name}.html", f"<p>Data Docs of {name}</p>".encode())
     store.put_if_absent(settings, f"batches/{BATCH.batch}/batch.json", BATCH.to_bytes())
+    first = samples.batch("2026-01-05", batch=DATASET.batches[0])
+    parent = DATASET.model_copy(update={"dataset": 2, "parent": None, "batches": DATASET.batches[:1]})
+    store.put_if_absent(settings, f"batches/{first.batch}/batch.json", first.to_bytes())
+    store.put_if_absent(settings, "datasets/2/dataset.json", parent.to_bytes())
+    store.put_if_absent(settings, "datasets/3/manifest.parquet", MANIFEST)
     store.put_if_absent(settings, "datasets/3/dataset.html", b"<p>Data Docs of the dataset</p>")
     store.put_if_absent(settings, "datasets/3/dataset.json", DATASET.to_bytes())
-    put_model(settings, samples.evaluation("inception_v3", BETTER))
-    put_model(settings, samples.evaluation("mobilenet_v2", samples.GOOD, samples.POOR))
+    put_model(settings, evaluation("inception_v3", BETTER))
+    put_model(settings, evaluation("mobilenet_v2", samples.GOOD, samples.POOR))
     mail = {"smtp_host": "127.0.0.1", "smtp_port": sink.port, "mail_from": "cxr@hospital.example"}
     return settings.model_copy(update=mail | {"mail_allowed": (TEAM,), "mail_to": (TEAM,)})
 
@@ -98,11 +114,12 @@ def test_the_record_holds_the_rulings_that_its_dataset_honours_and_the_parent_di
             at="2026-01-10T09:00:00+00:00",
         )  # fmt: skip
         store.put_if_absent(filled, f"rulings/{number:05d}.json", ruling.to_bytes())
-    parent = DATASET.model_copy(update={"dataset": 2, "parent": 1, "rulings": 1})
+    parent = DATASET.model_copy(update={"dataset": 2, "parent": None, "rulings": 1})
     child = DATASET.model_copy(update={"dataset": 3, "rulings": 3})
-    store.put_if_absent(filled, "datasets/2/dataset.json", parent.to_bytes())
     client = store.client(filled.s3_endpoint_url)
-    client.put_object(Bucket=filled.bucket, Key="datasets/3/dataset.json", Body=child.to_bytes())
+    for record in (parent, child):
+        key = f"datasets/{record.dataset}/dataset.json"
+        client.put_object(Bucket=filled.bucket, Key=key, Body=record.to_bytes())
     concluded(filled)
     record, _ = runs.publish(filled, RUN, [BATCH.batch], ())
     assert [r.number for r in record.rulings] == [2, 3]
@@ -131,8 +148,8 @@ def test_candidates_that_were_not_evaluated_beside_the_champion_of_now_are_refus
 
 def test_the_next_run_meets_the_champion(filled):
     concluded(filled)
-    champion = samples.evaluation("inception_v3", BETTER)
-    evaluations.save(filled, samples.evaluation("mobilenet_v2", samples.GOOD, champion=champion))
+    champion = evaluation("inception_v3", BETTER)
+    evaluations.save(filled, evaluation("mobilenet_v2", samples.GOOD, champion=champion))
     decision = runs.decide(filled, "next", MODELS[1:])
     assert decision.champion == MODELS[0] and not decision.promote
     assert "macro F1 against champion" in [c.name for c in decision.checks if not c.passed]
@@ -224,6 +241,37 @@ def test_without_recipients_there_is_a_report_and_no_mail(filled, sink):
     concluded(filled)
     _, key = runs.publish(filled, RUN, [BATCH.batch], [])
     assert store.exists(filled, key) and sink.handler.mails == []
+
+
+def rolled_back(settings) -> str:
+    concluded(settings)
+    beside = evaluation("inception_v3", BETTER)
+    found = evaluation("mobilenet_v2", samples.GOOD, champion=beside)
+    evaluations.save(settings, found)
+    decision = runs.decide(settings, "next", MODELS[1:])
+    checks = tuple(check.model_copy(update={"passed": True}) for check in decision.checks)
+    registry.conclude(settings, decision.model_copy(update={"promote": True, "checks": checks}), "ann")
+    return registry.rollback(settings, None, "eve", "Misses\r\nBcc: too@much.example <b>", "manual-1").run
+
+
+def test_a_rollback_is_mailed_once_with_who_and_why(filled, sink):
+    run = rolled_back(filled)
+    for _ in range(2):
+        runs.tell_rollback(filled, run, [TEAM])
+    ((to, message),) = sink.handler.mails
+    assert to == (TEAM,) and "Bcc" not in message
+    assert message["Subject"].startswith(f"[cxr] ROLLED BACK to {MODELS[0]} v3: Misses")
+    text, html = (part.get_payload(decode=True).decode() for part in message.get_payload())
+    assert f"{MODELS[0]} is champion again, as v3" in text and "By: eve" in text and "<b>" in text
+    assert f"models compare {MODELS[1]} {MODELS[0]}" in text and "&lt;b&gt;" in html
+
+
+def test_a_rollback_that_never_was_is_not_mailed(filled, sink):
+    concluded(filled)
+    for run in ("manual-1", RUN):
+        with pytest.raises(Refused, match="A rollback was expected"):
+            runs.tell_rollback(filled, run, [TEAM])
+    assert sink.handler.mails == []
 
 
 def test_a_recipient_who_is_not_allowed_is_refused_before_anything_is_written_or_sent(filled, sink):

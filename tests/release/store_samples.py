@@ -1,0 +1,70 @@
+"""A store as runs leave it, with real hashes from the champion's pointer to the images."""
+
+import hashlib
+
+import pandas as pd
+import report_samples as samples
+
+from cxr_ml import store
+from cxr_ml.data import ingest
+from cxr_ml.model import evaluations
+from cxr_ml.records import Dataset, HistoryEntry
+from cxr_ml.release import gate, registry
+
+SOURCES = {"NORMAL": "Kermany", "PNEUMONIA": "Kermany", "COVID19": "armiro [adults]"}
+BEST = ((88, 1, 1), (0, 89, 1), (1, 1, 88))
+
+
+def put_dataset(settings, number=1, images_per_class=2, parent=None, seed=0) -> Dataset:
+    """A dataset of so many test images of each class, with one batch of its own more than its parent has."""
+    rows = []
+    for label in samples.CLASSES:
+        for n in range(images_per_class):
+            data = f"film {n} of {label} in {number}, {seed}".encode()
+            sha = hashlib.sha256(data).hexdigest()
+            store.put_if_absent(settings, f"images/{sha[:2]}/{sha}.png", data)
+            rows.append((sha, "png", label, "test", f"g{n}", SOURCES[label], f"b{number}"))
+    frame = pd.DataFrame(rows, columns=["sha256", "format", "label", "split", "group", "source", "batch"])
+    data = ingest.to_parquet(frame.astype("string"))
+    store.put_if_absent(settings, f"datasets/{number}/manifest.parquet", data)
+    batch = samples.batch(f"drop-{number}", batch=f"b{number}")
+    store.put_if_absent(settings, f"batches/b{number}/batch.json", batch.to_bytes())
+    for name in ("images", "classes"):
+        store.put_if_absent(settings, f"batches/b{number}/{name}.html", b"<p>Data Docs</p>")
+    record = Dataset(
+        dataset=number, parent=parent.dataset if parent else None, batches=(*(parent.batches if parent else ()),
+        f"b{number}"), counts={"test": dict.fromkeys(samples.CLASSES, images_per_class)},
+        manifest_sha256=hashlib.sha256(data).hexdigest(),
+    )  # fmt: skip
+    store.put_if_absent(settings, f"datasets/{number}/dataset.html", b"<p>Data Docs</p>")
+    store.put_if_absent(settings, f"datasets/{number}/dataset.json", record.to_bytes())
+    return record
+
+
+def put_model(s, name, dataset, test=BEST, champion=None, **changes) -> str:
+    """A stored model with its evaluation on that dataset, the champion's (an Evaluation) beside it."""
+    weights = f"weights of {name}".encode()
+    facts = {"model": name, "dataset": dataset.dataset, "dataset_sha256": dataset.manifest_sha256}
+    facts["artefact_sha256"] = hashlib.sha256(weights).hexdigest()
+    store.put_if_absent(s, f"models/{name}/model.keras", weights)
+    store.put_if_absent(s, f"models/{name}/history.csv", samples.history().to_csv(index=False).encode())
+    record = samples.model().model_copy(update=facts | changes)
+    store.put_if_absent(s, f"models/{name}/model.json", record.to_bytes())
+    evaluations.save(s, evaluate(name, dataset, test, champion))
+    return name
+
+
+def evaluate(name, dataset, test=BEST, champion=None):
+    facts = {"model": name, "dataset": dataset.dataset, "dataset_sha256": dataset.manifest_sha256}
+    facts["artefact_sha256"] = hashlib.sha256(f"weights of {name}".encode()).hexdigest()
+    return samples.evaluation(test=test, validation=test, champion=champion).model_copy(update=facts)
+
+
+def run(settings, name, models, dataset, by="ann") -> HistoryEntry:
+    """Decides on evaluated candidates and concludes, as a run does."""
+    now = registry.champion(settings)
+    beside = now.model if now else None
+    found = [evaluations.load(settings, dataset.dataset, m, beside) for m in models]
+    decision = gate.decide(settings, name, dataset, found, beside)
+    store.put_if_absent(settings, f"reports/{name}/decision.json", decision.to_bytes())
+    return registry.conclude(settings, decision, by)

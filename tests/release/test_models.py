@@ -1,0 +1,346 @@
+"""`cxr-ml models`: what there is, what differs, what was tampered with, and what is swept."""
+
+import json
+import re
+
+import pytest
+import report_samples as samples
+import store_samples as stored
+from cli_calls import answer, call
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.model import artefact
+from cxr_ml.records import Model
+from cxr_ml.release import catalogue, prune, registry, runs
+
+FAIR = ((84, 3, 3), (0, 88, 2), (2, 2, 86))
+POOR = ((60, 20, 10), (10, 70, 10), (5, 5, 80))
+
+
+@pytest.fixture
+def house(settings, monkeypatch):
+    """A dataset, a champion before, a champion, a refused candidate, and one that another was preferred to."""
+    monkeypatch.setenv("COLUMNS", "240")
+    data = stored.put_dataset(settings)
+    first = stored.put_model(settings, "first", data, FAIR)
+    stored.run(settings, "run-1", [first], data)
+    beside = stored.evaluate("first", data, FAIR)
+    stored.put_model(settings, "second", data, stored.BEST, beside, settings={"seed": 7, "batch_size": 128})
+    stored.put_model(settings, "other", data, FAIR, beside, architecture="resnet101_v2")
+    stored.run(settings, "run-2", ["second", "other"], data)
+    beside = stored.evaluate("second", data, stored.BEST)
+    stored.put_model(settings, "poor", data, POOR, beside)
+    stored.run(settings, "run-3", ["poor"], data, by="bob")
+    stored.put_model(settings, "fresh", data, FAIR)
+    return settings
+
+
+def overwrite(settings, key, data):
+    store.remove(settings, key)
+    assert store.put_if_absent(settings, key, data)
+
+
+def test_every_model_is_listed_with_what_became_of_it(house):
+    rows = {row["model"]: row for row in answer("models", "list")}
+    assert {name: (row["outcome"], row["versions"], row["champion"]) for name, row in rows.items()} == {
+        "first": ("promoted", [1], False),
+        "second": ("promoted", [2], True),
+        "other": ("not_chosen", [], False),
+        "poor": ("refused", [], False),
+        "fresh": ("undecided", [], False),
+    }
+    assert rows["poor"]["recalls"]["NORMAL"] == pytest.approx(60 / 90)
+    assert rows["second"]["macro_f1"] == pytest.approx(samples.metrics(stored.BEST).macro_f1)
+    status, out, _ = call("models", "list")
+    assert status == 0 and "v2 (now)" in " ".join(out.split())
+
+
+def test_the_newest_model_is_listed_first(settings, monkeypatch):
+    data = stored.put_dataset(settings)
+    for name in ("a", "b", "c"):
+        stored.put_model(settings, name, data)
+    times = {"a": "2026-01-05T03:00:00", "b": "2026-01-19T03:00:00", "c": "2026-01-12T03:00:00"}
+    monkeypatch.setattr(store, "written", lambda _, key: times[key.split("/")[1]])
+    assert [row["model"] for row in catalogue.models(settings)] == ["b", "c", "a"]
+
+
+def test_a_model_without_an_evaluation_is_listed_as_not_evaluated(settings):
+    record = samples.model().model_copy(update={"model": "bare"})
+    store.put_if_absent(settings, "models/bare/model.json", record.to_bytes())
+    (row,) = answer("models", "list")
+    assert (row["macro_f1"], row["recalls"], row["outcome"]) == (None, None, "undecided")
+    assert "not evaluated" in " ".join(call("models", "list")[1].split())
+    assert answer("models", "show", "bare")["evaluation"] is None
+
+
+def test_without_models_the_list_says_so(settings):
+    assert call("models", "list")[:2] == (0, "No model yet.\n") and answer("models", "list") == []
+    assert call("models", "history")[:2] == (0, "Nothing has happened yet.\n")
+
+
+def test_a_model_is_shown_by_name_or_version_with_its_decision_and_evaluation(house):
+    found = answer("models", "show", "second")
+    assert answer("models", "show", "v2") == answer("models", "show", "2") == found
+    assert found["model"]["model"] == "second" and found["versions"] == [2] and found["champion"]
+    assert found["decision"]["run"] == "run-2" and found["decision"]["promote"]
+    assert found["evaluation"]["champion"]["model"] == "first"
+    assert [e["action"] for e in found["entries"]] == ["promoted"] and found["swept"] is None
+    status, out, _ = call("models", "show", "v2")
+    assert status == 0 and "gate: open" in out and "v2 (now)" in out
+
+
+def test_a_candidate_that_was_not_chosen_shows_the_decision_for_the_other(house):
+    found = answer("models", "show", "other")
+    assert (found["outcome"], found["decision"]["model"], found["entries"]) == ("not_chosen", "second", [])
+
+
+def test_a_name_that_is_no_model_and_no_version_is_refused(house):
+    for name in ("nobody", "v9", "0", "", "../registry", "v"):
+        for command in (("show", name), ("compare", "first", name), ("verify", name)):
+            status, _, err = call("models", *command)
+            assert status == 2 and "A model or a champion version such as v1 was expected." in err
+
+
+def test_the_history_tells_what_who_when_and_why(house):
+    registry.rollback(house, None, "eve", "Misses [too] much.")
+    entries = answer("models", "history")
+    assert [(e["number"], e["action"], e["model"], e["version"], e["by"]) for e in entries] == [
+        (1, "promoted", "first", 1, "ann"),
+        (2, "promoted", "second", 2, "ann"),
+        (3, "refused", "poor", None, "bob"),
+        (4, "rolled_back", "first", 3, "eve"),
+    ]
+    assert "[too]" in call("models", "history")[1] and entries[3]["why"] == "Misses [too] much."
+
+
+def test_two_models_are_compared_on_the_same_images_also_where_only_the_one_stood_beside_the_other(house):
+    found = answer("models", "compare", "first", "poor")
+    assert found["same_images"] and found["datasets"] == [1, 1]
+    rows = {row["name"]: row for row in found["figures"]}
+    macro = rows["macro f1"]
+    assert macro["difference"] == pytest.approx(samples.metrics(POOR).macro_f1 - samples.metrics(FAIR).macro_f1)
+    assert rows["recall NORMAL"]["values"] == [pytest.approx(84 / 90), pytest.approx(60 / 90)]
+    assert {"accuracy", "precision COVID19", "f1 PNEUMONIA", "macro f1, shrunk"} <= set(rows)
+    assert found["settings"] == []
+    differing = {row["name"]: row["values"] for row in answer("models", "compare", "v1", "v2")["settings"]}
+    assert differing == {"seed": [0, 7], "head_learning_rate": [0.001, None], "fine_tune_learning_rate": [1e-5, None]}
+    assert "Both were evaluated on the test images of dataset 1" in call("models", "compare", "v1", "v2")[1]
+
+
+def test_a_champion_is_compared_on_the_later_images_of_the_candidate_that_it_stood_beside(house):
+    later = stored.put_dataset(house, 2)
+    stored.put_model(house, "new", later, FAIR, stored.evaluate("second", later, POOR))
+    found = answer("models", "compare", "second", "new")
+    assert found["same_images"] and found["datasets"] == [2, 2]
+    assert {r["name"]: r for r in found["figures"]}["recall NORMAL"]["values"][0] == pytest.approx(60 / 90)
+
+
+def test_models_of_different_images_are_compared_with_a_plain_warning(house):
+    later = stored.put_dataset(house, 2)
+    stored.put_model(house, "new", later, FAIR)
+    found = answer("models", "compare", "poor", "new")
+    assert not found["same_images"] and found["datasets"] == [1, 2]
+    assert "Not the same test images" in call("models", "compare", "poor", "new")[1]
+
+
+def test_a_model_that_was_never_evaluated_is_not_compared(house):
+    record = samples.model().model_copy(update={"model": "bare"})
+    store.put_if_absent(house, "models/bare/model.json", record.to_bytes())
+    status, _, err = call("models", "compare", "first", "bare")
+    assert status == 2 and "bare, which was never evaluated" in err
+
+
+# Verify
+
+
+def differing(name="v2"):
+    status, out, err = call("models", "verify", name, "--json")
+    assert status == 1, err
+    found = {step["name"]: " ".join(step["differs"]) for step in json.loads(out) if step["differs"]}
+    status, out, _ = call("models", "verify", name)
+    assert status == 1 and out.count("DIFFERS") == len(found)
+    return found
+
+
+def test_a_store_that_nobody_touched_is_verified_to_the_last_image(house):
+    for name in ("v1", "v2", "other", "poor", "fresh"):
+        steps = answer("models", "verify", name)
+        assert [s["differs"] for s in steps] == [[]] * len(steps)
+        assert {"registry/champion.json", "registry/history/", "datasets/1/manifest.parquet", "images/"} <= {
+            s["name"] for s in steps
+        }
+        assert steps[-1]["said"].startswith("6 images, each")
+
+
+def test_a_pointer_that_was_moved_by_hand_is_named(house):
+    pointer = registry.champion(house)
+    changed = pointer.model_copy(update={"model": "poor"})
+    overwrite(house, "registry/champion.json", changed.to_bytes())
+    assert (
+        "names version 2, poor, of history entry 2; the last that the history made is version 2, second"
+        in (differing()["registry/champion.json"])
+    )
+    changed = pointer.model_copy(update={"artefact_sha256": "0" * 64})
+    overwrite(house, "registry/champion.json", changed.to_bytes())
+    assert f"artefact_sha256 is {'0' * 64}" in differing()["registry/champion.json"]
+    overwrite(house, "registry/champion.json", b'{"version": 2}')
+    assert "registry/champion.json does not hold a Champion record" in differing()["what comes next"]
+    store.remove(house, "registry/champion.json")
+    assert "version 2, second, was expected; there is no pointer" in differing()["registry/champion.json"]
+
+
+def test_a_history_with_a_hole_or_another_story_is_named(house):
+    second = registry.history(house)[1]
+    overwrite(house, "registry/history/00002.json", second.model_copy(update={"previous": "poor"}).to_bytes())
+    assert "00002.json says that poor was champion before; it was first" in differing()["registry/history/"]
+    overwrite(house, "registry/history/00002.json", second.model_copy(update={"version": 5}).to_bytes())
+    assert "makes version 5; it was expected to make 2" in differing("second")["registry/history/"]
+    store.remove(house, "registry/history/00002.json")
+    assert "entry 2 was expected, and registry/history/00003.json" in differing("second")["registry/history/"]
+
+
+def test_a_decision_that_is_not_the_one_carried_out_is_named_field_by_field(house):
+    decision = runs.load_decision(house, "run-3")
+    changed = decision.model_copy(update={"promote": True, "reason": "Trust me."})
+    overwrite(house, "reports/run-3/decision.json", changed.to_bytes())
+    said = differing("poor")["reports/run-3/decision.json"]
+    assert "promote of reports" in said and "reason of reports" in said and "checks of" not in said
+
+
+def test_a_promotion_of_what_did_not_pass_is_named(house):
+    entry = registry.history(house)[1]
+    checks = (entry.decision.checks[0].model_copy(update={"passed": False}), *entry.decision.checks[1:])
+    decision = entry.decision.model_copy(update={"checks": checks})
+    overwrite(house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
+    overwrite(house, "reports/run-2/decision.json", decision.to_bytes())
+    said = differing()["reports/run-2/decision.json"]
+    assert f"it was promoted, although not every check passed: {checks[0].name}" in said
+
+
+def test_other_weights_a_record_of_others_and_no_weights_are_named(house):
+    key = "models/second/model.keras"
+    overwrite(house, key, b"other weights")
+    assert f"{key} is not the file that model.json records" in differing()[key]
+    store.remove(house, key)
+    assert "nobody swept it" in differing()[key]
+    record = store.load(house, "models/second/model.json", Model)
+    overwrite(house, key, b"weights of second")
+    changed = record.model_copy(update={"artefact_sha256": "1" * 64})
+    overwrite(house, "models/second/model.json", changed.to_bytes())
+    assert set(differing()) == {"registry/champion.json", key, "models/second/evaluation"}
+
+
+def test_an_evaluation_of_other_images_is_named(house):
+    data = store.get(house, "models/poor/evaluation.json").replace(stored.put_dataset(house).manifest_sha256.encode(),
+                                                                   b"f" * 64)  # fmt: skip
+    overwrite(house, "models/poor/evaluation.json", data)
+    assert "dataset_sha256 is " + "f" * 64 in differing("poor")["models/poor/evaluation"]
+
+
+def test_another_dataset_record_or_manifest_is_named(house):
+    record = stored.put_dataset(house)
+    other = record.model_copy(update={"manifest_sha256": "2" * 64})
+    overwrite(house, "datasets/1/dataset.json", other.to_bytes())
+    found = differing()
+    assert "manifest_sha256 is " + "2" * 64 in found["datasets/1/dataset.json"]
+    overwrite(house, "datasets/1/dataset.json", record.to_bytes())
+    overwrite(house, "datasets/1/manifest.parquet", b"another table")
+    assert "datasets/1/manifest.parquet was changed" in differing()["what comes next"]
+
+
+def test_an_image_with_other_bytes_and_one_that_is_missing_are_named(house):
+    one, two = list(store.keys(house, "images/"))[:2]
+    overwrite(house, one, b"another film")
+    store.remove(house, two)
+    found = differing("first")
+    assert set(found) == {"images/"}
+    assert f"{one} holds other bytes" in found["images/"] and f"{two} is missing" in found["images/"]
+
+
+def test_of_many_differences_a_person_is_shown_some_and_a_machine_all(settings):
+    data = stored.put_dataset(settings, images_per_class=9)
+    stored.put_model(settings, "first", data)
+    for key in list(store.keys(settings, "images/")):
+        store.remove(settings, key)
+    out = call("models", "verify", "first")[1]
+    assert out.count("is missing") == 20 and "and 7 more; --json names them" in out
+    assert differing("first")["images/"].count("is missing") == 27
+
+
+# Prune
+
+
+def snapshot(settings):
+    return {key: store.get(settings, key) for key in store.keys(settings, "")}
+
+
+def test_only_weights_of_old_refused_candidates_are_swept_and_all_evidence_stays(house):
+    before = snapshot(house)
+    assert answer("models", "prune", "--keep", 0) == {"models": ["poor", "other"], "deleted": False}
+    assert answer("models", "prune", "--keep", 1) == {"models": ["other"], "deleted": False}
+    assert answer("models", "prune", "--keep", 2) == {"models": [], "deleted": False}
+    out = call("models", "prune", "--keep", 1)[1]
+    assert "Would be deleted, with --yes: models/other/model.keras" in out and snapshot(house) == before
+    assert answer("models", "prune", "--keep", 1, "--yes") == {"models": ["other"], "deleted": True}
+    after = snapshot(house)
+    assert set(before) - set(after) == {"models/other/model.keras"}
+    assert set(after) - set(before) == {"models/other/swept.json", "registry/history/00004.json"}
+    assert all(after[key] == data for key, data in before.items() if key in after)
+    assert answer("models", "prune", "--keep", 1) == {"models": [], "deleted": False}
+
+
+def test_what_was_swept_is_told_by_whom_and_when_wherever_one_asks(house):
+    prune.sweep(house, "other", "bob", "Beyond the 1 refused candidates judged last.")
+    entry = registry.history(house)[-1]
+    said = f"swept at {entry.at} by bob"
+    assert said in " ".join(call("models", "show", "other")[1].split())
+    assert answer("models", "show", "other")["swept"]["by"] == "bob"
+    assert "weights swept" in " ".join(call("models", "list")[1].split())
+    assert answer("models", "history")[-1]["action"] == "swept"
+    steps = {s["name"]: s for s in answer("models", "verify", "other")}
+    assert said in steps["models/other/model.keras"]["said"]
+    with pytest.raises(Refused, match=f"{re.escape(said)}.*train with another seed"):
+        artefact.read(house, store.load(house, "models/other/model.json", Model))
+
+
+def test_no_candidate_whose_decision_waits_for_a_human_is_swept(house):
+    data = stored.put_dataset(house)
+    beside = stored.evaluate("second", data, stored.BEST)
+    stored.put_model(house, "waits", data, POOR, beside)
+    stored.run(house, "run-4", ["waits"], data)
+    assert "waits" in prune.candidates(house, 0)
+    decision = runs.load_decision(house, "run-4").model_copy(update={"run": "run-5"})
+    store.put_if_absent(house, "reports/run-5/decision.json", decision.to_bytes())
+    assert prune.candidates(house, 0) == ["poor", "other"]
+
+
+def test_a_champion_that_was_rolled_back_from_keeps_its_weights(house):
+    registry.rollback(house, None, "ann", "Misses too much.")
+    assert prune.candidates(house, 0) == ["poor", "other"]
+    for name in ("first", "second"):
+        with pytest.raises(Refused, match="never swept"):
+            prune.sweep(house, name, "bob", "Old.")
+        assert store.exists(house, artefact.key(name))
+
+
+@pytest.mark.parametrize("dies_at", ["put_if_absent", "remove"])
+def test_a_sweep_that_dies_leaves_a_true_state_and_is_ended_by_the_next(house, monkeypatch, dies_at):
+    real = getattr(store, dies_at)
+
+    def dies(settings, key, *rest):
+        if key.startswith("models/other/"):
+            raise ConnectionError("the line was cut")
+        return real(settings, key, *rest)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, dies_at, dies)
+        with pytest.raises(ConnectionError):
+            prune.sweep(house, "other", "bob", "Old.")
+    assert store.exists(house, artefact.key("other"))
+    assert registry.history(house)[-1].action == "swept"
+    assert prune.candidates(house, 5) == ["other"]
+    prune.sweep(house, "other", "eve", "Old.")
+    assert not store.exists(house, artefact.key("other"))
+    assert [e.by for e in registry.history(house) if e.action == "swept"] == ["bob"]
+    assert artefact.swept(house, "other").by == "bob"
