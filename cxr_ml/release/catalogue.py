@@ -96,10 +96,7 @@ def show(settings: Settings, name: str) -> dict[str, Any]:
     """
     name = resolve(settings, name)
     entries, now = registry.history(settings), registry.champion(settings)
-    last = judged(entries, name)
-    evaluations = _own(settings, name)
-    met = (last.decision.dataset, last.decision.champion) if last else None
-    decided = [e for e in evaluations if (e.dataset, e.champion.model if e.champion else None) == met]
+    last, found = judged(entries, name), evaluation(settings, name, entries)
     gone = artefact.swept(settings, name)
     return {
         "model": store.load(settings, f"models/{name}/model.json", Model).model_dump(mode="json"),
@@ -109,8 +106,16 @@ def show(settings: Settings, name: str) -> dict[str, Any]:
         "swept": gone.model_dump(mode="json") if gone else None,
         "entries": [e.model_dump(mode="json", exclude={"decision"}) for e in entries if e.model == name],
         "decision": last.decision.model_dump(mode="json") if last else None,
-        "evaluation": next((e.model_dump(mode="json") for e in [*decided, *evaluations]), None),
+        "evaluation": found.model_dump(mode="json") if found else None,
     }
+
+
+def evaluation(settings: Settings, name: str, entries: list[HistoryEntry]) -> Evaluation | None:
+    """The evaluation of a model that was decided on last, else its first; None where it has none."""
+    last, known = judged(entries, name), _own(settings, name)
+    met = (last.decision.dataset, last.decision.champion) if last else None
+    decided = [e for e in known if (e.dataset, e.champion.model if e.champion else None) == met]
+    return next(iter([*decided, *known]), None)
 
 
 def _own(settings: Settings, name: str) -> list[Evaluation]:
@@ -150,7 +155,7 @@ def compare(settings: Settings, first: str, second: str) -> dict[str, Any]:
             raise Refused(f"Two evaluated models were expected. Received: {name}, which was never evaluated.")
     pairs = [(a, b) for a in known[0] for b in known[1] if a.dataset_sha256 == b.dataset_sha256]
     one, two = max(pairs, key=lambda pair: pair[0].dataset, default=(known[0][0], known[1][0]))
-    left, right = _all_figures(one), _all_figures(two)
+    left, right = all_figures(one), all_figures(two)
     return {
         "models": names,
         "datasets": [one.dataset, two.dataset],
@@ -163,7 +168,8 @@ def compare(settings: Settings, first: str, second: str) -> dict[str, Any]:
     }
 
 
-def _all_figures(evaluation: Evaluation) -> dict[str, float]:
+def all_figures(evaluation: Evaluation) -> dict[str, float]:
+    """Every figure of a model on the test images, as they are and in disguise, by name."""
     found = figures(evaluation.test)
     return found | {f"macro f1, {name}": metrics.macro_f1 for name, metrics in evaluation.robustness.items()}
 

@@ -12,7 +12,7 @@ from cxr_ml.data import drops, ingest, rulings
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluations
 from cxr_ml.records import Batch, Decision, HistoryEntry, Model, Run
-from cxr_ml.release import card, gate, mail, registry, report
+from cxr_ml.release import card, gate, mail, mirror, registry, report
 from cxr_ml.settings import Settings
 
 MOST_SHARDS = 1000  # of one run: Airflow maps a task over at most 1,024 by default (core.max_map_length)
@@ -89,13 +89,13 @@ def load_model_record(settings: Settings, name: str) -> Model:
 
 
 def publish(settings: Settings, run: str, batches: Sequence[str], recipients: Sequence[str]) -> tuple[Run, str]:
-    """Writes the cards of the candidates and the report of a concluded run, and mails it.
+    """Writes the cards of the candidates and the report of a concluded run, mails it, and mirrors it into MLflow.
 
     Returns:
         The record of the run, and the key of its report.
 
     Raises:
-        Refused: a recipient who is not allowed, or a run without a decision.
+        Refused: a recipient who is not allowed, a run without a decision, or MLflow is asked for and not installed.
         OSError: the mail server cannot be reached (a retry may help; the report is there already).
     """
     to = mail.allowed(tuple(recipients), settings)
@@ -110,11 +110,12 @@ def publish(settings: Settings, run: str, batches: Sequence[str], recipients: Se
     key = report.write(settings, record, histories, _copy_documents(settings, record))
     link = f"s3://{settings.bucket}/{settings.prefix}{key}"
     _mail_once(settings, run, to, lambda: mail.outcome_message(record, settings, to, link))
+    mirror.mirror(settings, decision.candidates)
     return record, key
 
 
 def tell_rollback(settings: Settings, run: str, recipients: Sequence[str]) -> None:
-    """Mails who is champion again since a rollback of that name, once.
+    """Mails who is champion again since a rollback of that name, once, and mirrors it into MLflow.
 
     Raises:
         Refused: a recipient who is not allowed, or no such rollback.
@@ -125,6 +126,7 @@ def tell_rollback(settings: Settings, run: str, recipients: Sequence[str]) -> No
     if entry is None or entry.action != "rolled_back":
         raise Refused(f"A rollback was expected. Received: {run!r}, of which the history has none.")
     _mail_once(settings, run, to, lambda: mail.rollback_message(settings, to, entry))
+    mirror.mirror(settings)
 
 
 def _mail_once(settings: Settings, run: str, to: Sequence[str], message: Callable[[], EmailMessage]) -> None:

@@ -1,10 +1,12 @@
-"""Reads the DAG as Airflow's dag-processor does and prints what it found as JSON. Run with a PYTHONPATH of dags/."""
+"""Reads a DAG as Airflow's dag-processor does and prints what it found as JSON. Run with a PYTHONPATH of dags/."""
 
 import json
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.definitions._internal.types import NOTSET
 
 
 def plain(value):
@@ -30,20 +32,27 @@ def facts(task):
         "defaults": getattr(task, "defaults", None),
         "doc": task.doc_md,
         "callbacks": names(task.on_failure_callback),
+        "outlets": [asset.name for asset in task.outlets],
         "policy": None if task.retry_policy is None else task.retry_policy.serialize(),
     }
 
 
-def main(folder):
-    bag = DagBag(dag_folder=folder)
-    dag = bag.dags.get("cxr_retraining")
+def field(param):
+    """The field as JSON, without a value where it has to be filled in."""
+    return {name: value for name, value in param.serialize().items() if value is not NOTSET}
+
+
+def main(file):
+    bag = DagBag(dag_folder=file)
+    dag = bag.dags.get(Path(file).stem)
     found = {"errors": bag.import_errors, "dags": sorted(bag.dags), "modules": sorted(sys.modules)}
     if dag is not None:
         found["dag"] = {
             "timetable": dag.timetable.__class__.__name__,
-            "cron": dag.timetable.expression,
-            "timezone": str(dag.timetable.timezone),
-            "run_immediately": plain(dag.timetable.run_immediately),
+            "cron": getattr(dag.timetable, "expression", None),
+            "timezone": str(getattr(dag.timetable, "timezone", None)),
+            "run_immediately": plain(getattr(dag.timetable, "run_immediately", None)),
+            "paused": dag.is_paused_upon_creation,
             "start_date": str(dag.start_date) if dag.start_date else None,
             "catchup": dag.catchup,
             "max_active_runs": dag.max_active_runs,
@@ -51,7 +60,7 @@ def main(folder):
             "callbacks": names(dag.on_failure_callback),
             "groups": {name: group.tooltip for name, group in dag.task_group.get_task_group_dict().items() if name},
             "tasks": {task.task_id: facts(task) for task in dag.tasks},
-            "form": {name: dag.params.get_param(name).serialize() for name in dag.params},
+            "form": {name: field(dag.params.get_param(name)) for name in dag.params},
         }
     print("FACTS" + json.dumps(found))
 

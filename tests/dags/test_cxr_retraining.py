@@ -1,25 +1,18 @@
 """The DAG as Airflow's dag-processor reads it, in a process of its own: Airflow keeps global state."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, ParamValidationError
+from dag_reading import HEAVY, read_dag
 from jinja2 import Template
 
 from cxr_ml import store
 from cxr_ml.records import Dataset, Decision, HistoryEntry, Ruling
-from local.state import REPOSITORY
 
-HEAVY = {
-    "boto3", "cv2", "great_expectations", "keras", "matplotlib", "numpy", "pandas", "PIL", "pyarrow", "scipy",
-    "sklearn", "tensorflow",
-}  # fmt: skip
 EDGES = {
     "data.find_drops": ["data.ingest", "data.validate"],
     "data.ingest": ["data.validate"],
@@ -30,27 +23,16 @@ EDGES = {
     "decide.gate": ["decide.ask", "promote"],
     "decide.ask": ["decide.approval"],
     "decide.approval": ["promote"],
-    "promote": ["report"],
+    "promote": ["announce", "report"],
+    "announce": [],
     "report": [],
 }
 HOUR = 3600
 
 
-def read_dag(home: Path, **variables: str) -> dict:
-    """What tests/dags/dag_facts.py finds, with the settings' defaults and `variables` on top."""
-    env = {n: v for n, v in os.environ.items() if not n.startswith(("CXR_", "AIRFLOW"))}
-    env |= {"AIRFLOW_HOME": str(home), "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'dags'}"}
-    script = Path(__file__).with_name("dag_facts.py")
-    command = [sys.executable, str(script), str(REPOSITORY / "dags" / "cxr_retraining.py")]
-    # In an empty folder: no cxr.toml of this checkout's.
-    done = subprocess.run(command, env=env | variables, cwd=home, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.partition("FACTS")[2])
-
-
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    return read_dag(tmp_path_factory.mktemp("airflow"))
+    return read_dag("cxr_retraining", tmp_path_factory.mktemp("airflow"))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +74,14 @@ def test_a_skipped_question_to_a_human_does_not_skip_the_promotion(dag):
     rules = {name: task["rule"] for name, task in dag["tasks"].items() if task["rule"] != "all_success"}
     # validate: with the form's "train even if nothing is new", no drop is ingested.
     assert rules == {"data.validate": "none_failed", "promote": "none_failed_min_one_success"}
+
+
+def test_only_a_promotion_updates_the_asset_that_other_dags_follow(dag, announce):
+    assert {name for name, task in dag["tasks"].items() if task["outlets"]} == {"announce"}
+    assert dag["tasks"]["announce"]["outlets"] == ["cxr_champion"]
+    assert announce(action="promoted", model="second", version=2) == {"model": "second", "version": 2}
+    with pytest.raises(AirflowSkipException):  # a skipped task updates nothing
+        announce(action="refused", model="second", version=None)
 
 
 def test_what_needs_the_accelerator_waits_in_the_pool_and_the_queue_gpu(dag):
@@ -166,7 +156,7 @@ def test_another_profile_changes_the_form(tmp_path):
         'architectures = ["light"]\nseed = 9\napproval = true\nmail_to = []\nmail_allowed = ["a@b.example"]\n'
         "[recall_floors]\nNORMAL = 0.5\n"
     )
-    found = read_dag(tmp_path, CXR_CONFIG=str(config), CXR_BATCH_SIZE="7")
+    found = read_dag("cxr_retraining", tmp_path, CXR_CONFIG=str(config), CXR_BATCH_SIZE="7")
     assert found["errors"] == {}
     form = {name: entry["value"] for name, entry in found["dag"]["form"].items()}
     assert (form["architectures"], form["seed"], form["batch_size"], form["approval"]) == (["light"], 9, 7, True)
@@ -176,7 +166,7 @@ def test_another_profile_changes_the_form(tmp_path):
 
 
 def test_settings_that_cannot_be_used_are_an_import_error_that_says_so(tmp_path):
-    found = read_dag(tmp_path, CXR_BATCH_SIZE="many")
+    found = read_dag("cxr_retraining", tmp_path, CXR_BATCH_SIZE="many")
     (error,) = found["errors"].values()
     assert "batch_size" in error
     assert "Received: 'many'" in error
@@ -251,6 +241,21 @@ def data_task(settings):
         return task, lambda changed, **given: task.python_callable(params=form | changed, **given)
 
     return get
+
+
+@pytest.fixture
+def announce():
+    """What the event of the asset holds after the promotion's outcome was handed to the task."""
+    import cxr_retraining
+    from airflow.sdk.execution_time.context import OutletEventAccessors
+
+    def call(**outcome):
+        events = OutletEventAccessors()
+        task = cxr_retraining.cxr_retraining().get_task("announce")
+        task.python_callable(outcome=outcome, outlet_events=events)
+        return events[task.outlets[0]].extra
+
+    return call
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""The rollback as a DAG: a form with the reason, two thin steps, and the asset that other DAGs follow."""
+
+from types import SimpleNamespace
+
+import pytest
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
+from airflow.sdk.execution_time.context import OutletEventAccessors
+from dag_reading import HEAVY, read_dag
+
+from cxr_ml import store
+from cxr_ml.records import HistoryEntry, Model
+from cxr_ml.release import registry
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    return read_dag("cxr_rollback", tmp_path_factory.mktemp("airflow"))
+
+
+def field(read: dict, name: str) -> Param:
+    found = read["dag"]["form"][name]
+    return Param(**({"default": found["value"]} if "value" in found else {}), **found["schema"])
+
+
+def test_the_dag_is_read_without_errors_and_loads_nothing_heavy(read):
+    assert (read["errors"], read["dags"]) == ({}, ["cxr_rollback"])
+    loaded = {name.partition(".")[0] for name in read["modules"]}
+    assert "cxr_ml" in loaded and not HEAVY & loaded
+
+
+def test_it_runs_only_by_hand_at_once_and_one_at_a_time(read):
+    dag = read["dag"]
+    assert (dag["timetable"], dag["cron"], dag["max_active_runs"]) == ("NullTimetable", None, 1)
+    assert dag["paused"] is False
+
+
+def test_it_moves_the_pointer_updates_the_asset_and_then_tells_the_team(read):
+    tasks = read["dag"]["tasks"]
+    assert {name: (task["downstream"], task["outlets"]) for name, task in tasks.items()} == {
+        "roll_back": (["tell"], ["cxr_champion"]),
+        "tell": ([], []),
+    }
+
+
+def test_every_step_is_retried_ends_some_day_and_mails_its_failure(read):
+    for task in read["dag"]["tasks"].values():
+        assert (task["retries"], task["callbacks"], task["policy"]["default"]) == (2, ["mail_failure"], "fail")
+        assert task["timeout"] and task["doc"].endswith(".")
+    assert read["dag"]["callbacks"] == ["mail_silent_failures"]
+
+
+def test_the_form_asks_for_a_reason_and_takes_the_model_before_where_none_is_named(read):
+    assert set(read["dag"]["form"]) == {"to", "why"}
+    assert field(read, "to").resolve() is None and field(read, "to").resolve("first") == "first"
+    assert field(read, "why").resolve("Misses too much.") == "Misses too much."
+    for nothing in ("", "  ", None, "x" * 2001):
+        with pytest.raises(ParamValidationError):
+            field(read, "why").resolve(nothing)
+    with pytest.raises(ParamValidationError):
+        field(read, "why").resolve()
+
+
+@pytest.fixture
+def roll_back(settings, monkeypatch):
+    """The step's function, in a run by hand of the user eve: what the event of the asset holds then."""
+    import cxr_rollback
+
+    context = {"run_id": "manual__1", "dag_run": SimpleNamespace(triggering_user_name="eve", run_type="manual")}
+    monkeypatch.setattr(cxr_rollback, "get_current_context", lambda: context)
+
+    def call(**form):
+        task = cxr_rollback.cxr_rollback().get_task("roll_back")
+        events = OutletEventAccessors()
+        task.python_callable(params={"to": None, "why": "Misses too much."} | form, outlet_events=events)
+        return events[task.outlets[0]].extra
+
+    return call
+
+
+def put_champions(settings, *names):
+    for number, name in enumerate(names, 1):
+        model = Model(
+            model=name, architecture="light", dataset=1, dataset_sha256="d", artefact_sha256="a", classes=(),
+            image_size=32, weights="", weights_sha256="", settings={}, epochs={}, seconds={},
+        )  # fmt: skip
+        store.put_if_absent(settings, f"models/{name}/model.keras", b"weights")
+        store.put_if_absent(settings, f"models/{name}/model.json", model.to_bytes())
+        entry = HistoryEntry(
+            number=number, action="promoted", model=name, previous=names[number - 2] if number > 1 else None,
+            version=number, by="ann", why=".", at="2026-01-05T03:00:00+00:00", run=f"run-{number}",
+        )  # fmt: skip
+        store.put_if_absent(settings, f"registry/history/{number:05d}.json", entry.to_bytes())
+
+
+def test_the_champion_before_is_back_with_who_and_why_in_the_history_also_if_the_step_is_tried_again(
+    settings, roll_back
+):
+    put_champions(settings, "first", "second", "third")
+    assert roll_back() == roll_back() == {"model": "second", "version": 4}
+    entry = registry.history(settings)[-1]
+    assert (entry.number, entry.action, entry.by, entry.why) == (4, "rolled_back", "eve", "Misses too much.")
+    assert registry.champion(settings).model == "second"
+
+
+def test_a_model_that_was_never_champion_fails_the_step_for_good(settings, roll_back):
+    put_champions(settings, "first", "second")
+    with pytest.raises(AirflowFailException, match=r"earlier champion, one of first\. Received: 'third'"):
+        roll_back(to="third")
+    assert len(registry.history(settings)) == 2
