@@ -147,14 +147,15 @@ def promote(run: RunName, json_: Json = False) -> None:
 
 @app.command()
 def rollback(why: Annotated[str, typer.Option(help="The reason, for the history.")],
-             to: Annotated[str | None, typer.Option(help="A model that was champion; default: the last one.")] = None,
+             to: Annotated[str | None, typer.Option(help="A model that was champion; default: the one before.")] = None,
              json_: Json = False) -> None:  # fmt: skip
     """Make an earlier champion champion again."""
-    from cxr_ml.release import registry
+    from cxr_ml.release import mirror, registry
 
     with opened() as settings:
         entry = registry.rollback(settings, to, by=getpass.getuser(), why=why)
         show(entry, json_, f"{entry.model} is champion again, v{entry.version}.")
+        mirror.mirror(settings)
 
 
 @app.command()

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.airflow
 
 STEPS = {
     "data.find_drops", "data.ingest", "data.validate", "data.build_dataset", "learn.train", "learn.evaluate",
-    "decide.gate", "decide.ask", "decide.approval", "promote", "report",
+    "decide.gate", "decide.ask", "decide.approval", "promote", "announce", "report",
 }  # fmt: skip
 # One epoch at a rate near zero: the first champion is poor, so that a few real epochs beat it.
 CONFIG = """
@@ -53,6 +53,7 @@ f1_floors = {COVID19 = 0.0, PNEUMONIA = 0.0}
 mail_allowed = ["team@hospital.example"]
 mail_to = ["team@hospital.example"]
 """
+_UNFINISHED = ("queued", "running")
 BETTER = {"train_anyway": True, "approval": True, "seed": 1, "head_epochs": 8, "head_learning_rate": 3e-3}
 
 
@@ -167,6 +168,22 @@ class MakeRun:
                 self.client.patch(f"/api/v2/{path}", json=body).raise_for_status()
         return question
 
+    def champions(self) -> list[dict]:
+        """What the events of the asset say that other DAGs follow, oldest first."""
+        events = airflow_api.get(self.client, "assets/events", order_by="timestamp")["asset_events"]
+        return [event["extra"] for event in events if event["name"] == "cxr_champion"]
+
+    def roll_back(self, **form: object) -> str:
+        """Triggers the DAG of the rollback, and waits for its end; its state."""
+        path = "/api/v2/dags/cxr_rollback/dagRuns"
+        body = {"logical_date": None, "conf": form}
+        run_id = self.client.post(path, json=body).raise_for_status().json()["dag_run_id"]
+        end = time.monotonic() + 300
+        while (state := airflow_api.get(self.client, f"dags/cxr_rollback/dagRuns/{run_id}")["state"]) in _UNFINISHED:
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        return state
+
     def mails(self) -> dict[str, str]:
         return mails(self.state / "maildir")
 
@@ -200,6 +217,7 @@ def test_the_first_run_takes_the_drop_to_a_champion_and_reports_it(made):
     (entry,) = registry.history(made.settings)
     assert (champion.version, champion.model) == (1, entry.model)
     assert (entry.action, entry.by) == ("promoted", "admin")
+    assert made.champions() == [{"model": champion.model, "version": 1}]
 
     assert "PROMOTED: " in made.output
     assert "1 × not_an_image" in made.output
@@ -269,12 +287,14 @@ def test_a_human_who_says_no_keeps_the_champion(made):
     assert made.wait(run_id) == "success"
     tasks = made.tasks(run_id)
     assert tasks.pop("data.ingest")[0] == "skipped"  # nothing new, trained anyway
+    assert tasks.pop("announce")[0] == "skipped"  # the champion stays
     assert {state for state, _ in tasks.values()} == {"success"}
     entry = registry.history(made.settings)[-1]
     assert (entry.action, entry.by, entry.why) == ("refused", "admin", "Not approved by admin.")
     assert entry.decision.promote
     assert entry.decision.overrides == {"seed": "1", "head_epochs": "8", "head_learning_rate": "0.003"}
     assert registry.champion(made.settings) == champion
+    assert len(made.champions()) == 1
     ((_, subject),) = made.mails().items() - before.items()
     assert subject.startswith("[cxr] REFUSED light")
 
@@ -286,6 +306,23 @@ def test_a_human_who_says_yes_makes_it_champion(made):
     entry = registry.history(made.settings)[-1]
     assert (entry.action, entry.by, entry.version) == ("promoted", "admin, approved by admin", 2)
     assert registry.champion(made.settings).model == entry.model
+    assert made.champions()[1:] == [{"model": entry.model, "version": 2}]
+
+
+def test_a_rollback_by_hand_needs_a_reason_and_is_told_to_history_team_and_other_dags(made):
+    before, (first, _) = made.mails(), made.champions()
+    for form in ({}, {"why": " "}, {"to": first["model"]}):
+        with pytest.raises(httpx.HTTPStatusError) as caught:
+            made.roll_back(**form)
+        assert caught.value.response.status_code == 400
+    assert made.roll_back(why="Misses too much.") == "success"
+    entry = registry.history(made.settings)[-1]
+    assert (entry.action, entry.model, entry.version) == ("rolled_back", first["model"], 3)
+    assert (entry.by, entry.why) == ("admin", "Misses too much.")
+    assert registry.champion(made.settings).model == first["model"]
+    assert made.champions()[2:] == [{"model": first["model"], "version": 3}]
+    ((_, subject),) = made.mails().items() - before.items()
+    assert subject.startswith("[cxr] ROLLED BACK to light") and subject.endswith("v3: Misses too much.")
 
 
 def checkpoints(made: MakeRun, known: set[str]) -> dict[str, int]:
