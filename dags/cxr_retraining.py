@@ -148,8 +148,9 @@ def cxr_retraining() -> None:
             from cxr_ml.release.terminal import decision_markdown
 
             changed = {name: str(value) for name, value in wiring.overrides(params).items()}
+            context = get_current_context()
             with wiring.settings(params) as s:
-                decision = runs.decide(s, wiring.run_name(get_current_context()), models, changed)
+                decision = runs.decide(s, wiring.run_name(context), models, changed, wiring.actor(context))
             print(decision.model_dump_json(indent=2))
             return {"open": decision.promote, "table": decision_markdown(decision)}
 

@@ -1,6 +1,7 @@
 """Trains one architecture on a dataset: the head on the frozen backbone, then everything."""
 
 import hashlib
+import io
 import json
 import math
 import tempfile
@@ -17,11 +18,22 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, checkpoints, curves, devices, epochs, evaluate, features, inputs, provenance
+from cxr_ml.model import (
+    architectures,
+    checkpoints,
+    curves,
+    devices,
+    epochs,
+    evaluate,
+    features,
+    inputs,
+    operating,
+    provenance,
+)
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
 from cxr_ml.model.pieces import ShuffledRows
-from cxr_ml.records import Dataset, Model
+from cxr_ml.records import Dataset, Model, OperatingPoint
 from cxr_ml.settings import Settings
 
 _HYPERPARAMETERS = (
@@ -130,7 +142,9 @@ def _train(
         if _best_loss(progress) > min(map(_best_loss, done.values()), default=math.inf):
             classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
         done[stage.name] = progress
-    return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds)
+    p = evaluate.probabilities(classifier, images, rows["validation"])
+    point = operating.fit(y[rows["validation"]], p, settings.classes, settings.recall_floors)
+    return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds, p, point)
 
 
 def _classifier(settings: Settings, backbone: architectures.Backbone) -> keras.Model:
@@ -245,7 +259,11 @@ def _write(
     classifier: keras.Model,
     done: dict[str, Progress],
     seconds: dict[str, float],
+    validation: np.ndarray,
+    point: OperatingPoint,
 ) -> Model:
+    predicted = io.BytesIO()
+    np.save(predicted, validation)
     history = _history(done)
     images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in done.items()}
     spent = {stage: sum(e.seconds for e in p.epochs) for stage, p in done.items()}
@@ -273,8 +291,11 @@ def _write(
         code=provenance.code(),
         packages=provenance.packages(),
         hardware=provenance.hardware(),
+        operating_point=point,
+        validation_sha256=hashlib.sha256(predicted.getvalue()).hexdigest(),
     )
     store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
+    store.put_uncommitted(settings, f"models/{name}/validation.npy", predicted.getvalue())
     store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
     for file, data in curves.events(history).items():
         store.put_uncommitted(settings, f"models/{name}/{file}", data)

@@ -4,6 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
+from cxr_ml.model import metrics
 from cxr_ml.records import Check, Dataset, Evaluation, Metrics, Ruling, Run
 from cxr_ml.release import words
 from cxr_ml.settings import Settings
@@ -101,13 +102,13 @@ def headline(run: Run, settings: Settings) -> list[Line]:
     for name in [*floored, *(n for n in evaluation.test.classes if n not in floored)]:
         one, floor = evaluation.test.classes.get(name), settings.recall_floors.get(name)
         recall = one.recall if one else math.nan
-        span = words.interval(recall, one.support) if one else None
+        span = metrics.wilson(recall, one.support) if one else None
         before = other.classes[name].recall if other and name in other.classes else None
         lines.append(
             Line(
                 f"recall {name}",
                 words.percent(recall, floor),
-                f"{100 * span[0]:.1f} – {100 * span[1]:.1f} %" if span else "",
+                words.span(span),
                 "" if floor is None else words.limit_percent(floor),
                 _champion(run, before) or words.percent(before),
                 _verdict(recall, floor),
@@ -119,7 +120,7 @@ def headline(run: Run, settings: Settings) -> list[Line]:
         Line(
             "macro F1",
             words.score(macro, settings.macro_f1_floor),
-            "",
+            words.span(evaluation.test.intervals.get("macro F1"), percent=False),
             f"{settings.macro_f1_floor:g}",
             _champion(run, before) or words.score(before),
             _verdict(macro, settings.macro_f1_floor),
@@ -163,8 +164,8 @@ def disguises(evaluation: Evaluation) -> list[tuple[str, Metrics, Metrics | None
         return []
     other = evaluation.champion
     rows = [("as they are", evaluation.test, other.test if other else None)]
-    for name, metrics in evaluation.robustness.items():
-        rows.append((_DISGUISES.get(name, name), metrics, other.robustness.get(name) if other else None))
+    for name, found in evaluation.robustness.items():
+        rows.append((_DISGUISES.get(name, name), found, other.robustness.get(name) if other else None))
     return rows
 
 
