@@ -4,6 +4,7 @@ Both are fitted on validation images once, when a model is trained, and are part
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -21,7 +22,7 @@ def fit(y: np.ndarray, p: np.ndarray, classes: Sequence[str], floors: Mapping[st
 
     The temperature divides the logits and minimises the log loss: Guo et al. 2017, "On calibration of modern neural
     networks". An offset is added to the logarithm of a class's probability before the largest is taken. All are 0
-    where the floors are met so; else one after the other is moved in steps until no move helps: first towards the
+    where the floors are met so; else one or two at a time are moved in steps until no move helps: first towards the
     smallest sum of what recalls lack, then towards the largest mean specificity, then towards small offsets.
 
     Args:
@@ -80,7 +81,7 @@ def _softmax(logs: np.ndarray) -> np.ndarray:
 def _offsets(y: np.ndarray, logs: np.ndarray, wanted: Mapping[int, float]) -> np.ndarray:
     """Offset of each class, 0 to _MOST, float (classes,)."""
     kinds = logs.shape[1]
-    steps = np.arange(0, _MOST + _STEP / 2, _STEP)
+    steps = np.arange(-_MOST, _MOST + _STEP / 2, _STEP)
 
     def cost(offsets: np.ndarray) -> tuple[float, float, float]:
         predicted = (logs + offsets).argmax(axis=1)
@@ -88,16 +89,18 @@ def _offsets(y: np.ndarray, logs: np.ndarray, wanted: Mapping[int, float]) -> np
         lacking = sum(max(0.0, floor - counts[i, i] / counts[i].sum()) for i, floor in wanted.items())
         others = len(y) - counts.sum(axis=1)
         alarms = (counts.sum(axis=0) - np.diag(counts)) / np.maximum(1, others)
-        return round(lacking, 9), round(float(alarms.mean()), 9), float(offsets.sum())
+        return round(lacking, 9), round(float(alarms.mean()), 9), round(float(offsets.sum()), 4)
 
     offsets = np.zeros(kinds)
     best = cost(offsets)
     if not best[0]:
         return offsets
+    # Alone, and two together: what one class gains, a second of the ill would lose to it.
+    ways = [np.isin(np.arange(kinds), pair) for n in (1, 2) for pair in combinations(wanted, n)]
     while True:
         before = best
-        for kind in wanted:
-            tried = [np.where(np.arange(kinds) == kind, step, offsets) for step in steps]
+        for way in ways:
+            tried = [np.round(np.clip(offsets + step * way, 0, _MOST), 4) for step in steps]
             costs = [cost(t) for t in tried]
             if min(costs) < best:
                 best, offsets = min(costs), tried[costs.index(min(costs))]
