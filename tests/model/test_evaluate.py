@@ -1,6 +1,7 @@
 """Metrics that a hand can check, and the stored model and images that they are taken from."""
 
 import hashlib
+import io
 import json
 import math
 
@@ -11,9 +12,10 @@ from model_samples import CLASSES, overwrite, picture, put_dataset, quick
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
+from cxr_ml.data import tables
 from cxr_ml.errors import Refused
 from cxr_ml.model import architectures, disguise, evaluate, evaluations, metrics
-from cxr_ml.records import Dataset, Evaluation, Model
+from cxr_ml.records import Dataset, Evaluation, Model, OperatingPoint
 from cxr_ml.settings import Settings
 
 
@@ -149,12 +151,91 @@ def test_a_model_file_that_was_changed_is_refused_before_keras_opens_it(judged, 
         evaluate.evaluate(s, 1, ["good"], None)
 
 
-def test_a_champion_whose_file_was_changed_is_refused_too(judged):
+@pytest.mark.parametrize("champion", ["bad", "gone"])
+def test_a_champion_that_cannot_be_evaluated_is_said_to_be_so_and_the_candidate_is_evaluated(judged, champion):
     s, _ = judged
     overwrite(s, "models/bad/model.keras", b"PK")
-    with pytest.raises(Refused, match=r"models/bad/model\.keras is not the file"):
-        evaluate.evaluate(s, 1, ["good"], "bad")
-    assert not store.exists(s, "models/good/evaluation.json")
+    (found,) = evaluate.evaluate(s, 1, ["good"], champion)
+    assert found.champion is None and found.difference is None
+    assert found.champion_problem.startswith(f"The champion {champion} could not be evaluated: ")
+    assert found.test.macro_f1 == 1.0
+
+
+def test_the_difference_to_the_champion_is_paired(judged):
+    s, _ = judged
+    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    difference = found.difference
+    assert difference.figures["recall COVID19"] == 1.0 and difference.figures["recall NORMAL"] == 0.0
+    assert difference.intervals["recall COVID19"] == (1.0, 1.0)
+    assert (difference.only_candidate, difference.only_champion) == (10, 0)
+    assert difference.mcnemar == pytest.approx(2 / 2**10)
+
+
+def test_a_model_beside_itself_differs_in_nothing(judged, tmp_path):
+    s, dataset = judged
+    put_model(s, dataset, "twin", by_level(), tmp_path)
+    (found,) = evaluate.evaluate(s, 1, ["good"], "twin")
+    assert set(found.difference.figures.values()) == {0.0} and found.difference.mcnemar == 1.0
+    assert set(found.difference.intervals.values()) == {(0.0, 0.0)}
+
+
+def test_a_model_that_reads_the_middle_loses_everything_with_the_lungs_hidden(judged):
+    s, _ = judged
+    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    moved = {m.change: m for m in found.moved}
+    # Three quarters each way are black, so the mean level of any class is nearest to the darkest.
+    assert moved["lungs hidden"].recalls == {"NORMAL": 1.0, "COVID19": 0.0, "PNEUMONIA": 0.0}
+    assert moved["mirrored"].decided_otherwise == 0.0 and moved["mirrored"].balanced_accuracy == 1.0
+    assert found.champion.moved == ()
+
+
+def test_the_operating_point_of_a_model_decides_and_its_figures_without_are_kept(judged, tmp_path):
+    s, dataset = judged
+    put_model(s, dataset, "careful", by_level(), tmp_path)
+    record = store.load(s, "models/careful/model.json", Model)
+    point = OperatingPoint(temperature=2.0, offsets={"NORMAL": 0, "COVID19": 50, "PNEUMONIA": 0}, floors={}, images=9)
+    changed = record.model_copy(update={"operating_point": point})
+    overwrite(s, "models/careful/model.json", changed.to_bytes())
+    (found,) = evaluate.evaluate(s, 1, ["careful"], None)
+    assert found.test.confusion == ((0, 5, 0), (0, 5, 0), (0, 5, 0))
+    assert found.plain.confusion == ((5, 0, 0), (0, 5, 0), (0, 0, 5))
+    assert found.test.log_loss > found.plain.log_loss  # twice as doubtful about what it has right
+
+
+def test_what_a_candidate_says_of_each_image_is_stored(judged):
+    s, _ = judged
+    evaluate.evaluate(s, 1, ["good"], "bad")
+    table = tables.read_parquet(s, "models/good/predictions-d1.parquet")
+    assert table["split"].value_counts().to_dict() == {"test": 15, "validation": 12}
+    assert (table["decided"] == table["label"]).all()
+    np.testing.assert_allclose(table[[f"p_{c}" for c in CLASSES]].sum(axis=1), 1, rtol=1e-6)
+    assert not store.exists(s, "models/bad/predictions-d1.parquet")
+
+
+def left_by_training(s, name, p):
+    """`validation.npy` as the training process leaves it."""
+    data = io.BytesIO()
+    np.save(data, p)
+    record = store.load(s, f"models/{name}/model.json", Model)
+    digest = hashlib.sha256(data.getvalue()).hexdigest()
+    overwrite(s, f"models/{name}/model.json", record.model_copy(update={"validation_sha256": digest}).to_bytes())
+    overwrite(s, f"models/{name}/validation.npy", data.getvalue())
+
+
+def test_the_loaded_model_is_held_against_what_the_training_process_predicted(judged):
+    s, _ = judged
+    evaluate.evaluate(s, 1, ["good"], None)
+    table = tables.read_parquet(s, "models/good/predictions-d1.parquet")
+    p = table.loc[table["split"] == "validation", [f"p_{c}" for c in CLASSES]].to_numpy(np.float32)
+    left_by_training(s, "good", p)
+    left_by_training(s, "bad", p)
+    good, bad = evaluate.evaluate(s, 1, ["good", "bad"], "gone")
+    assert good.reload_difference < 1e-6 and bad.reload_difference > 0.5
+    left_by_training(s, "good", p[:-1])
+    assert evaluate.evaluate(s, 1, ["good"], "absent")[0].reload_difference is None
+    overwrite(s, "models/good/validation.npy", b"other")
+    with pytest.raises(Refused, match=r"models/good/validation\.npy is not the file"):
+        evaluate.evaluate(s, 1, ["good"], None)
 
 
 def test_a_model_that_would_run_code_when_opened_is_not_run(judged, tmp_path):

@@ -161,6 +161,8 @@ def test_a_network_learns_what_can_be_learned_and_says_so_on_images_it_never_saw
     record = train.train(s, 1, "light", verbose=0)
     (found,) = evaluate.evaluate(s, 1, [record.model], None)
     assert found.test.accuracy > 0.9, "classes of plain grey levels"
+    assert found.reload_difference < 1e-6, "the stored file predicts what this process did"
+    assert record.operating_point.images == 12 and set(record.operating_point.floors) == set(s.classes)
     table = history(s, record)
     assert table["val_loss"].iloc[-1] < 0.6 * table["val_loss"].iloc[0]
 
