@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from cxr_ml.errors import Refused
-from cxr_ml.model import checkpoints
+from cxr_ml.model import checkpoints, devices
 from cxr_ml.model.checkpoints import Epoch, Progress
 from cxr_ml.model.pieces import Evenly, Pieces
 from cxr_ml.settings import Settings
@@ -104,7 +104,7 @@ def run(
         try:
             _fit(network, batches, validation, loop, settings.batch_size, verbose)
         except Exception as error:
-            if not _out_of_memory(error):
+            if not _out_of_memory(error) or devices.hosts() > 1:  # the other hosts know nothing of it
                 raise
             pieces *= 2
             if pieces >= 2 * min(settings.batch_size, len(batches.y)):
@@ -139,12 +139,14 @@ def _fit(
     batches = copy.copy(batches)  # what a failed attempt left running must not move this one's epoch on
     batches.epoch = done - 1
     batches.on_epoch_end()
-    pieces, devices = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
+    pieces, shares = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
     validation = copy.copy(validation)
-    validation.batch_size = max(1, min(batch_size // pieces, 32) // devices) * devices
+    validation.batch_size = max(1, min(batch_size // pieces, 32) // shares) * shares
+    batches = batches if pieces * shares == 1 else Pieces(batches, pieces, shares)
+    devices.let_fit(network, batches)
     network.fit(
-        batches if pieces * devices == 1 else Pieces(batches, pieces, devices),
-        validation_data=validation if devices == 1 else Evenly(validation, devices),
+        batches,
+        validation_data=validation if shares == 1 else Evenly(validation, shares),
         initial_epoch=done,
         epochs=loop.stage.epochs,
         shuffle=False,
@@ -226,7 +228,8 @@ class _Loop(keras.callbacks.Callback):
         if checkpoints.best(self.progress) == epoch + 1:
             self.best = weights
         optimizer = [keras.ops.convert_to_numpy(v) for v in _state(self.model.optimizer)]
-        checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
+        if devices.chief():
+            checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
         self.model.stop_training = ended(self.progress, self.stage, self.settings.patience)
         if self.verbose:
             print(line(self.stage, self.progress), flush=True)

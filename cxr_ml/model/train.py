@@ -83,9 +83,10 @@ def train(
     if store.exists(settings, f"models/{name}/model.json"):
         checkpoints.sweep(settings, name)  # that a run left which died between the last two lines of `_write`
         return store.load(settings, f"models/{name}/model.json", Model)
+    spread = devices.strategy()
     keras.utils.set_random_seed(settings.seed)
     _check(settings, datasets.manifest(settings, dataset))
-    with devices.strategy().scope():
+    with spread.scope():
         if first:
             classifier, backbone = _from_champion(settings, first)
         else:
@@ -104,8 +105,15 @@ def _train(
     verbose: bool,
 ) -> Model:
     from_scratch = not backbone.weights_sha256
+    if settings.head_views and not from_scratch and devices.hosts() > 1:
+        raise Refused(
+            "On several hosts, the head is trained without stored views: they are computed by one process. Received: "
+            f"head_views={settings.head_views} and {devices.hosts()} hosts in TF_CONFIG. Set CXR_HEAD_VIEWS=0, or "
+            "train on one host."
+        )
     started = time.monotonic()
-    images, manifest = inputs.load(settings, dataset, settings.image_size)
+    with devices.chief_first():
+        images, manifest = inputs.load(settings, dataset, settings.image_size)
     seconds = {"inputs": time.monotonic() - started}
     y = inputs.targets(manifest, settings.classes)
     rows = {s: np.flatnonzero(manifest["split"] == s) for s in ("train", "validation")}
@@ -274,6 +282,14 @@ def _write(
         packages=provenance.packages(),
         hardware=provenance.hardware(),
     )
+    with devices.chief_first():
+        if devices.chief():
+            _store(settings, record, artefact, history)
+    return store.load(settings, f"models/{name}/model.json", Model)
+
+
+def _store(settings: Settings, record: Model, artefact: bytes, history: pd.DataFrame) -> None:
+    name = record.model
     store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
     store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
     for file, data in curves.events(history).items():
@@ -281,4 +297,3 @@ def _write(
     if not store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes(), "application/json"):
         raise RuntimeError(f"{name} was written by two runs at once. Run this step again.")
     checkpoints.sweep(settings, name)
-    return record
