@@ -195,7 +195,9 @@ class _Loop(keras.callbacks.Callback):
             self._limit(self.progress.epochs[0].loss)
 
     def _limit(self, first: float) -> None:
-        self.limit = EXPLODED * max(first, math.log(len(self.settings.classes)))
+        self.limit = EXPLODED * max(
+            math.log(len(self.settings.classes)), first
+        )  # in this order a first that is NaN is no limit
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         weights = {id(w) for w in self.model.weights}
@@ -210,7 +212,7 @@ class _Loop(keras.callbacks.Callback):
         if not self.progress.epochs and batch < self.progress.pieces:
             self._limit(loss)
         if not loss <= self.limit:  # true of NaN as well
-            self._stop(f"the mean loss until step {batch + 1}", loss)
+            self._stop(f"the mean loss of this epoch until step {batch + 1}", loss)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         found = {name: float(value) for name, value in (logs or {}).items()}
@@ -236,12 +238,15 @@ class _Loop(keras.callbacks.Callback):
 
     def _stop(self, what: str, loss: float) -> None:
         done = self.progress.epochs
-        kept = f"checkpoints/{self.stage.name}-{len(done):05d}-….npz" if done else "none of this stage"
+        kept = f"epoch {len(done)}, in models/{self.name}/checkpoints/" if done else "none of this stage"
+        rate = f"{self.stage.name}_learning_rate"
         raise Refused(
-            f"The loss must stay a number below {self.limit:.4g}. Received: {what} of epoch {len(done) + 1} of "
-            f"{self.stage.name} is {loss:.4g}, after {[round(e.loss, 4) for e in done]}. Training was stopped at once "
-            f"and no model is written; last good epoch, kept in models/{self.name}/: {kept}. "
-            f"Use a smaller {self.stage.name}_learning_rate (now {self.stage.rate:g})."
+            f"The training of {self.name} was stopped at once: its loss exploded in epoch {len(done) + 1} of "
+            f"{self.stage.name}.\n"
+            f"Expected: a loss that stays a number below {self.limit:.4g}. Received: {what} is {loss:.4g}.\n"
+            f"Losses of the epochs before: {', '.join(f'{e.loss:.4f}' for e in done) or 'none'}. "
+            f"Last good epoch, which is kept: {kept}. No model is written.\n"
+            f"Start a new run with a smaller {rate} (CXR_{rate.upper()}, or the form; now {self.stage.rate:g})."
         )
 
 
