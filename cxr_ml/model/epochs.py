@@ -150,7 +150,7 @@ def _fit(
         initial_epoch=done,
         epochs=loop.stage.epochs,
         shuffle=False,
-        callbacks=[loop],
+        callbacks=[keras.callbacks.ProgbarLogger(), loop],  # the bar of an epoch ends before its line begins
         verbose=1 if verbose and sys.stdout.isatty() else 0,
     )
 

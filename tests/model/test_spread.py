@@ -47,7 +47,7 @@ def test_two_virtual_devices_give_the_loss_of_one_also_where_batches_are_odd(set
 def test_two_hosts_give_the_losses_of_one_and_only_the_first_of_them_writes(settings):
     found = []
     for hosts, start in ((1, lambda s: [train_on(s, 1)]), (2, train_together)):
-        s = quick(settings, **SMALL, prefix=f"on-{hosts}/")
+        s = quick(settings, **SMALL | {"head_epochs": 1}, prefix=f"on-{hosts}/")
         put_dataset(s, counts={"train": 8, "validation": 4})
         ended_well(start(s))
         found.append(result(s))
