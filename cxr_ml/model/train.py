@@ -64,7 +64,8 @@ def train(
 ) -> Model:
     """Trains and stores a candidate. A model that these very inputs made before is returned as it is.
 
-    A training that died goes on from its last finished epoch, and ends with the weights of one that did not.
+    A training that died goes on from its last finished epoch, and ends with the weights of one that did not. The hosts
+    that TF_CONFIG names train together: each of them calls this, and the first one writes.
 
     Args:
         settings: hyper-parameters and the store.

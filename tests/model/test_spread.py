@@ -1,16 +1,36 @@
 """A training that is spread over devices or hosts gives what one device gives."""
 
 import io
+import json
 
 import numpy as np
 import pandas as pd
+import pytest
 from model_samples import put_dataset, quick
 from spread import train_on, train_together
 
 from cxr_ml import store
-from cxr_ml.model import evaluate
+from cxr_ml.model import devices, evaluate
 
 SMALL = {"head_epochs": 2, "fine_tune_epochs": 1, "batch_size": 16, "dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "hosts", "chief"),
+    [
+        (None, 1, True),
+        ({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}, 1, True),
+        ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}, 2, True),
+        ({"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}, 2, False),
+        ({"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}, 2, True),
+        ({"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}, 2, False),
+    ],
+)
+def test_tf_config_says_how_many_hosts_there_are_and_one_of_them_is_the_chief(monkeypatch, config, hosts, chief):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if config:
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert (devices.hosts(), devices.chief()) == (hosts, chief)
 
 
 def result(s) -> tuple[pd.DataFrame, list[np.ndarray]]:
