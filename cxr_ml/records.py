@@ -299,3 +299,15 @@ class Run(Record):
     decision: Decision | None
     champion: Champion | None  # after the run
     rulings: tuple[Ruling, ...] = ()  # of humans, that this dataset honours and its parent did not
+
+
+class FailedStep(Record):
+    """A step of a run that failed, the last time it did; stored as `reports/<run>/failed/<step>.json`."""
+
+    run: str  # as Airflow calls it
+    step: str  # name of the task, with its number where it is one of several
+    kind: str  # of the error; "" where nothing was raised
+    said: tuple[str, ...]  # by the error, line by line
+    advice: str  # what to do
+    log_link: str  # "" where there is none
+    at: str  # ISO 8601, UTC

@@ -1,4 +1,4 @@
-"""What ties the library to Airflow: the trigger form, settings of a run, connections, the mail about a failed step."""
+"""What ties the library to Airflow: the trigger form, settings of a run, connections, what a failed step tells."""
 
 import logging
 import re
@@ -24,6 +24,7 @@ APPROVE = "Approve"
 # process raises nothing, so it is retried without being asked about.
 _PASSING: list[type[BaseException] | str] = [OSError, BotoCoreError, ClientError, AirflowRuntimeError]
 RETRY_POLICY = ExceptionRetryPolicy([RetryRule(_PASSING)], default=RetryAction.FAIL)
+_log = logging.getLogger(__name__)
 MAILED = "failure_mailed"
 _KILLED = RuntimeError("The step's process was killed from outside; see its log and the scheduler's.")
 _FLOORS = {"recall_floor_": "recall_floors", "f1_floor_": "f1_floors"}
@@ -172,12 +173,15 @@ def actor(context: Any) -> str:  # noqa: ANN401
 
 
 def mail_failure(context: Any) -> None:  # noqa: ANN401
-    """Mails which step failed, why, and what to do. For a task's `on_failure_callback`: called after the last try."""
+    """Tells which step failed, why, and what to do, on the run's page and by mail.
+
+    For a task's `on_failure_callback`: called after the last try.
+    """
     ti = context["ti"]
     # Before the mail, which takes seconds: mail_silent_failures may look at any moment now.
     ti.xcom_push(key=MAILED, value=True)
     error = context.get("exception") or _KILLED
-    _send_failure(context, ti.task_id, ti.map_index, error)
+    _tell_failure(context, ti.task_id, ti.map_index, error)
 
 
 def mail_silent_failures(context: Any) -> None:  # noqa: ANN401
@@ -191,18 +195,26 @@ def mail_silent_failures(context: Any) -> None:  # noqa: ANN401
         task_id, index = re.fullmatch(r"(.+?)(?:_(\d+))?", name).groups()
         index = -1 if index is None else int(index)
         if not ti.xcom_pull(task_ids=task_id, key=MAILED, map_indexes=index):
-            _send_failure(context, task_id, index, _KILLED)
+            _tell_failure(context, task_id, index, _KILLED)
 
 
-def _send_failure(context: Any, task_id: str, map_index: int, error: BaseException) -> None:  # noqa: ANN401
-    from cxr_ml.release import mail
+def _tell_failure(context: Any, task_id: str, map_index: int, error: BaseException) -> None:  # noqa: ANN401
+    """Writes the page of the run, and mails."""
+    from cxr_ml.release import failures, mail
 
     s = _with_connections(settings_module.load())
     ti = context["ti"]
-    to = mail.allowed(tuple((context.get("params") or {}).get("recipients") or s.mail_to), s)
-    if not to:
-        logging.getLogger(__name__).warning("No mail about the failure of %s: there are no recipients.", task_id)
-        return
     step = task_id + (f" [{map_index}]" if map_index >= 0 else "")
     link = f"{s.ui_url.rstrip('/')}/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{task_id}" if s.ui_url else ""
-    mail.send(mail.failure_message(s, to, step, ti.run_id, error, link), s)
+    failed = failures.tell(s, ti.run_id, step, error, link)
+    try:
+        page = f"s3://{s.bucket}/{s.prefix}{failures.write(s, failed)}"
+    except (BotoCoreError, ClientError, Refused) as trouble:
+        # The store may be why the step failed: the mail must go all the same.
+        _log.error("No page about the failure of %s: the store says %s", task_id, trouble)
+        page = ""
+    to = mail.allowed(tuple((context.get("params") or {}).get("recipients") or s.mail_to), s)
+    if not to:
+        _log.warning("No mail about the failure of %s: there are no recipients.", task_id)
+        return
+    mail.send(mail.failure_message(s, to, failed, page), s)

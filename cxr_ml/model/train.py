@@ -76,7 +76,8 @@ def train(
 ) -> Model:
     """Trains and stores a candidate. A model that these very inputs made before is returned as it is.
 
-    A training that died goes on from its last finished epoch, and ends with the weights of one that did not.
+    A training that died goes on from its last finished epoch, and ends with the weights of one that did not. The hosts
+    that TF_CONFIG names train together: each of them calls this, and the first one writes.
 
     Args:
         settings: hyper-parameters and the store.
@@ -95,9 +96,10 @@ def train(
     if store.exists(settings, f"models/{name}/model.json"):
         checkpoints.sweep(settings, name)  # that a run left which died between the last two lines of `_write`
         return store.load(settings, f"models/{name}/model.json", Model)
+    spread = devices.strategy()
     keras.utils.set_random_seed(settings.seed)
     _check(settings, datasets.manifest(settings, dataset))
-    with devices.strategy().scope():
+    with spread.scope():
         if first:
             classifier, backbone = _from_champion(settings, first)
         else:
@@ -116,8 +118,15 @@ def _train(
     verbose: bool,
 ) -> Model:
     from_scratch = not backbone.weights_sha256
+    if settings.head_views and not from_scratch and devices.hosts() > 1:
+        raise Refused(
+            "On several hosts, the head is trained without stored views: they are computed by one process. Received: "
+            f"head_views={settings.head_views} and {devices.hosts()} hosts in TF_CONFIG. Set CXR_HEAD_VIEWS=0, or "
+            "train on one host."
+        )
     started = time.monotonic()
-    images, manifest = inputs.load(settings, dataset, settings.image_size)
+    with devices.chief_first():
+        images, manifest = inputs.load(settings, dataset, settings.image_size)
     seconds = {"inputs": time.monotonic() - started}
     y = inputs.targets(manifest, settings.classes)
     rows = {s: np.flatnonzero(manifest["split"] == s) for s in ("train", "validation")}
@@ -294,6 +303,14 @@ def _write(
         operating_point=point,
         validation_sha256=hashlib.sha256(predicted.getvalue()).hexdigest(),
     )
+    with devices.chief_first():
+        if devices.chief():
+            _store(settings, record, artefact, history)
+    return store.load(settings, f"models/{name}/model.json", Model)
+
+
+def _store(settings: Settings, record: Model, artefact: bytes, history: pd.DataFrame) -> None:
+    name = record.model
     store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
     store.put_uncommitted(settings, f"models/{name}/validation.npy", predicted.getvalue())
     store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
@@ -302,4 +319,3 @@ def _write(
     if not store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes(), "application/json"):
         raise RuntimeError(f"{name} was written by two runs at once. Run this step again.")
     checkpoints.sweep(settings, name)
-    return record

@@ -121,7 +121,9 @@ def render(run: Run, settings: Settings, histories: dict[str, pd.DataFrame], doc
 
 
 def write(settings: Settings, run: Run, histories: dict[str, pd.DataFrame], documents: dict[str, str]) -> str:
-    """Stores `reports/<run>/run.json`, then `reports/<run>/index.html`, each once; doing it again changes nothing.
+    """Stores `reports/<run>/index.html`, then `reports/<run>/run.json`, each once; doing it again changes nothing.
+
+    The page of a failure that came before is replaced: the run went on, and has ended now.
 
     Returns:
         The key of the page.
@@ -135,17 +137,19 @@ def write(settings: Settings, run: Run, histories: dict[str, pd.DataFrame], docu
             f"Received: {run.run!r}"
         )
     folder = f"reports/{run.run}/"
-    if not store.put_if_absent(settings, folder + "run.json", run.to_bytes(), "application/json"):
-        stored = store.load(settings, folder + "run.json", Run)
-        # A rollback may have moved the champion between two tries of the same report; nothing else may differ.
-        if stored.model_copy(update={"champion": run.champion}).to_bytes() != run.to_bytes():
-            raise Refused(
-                f"The report of run {run.run!r} is already stored with outcome {stored.outcome!r}, and differs from "
-                f"what is to be written now. Received outcome: {run.outcome!r}. A report is never changed: trigger a "
-                "new run instead of clearing tasks of an old one."
-            )
-        run = stored
     key = folder + "index.html"
-    html = render(run, settings, histories, documents).encode()
-    store.put_if_absent(settings, key, html, "text/html; charset=utf-8")
+    found = store.find(settings, folder + "run.json")
+    if found is None:
+        html = render(run, settings, histories, documents).encode()
+        store.put_uncommitted(settings, key, html, "text/html; charset=utf-8")
+        store.put_if_absent(settings, folder + "run.json", run.to_bytes(), "application/json")
+        return key
+    stored = Run.model_validate_json(found[0])
+    # A rollback may have moved the champion between two tries of the same report; nothing else may differ.
+    if stored.model_copy(update={"champion": run.champion}).to_bytes() != run.to_bytes():
+        raise Refused(
+            f"The report of run {run.run!r} is already stored with outcome {stored.outcome!r}, and differs from "
+            f"what is to be written now. Received outcome: {run.outcome!r}. A report is never changed: trigger a "
+            "new run instead of clearing tasks of an old one."
+        )
     return key
