@@ -17,7 +17,7 @@ from cxr_ml.settings import Settings
 # Fields of the form that are settings of the same name; the floors are spread over one field per class.
 _SAME = (
     "architectures", "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate",
-    "fine_tune_learning_rate", "patience", "seed", "warm_start", "macro_f1_floor",
+    "fine_tune_learning_rate", "patience", "seed", "warm_start", "macro_f1_floor", "floors_on_lower_bound",
 )  # fmt: skip
 APPROVE = "Approve"
 # Network, store, mail server and Airflow's API may answer the next time; nothing else gets better by itself. A killed
@@ -82,6 +82,17 @@ def form() -> dict[str, Param]:
     form |= {f"recall_floor_{c}": floor(v, f"Recall of {c} at least") for c, v in s.recall_floors.items()}
     form |= {f"f1_floor_{c}": floor(v, f"F1 of {c} at least") for c, v in s.f1_floors.items()}
     form["macro_f1_floor"] = floor(s.macro_f1_floor, "Macro F1 at least")
+    floors = [*(f"recall {c}" for c in s.recall_floors), *(f"F1 {c}" for c in s.f1_floors), "macro F1"]
+    form["floors_on_lower_bound"] = Param(
+        list(s.floors_on_lower_bound),
+        type="array",
+        items={"enum": floors},
+        examples=floors,
+        uniqueItems=True,
+        section="Gate",
+        title="Floors on the lower bound",
+        description="Of these, the lower end of the 95 % interval must meet the floor",
+    )
     form["approval"] = Param(
         s.approval,
         type="boolean",
@@ -124,7 +135,7 @@ def overrides(params: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {name: params[name] for name in _SAME}
     for prefix, setting in _FLOORS.items():
         values[setting] = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
-    values["architectures"] = tuple(values["architectures"])
+    values |= {name: tuple(values[name]) for name in ("architectures", "floors_on_lower_bound")}
     return {k: v for k, v in values.items() if v != getattr(plain, k)}
 
 

@@ -271,8 +271,9 @@ def _write(
     validation: np.ndarray,
     point: OperatingPoint,
 ) -> Model:
-    predicted = io.BytesIO()
-    np.save(predicted, validation)
+    file = io.BytesIO()
+    np.save(file, validation)
+    predicted = file.getvalue()
     history = _history(done)
     images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in done.items()}
     spent = {stage: sum(e.seconds for e in p.epochs) for stage, p in done.items()}
@@ -301,18 +302,18 @@ def _write(
         packages=provenance.packages(),
         hardware=provenance.hardware(),
         operating_point=point,
-        validation_sha256=hashlib.sha256(predicted.getvalue()).hexdigest(),
+        validation_sha256=hashlib.sha256(predicted).hexdigest(),
     )
     with devices.chief_first():
         if devices.chief():
-            _store(settings, record, artefact, history)
+            _store(settings, record, artefact, predicted, history)
     return store.load(settings, f"models/{name}/model.json", Model)
 
 
-def _store(settings: Settings, record: Model, artefact: bytes, history: pd.DataFrame) -> None:
+def _store(settings: Settings, record: Model, artefact: bytes, predicted: bytes, history: pd.DataFrame) -> None:
     name = record.model
     store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
-    store.put_uncommitted(settings, f"models/{name}/validation.npy", predicted.getvalue())
+    store.put_uncommitted(settings, f"models/{name}/validation.npy", predicted)
     store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
     for file, data in curves.events(history).items():
         store.put_uncommitted(settings, f"models/{name}/{file}", data)

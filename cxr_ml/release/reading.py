@@ -5,6 +5,7 @@ import re
 from typing import NamedTuple
 
 from cxr_ml.model import metrics
+from cxr_ml.model.moved import LUNGS_HIDDEN
 from cxr_ml.records import Check, Dataset, Evaluation, Metrics, Ruling, Run
 from cxr_ml.release import words
 from cxr_ml.settings import Settings
@@ -167,6 +168,32 @@ def disguises(evaluation: Evaluation) -> list[tuple[str, Metrics, Metrics | None
     for name, found in evaluation.robustness.items():
         rows.append((_DISGUISES.get(name, name), found, other.robustness.get(name) if other else None))
     return rows
+
+
+# Of the difference to the champion, what the report shows.
+DIFFERENCES = ("accuracy", "log loss", "calibration error")
+
+
+def differences(evaluation: Evaluation) -> list[str]:
+    """Names of the figures whose difference to the champion the report shows."""
+    return ["macro F1", *(f"recall {label}" for label in evaluation.test.classes), *DIFFERENCES]
+
+
+def lungs(evaluation: Evaluation, limit: float) -> list[tuple[str, bool]]:
+    """What the model says with the lungs hidden, in a sentence, and whether it is a warning."""
+    found = next((m for m in evaluation.moved if m.change == LUNGS_HIDDEN), None)
+    if found is None or not math.isfinite(found.balanced_accuracy):
+        return []
+    chance = 1 / len(found.recalls)
+    told = (
+        f"With the lungs blacked out it names the class with {words.percent(found.balanced_accuracy)} balanced "
+        f"accuracy (chance {words.percent(chance)}, unchanged {words.percent(found.before)})"
+    )
+    if found.balanced_accuracy > limit:
+        return [(f"{told}, more than the limit of {words.percent(limit)}: it reads the frame, not the lungs.", True)]
+    if found.balanced_accuracy > (chance + found.before) / 2:
+        return [(f"{told}: much of what it knows it does not know from the lungs.", True)]
+    return [(f"{told}.", False)]
 
 
 _SEES = {"border": "the outer border", "encoding": "how the files are encoded (size, format, bit depth, bytes)"}

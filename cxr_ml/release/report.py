@@ -1,7 +1,9 @@
 """The report of a run: one HTML page that opens from disk, without a network."""
 
 import base64
+import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +41,9 @@ def _environment() -> Environment:
         "observed": words.observed,
         "duration": words.duration,
         "plain": words.plain,
+        "span": words.span,
+        "signed": words.signed,
+        "factor": math.exp,
         "link": safe_link,
     }
     return environment
@@ -105,6 +110,9 @@ def render(run: Run, settings: Settings, histories: dict[str, pd.DataFrame], doc
         chosen=evaluation,
         choice=reading.choice(run),
         disguises=reading.disguises,
+        differences=reading.differences(evaluation) if evaluation is not None else [],
+        lungs=partial(reading.lungs, limit=settings.lungs_hidden_limit),
+        points={m.model: m.operating_point for m in run.models},
         failed=reading.failed(run),
         losses=[(name, _picture(figures.losses(name, histories.get(name)))) for name in names],
         best={n: figures.best_epochs(h) for n, h in histories.items() if h is not None and not h.empty},

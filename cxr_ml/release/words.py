@@ -44,6 +44,11 @@ def span(interval: tuple[float, float] | None, percent: bool = True) -> str:
     return f"{100 * low:.1f} – {100 * high:.1f} %" if percent else f"{low:.3f} – {high:.3f}"
 
 
+def signed(value: float) -> str:
+    """A difference such as `+0.021` or `−0.004`."""
+    return NOT_EVALUATED if not math.isfinite(value) else f"{value:+.3f}".replace("-", "−")
+
+
 def limit_percent(share: float) -> str:
     """A floor (0–1) such as `95 %`."""
     return f"{share * 100:.6g} %"
