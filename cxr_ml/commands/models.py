@@ -87,7 +87,7 @@ def compare(first: Name, second: Name, json_: Json = False) -> None:
         )
         figures = Table("on the test images", *names, "difference")
         for row in found["figures"]:
-            values = ["–" if v is None else f"{v:.4f}" for v in row["values"]]
+            values = [words.observed(v) for v in row["values"]]
             change = "–" if row["difference"] is None else f"{row['difference']:+.4f}"
             figures.add_row(plain(row["name"]), *values, change)
         differing = Table("setting", *names)

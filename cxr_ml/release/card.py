@@ -6,8 +6,9 @@ import pandas as pd
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
+from cxr_ml.model import metrics
 from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Run
-from cxr_ml.release import catalogue, reading, words
+from cxr_ml.release import reading, words
 from cxr_ml.release.report import page
 from cxr_ml.settings import Settings
 
@@ -83,16 +84,13 @@ def _lineage(settings: Settings, dataset: Dataset) -> list[tuple[Dataset, list[s
 
 def figures(evaluation: Evaluation) -> list[Row]:
     """Every figure on the test images with its interval, if there is one, and the champion's beside it."""
-    theirs = catalogue.figures(evaluation.champion.test) if evaluation.champion else {}
-    rows = []
-    for name, value in catalogue.figures(evaluation.test).items():
-        beside = f"{theirs[name]:.4f}" if name in theirs else ""
-        rows.append(Row(name, words.observed(value), _interval(evaluation, name), beside))
-    return rows
+    theirs = metrics.flat(evaluation.champion.test) if evaluation.champion else {}
+    spans = evaluation.test.intervals
+    return [
+        Row(name, words.observed(value), words.span(spans.get(name), percent=False), _champion(theirs.get(name)))
+        for name, value in metrics.flat(evaluation.test).items()
+    ]
 
 
-def _interval(evaluation: Evaluation, name: str) -> str:
-    kind, _, label = name.partition(" ")
-    one = evaluation.test.classes.get(label)
-    span = words.interval(one.recall, one.support) if one and kind == "recall" else None
-    return f"{span[0]:.4f} to {span[1]:.4f}" if span else ""
+def _champion(value: float | None) -> str:
+    return "" if value is None else words.observed(value)

@@ -6,8 +6,8 @@ from typing import Any
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.model import artefact
-from cxr_ml.records import Evaluation, HistoryEntry, Metrics, Model
+from cxr_ml.model import artefact, metrics
+from cxr_ml.records import Evaluation, HistoryEntry, Model
 from cxr_ml.release import registry
 from cxr_ml.settings import Settings
 
@@ -125,14 +125,6 @@ def _own(settings: Settings, name: str) -> list[Evaluation]:
     return [store.load(settings, key, Evaluation) for key in found]
 
 
-def figures(metrics: Metrics) -> dict[str, float]:
-    """Every figure of a model on one split by name: those of all classes, then those of each."""
-    found = {name.replace("_", " "): value for name, value in metrics if isinstance(value, float)}
-    for label, one in metrics.classes.items():
-        found |= {f"{name} {label}": value for name, value in one if isinstance(value, float)}
-    return found
-
-
 def compare(settings: Settings, first: str, second: str) -> dict[str, Any]:
     """Two models side by side, on the newest test images that both were evaluated on.
 
@@ -170,8 +162,8 @@ def compare(settings: Settings, first: str, second: str) -> dict[str, Any]:
 
 def all_figures(evaluation: Evaluation) -> dict[str, float]:
     """Every figure of a model on the test images, as they are and in disguise, by name."""
-    found = figures(evaluation.test)
-    return found | {f"macro f1, {name}": metrics.macro_f1 for name, metrics in evaluation.robustness.items()}
+    found = metrics.flat(evaluation.test)
+    return found | {f"macro F1, {name}": one.macro_f1 for name, one in evaluation.robustness.items()}
 
 
 def _difference(left: float | None, right: float | None) -> float | None:

@@ -56,6 +56,8 @@ def _steps(settings: Settings, name: str, on_image: Callable[[int, int], None]) 
         yield _pointer(settings, entries, record)
         yield from _decision(settings, entries, record)
         yield _weights(settings, record)
+        if record.validation_sha256:
+            yield _predictions(settings, record)
         dataset = datasets.load(settings, record.dataset)
         yield _dataset(record, dataset)
         manifest = datasets.manifest(settings, dataset)
@@ -141,6 +143,13 @@ def _weights(settings: Settings, record: Model) -> Step:
     except Refused as error:
         return Step(key, "not what model.json records", (str(error),))
     return Step(key, "its SHA-256 is the one of model.json")
+
+
+def _predictions(settings: Settings, record: Model) -> Step:
+    key = f"models/{record.model}/validation.npy"
+    digest = hashlib.sha256(store.get(settings, key)).hexdigest()
+    differs = () if digest == record.validation_sha256 else (f"its SHA-256 is {digest}; model.json records another",)
+    return Step(key, "its SHA-256 is the one of model.json", differs)
 
 
 def _dataset(record: Model, dataset: Dataset) -> Step:

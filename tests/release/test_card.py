@@ -49,14 +49,18 @@ def test_a_card_tells_use_data_training_metrics_decision_and_lineage(house):
     assert ["cpu", "Some Processor \\<7\\>"] in training
     metrics = samples.metrics(stored.BEST)
     rows = {row[0]: row[1:] for row in table(text, "Metrics")}
-    low, high = words.interval(metrics.classes["COVID19"].recall, 90)
-    assert rows["recall COVID19"] == [f"{89 / 90:.4f}", f"{low:.4f} to {high:.4f}", ""]
-    assert rows["macro f1"][0] == f"{metrics.macro_f1:.4f}" and rows["accuracy"][0] == f"{265 / 270:.4f}"
+    low, high = metrics.intervals["recall COVID19"]
+    assert rows["recall COVID19"] == [f"{89 / 90:.4f}", f"{low:.3f} – {high:.3f}", ""]
+    assert rows["AUC NORMAL"][0] == f"{metrics.classes['NORMAL'].auc:.4f}" and rows["source one"][0] == "263"
+    assert rows["source a rare one"] == ["7", "", "", "", "", "7 images are too few to judge by."]
+    assert rows["macro F1"][0] == f"{metrics.macro_f1:.4f}" and rows["accuracy"][0] == f"{265 / 270:.4f}"
     assert rows["NORMAL"] == ["88", "1", "1", "90"]
-    assert len(table(text, "Robustness")) == 5
-    decided = {row[0]: row[1:4] for row in table(text, "Decision")}
+    robust = [row[0] for row in table(text, "Robustness")]
+    assert "shrunk to 7/8, JPEG 75, enlarged again" in robust and "lungs hidden" in robust
+    assert "temperature 1.31" in text and "PNEUMONIA 0.35" in text
+    decided = {row[0]: row[1:5] for row in table(text, "Decision")}
     assert {name.replace("\\", "") for name in decided} >= {c.name for c in entry.decision.checks}
-    assert decided["recall COVID19"] == ["0.9889", "≥ 0.95", "yes"]
+    assert decided["recall COVID19"] == ["0.9889", f"{low:.3f} – {high:.3f}", "≥ 0.95", "yes"]
     lineage = text.partition("## Lineage\n")[2]
     assert re.findall(r"dataset (\d), manifest SHA-256 (\w{64})", lineage)[0] == ("2", data.manifest_sha256)
     assert re.findall(r"dataset (\d)|batch (\w+), of the drop ([\w-]+)", lineage) == [
@@ -75,7 +79,8 @@ def test_the_champion_stands_beside_the_candidate_and_a_refusal_and_who_was_not_
     assert "**Refused** in the run run-2" in text
     rows = {row[0]: row[1:] for row in table(text, "Metrics")}
     assert rows["figure"][2] == "first" and rows["recall NORMAL"][2] == f"{88 / 90:.4f}"
-    assert "NO" in {row[3] for row in table(text, "Decision")}
+    assert "NO" in {row[4] for row in table(text, "Decision")}
+    assert "by the\nchampion alone 4 images: McNemar's p = 0.27" in text
     other = store.get(settings, "models/poorer/card.md").decode()
     assert "**Not chosen**: poor did better on the validation images" in other
     assert "These checks are those of poor" in other

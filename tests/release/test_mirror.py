@@ -93,7 +93,7 @@ def test_runs_curves_figures_and_the_champion_are_mirrored_once_and_the_alias_fo
     assert params["architecture"] == "inception_v3" and params["batch_size"] == "128"
     figures = {m["key"]: m["value"] for m in runs["second"]["data"]["metrics"]}
     assert figures["test/recall COVID19"] == pytest.approx(89 / 90)
-    assert figures["test/macro f1 shrunk"] == pytest.approx(samples.metrics(stored.BEST).macro_f1)
+    assert figures["test/macro F1 shrunk"] == pytest.approx(samples.metrics(stored.BEST).macro_f1)
     run = runs["second"]["info"]["run_id"]
     curve = ask(server, "metrics/get-history", run_id=run, metric_key="val_loss")["metrics"]
     history = samples.history()

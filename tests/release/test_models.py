@@ -118,10 +118,10 @@ def test_two_models_are_compared_on_the_same_images_also_where_only_the_one_stoo
     found = answer("models", "compare", "first", "poor")
     assert found["same_images"] and found["datasets"] == [1, 1]
     rows = {row["name"]: row for row in found["figures"]}
-    macro = rows["macro f1"]
+    macro = rows["macro F1"]
     assert macro["difference"] == pytest.approx(samples.metrics(POOR).macro_f1 - samples.metrics(FAIR).macro_f1)
     assert rows["recall NORMAL"]["values"] == [pytest.approx(84 / 90), pytest.approx(60 / 90)]
-    assert {"accuracy", "precision COVID19", "f1 PNEUMONIA", "macro f1, shrunk"} <= set(rows)
+    assert {"accuracy", "precision COVID19", "F1 PNEUMONIA", "macro F1, shrunk", "AUC NORMAL"} <= set(rows)
     assert found["settings"] == []
     differing = {row["name"]: row["values"] for row in answer("models", "compare", "v1", "v2")["settings"]}
     assert differing == {"seed": [0, 7], "head_learning_rate": [0.001, None], "fine_tune_learning_rate": [1e-5, None]}
@@ -229,6 +229,11 @@ def test_other_weights_a_record_of_others_and_no_weights_are_named(house):
     changed = record.model_copy(update={"artefact_sha256": "1" * 64})
     overwrite(house, "models/second/model.json", changed.to_bytes())
     assert set(differing()) == {"registry/champion.json", key, "models/second/evaluation"}
+
+
+def test_other_predictions_of_the_training_process_are_named(house):
+    overwrite(house, "models/second/validation.npy", b"other predictions")
+    assert set(differing()) == {"models/second/validation.npy"}
 
 
 def test_an_evaluation_of_other_images_is_named(house):
