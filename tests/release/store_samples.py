@@ -9,7 +9,7 @@ from cxr_ml import store
 from cxr_ml.data import ingest
 from cxr_ml.model import evaluations
 from cxr_ml.records import Dataset, HistoryEntry
-from cxr_ml.release import gate, registry
+from cxr_ml.release import registry, runs
 
 SOURCES = {"NORMAL": "Kermany", "PNEUMONIA": "Kermany", "COVID19": "armiro [adults]"}
 BEST = ((88, 1, 1), (0, 89, 1), (1, 1, 88))
@@ -62,11 +62,6 @@ def evaluate(name, dataset, test=BEST, champion=None):
     return samples.evaluation(test=test, validation=test, champion=champion).model_copy(update=facts)
 
 
-def run(settings, name, models, dataset, by="ann") -> HistoryEntry:
+def run(settings, name, models, by="ann") -> HistoryEntry:
     """Decides on evaluated candidates and concludes, as a run does."""
-    now = registry.champion(settings)
-    beside = now.model if now else None
-    found = [evaluations.load(settings, dataset.dataset, m, beside) for m in models]
-    decision = gate.decide(settings, name, dataset, found, beside)
-    store.put_if_absent(settings, f"reports/{name}/decision.json", decision.to_bytes())
-    return registry.conclude(settings, decision, by)
+    return registry.conclude(settings, runs.decide(settings, name, models), by)

@@ -29,7 +29,7 @@ def house(settings):
     parent = stored.put_dataset(settings, 1)
     data = stored.put_dataset(settings, 2, 3, parent)
     stored.put_model(settings, "first", data)
-    stored.run(settings, "run-1", ["first"], data)
+    stored.run(settings, "run-1", ["first"])
     return settings, data
 
 
@@ -74,10 +74,10 @@ def test_the_champion_stands_beside_the_candidate_and_a_refusal_and_who_was_not_
     poor = ((60, 20, 10), (10, 70, 10), (5, 5, 80))
     stored.put_model(settings, "poor", data, samples.POOR, beside)
     stored.put_model(settings, "poorer", data, poor, beside)
-    stored.run(settings, "run-2", ["poor", "poorer"], data)
+    stored.run(settings, "run-2", ["poor", "poorer"])
     text = published(settings, "run-2", "poor")
     assert "**Refused** in the run run-2" in text
-    rows = {row[0]: row[1:] for row in table(text, "Metrics")}
+    rows = {row[0]: row[1:] for row in reversed(table(text, "Metrics"))}  # of names twice the first
     assert rows["figure"][2] == "first" and rows["recall NORMAL"][2] == f"{88 / 90:.4f}"
     assert "NO" in {row[4] for row in table(text, "Decision")}
     assert "by the\nchampion alone 4 images: McNemar's p = 0.27" in text
@@ -129,7 +129,7 @@ def test_markdown_shows_a_hostile_name_as_it_is(name):
 def test_names_from_outside_do_not_change_the_card(settings):
     data = stored.put_dataset(settings)
     stored.put_model(settings, "first", data, weights="x | y\n# Approved <b>", code="[z](http://evil.example)")
-    stored.run(settings, "run-1", ["first"], data, by="**root** | x")
+    stored.run(settings, "run-1", ["first"], by="**root** | x")
     text = published(settings, "run-1", "first")
     assert "by \\*\\*root\\*\\* \\| x." in text
     assert ["first weights", "x \\"] in [row[:2] for row in table(text, "Training")]

@@ -75,11 +75,11 @@ def test_runs_curves_figures_and_the_champion_are_mirrored_once_and_the_alias_fo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     data = stored.put_dataset(settings)
     stored.put_model(settings, "first", data, samples.GOOD)
-    stored.run(settings, "run-1", ["first"], data)
+    stored.run(settings, "run-1", ["first"])
     beside = stored.evaluate("first", data, samples.GOOD)
     stored.put_model(settings, "second", data, stored.BEST, beside)
     stored.put_model(settings, "other", data, samples.GOOD, beside)
-    stored.run(settings, "run-2", ["second", "other"], data)
+    stored.run(settings, "run-2", ["second", "other"])
     for _ in range(2):
         mirror.mirror(settings, ["second", "other"])
     assert caplog.text == ""
@@ -117,7 +117,7 @@ def test_runs_curves_figures_and_the_champion_are_mirrored_once_and_the_alias_fo
 def test_a_server_that_is_down_is_a_warning_and_not_an_error(settings, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     data = stored.put_dataset(settings)
-    stored.run(settings, "run-1", [stored.put_model(settings, "first", data)], data)
+    stored.run(settings, "run-1", [stored.put_model(settings, "first", data)])
     mirror.mirror(settings, ["first"])
     assert "MLflow does not mirror this" in caplog.text
     assert registry.champion(settings).model == "first"
