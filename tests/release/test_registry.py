@@ -312,6 +312,25 @@ def test_a_rollback_between_look_and_write_is_seen_by_a_promotion(settings, monk
     assert [e.action for e in registry.history(settings)] == ["promoted", "promoted", "rolled_back"]
 
 
+def test_who_writes_the_pointer_late_does_not_move_it_back(settings, monkeypatch):
+    promoted(settings, "run-1", "first")
+    put_model(settings, "third")
+    put = store.put_if_absent
+
+    def overtaken_just_after(settings, key, *rest):
+        done = put(settings, key, *rest)
+        if key == "registry/history/00002.json":
+            monkeypatch.setattr(store, "put_if_absent", put)
+            registry.conclude(settings, decision("run-3", "third", "second"), "ann")
+        return done
+
+    put_model(settings, "second")
+    monkeypatch.setattr(store, "put_if_absent", overtaken_just_after)
+    registry.conclude(settings, decision("run-2", "second", "first"), "ann")
+    assert [e.model for e in registry.history(settings)] == ["first", "second", "third"]
+    assert (registry.champion(settings).model, registry.champion(settings).history) == ("third", 3)
+
+
 def test_the_next_run_heals_a_pointer_that_a_dead_run_left_behind(settings, monkeypatch):
     promoted(settings, "run-1", "first")
     with monkeypatch.context() as broken:
