@@ -5,6 +5,9 @@ import json
 from typer.testing import CliRunner
 
 from cxr_ml.cli import app
+from cxr_ml.commands import shared
+
+shared.out.width = 200  # whatever the terminal, and whichever test imported it first
 
 
 def strict(text):

@@ -21,7 +21,6 @@ POOR = ((60, 20, 10), (10, 70, 10), (5, 5, 80))
 @pytest.fixture
 def house(settings, monkeypatch):
     """A dataset, a champion before, a champion, a refused candidate, and one that another was preferred to."""
-    monkeypatch.setenv("COLUMNS", "240")
     data = stored.put_dataset(settings)
     first = stored.put_model(settings, "first", data, FAIR)
     stored.run(settings, "run-1", [first])
