@@ -17,7 +17,18 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, checkpoints, curves, devices, epochs, evaluate, features, inputs, provenance
+from cxr_ml.model import (
+    architectures,
+    checkpoints,
+    curves,
+    devices,
+    epochs,
+    evaluate,
+    features,
+    inputs,
+    likeness,
+    provenance,
+)
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
 from cxr_ml.model.pieces import ShuffledRows
@@ -130,7 +141,10 @@ def _train(
         if _best_loss(progress) > min(map(_best_loss, done.values()), default=math.inf):
             classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
         done[stage.name] = progress
-    return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds)
+    started = time.monotonic()
+    known = likeness.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed)
+    seconds["likeness"] = time.monotonic() - started
+    return _write(settings, dataset, name, architecture, backbone, classifier, known, done, seconds)
 
 
 def _classifier(settings: Settings, backbone: architectures.Backbone) -> keras.Model:
@@ -243,6 +257,7 @@ def _write(
     architecture: str,
     backbone: architectures.Backbone,
     classifier: keras.Model,
+    known: bytes,
     done: dict[str, Progress],
     seconds: dict[str, float],
 ) -> Model:
@@ -273,8 +288,10 @@ def _write(
         code=provenance.code(),
         packages=provenance.packages(),
         hardware=provenance.hardware(),
+        likeness_sha256=hashlib.sha256(known).hexdigest(),
     )
     store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
+    store.put_uncommitted(settings, likeness.key(name), known)
     store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
     for file, data in curves.events(history).items():
         store.put_uncommitted(settings, f"models/{name}/{file}", data)
