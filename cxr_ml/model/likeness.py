@@ -60,7 +60,7 @@ def learn(
         return seen.predict(inputs.Batches(images, rows, 32), verbose=0)
 
     known = _unit(features(np.sort(np.concatenate(chosen)))).astype(np.float16)
-    held_out = _distances(known.astype(np.float32), features(validation))
+    held_out = _distances(_unit(known.astype(np.float32)), features(validation))
     limit = max(np.quantile(held_out, QUANTILE), _ROUNDING)
     buffer = io.BytesIO()
     np.savez(buffer, known=known, limit=np.float64(limit))
@@ -82,8 +82,13 @@ def load(settings: Settings, record: Model) -> Likeness | None:
             f"{key(record.model)} is not the file that model.json records: expected SHA-256 {record.likeness_sha256}. "
             f"Received: {digest}. Do not use the model; promote or roll back to another one."
         )
+    return read(data)
+
+
+def read(data: bytes) -> Likeness:
+    """What `learn` gave."""
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return Likeness(found["known"].astype(np.float32), float(found["limit"]))
+        return Likeness(_unit(found["known"].astype(np.float32)), float(found["limit"]))
 
 
 def unlikeness(likeness: Likeness, features: np.ndarray) -> np.ndarray:

@@ -86,7 +86,12 @@ def test_a_limit_that_a_user_adds_counts_and_a_warning_does_not(folder):
     [
         {"column": "p99", "min_value": 220, "strict_min": True},
         {"column": "p99", "max_value": 100, "mostly": 0.5},
-        {"column": "p99", "max_value": 100, "row_condition": "bits==8", "condition_parser": "pandas"},
+        {
+            "column": "p99",
+            "max_value": 100,
+            "row_condition": 'col("bits")==8',
+            "condition_parser": "great_expectations",
+        },
     ],
 )
 def test_what_is_more_than_a_limit_is_judged_by_great_expectations(folder, kwargs):

@@ -63,7 +63,7 @@ def case(settings):
 
 def test_the_record_says_where_the_model_looked_and_what_is_shown(settings):
     given = case(settings)
-    s, record, dataset, network, images, manifest, rows, predicted, probabilities = given
+    _, _, dataset, network, images, manifest, rows, predicted, probabilities = given
     found = contact_sheets.write(*given)
     assert (found.model, found.dataset, found.dataset_sha256) == ("light-d1-0a", 1, dataset.manifest_sha256)
     assert found.evenly == 0.36

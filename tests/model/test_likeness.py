@@ -1,7 +1,6 @@
 """What is remembered of the training images, and how far others are from them."""
 
 import hashlib
-import io
 
 import keras
 import numpy as np
@@ -32,8 +31,7 @@ def films(n, seed, left=200, right=20):
 
 def learned(classifier, images, train_rows, validation_rows, y, seed=0):
     data = likeness.learn(classifier, images, train_rows, validation_rows, y, seed)
-    with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return likeness.Likeness(found["known"].astype(np.float32), float(found["limit"])), data
+    return likeness.read(data), data
 
 
 def seen(classifier, images):
