@@ -29,6 +29,7 @@ import numpy as np
 
 from cxr_ml import store
 from cxr_ml.data import images as decoding
+from cxr_ml.data import room
 from cxr_ml.model import architectures, inputs, likeness
 from cxr_ml.records import Model
 from cxr_ml.release import predict
@@ -98,8 +99,8 @@ def main() -> None:
             taken["ours"].append(time.perf_counter() - begun)
     bare, own_time = (statistics.median(taken[name]) for name in ("bare", "ours"))
     print(
-        f"{given.architecture}, {given.size} px, {len(fit)} files of {sum(f.stat().st_size for f in fit) / 1e6:.0f} MB: "
-        f"bare predict {len(fit) / bare:.1f} images/s, files {len(fit) / own_time:.1f} images/s, "
+        f"{given.architecture}, {given.size} px, {len(fit)} files, {sum(f.stat().st_size for f in fit) / 1e6:.0f} MB, "
+        f"{room.cores()} cores: bare predict {len(fit) / bare:.1f} images/s, files {len(fit) / own_time:.1f} images/s, "
         f"{own_time / bare:.2f} times the time; each round: "
         + ", ".join(f"{o / b:.2f}" for b, o in zip(taken["bare"], taken["ours"], strict=True))
     )

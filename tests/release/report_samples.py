@@ -12,6 +12,7 @@ from cxr_ml.records import (
     Dataset,
     Decision,
     Evaluation,
+    Explanation,
     Failure,
     Metrics,
     Model,
@@ -44,6 +45,15 @@ def evaluation(architecture="inception_v3", test=GOOD, validation=GOOD, classes=
         model=f"{architecture}-d3-1a2b3c4d", architecture=architecture, artefact_sha256="a" * 64, dataset=3,
         dataset_sha256="d" * 64, validation=metrics(validation, classes), test=metrics(test, classes),
         robustness={"shrunk": metrics(test, classes), "sharpened": metrics(validation, classes)}, champion=champion,
+    )  # fmt: skip
+
+
+def explanation(of: str) -> Explanation:
+    """Where a model looked; of PNEUMONIA there was nothing to look at."""
+    shares = {"NORMAL": 0.21, "COVID19": 0.48, "PNEUMONIA": float("nan")}
+    return Explanation(
+        model=of, artefact_sha256="a" * 64, dataset=3, dataset_sha256="d" * 64, outside=shares,
+        evenly=0.36, shown=(), sheets={label: "e" * 64 for label in shares},
     )  # fmt: skip
 
 
