@@ -110,10 +110,9 @@ def _look(settings: Settings, judge: screen.Screen, size: int, film: bool, sourc
     try:
         data = source if isinstance(source, bytes) else _read(settings, Path(source))
         with _one_large if files.pixels(data) > _LARGE else nullcontext():
-            measured, clean = images.measure(data, settings)
+            measured, grey = images.measure_and_decode(data, settings)
             if refused := judge(measured):
                 return _Look(name, refused)
-            grey = images.decode_grey(clean)
     except images.BadImage as error:
         return _Look(name, (error.code,))
     return _Look(name, (), inputs.resize(grey, size), images.shrink(grey, _OVERLAY) if film else None)

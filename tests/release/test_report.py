@@ -171,7 +171,12 @@ def test_the_page_needs_no_network():
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
     assert len(sources) == 6 and all(s.startswith("data:image/png;base64,") for s in sources)
-    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"} - {"#gate", "#candidates", "#curves"}
+    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"} - {
+        "#gate",
+        "#candidates",
+        "#looked",
+        "#curves",
+    }
     assert links == {"#data", "#lineage", "#links", "data-docs/images.html", "https://airflow.example"}
     html = report.render(samples.run(), SETTINGS, {}, {})
     assert "@import" not in html and "url(" not in html
