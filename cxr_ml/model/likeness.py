@@ -13,17 +13,18 @@ from cxr_ml.model import inputs
 from cxr_ml.records import Model
 from cxr_ml.settings import Settings
 
-MOST = 3000  # training images that are remembered; at 2,048 features of two bytes, 12 MB
-NEAREST = 5  # the distance to the so-manieth nearest of them counts
+MOST = 3000  # training images that are looked at
+VARIANCE = 0.9  # share of the training features' variance that lies in the principal space
 QUANTILE = 0.99  # of the validation images' distances is the limit
-_ROUNDING = 1e-3  # below it, distances of features of two bytes mean nothing
+_ROUNDING = 1e-3  # below it, distances of features of four bytes mean nothing
 
 
 class Likeness(NamedTuple):
-    """What is remembered of a model's training images."""
+    """What is remembered of a model's training images; no image among them."""
 
-    known: np.ndarray  # float32 (images, channels), each of length 1
-    limit: float  # distance beyond which an image is unlike them
+    mean: np.ndarray  # of their features of length 1, float32 (channels,)
+    principal: np.ndarray  # orthonormal directions in which they vary most, float32 (directions, channels)
+    limit: float  # distance from the principal space beyond which an image is unlike them
 
 
 def key(model: str) -> str:
@@ -34,11 +35,12 @@ def key(model: str) -> str:
 def learn(
     classifier: keras.Model, images: np.ndarray, train: np.ndarray, validation: np.ndarray, y: np.ndarray, seed: int
 ) -> bytes:
-    """What is to be stored beside a model: the features of its training images, and the limit.
+    """What is to be stored beside a model: the space in which its training images lie, and the limit.
 
-    Distance to the k-th nearest neighbour of features of length 1, of a random part of the training images, with a
-    quantile of held-out images as limit: Sun, Ming, Zhu and Li, Out-of-distribution detection with deep nearest
-    neighbors, ICML 2022. The limit comes from validation images, because features of training images lie closer.
+    An image is as unlike as its features lie far from the principal space of the training images' features: the residual
+    of Wang, Li, Feng and Zhang, ViM: Out-of-distribution with virtual-logit matching, CVPR 2022. The features are of
+    length 1 first, without which bright images count as unlike and dark ones never do, and the limit is a quantile of
+    held-out images: both as Sun, Ming, Zhu and Li, Out-of-distribution detection with deep nearest neighbors, ICML 2022.
 
     Args:
         classifier: with its final weights.
@@ -59,11 +61,15 @@ def learn(
     def features(rows: np.ndarray) -> np.ndarray:
         return seen.predict(inputs.Batches(images, rows, 32), verbose=0)
 
-    known = _unit(features(np.sort(np.concatenate(chosen)))).astype(np.float16)
-    held_out = _distances(_unit(known.astype(np.float32)), features(validation))
-    limit = max(np.quantile(held_out, QUANTILE), _ROUNDING)
+    seen_in_training = _unit(features(np.sort(np.concatenate(chosen))).astype(np.float64))
+    mean = seen_in_training.mean(axis=0)
+    variances, directions = np.linalg.eigh(np.cov(seen_in_training - mean, rowvar=False))
+    shares = np.cumsum(variances[::-1]) / max(variances.sum(), 1e-12)
+    principal = directions[:, ::-1][:, : 1 + int((shares < VARIANCE).sum())].T
+    found = Likeness(mean.astype(np.float32), np.ascontiguousarray(principal, np.float32), 1.0)
+    limit = max(np.quantile(unlikeness(found, features(validation)), QUANTILE), _ROUNDING)
     buffer = io.BytesIO()
-    np.savez(buffer, known=known, limit=np.float64(limit))
+    np.savez(buffer, mean=found.mean, principal=found.principal, limit=np.float64(limit))
     return buffer.getvalue()
 
 
@@ -88,7 +94,7 @@ def load(settings: Settings, record: Model) -> Likeness | None:
 def read(data: bytes) -> Likeness:
     """What `learn` gave."""
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return Likeness(_unit(found["known"].astype(np.float32)), float(found["limit"]))
+        return Likeness(found["mean"], found["principal"], float(found["limit"]))
 
 
 def unlikeness(likeness: Likeness, features: np.ndarray) -> np.ndarray:
@@ -101,15 +107,10 @@ def unlikeness(likeness: Likeness, features: np.ndarray) -> np.ndarray:
     Returns:
         Distance by the limit, float64 (n,): above 1, an image is unlike those that the model was trained on.
     """
-    return _distances(likeness.known, features) / likeness.limit
+    from_mean = _unit(np.asarray(features, np.float32)) - likeness.mean
+    residual = from_mean - (from_mean @ likeness.principal.T) @ likeness.principal
+    return np.linalg.norm(residual.astype(np.float64), axis=1) / likeness.limit
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-
-def _distances(known: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """Euclidean distance to the k-th nearest of the known features, float64 (n,), 0 to 2."""
-    nearest = min(NEAREST, len(known)) - 1
-    alike = np.partition(-(_unit(features) @ known.T), nearest, axis=1)[:, nearest]
-    return np.sqrt(np.maximum(2 + 2 * alike.astype(np.float64), 0))
