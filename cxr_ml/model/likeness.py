@@ -16,7 +16,7 @@ from cxr_ml.settings import Settings
 MOST = 3000  # training images that are looked at
 VARIANCE = 0.9  # share of the training features' variance that lies in the principal space
 QUANTILE = 0.99  # of the validation images' distances is the limit
-_ROUNDING = 1e-3  # below it, distances of features of four bytes mean nothing
+_ROUNDING = 1e-5  # below it, distances of features of four bytes mean nothing
 
 
 class Likeness(NamedTuple):
@@ -37,10 +37,10 @@ def learn(
 ) -> bytes:
     """What is to be stored beside a model: the space in which its training images lie, and the limit.
 
-    An image is as unlike as its features lie far from the principal space of the training images' features: the residual
-    of Wang, Li, Feng and Zhang, ViM: Out-of-distribution with virtual-logit matching, CVPR 2022. The features are of
-    length 1 first, without which bright images count as unlike and dark ones never do, and the limit is a quantile of
-    held-out images: both as Sun, Ming, Zhu and Li, Out-of-distribution detection with deep nearest neighbors, ICML 2022.
+    An image is as unlike as its features lie far from the principal space of the training images' features: the
+    residual of Wang, Li, Feng and Zhang, ViM: Out-of-distribution with virtual-logit matching, CVPR 2022. Before that
+    the features are brought to length 1, and the limit is a quantile of held-out images, both as Sun, Ming, Zhu and Li
+    have it, Out-of-distribution detection with deep nearest neighbors, ICML 2022.
 
     Args:
         classifier: with its final weights.
