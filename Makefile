@@ -17,7 +17,7 @@ run: $(READY)
 	@.venv/bin/python -m local.run
 
 test: $(READY)
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n 2 --dist loadfile
 
 clean:
 	@$(PYTHON) -m local.state

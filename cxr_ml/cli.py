@@ -1,7 +1,9 @@
 """`cxr-ml`: each stage of the retraining as a command, without Airflow."""
 
 import getpass
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -129,7 +131,7 @@ def gate(model: list[str], run: RunName, json_: Json = False) -> None:
     from cxr_ml.release import runs
 
     with opened() as settings:
-        decision = runs.decide(settings, run, model)
+        decision = runs.decide(settings, run, model, by=getpass.getuser())
         show(decision, json_, decision_table(decision))
 
 
@@ -216,8 +218,11 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
         champion = registry.champion(settings)
         beside = champion.model if champion else None
         models = [trains.train(settings, built.dataset, a, not json_, beside).model for a in settings.architectures]
-        evaluates.evaluate(settings, built.dataset, models, beside)
-        registry.conclude(settings, runs.decide(settings, run, models), by=getpass.getuser())
+        # In a process of its own, as in Airflow: what the gate judges is the stored file, loaded afresh.
+        with ProcessPoolExecutor(1, get_context("spawn")) as other:
+            other.submit(evaluates.evaluate, settings, built.dataset, models, beside).result()
+        by = getpass.getuser()
+        registry.conclude(settings, runs.decide(settings, run, models, by=by), by=by)
         record, key = runs.publish(settings, run, names, settings.mail_to)
         if json_:
             show(record, True, "")

@@ -1,5 +1,7 @@
 """The frozen records that stages hand on. Each is stored as JSON; loading one checks names and types."""
 
+import math
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -98,6 +100,15 @@ class Dataset(Record):
     warnings: tuple[Failure, ...] = ()  # expectations of severity "warning" that it does not meet
 
 
+class OperatingPoint(Record):
+    """Where a model draws the line between classes; fitted on validation images."""
+
+    temperature: float  # divides the logits; 1: probabilities as the network gives them
+    offsets: dict[str, float]  # label -> added to the logarithm of its probability before the largest is taken
+    floors: dict[str, float]  # label -> recall that was wanted on validation
+    images: int  # that it was fitted on
+
+
 class Model(Record):
     """A trained candidate."""
 
@@ -119,6 +130,8 @@ class Model(Record):
     packages: dict[str, str] = {}  # package -> version
     hardware: dict[str, str | int] = {}  # cpu, cores, memory_gib, gpus, system
     likeness_sha256: str = ""  # of likeness.npz, by which an image unlike the training images is known
+    operating_point: OperatingPoint | None = None
+    validation_sha256: str = ""  # of validation.npy: what the training process predicted for the validation images
 
 
 class ClassMetrics(Record):
@@ -128,15 +141,55 @@ class ClassMetrics(Record):
     precision: float
     f1: float
     support: int  # images
+    # Not known of evaluations by earlier versions
+    specificity: float = math.nan
+    auc: float = math.nan  # of the class against all others
 
 
 class Metrics(Record):
-    """One model on one split."""
+    """One model on some images."""
 
     classes: dict[str, ClassMetrics]
     macro_f1: float
     accuracy: float
     confusion: tuple[tuple[int, ...], ...]  # rows: true class, columns: predicted, in the order of `classes`
+    # Not known of evaluations by earlier versions
+    log_loss: float = math.nan  # nats
+    brier: float = math.nan  # 0 to 2
+    calibration_error: float = math.nan  # expected, 0 to 1
+    intervals: dict[str, tuple[float, float]] = {}  # 95 %, by the names of `metrics.name`, e.g. "recall COVID19"
+
+
+class Moved(Record):
+    """What a model says of test images that were changed so that a reader of lungs would say the same, or nothing."""
+
+    change: str  # e.g. "lungs hidden"
+    images: int
+    recalls: dict[str, float]  # label -> recall on the changed images; NaN without images
+    balanced_accuracy: float  # mean of the recalls
+    before: float  # the same of the unchanged images
+    decided_otherwise: float  # share of the images that get another class than unchanged
+    shift: float  # mean total variation distance between the probabilities, 0 to 1
+
+
+class Slice(Record):
+    """The test images that have something in common."""
+
+    by: str  # source, view, format, size or batch
+    value: str
+    images: int
+    metrics: Metrics | None  # None where they are too few
+    why: str = ""  # one sentence where they are too few
+
+
+class Difference(Record):
+    """Candidate less champion on the same images."""
+
+    figures: dict[str, float]  # by the names of `metrics.name`
+    intervals: dict[str, tuple[float, float]]  # 95 %, paired bootstrap over groups
+    only_candidate: int  # images that only the candidate decides rightly
+    only_champion: int
+    mcnemar: float  # p of the exact test that either is as likely
 
 
 class Evaluation(Record):
@@ -148,9 +201,16 @@ class Evaluation(Record):
     dataset: int
     dataset_sha256: str
     validation: Metrics  # chooses between architectures
-    test: Metrics  # only the gate
+    test: Metrics  # only the gate; at the model's operating point, as is all else but `plain`
     robustness: dict[str, Metrics] = {}  # disguise -> the test images in it; {}: by a version that did not measure it
     champion: "Evaluation | None" = None
+    # Not known of evaluations by earlier versions
+    plain: Metrics | None = None  # test images, by the most likely class and uncalibrated probabilities
+    moved: tuple[Moved, ...] = ()  # not measured of a champion beside a candidate
+    slices: tuple[Slice, ...] = ()
+    difference: Difference | None = None  # to the champion
+    reload_difference: float | None = None  # largest, of a validation probability, to those of the training process
+    champion_problem: str = ""  # one sentence where the champion could not be evaluated
 
 
 class Shown(Record):
@@ -181,8 +241,8 @@ class Prediction(Record):
 
     file: str  # "" where bytes were handed in
     model: str
-    predicted: str | None  # label; None where the image was refused
-    probabilities: dict[str, float] | None  # label -> 0 to 1; None where the image was refused
+    predicted: str | None  # label at the model's operating point; None where the image was refused
+    probabilities: dict[str, float] | None  # label -> calibrated, 0 to 1; None where the image was refused
     unlikeness: float | None  # distance to the training images by the limit; None: not measured
     refused: tuple[str, ...] = ()  # codes; unlike_training where unlikeness is above 1
     overlay: str | None = None  # file in which Grad-CAM lies over the picture
@@ -221,6 +281,7 @@ class Check(Record):
     limit: str  # e.g. "≥ 0.95"
     passed: bool
     reason: str  # one sentence
+    interval: tuple[float, float] | None = None  # 95 %, where there is one
 
 
 class Decision(Record):
@@ -235,6 +296,7 @@ class Decision(Record):
     checks: tuple[Check, ...]
     reason: str  # one sentence
     overrides: dict[str, str] = {}  # settings changed in the form for this run
+    by: str = ""  # who started the run, and changed them
 
 
 class Champion(Record):
@@ -273,3 +335,15 @@ class Run(Record):
     decision: Decision | None
     champion: Champion | None  # after the run
     rulings: tuple[Ruling, ...] = ()  # of humans, that this dataset honours and its parent did not
+
+
+class FailedStep(Record):
+    """A step of a run that failed, the last time it did; stored as `reports/<run>/failed/<step>.json`."""
+
+    run: str  # as Airflow calls it
+    step: str  # name of the task, with its number where it is one of several
+    kind: str  # of the error; "" where nothing was raised
+    said: tuple[str, ...]  # by the error, line by line
+    advice: str  # what to do
+    log_link: str  # "" where there is none
+    at: str  # ISO 8601, UTC

@@ -8,8 +8,8 @@ the champion change. The team gets the report by mail.
 
 * Nothing new in the inbox, and no new ruling on an image: the run ends early, its steps marked *skipped*, no mail.
 * The gate stays shut, or a human says no: the run succeeds, the champion stays, the report says why.
-* A step fails: a mail says which, why, and what to do. What is stored stays; *Clear* the step to go on from there.
-  A dataset that no run brought before the gate is taken up by the next run.
+* A step fails: a mail and the run's page say which, why, and what to do. What is stored stays; *Clear* the step to go
+  on from there. A dataset that no run brought before the gate is taken up by the next run.
 """
 
 from datetime import timedelta
@@ -148,8 +148,9 @@ def cxr_retraining() -> None:
             from cxr_ml.release.terminal import decision_markdown
 
             changed = {name: str(value) for name, value in wiring.overrides(params).items()}
+            context = get_current_context()
             with wiring.settings(params) as s:
-                decision = runs.decide(s, wiring.run_name(get_current_context()), models, changed)
+                decision = runs.decide(s, wiring.run_name(context), models, changed, wiring.actor(context))
             print(decision.model_dump_json(indent=2))
             return {"open": decision.promote, "table": decision_markdown(decision)}
 

@@ -1,4 +1,4 @@
-"""What ties the library to Airflow: the trigger form, settings of a run, connections, the mail about a failed step."""
+"""What ties the library to Airflow: the trigger form, settings of a run, connections, what a failed step tells."""
 
 import logging
 import re
@@ -17,13 +17,14 @@ from cxr_ml.settings import Settings
 # Fields of the form that are settings of the same name; the floors are spread over one field per class.
 _SAME = (
     "architectures", "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate",
-    "fine_tune_learning_rate", "patience", "seed", "warm_start", "macro_f1_floor",
+    "fine_tune_learning_rate", "patience", "seed", "warm_start", "macro_f1_floor", "floors_on_lower_bound",
 )  # fmt: skip
 APPROVE = "Approve"
 # Network, store, mail server and Airflow's API may answer the next time; nothing else gets better by itself. A killed
 # process raises nothing, so it is retried without being asked about.
 _PASSING: list[type[BaseException] | str] = [OSError, BotoCoreError, ClientError, AirflowRuntimeError]
 RETRY_POLICY = ExceptionRetryPolicy([RetryRule(_PASSING)], default=RetryAction.FAIL)
+_log = logging.getLogger(__name__)
 MAILED = "failure_mailed"
 _KILLED = RuntimeError("The step's process was killed from outside; see its log and the scheduler's.")
 _FLOORS = {"recall_floor_": "recall_floors", "f1_floor_": "f1_floors"}
@@ -81,6 +82,17 @@ def form() -> dict[str, Param]:
     form |= {f"recall_floor_{c}": floor(v, f"Recall of {c} at least") for c, v in s.recall_floors.items()}
     form |= {f"f1_floor_{c}": floor(v, f"F1 of {c} at least") for c, v in s.f1_floors.items()}
     form["macro_f1_floor"] = floor(s.macro_f1_floor, "Macro F1 at least")
+    floors = [*(f"recall {c}" for c in s.recall_floors), *(f"F1 {c}" for c in s.f1_floors), "macro F1"]
+    form["floors_on_lower_bound"] = Param(
+        list(s.floors_on_lower_bound),
+        type="array",
+        items={"enum": floors},
+        examples=floors,
+        uniqueItems=True,
+        section="Gate",
+        title="Floors on the lower bound",
+        description="Of these, the lower end of the 95 % interval must meet the floor",
+    )
     form["approval"] = Param(
         s.approval,
         type="boolean",
@@ -123,7 +135,7 @@ def overrides(params: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {name: params[name] for name in _SAME}
     for prefix, setting in _FLOORS.items():
         values[setting] = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
-    values["architectures"] = tuple(values["architectures"])
+    values |= {name: tuple(values[name]) for name in ("architectures", "floors_on_lower_bound")}
     return {k: v for k, v in values.items() if v != getattr(plain, k)}
 
 
@@ -172,12 +184,15 @@ def actor(context: Any) -> str:  # noqa: ANN401
 
 
 def mail_failure(context: Any) -> None:  # noqa: ANN401
-    """Mails which step failed, why, and what to do. For a task's `on_failure_callback`: called after the last try."""
+    """Tells which step failed, why, and what to do, on the run's page and by mail.
+
+    For a task's `on_failure_callback`: called after the last try.
+    """
     ti = context["ti"]
     # Before the mail, which takes seconds: mail_silent_failures may look at any moment now.
     ti.xcom_push(key=MAILED, value=True)
     error = context.get("exception") or _KILLED
-    _send_failure(context, ti.task_id, ti.map_index, error)
+    _tell_failure(context, ti.task_id, ti.map_index, error)
 
 
 def mail_silent_failures(context: Any) -> None:  # noqa: ANN401
@@ -191,18 +206,26 @@ def mail_silent_failures(context: Any) -> None:  # noqa: ANN401
         task_id, index = re.fullmatch(r"(.+?)(?:_(\d+))?", name).groups()
         index = -1 if index is None else int(index)
         if not ti.xcom_pull(task_ids=task_id, key=MAILED, map_indexes=index):
-            _send_failure(context, task_id, index, _KILLED)
+            _tell_failure(context, task_id, index, _KILLED)
 
 
-def _send_failure(context: Any, task_id: str, map_index: int, error: BaseException) -> None:  # noqa: ANN401
-    from cxr_ml.release import mail
+def _tell_failure(context: Any, task_id: str, map_index: int, error: BaseException) -> None:  # noqa: ANN401
+    """Writes the page of the run, and mails."""
+    from cxr_ml.release import failures, mail
 
     s = _with_connections(settings_module.load())
     ti = context["ti"]
-    to = mail.allowed(tuple((context.get("params") or {}).get("recipients") or s.mail_to), s)
-    if not to:
-        logging.getLogger(__name__).warning("No mail about the failure of %s: there are no recipients.", task_id)
-        return
     step = task_id + (f" [{map_index}]" if map_index >= 0 else "")
     link = f"{s.ui_url.rstrip('/')}/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{task_id}" if s.ui_url else ""
-    mail.send(mail.failure_message(s, to, step, ti.run_id, error, link), s)
+    failed = failures.tell(s, ti.run_id, step, error, link)
+    try:
+        page = f"s3://{s.bucket}/{s.prefix}{failures.write(s, failed)}"
+    except (BotoCoreError, ClientError, Refused) as trouble:
+        # The store may be why the step failed: the mail must go all the same.
+        _log.error("No page about the failure of %s: the store says %s", task_id, trouble)
+        page = ""
+    to = mail.allowed(tuple((context.get("params") or {}).get("recipients") or s.mail_to), s)
+    if not to:
+        _log.warning("No mail about the failure of %s: there are no recipients.", task_id)
+        return
+    mail.send(mail.failure_message(s, to, failed, page), s)

@@ -44,14 +44,14 @@ def show(settings: Settings, run_id: str, state: Path, mails_before: set[str], c
     """Prints what became of the run `run_id`, and copies its report to `state/reports/`."""
     run_slug = slug(run_id)
     key = f"reports/{run_slug}/run.json"
-    if not store.exists(settings, key):
-        console.print(
-            "\nThe run left no report: nothing was new in the inbox, or it failed before the report.", soft_wrap=True
-        )
-    else:
-        console.print()
-        show_run(store.load(settings, key, Run), console)
+    console.print()
     report = fetch_report(settings, run_slug, state / "reports")
+    if store.exists(settings, key):
+        show_run(store.load(settings, key, Run), console)
+    elif report:
+        console.print("The run failed before its report; a page tells where, why, and what to do.", soft_wrap=True)
+    else:
+        console.print("The run left no report: nothing was new in the inbox.", soft_wrap=True)
     if report:
         console.print(f"Report    {report}", markup=False, highlight=False, soft_wrap=True)
         where = f"s3://{settings.bucket}/{settings.prefix}reports/{run_slug}/index.html"

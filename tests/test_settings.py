@@ -92,7 +92,8 @@ def test_an_unknown_name_in_the_file_is_refused_by_name(nowhere, monkeypatch):
     ("name", "value"),
     [
         ("image_size", "31"), ("image_size", "wide"), ("batch_size", "0"), ("dropout", "1"), ("test_fraction", "0"),
-        ("macro_f1_floor", "1.1"), ("macro_f1_floor", "nan"), ("recall_margin", "-0.01"), ("min_test_support", "0"),
+        ("macro_f1_floor", "1.1"), ("macro_f1_floor", "nan"),
+        ("min_test_support", "0"), ("lungs_hidden_limit", "1.01"),
         ("head_learning_rate", "0"), ("smtp_port", "65536"), ("seed", "-1"), ("weights", "random"),
         ("duplicate_correlation", "0"), ("approval", "perhaps"),
     ],
@@ -138,7 +139,7 @@ def test_every_profile_of_the_repository_can_be_used(monkeypatch, profile):
     monkeypatch.setenv("CXR_CONFIG", str(profile))
     s = settings.load()
     assert s.model_fields_set >= {"architectures", "image_size", "head_epochs"}
-    for name in ("recall_floors", "f1_floors", "macro_f1_floor", "min_test_support", "recall_margin"):
+    for name in ("recall_floors", "f1_floors", "macro_f1_floor", "min_test_support", "margins", "lungs_hidden_limit"):
         assert getattr(s, name) == Settings.model_fields[name].default, "no profile lowers the gate"
 
 
@@ -169,3 +170,9 @@ def test_the_shipped_expectations_are_found_from_any_folder():
     assert {p.name for p in settings.load().expectations.glob("*.json")} == {
         "classes.json", "dataset.json", "images.json",
     }  # fmt: skip
+
+
+def test_a_margin_below_zero_is_refused_by_the_name_of_its_figure(monkeypatch):
+    monkeypatch.setenv("CXR_MARGINS", '{"macro F1": -0.01}')
+    with pytest.raises(Refused, match=r"margins\.macro F1: .*Received: -0\.01"):
+        settings.load()

@@ -4,9 +4,10 @@ import hashlib
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from cxr_ml import store
-from cxr_ml.data import batches, drift, duplicates, files, groups, ingest, rulings, shortcuts
+from cxr_ml.data import batches, drift, duplicates, files, groups, ingest, rulings, shortcuts, tables
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset, Ruling
 from cxr_ml.settings import Settings
@@ -41,6 +42,23 @@ def manifest(settings: Settings, dataset: Dataset) -> pd.DataFrame:
     if hashlib.sha256(data).hexdigest() != dataset.manifest_sha256:
         raise Refused(f"{key} was changed after dataset {dataset.dataset} was written: its SHA-256 differs.")
     return ingest.read_parquet(settings, key)
+
+
+def described(settings: Settings, dataset: Dataset, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a manifest with what was measured of each image beside it: view, width, height.
+
+    Raises:
+        Refused: the measurements of a batch, or an image in them, are gone.
+    """
+    parts = []
+    for batch in dataset.batches:
+        found = tables.scan(settings, f"batches/{batch}/measurements.parquet", ["sha256", "view", "width", "height"])
+        parts.append(pa.concat_tables(found).to_pandas().assign(batch=batch))
+    facts = pd.concat(parts, ignore_index=True).drop_duplicates(["sha256", "batch"])
+    joined = rows.merge(facts, on=["sha256", "batch"], how="left", validate="many_to_one")
+    if lost := joined["width"].isna().sum():
+        raise Refused(f"Every image of dataset {dataset.dataset} must be in its batch's measurements. Missing: {lost}.")
+    return joined
 
 
 def build(settings: Settings, against: int | None = None) -> tuple[Dataset, bool]:

@@ -30,8 +30,8 @@ def write(
     images: np.ndarray,
     manifest: pd.DataFrame,
     rows: np.ndarray,
-    predicted: np.ndarray,
     probabilities: np.ndarray,
+    predicted: np.ndarray,
 ) -> Explanation:
     """Explains a model on test images, and stores it; what is stored already is returned as it is.
 
@@ -43,8 +43,8 @@ def write(
         images: all of the dataset, uint8 (images, size, size, 1).
         manifest: of the dataset, row for row.
         rows: which images were predicted, int (n,).
-        predicted: index of the class that was said of each, int (n,).
         probabilities: of the classes, float (n, classes).
+        predicted: index of the class that was decided for, int (n,).
 
     Returns:
         The record. Hits are drawn at random, misses are those of which the model was the surest.
@@ -56,16 +56,17 @@ def write(
     said = np.asarray(record.classes)[predicted]
     heat = explain.heat(network, images, predicted, rows)
     share = explain.outside(heat)
+    sureness = probabilities[np.arange(len(rows)), predicted]
     shown: list[Shown] = []
     sheets = {}
     for label in record.classes:
-        places = choose(labels == label, said == label, probabilities.max(axis=1), names, settings.seed)
+        places = choose(labels == label, said == label, sureness, names, settings.seed)
         examples = [
             Shown(
                 sha256=str(names[i]),
                 label=label,
                 predicted=str(said[i]),
-                probability=float(probabilities[i, predicted[i]]),
+                probability=float(sureness[i]),
                 outside=float(share[i]),
             )
             for i in places

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from cxr_ml.errors import Refused
-from cxr_ml.model import checkpoints
+from cxr_ml.model import checkpoints, devices
 from cxr_ml.model.checkpoints import Epoch, Progress
 from cxr_ml.model.pieces import Evenly, Pieces
 from cxr_ml.settings import Settings
@@ -104,7 +104,7 @@ def run(
         try:
             _fit(network, batches, validation, loop, settings.batch_size, verbose)
         except Exception as error:
-            if not _out_of_memory(error):
+            if not _out_of_memory(error) or devices.hosts() > 1:  # the other hosts know nothing of it
                 raise
             pieces *= 2
             if pieces >= 2 * min(settings.batch_size, len(batches.y)):
@@ -139,16 +139,18 @@ def _fit(
     batches = copy.copy(batches)  # what a failed attempt left running must not move this one's epoch on
     batches.epoch = done - 1
     batches.on_epoch_end()
-    pieces, devices = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
+    pieces, shares = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
     validation = copy.copy(validation)
-    validation.batch_size = max(1, min(batch_size // pieces, 32) // devices) * devices
+    validation.batch_size = max(1, min(batch_size // pieces, 32) // shares) * shares
+    batches = batches if pieces * shares == 1 else Pieces(batches, pieces, shares)
+    devices.let_fit(network, batches)
     network.fit(
-        batches if pieces * devices == 1 else Pieces(batches, pieces, devices),
-        validation_data=validation if devices == 1 else Evenly(validation, devices),
+        batches,
+        validation_data=validation if shares == 1 else Evenly(validation, shares),
         initial_epoch=done,
         epochs=loop.stage.epochs,
         shuffle=False,
-        callbacks=[loop],
+        callbacks=[keras.callbacks.ProgbarLogger(), loop],  # the bar of an epoch ends before its line begins
         verbose=1 if verbose and sys.stdout.isatty() else 0,
     )
 
@@ -193,7 +195,9 @@ class _Loop(keras.callbacks.Callback):
             self._limit(self.progress.epochs[0].loss)
 
     def _limit(self, first: float) -> None:
-        self.limit = EXPLODED * max(first, math.log(len(self.settings.classes)))
+        self.limit = EXPLODED * max(
+            math.log(len(self.settings.classes)), first
+        )  # in this order a first that is NaN is no limit
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         weights = {id(w) for w in self.model.weights}
@@ -208,7 +212,7 @@ class _Loop(keras.callbacks.Callback):
         if not self.progress.epochs and batch < self.progress.pieces:
             self._limit(loss)
         if not loss <= self.limit:  # true of NaN as well
-            self._stop(f"the mean loss until step {batch + 1}", loss)
+            self._stop(f"the mean loss of this epoch until step {batch + 1}", loss)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         found = {name: float(value) for name, value in (logs or {}).items()}
@@ -226,19 +230,23 @@ class _Loop(keras.callbacks.Callback):
         if checkpoints.best(self.progress) == epoch + 1:
             self.best = weights
         optimizer = [keras.ops.convert_to_numpy(v) for v in _state(self.model.optimizer)]
-        checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
+        if devices.chief():
+            checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
         self.model.stop_training = ended(self.progress, self.stage, self.settings.patience)
         if self.verbose:
             print(line(self.stage, self.progress), flush=True)
 
     def _stop(self, what: str, loss: float) -> None:
         done = self.progress.epochs
-        kept = f"checkpoints/{self.stage.name}-{len(done):05d}-….npz" if done else "none of this stage"
+        kept = f"epoch {len(done)}, in models/{self.name}/checkpoints/" if done else "none of this stage"
+        rate = f"{self.stage.name}_learning_rate"
         raise Refused(
-            f"The loss must stay a number below {self.limit:.4g}. Received: {what} of epoch {len(done) + 1} of "
-            f"{self.stage.name} is {loss:.4g}, after {[round(e.loss, 4) for e in done]}. Training was stopped at once "
-            f"and no model is written; last good epoch, kept in models/{self.name}/: {kept}. "
-            f"Use a smaller {self.stage.name}_learning_rate (now {self.stage.rate:g})."
+            f"The training of {self.name} was stopped at once: its loss exploded in epoch {len(done) + 1} of "
+            f"{self.stage.name}.\n"
+            f"Expected: a loss that stays a number below {self.limit:.4g}. Received: {what} is {loss:.4g}.\n"
+            f"Losses of the epochs before: {', '.join(f'{e.loss:.4f}' for e in done) or 'none'}. "
+            f"Last good epoch, which is kept: {kept}. No model is written.\n"
+            f"Start a new run with a smaller {rate} (CXR_{rate.upper()}, or the form; now {self.stage.rate:g})."
         )
 
 

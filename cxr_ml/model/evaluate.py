@@ -1,20 +1,26 @@
 """Evaluates candidates, and the champion beside them on the same images."""
 
 import hashlib
+import io
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+import pandas as pd
+from scipy.stats import binomtest
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
+from cxr_ml.data import tables
 from cxr_ml.errors import Refused
-from cxr_ml.model import disguise, evaluations, inputs
-from cxr_ml.records import ClassMetrics, Dataset, Evaluation, Metrics, Model
+from cxr_ml.model import contact_sheets, disguise, evaluations, inputs, metrics, moved, operating, slices
+from cxr_ml.records import Dataset, Difference, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
+
+Change = Callable[[np.ndarray], np.ndarray]
 
 
 def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
@@ -37,51 +43,43 @@ def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
         return record, keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
-def measure(y: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> Metrics:
-    """Metrics of predictions, by scikit-learn. What a class without images would need them for is NaN, never 0 or 1.
-
-    Args:
-        y: true class indices, int (n,), at least one.
-        predicted: predicted class indices, int (n,).
-        classes: labels in the order of the indices.
-    """
-    indices = list(range(len(classes)))
-    precision, recall, f1, support = precision_recall_fscore_support(y, predicted, labels=indices, zero_division=np.nan)
-    f1 = np.where(support > 0, f1, np.nan)  # scikit-learn says 0 where a class without images was predicted
-    return Metrics(
-        classes={
-            label: ClassMetrics(recall=recall[i], precision=precision[i], f1=f1[i], support=int(support[i]))
-            for i, label in enumerate(classes)
-        },
-        macro_f1=float(np.mean(f1)),
-        accuracy=float(np.mean(y == predicted)),
-        confusion=tuple(tuple(int(n) for n in row) for row in confusion_matrix(y, predicted, labels=indices)),
-    )
+class _Judged(NamedTuple):
+    evaluation: Evaluation
+    test: tuple[np.ndarray, np.ndarray]  # calibrated probabilities, and the classes decided for
 
 
 def evaluate(settings: Settings, number: int, names: Sequence[str], champion: str | None) -> list[Evaluation]:
     """Evaluates each candidate on validation and test of a dataset; the champion too, on the same images.
 
+    A champion that cannot be evaluated is said to be so in the evaluations, and the gate stays shut.
+
     Returns:
-        One evaluation per candidate, stored as `models/<model>/evaluation.json`, with the champion's inside.
+        One evaluation per candidate, stored as `models/<model>/evaluation.json`, with the champion's inside. What a
+        candidate says of each image is stored beside it, as `models/<model>/predictions-d<number>.parquet`.
 
     Raises:
-        Refused: a model cannot be loaded, or its classes are not those of the settings.
+        Refused: a candidate cannot be loaded, or its classes are not those of the settings.
     """
     dataset = datasets.load(settings, number)
-    beside = None
+    beside, problem = None, ""
     if champion is not None:
-        beside = _evaluate_one(settings, dataset, champion)
+        try:
+            beside = _evaluate_one(settings, dataset, champion)
+        except Refused as error:
+            problem = f"The champion {champion} could not be evaluated: {error}"
     found = []
     for name in names:
-        own = beside if beside is not None and name == champion else _evaluate_one(settings, dataset, name)
-        record = own.model_copy(update={"champion": beside})
+        own = _evaluate_one(settings, dataset, name, candidate=True)
+        update: dict[str, object] = {"champion_problem": problem}
+        if beside is not None:
+            update |= {"champion": beside.evaluation, "difference": _difference(settings, dataset, own, beside)}
+        record = own.evaluation.model_copy(update=update)
         evaluations.save(settings, record)
         found.append(record)
     return found
 
 
-def _evaluate_one(settings: Settings, dataset: Dataset, name: str) -> Evaluation:
+def _evaluate_one(settings: Settings, dataset: Dataset, name: str, candidate: bool = False) -> _Judged:
     record, network = load_model(settings, name)
     if record.classes != settings.classes:
         raise Refused(f"{name} must know the classes {settings.classes}. Received: {record.classes}")
@@ -89,19 +87,89 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str) -> Evaluation
     y = inputs.targets(manifest, settings.classes)
     rows = {split: np.flatnonzero(manifest["split"] == split) for split in ("validation", "test")}
 
-    def judge(split: str, change: Callable[[np.ndarray], np.ndarray] | None = None) -> Metrics:
-        predicted = probabilities(network, images, rows[split], change).argmax(axis=1)
-        return measure(y[rows[split]], predicted, settings.classes)
+    def judge(chosen: np.ndarray, change: Change | None = None) -> tuple[np.ndarray, np.ndarray]:
+        raw = probabilities(network, images, chosen, change)
+        return operating.apply(raw, record.operating_point, settings.classes)
 
-    return Evaluation(
+    def measure(chosen: np.ndarray, said: tuple[np.ndarray, np.ndarray], groups: np.ndarray | None = None) -> Metrics:
+        return metrics.measure(y[chosen], said[1], said[0], settings.classes, groups)
+
+    raw = {split: probabilities(network, images, chosen) for split, chosen in rows.items()}
+    said = {split: operating.apply(p, record.operating_point, settings.classes) for split, p in raw.items()}
+    test, groups = rows["test"], manifest["group"].to_numpy()[rows["test"]]
+    described = datasets.described(settings, dataset, manifest.iloc[test])
+    evaluation = Evaluation(
         model=name,
         architecture=record.architecture,
         artefact_sha256=record.artefact_sha256,
         dataset=dataset.dataset,
         dataset_sha256=dataset.manifest_sha256,
-        validation=judge("validation"),
-        test=judge("test"),
-        robustness={name: judge("test", change) for name, change in disguise.FIXED.items()},
+        validation=measure(rows["validation"], said["validation"]),
+        test=measure(test, said["test"], groups),
+        plain=measure(test, operating.apply(raw["test"], None, settings.classes)),
+        robustness={name: measure(test, judge(test, change)) for name, change in disguise.FIXED.items()},
+        slices=slices.measure(described, y[test], said["test"], settings),
+    )
+    if candidate:
+        few = moved.chosen(y[test], len(settings.classes))
+        before = (said["test"][0][few], said["test"][1][few])
+        changed = [
+            moved.compare(what, y[test[few]], before, judge(test[few], change), settings.classes)
+            for what, change in moved.CHANGES.items()
+        ]
+        reload = _reload_difference(settings, record, dataset, raw["validation"])
+        evaluation = evaluation.model_copy(update={"moved": tuple(changed), "reload_difference": reload})
+        _store_predictions(settings, evaluation, manifest, rows, said)
+        contact_sheets.write(settings, record, dataset, network, images, manifest, test, *said["test"])
+    return _Judged(evaluation, said["test"])
+
+
+def _reload_difference(settings: Settings, record: Model, dataset: Dataset, p: np.ndarray) -> float | None:
+    """Largest difference to what the training process predicted; None where it left nothing, or for other images."""
+    if not record.validation_sha256 or record.dataset_sha256 != dataset.manifest_sha256:
+        return None
+    key = f"models/{record.model}/validation.npy"
+    data = store.get(settings, key)
+    if hashlib.sha256(data).hexdigest() != record.validation_sha256:
+        raise Refused(f"{key} is not the file that model.json records: its SHA-256 differs. Do not use the model.")
+    then = np.load(io.BytesIO(data), allow_pickle=False)
+    return float(np.abs(then - p).max()) if then.shape == p.shape else None
+
+
+def _store_predictions(
+    settings: Settings,
+    evaluation: Evaluation,
+    manifest: pd.DataFrame,
+    rows: dict[str, np.ndarray],
+    said: dict[str, tuple[np.ndarray, np.ndarray]],
+) -> None:
+    parts = []
+    for split, chosen in rows.items():
+        p, decided = said[split]
+        part = manifest.iloc[chosen][["sha256", "split", "label"]].reset_index(drop=True)
+        part["decided"] = np.array(settings.classes)[decided]
+        parts.append(part.assign(**{f"p_{label}": p[:, i] for i, label in enumerate(settings.classes)}))
+    key = f"models/{evaluation.model}/predictions-d{evaluation.dataset}.parquet"
+    store.put_if_absent(settings, key, tables.to_parquet(pd.concat(parts, ignore_index=True)))
+
+
+def _difference(settings: Settings, dataset: Dataset, own: _Judged, beside: _Judged) -> Difference:
+    """Candidate less champion: the figures, their paired bootstrap over groups, and McNemar's exact test."""
+    manifest = datasets.manifest(settings, dataset)
+    test = manifest[manifest["split"] == "test"]
+    y, groups = inputs.targets(test, settings.classes), test["group"].to_numpy()
+    draws = [metrics.resample(y, p[1], p[0], settings.classes, groups) for p in (own.test, beside.test)]
+    values = [metrics.flat(e.evaluation.test) for e in (own, beside)]
+    right = [p[1] == y for p in (own.test, beside.test)]
+    only = (int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))
+    intervals = {name: metrics.interval(drawn - draws[1][name]) for name, drawn in draws[0].items()}
+    return Difference(
+        figures={name: value - values[1][name] for name, value in values[0].items()},
+        intervals={name: span for name, span in intervals.items() if span},
+        only_candidate=only[0],
+        only_champion=only[1],
+        # McNemar 1947, as the exact binomial test of the images on which they differ.
+        mcnemar=float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0,
     )
 
 
@@ -109,7 +177,7 @@ def probabilities(
     network: keras.Model,
     images: np.ndarray,
     rows: np.ndarray | None = None,
-    change: Callable[[np.ndarray], np.ndarray] | None = None,
+    change: Change | None = None,
 ) -> np.ndarray:
     """What a model says of uint8 images (n, size, size, 1), or of these rows of them: float32 (rows, classes).
 

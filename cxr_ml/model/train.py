@@ -1,6 +1,7 @@
 """Trains one architecture on a dataset: the head on the frozen backbone, then everything."""
 
 import hashlib
+import io
 import json
 import math
 import tempfile
@@ -27,12 +28,13 @@ from cxr_ml.model import (
     features,
     inputs,
     likeness,
+    operating,
     provenance,
 )
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
 from cxr_ml.model.pieces import ShuffledRows
-from cxr_ml.records import Dataset, Model
+from cxr_ml.records import Dataset, Model, OperatingPoint
 from cxr_ml.settings import Settings
 
 _HYPERPARAMETERS = (
@@ -75,7 +77,8 @@ def train(
 ) -> Model:
     """Trains and stores a candidate. A model that these very inputs made before is returned as it is.
 
-    A training that died goes on from its last finished epoch, and ends with the weights of one that did not.
+    A training that died goes on from its last finished epoch, and ends with the weights of one that did not. The hosts
+    that TF_CONFIG names train together: each of them calls this, and the first one writes.
 
     Args:
         settings: hyper-parameters and the store.
@@ -94,9 +97,10 @@ def train(
     if store.exists(settings, f"models/{name}/model.json"):
         checkpoints.sweep(settings, name)  # that a run left which died between the last two lines of `_write`
         return store.load(settings, f"models/{name}/model.json", Model)
+    spread = devices.strategy()
     keras.utils.set_random_seed(settings.seed)
     _check(settings, datasets.manifest(settings, dataset))
-    with devices.strategy().scope():
+    with spread.scope():
         if first:
             classifier, backbone = _from_champion(settings, first)
         else:
@@ -115,8 +119,15 @@ def _train(
     verbose: bool,
 ) -> Model:
     from_scratch = not backbone.weights_sha256
+    if settings.head_views and not from_scratch and devices.hosts() > 1:
+        raise Refused(
+            "On several hosts, the head is trained without stored views: they are computed by one process. Received: "
+            f"head_views={settings.head_views} and {devices.hosts()} hosts in TF_CONFIG. Set CXR_HEAD_VIEWS=0, or "
+            "train on one host."
+        )
     started = time.monotonic()
-    images, manifest = inputs.load(settings, dataset, settings.image_size)
+    with devices.chief_first():
+        images, manifest = inputs.load(settings, dataset, settings.image_size)
     seconds = {"inputs": time.monotonic() - started}
     y = inputs.targets(manifest, settings.classes)
     rows = {s: np.flatnonzero(manifest["split"] == s) for s in ("train", "validation")}
@@ -141,10 +152,12 @@ def _train(
         if _best_loss(progress) > min(map(_best_loss, done.values()), default=math.inf):
             classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
         done[stage.name] = progress
+    p = evaluate.probabilities(classifier, images, rows["validation"])
+    point = operating.fit(y[rows["validation"]], p, settings.classes, settings.recall_floors)
     started = time.monotonic()
     known = likeness.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed)
     seconds["likeness"] = time.monotonic() - started
-    return _write(settings, dataset, name, architecture, backbone, classifier, known, done, seconds)
+    return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds, p, point, known)
 
 
 def _classifier(settings: Settings, backbone: architectures.Backbone) -> keras.Model:
@@ -257,10 +270,15 @@ def _write(
     architecture: str,
     backbone: architectures.Backbone,
     classifier: keras.Model,
-    known: bytes,
     done: dict[str, Progress],
     seconds: dict[str, float],
+    validation: np.ndarray,
+    point: OperatingPoint,
+    known: bytes,
 ) -> Model:
+    file = io.BytesIO()
+    np.save(file, validation)
+    predicted = file.getvalue()
     history = _history(done)
     images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in done.items()}
     spent = {stage: sum(e.seconds for e in p.epochs) for stage, p in done.items()}
@@ -289,13 +307,25 @@ def _write(
         packages=provenance.packages(),
         hardware=provenance.hardware(),
         likeness_sha256=hashlib.sha256(known).hexdigest(),
+        operating_point=point,
+        validation_sha256=hashlib.sha256(predicted).hexdigest(),
     )
+    with devices.chief_first():
+        if devices.chief():
+            _store(settings, record, artefact, predicted, known, history)
+    return store.load(settings, f"models/{name}/model.json", Model)
+
+
+def _store(
+    settings: Settings, record: Model, artefact: bytes, predicted: bytes, known: bytes, history: pd.DataFrame
+) -> None:
+    name = record.model
     store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
     store.put_uncommitted(settings, likeness.key(name), known)
+    store.put_uncommitted(settings, f"models/{name}/validation.npy", predicted)
     store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
     for file, data in curves.events(history).items():
         store.put_uncommitted(settings, f"models/{name}/{file}", data)
     if not store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes(), "application/json"):
         raise RuntimeError(f"{name} was written by two runs at once. Run this step again.")
     checkpoints.sweep(settings, name)
-    return record

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from cxr_ml.model.metrics import wilson
 from cxr_ml.records import Metrics, Run
 from cxr_ml.release import words
 from cxr_ml.release.reading import chosen
@@ -137,7 +138,7 @@ def recalls(run: Run, floors: dict[str, float]) -> bytes:
         points = []
         for row, name in enumerate(names):
             one = metrics.classes.get(name)
-            span = None if one is None else words.interval(one.recall, one.support)
+            span = None if one is None else wilson(one.recall, one.support)
             text = words.NOT_EVALUATED
             if one is not None and span is not None:
                 points.append((row + shift, 100 * one.recall, 100 * span[0], 100 * span[1]))

@@ -1,14 +1,18 @@
 """Decides whether a candidate may become champion. What was not really evaluated is not passed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import Check, Dataset, Decision, Evaluation, Metrics
+from cxr_ml.model import metrics
+from cxr_ml.model.moved import LUNGS_HIDDEN
+from cxr_ml.records import Check, Dataset, Decision, Difference, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
 
 # Where a miss harms a patient; NORMAL has its floor so that a model that calls everyone ill does not pass.
 ILL = ("COVID19", "PNEUMONIA")
+# Of a probability. The same file on another processor or in another precision differs by less.
+RELOADED = 1e-3
 
 
 def choose(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -27,32 +31,36 @@ def decide(
     run: str,
     dataset: Dataset,
     evaluations: Sequence[Evaluation],
+    models: Mapping[str, Model],
     champion: str | None,
     overrides: dict[str, str] | None = None,
+    by: str = "",
 ) -> Decision:
     """Chooses among the candidates on validation and checks the chosen one on test.
 
     Args:
-        settings: floors and margins.
+        settings: floors, margins and limits.
         run: name of the run.
         dataset: the version that the candidates were trained on.
         evaluations: one per candidate, with the champion's inside.
+        models: the records of the candidates, and of the champion, by name.
         champion: name of the model that is champion now; None before the first promotion.
         overrides: settings that were changed for this run, kept with the decision.
+        by: who started the run and changed them.
     """
     chosen = choose(evaluations)
     test = chosen.test
-    checks = [_fresh(chosen, dataset)]
+    checks = [_fresh(chosen, dataset), _same_files(chosen, models), _reloaded(chosen)]
     for label in settings.classes:
         found = test.classes.get(label)
         support = found.support if found else None
         checks.append(_at_least(f"test images {label}", support, settings.min_test_support, "images"))
-    for label, floor in settings.recall_floors.items():
-        checks.append(_at_least(f"recall {label}", _of(test, label, "recall"), floor))
-    for label, floor in settings.f1_floors.items():
-        checks.append(_at_least(f"F1 {label}", _of(test, label, "f1"), floor))
-    checks.append(_at_least("macro F1", test.macro_f1, settings.macro_f1_floor))
-    checks.extend(_floors_complete(settings))
+    floors = {f"recall {label}": floor for label, floor in settings.recall_floors.items()}
+    floors |= {f"F1 {label}": floor for label, floor in settings.f1_floors.items()}
+    for name, floor in (floors | {"macro F1": settings.macro_f1_floor}).items():
+        checks.append(_floor(settings, test, name, floor))
+    checks.append(_lungs(settings, chosen))
+    checks.extend(_complete(settings, floors))
     if champion is not None:
         checks.extend(_against_champion(settings, chosen, champion))
     failed = [c for c in checks if not c.passed]
@@ -73,22 +81,31 @@ def decide(
         checks=tuple(checks),
         reason=reason,
         overrides=overrides or {},
+        by=by,
     )
 
 
-def _of(metrics: Metrics, label: str, name: str) -> float | None:
-    found = metrics.classes.get(label)
-    return getattr(found, name) if found else None
-
-
-def _at_least(name: str, observed: float | None, floor: float, unit: str = "") -> Check:
+def _at_least(
+    name: str, observed: float | None, floor: float, unit: str = "", interval: tuple[float, float] | None = None
+) -> Check:
     limit = f"≥ {floor:g}{' ' + unit if unit else ''}"
     if observed is None or not math.isfinite(observed) or not math.isfinite(floor):
         return Check(name=name, observed=None, limit=limit, passed=False, reason=f"{name} could not be evaluated.")
     passed = observed >= floor
     shown = f"{observed:.0f}" if unit else f"{observed:.3f}"
     verdict = f"is {shown}, which meets {floor:g}." if passed else f"is {shown}, below the floor {floor:g}."
-    return Check(name=name, observed=observed, limit=limit, passed=passed, reason=f"{name} {verdict}")
+    reason = f"{name} {verdict}"
+    return Check(name=name, observed=observed, limit=limit, passed=passed, reason=reason, interval=interval)
+
+
+def _floor(settings: Settings, test: Metrics, name: str, floor: float) -> Check:
+    """A figure, or the lower bound of its interval where the settings want that, against its floor."""
+    interval = test.intervals.get(name)
+    value = metrics.flat(test).get(name)
+    if name not in settings.floors_on_lower_bound:
+        return _at_least(name, value, floor, interval=interval)
+    lower = f"{name}, lower bound"
+    return _at_least(lower, interval[0] if interval else None, floor, interval=interval)
 
 
 def _fresh(chosen: Evaluation, dataset: Dataset) -> Check:
@@ -105,12 +122,63 @@ def _fresh(chosen: Evaluation, dataset: Dataset) -> Check:
     )
 
 
-def _floors_complete(settings: Settings) -> list[Check]:
+def _same_files(chosen: Evaluation, models: Mapping[str, Model]) -> Check:
+    """What was evaluated must be the very files that the models' records name."""
+    stale = []
+    for evaluation in [chosen, *([chosen.champion] if chosen.champion else [])]:
+        record = models.get(evaluation.model)
+        if record is None or record.artefact_sha256 != evaluation.artefact_sha256:
+            stale.append(evaluation.model)
+    reason = (
+        f"The evaluation of {', '.join(stale)} is of another file than its record names."
+        if stale
+        else "The files that were evaluated are those that the records name."
+    )
+    limit = "the recorded files"
+    return Check(name="evaluated these files", observed=float(not stale), limit=limit, passed=not stale, reason=reason)
+
+
+def _reloaded(chosen: Evaluation) -> Check:
+    """The stored artefact, loaded afresh, must predict what it predicted in the process that trained it."""
+    name, limit, value = "reloaded artefact", f"≤ {RELOADED:g}", chosen.reload_difference
+    if value is None or not math.isfinite(value):
+        text = "Whether the stored artefact predicts what the training process did was not evaluated."
+        return Check(name=name, observed=None, limit=limit, passed=False, reason=text)
+    passed = value <= RELOADED
+    text = (
+        f"Loaded afresh, the artefact's probabilities differ by at most {value:.2g} from those of the training process"
+        + ("." if passed else f", more than {RELOADED:g}: it is not the model that was trained.")
+    )
+    return Check(name=name, observed=value, limit=limit, passed=passed, reason=text)
+
+
+def _lungs(settings: Settings, chosen: Evaluation) -> Check:
+    """A model that still names the classes with the lungs hidden does not read lungs."""
+    name, most = f"balanced accuracy, {LUNGS_HIDDEN}", settings.lungs_hidden_limit
+    found = next((m for m in chosen.moved if m.change == LUNGS_HIDDEN), None)
+    value = found.balanced_accuracy if found else math.nan
+    limit = f"≤ {most:g}"
+    if not math.isfinite(value):
+        return Check(name=name, observed=None, limit=limit, passed=False, reason=f"The {name} could not be evaluated.")
+    passed = value <= most
+    text = f"With the lungs hidden the balanced accuracy is {value:.3f}"
+    text += (
+        f", which stays below {most:g}." if passed else f", above {most:g}: the model reads the frame, not the lungs."
+    )
+    return Check(name=name, observed=value, limit=limit, passed=passed, reason=text)
+
+
+def _complete(settings: Settings, floors: Mapping[str, float]) -> list[Check]:
     """A floor for a class that the model does not know, or a class of the ill without a floor, shuts the gate."""
     unknown = (set(settings.recall_floors) | set(settings.f1_floors)) - set(settings.classes)
     missing = [c for c in settings.classes if c not in settings.recall_floors]
     missing += [f"{c} (F1)" for c in ILL if c in settings.classes and c not in settings.f1_floors]
     problems = [f"no floor for {c}" for c in missing] + [f"a floor for the unknown class {c}" for c in sorted(unknown)]
+    strange = sorted(set(settings.floors_on_lower_bound) - set(floors) - {"macro F1"})
+    problems += [f"a lower bound is wanted of {n}, which has no floor" for n in strange]
+    known = {metrics.name(f, label) for label in settings.classes for f in metrics.OF_CLASS}
+    known |= {metrics.name(f) for f in metrics.OF_ALL}
+    problems += [f"a margin for the unknown figure {n}" for n in sorted(set(settings.margins) - known)]
     if not problems:
         return []
     text = "The floors are incomplete: " + ", ".join(problems) + "."
@@ -118,18 +186,14 @@ def _floors_complete(settings: Settings) -> list[Check]:
 
 
 def _against_champion(settings: Settings, chosen: Evaluation, champion: str) -> list[Check]:
-    beside = chosen.champion
-    if beside is None or beside.model != champion:
-        text = f"The champion {champion} was not evaluated on this test set."
+    beside, difference = chosen.champion, chosen.difference
+    if beside is None or beside.model != champion or difference is None:
+        text = chosen.champion_problem or f"The champion {champion} was not evaluated on this test set."
         return [Check(name="champion", observed=None, limit="evaluated", passed=False, reason=text)]
     if chosen.model == champion:
         text = "The candidate is the champion itself: the same data and settings give the same model."
         return [Check(name="champion", observed=None, limit="another model", passed=False, reason=text)]
-    checks = []
-    for label in [c for c in ILL if c in settings.classes]:
-        theirs = _of(beside.test, label, "recall")
-        floor = math.nan if theirs is None else round(theirs - settings.recall_margin, 4)
-        checks.append(_at_least(f"recall {label} against champion", _of(chosen.test, label, "recall"), floor))
+    checks = [_not_inferior(difference, name, margin) for name, margin in settings.margins.items()]
     ours, theirs = chosen.test.macro_f1, beside.test.macro_f1
     evaluated = math.isfinite(ours) and math.isfinite(theirs)
     passed = evaluated and ours > theirs
@@ -149,3 +213,22 @@ def _against_champion(settings: Settings, chosen: Evaluation, champion: str) -> 
         )
     )
     return checks
+
+
+def _not_inferior(difference: Difference, figure: str, margin: float) -> Check:
+    """The whole interval of the paired difference must lie above the margin, not the difference alone.
+
+    Non-inferiority, as in CONSORT 2012 (Piaggio et al., JAMA 308): doubt counts against the candidate.
+    """
+    name, limit = f"{figure} against champion", f"≥ {-margin:g}"
+    value, interval = difference.figures.get(figure, math.nan), difference.intervals.get(figure)
+    if metrics.lower_is_better(figure):
+        value, interval = -value, (-interval[1], -interval[0]) if interval else None
+    if interval is None or not math.isfinite(value):
+        text = f"The difference of {figure} to the champion could not be evaluated."
+        return Check(name=name, observed=None, limit=limit, passed=False, reason=text)
+    passed = interval[0] >= -margin
+    text = f"{figure} is {value:+.3f} beside the champion's, at worst {interval[0]:+.3f} (95 % interval), " + (
+        f"which stays above {-margin:g}." if passed else f"below {-margin:g}."
+    )
+    return Check(name=name, observed=interval[0], limit=limit, passed=passed, reason=text, interval=interval)

@@ -3,8 +3,6 @@
 import contextlib
 import hashlib
 import logging
-import os
-import re
 import smtplib
 import ssl
 import time
@@ -14,9 +12,8 @@ from email.policy import SMTP
 from email.utils import formatdate
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import Run
+from cxr_ml.records import FailedStep, Run
 from cxr_ml.release import figures, reading, words
-from cxr_ml.release.advice import advise
 from cxr_ml.release.report import page, table
 from cxr_ml.settings import Settings
 
@@ -25,13 +22,6 @@ _SUBJECT = 150  # characters; phones show about 60
 _PAUSES = (2.0, 8.0, 30.0)  # seconds before the second, third and fourth try
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _log = logging.getLogger(__name__)
-
-
-def _without_secrets(text: str, settings: Settings) -> str:
-    secrets = (settings.smtp_password, settings.patient_salt, os.environ.get("AWS_SECRET_ACCESS_KEY", ""))
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "***")
-    return re.sub(r"(\w+://[^\s/:@]*):[^\s/@]+@", r"\1:***@", text)
 
 
 def allowed(recipients: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
@@ -143,37 +133,24 @@ def outcome_message(run: Run, settings: Settings, recipients: tuple[str, ...], r
 
 
 def failure_message(
-    settings: Settings, recipients: tuple[str, ...], step: str, run: str, error: BaseException | str, log_link: str
+    settings: Settings, recipients: tuple[str, ...], failed: FailedStep, report_link: str
 ) -> EmailMessage:
     """The mail about a step that failed: which, why and what to do.
 
     Args:
         settings: the sender and who may receive.
         recipients: addresses from `mail_allowed`.
-        step: name of the task.
-        run: name of the run.
-        error: what was raised, or what is known about it.
-        log_link: address of the log, "" where there is none.
+        failed: what happened.
+        report_link: where the page of the run is, "" where none could be written.
 
     Raises:
         Refused: no recipient, one that is not allowed, or an address that is none.
     """
-    kind = "" if isinstance(error, str) else type(error).__name__
-    said = _without_secrets(str(error), settings)[:4000].splitlines()
-    lines = [words.plain(line, 500) for line in said if line.strip()][:30] or ["(the error came without a message)"]
-    values = {
-        "step": words.plain(step, 120),
-        "run": words.plain(run, 250),
-        "kind": kind,
-        "lines": lines,
-        "advice": advise(error),
-        "log_link": log_link,
-        "note": reading.NOTE,
-    }
+    values = {"failed": failed, "report_link": report_link, "note": reading.NOTE}
     text, html = page("failure.txt.j2", **values), page("failure.html.j2", **values)
-    line = f"[cxr] FAILED at {words.plain(step, 40)}: {lines[0]}"
-    once = f"failed-{hashlib.sha256(step.encode('utf-8', 'replace')).hexdigest()[:8]}"
-    return _message(settings, recipients, line, run, once, text, html)
+    line = f"[cxr] FAILED at {words.plain(failed.step, 40)}: {failed.said[0]}"
+    once = f"failed-{hashlib.sha256(failed.step.encode('utf-8', 'replace')).hexdigest()[:8]}"
+    return _message(settings, recipients, line, failed.run, once, text, html)
 
 
 def _transient(error: Exception) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cxr_ml.data import files, images, inbox, room, screen
 from cxr_ml.errors import Refused
-from cxr_ml.model import evaluate, explain, inputs, likeness
+from cxr_ml.model import evaluate, explain, inputs, likeness, operating
 from cxr_ml.records import Model, Prediction
 from cxr_ml.release import overlays, registry
 from cxr_ml.settings import Settings
@@ -78,19 +78,6 @@ def load(settings: Settings, model: str | None = None) -> Predict:
     return predict
 
 
-def label(record: Model, probabilities: np.ndarray) -> np.ndarray:
-    """The class that is said of each image, as an index of `record.classes`: the only place where it is chosen.
-
-    Args:
-        record: of the model.
-        probabilities: float (n, classes).
-
-    Returns:
-        int (n,).
-    """
-    return probabilities.argmax(axis=1)
-
-
 def _ahead(look: Callable[[Source], _Look], sources: Iterable[Source]) -> Iterator[_Look]:
     """`look` of each source, in order, in threads that are at most _AHEAD images ahead of who takes them."""
     remaining, pending = iter(sources), deque[Future[_Look]]()
@@ -147,10 +134,10 @@ def _answers(
 def _predicted(
     record: Model, known: likeness.Likeness | None, output: list[np.ndarray], fit: list[_Look], folder: Path | None
 ) -> Iterator[Prediction]:
-    probabilities, features = output[:2]
-    if not np.isfinite(probabilities).all():
+    raw, features = output[:2]
+    if not np.isfinite(raw).all():
         raise Refused(f"Probabilities must be numbers. Received: NaN or infinity; {record.model} cannot be used.")
-    said = label(record, probabilities)
+    probabilities, said = operating.apply(raw, record.operating_point, record.classes)
     distance = None if known is None else likeness.unlikeness(known, features)
     heat = None if folder is None else explain.relative(output[2], said)
     for i, look in enumerate(fit):

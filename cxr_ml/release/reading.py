@@ -4,6 +4,8 @@ import math
 import re
 from typing import NamedTuple
 
+from cxr_ml.model import metrics
+from cxr_ml.model.moved import LUNGS_HIDDEN
 from cxr_ml.records import Check, Dataset, Evaluation, Metrics, Ruling, Run
 from cxr_ml.release import words
 from cxr_ml.settings import Settings
@@ -101,13 +103,13 @@ def headline(run: Run, settings: Settings) -> list[Line]:
     for name in [*floored, *(n for n in evaluation.test.classes if n not in floored)]:
         one, floor = evaluation.test.classes.get(name), settings.recall_floors.get(name)
         recall = one.recall if one else math.nan
-        span = words.interval(recall, one.support) if one else None
+        span = metrics.wilson(recall, one.support) if one else None
         before = other.classes[name].recall if other and name in other.classes else None
         lines.append(
             Line(
                 f"recall {name}",
                 words.percent(recall, floor),
-                f"{100 * span[0]:.1f} – {100 * span[1]:.1f} %" if span else "",
+                words.span(span),
                 "" if floor is None else words.limit_percent(floor),
                 _champion(run, before) or words.percent(before),
                 _verdict(recall, floor),
@@ -119,7 +121,7 @@ def headline(run: Run, settings: Settings) -> list[Line]:
         Line(
             "macro F1",
             words.score(macro, settings.macro_f1_floor),
-            "",
+            words.span(evaluation.test.intervals.get("macro F1"), percent=False),
             f"{settings.macro_f1_floor:g}",
             _champion(run, before) or words.score(before),
             _verdict(macro, settings.macro_f1_floor),
@@ -163,9 +165,35 @@ def disguises(evaluation: Evaluation) -> list[tuple[str, Metrics, Metrics | None
         return []
     other = evaluation.champion
     rows = [("as they are", evaluation.test, other.test if other else None)]
-    for name, metrics in evaluation.robustness.items():
-        rows.append((_DISGUISES.get(name, name), metrics, other.robustness.get(name) if other else None))
+    for name, found in evaluation.robustness.items():
+        rows.append((_DISGUISES.get(name, name), found, other.robustness.get(name) if other else None))
     return rows
+
+
+# Of the difference to the champion, what the report shows.
+DIFFERENCES = ("accuracy", "log loss", "calibration error")
+
+
+def differences(evaluation: Evaluation) -> list[str]:
+    """Names of the figures whose difference to the champion the report shows."""
+    return ["macro F1", *(f"recall {label}" for label in evaluation.test.classes), *DIFFERENCES]
+
+
+def lungs(evaluation: Evaluation, limit: float) -> list[tuple[str, bool]]:
+    """What the model says with the lungs hidden, in a sentence, and whether it is a warning."""
+    found = next((m for m in evaluation.moved if m.change == LUNGS_HIDDEN), None)
+    if found is None or not math.isfinite(found.balanced_accuracy):
+        return []
+    chance = 1 / len(found.recalls)
+    told = (
+        f"With the lungs blacked out it names the class with {words.percent(found.balanced_accuracy)} balanced "
+        f"accuracy (chance {words.percent(chance)}, unchanged {words.percent(found.before)})"
+    )
+    if found.balanced_accuracy > limit:
+        return [(f"{told}, more than the limit of {words.percent(limit)}: it reads the frame, not the lungs.", True)]
+    if found.balanced_accuracy > (chance + found.before) / 2:
+        return [(f"{told}: much of what it knows it does not know from the lungs.", True)]
+    return [(f"{told}.", False)]
 
 
 _SEES = {"border": "the outer border", "encoding": "how the files are encoded (size, format, bit depth, bytes)"}

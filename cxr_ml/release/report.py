@@ -1,7 +1,9 @@
 """The report of a run: one HTML page that opens from disk, without a network."""
 
 import base64
+import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +41,9 @@ def _environment() -> Environment:
         "observed": words.observed,
         "duration": words.duration,
         "plain": words.plain,
+        "span": words.span,
+        "signed": words.signed,
+        "factor": math.exp,
         "link": safe_link,
     }
     return environment
@@ -115,6 +120,9 @@ def render(
         chosen=evaluation,
         choice=reading.choice(run),
         disguises=reading.disguises,
+        differences=reading.differences(evaluation) if evaluation is not None else [],
+        lungs=partial(reading.lungs, limit=settings.lungs_hidden_limit),
+        points={m.model: m.operating_point for m in run.models},
         failed=reading.failed(run),
         losses=[(name, _picture(figures.losses(name, histories.get(name)))) for name in names],
         best={n: figures.best_epochs(h) for n, h in histories.items() if h is not None and not h.empty},
@@ -139,7 +147,9 @@ def write(
     documents: dict[str, str],
     explained: Explained | None = None,
 ) -> str:
-    """Stores `reports/<run>/run.json`, then `reports/<run>/index.html`, each once; doing it again changes nothing.
+    """Stores `reports/<run>/index.html`, then `reports/<run>/run.json`, each once; doing it again changes nothing.
+
+    The page of a failure that came before is replaced: the run went on, and has ended now.
 
     Returns:
         The key of the page.
@@ -153,17 +163,19 @@ def write(
             f"Received: {run.run!r}"
         )
     folder = f"reports/{run.run}/"
-    if not store.put_if_absent(settings, folder + "run.json", run.to_bytes(), "application/json"):
-        stored = store.load(settings, folder + "run.json", Run)
-        # A rollback may have moved the champion between two tries of the same report; nothing else may differ.
-        if stored.model_copy(update={"champion": run.champion}).to_bytes() != run.to_bytes():
-            raise Refused(
-                f"The report of run {run.run!r} is already stored with outcome {stored.outcome!r}, and differs from "
-                f"what is to be written now. Received outcome: {run.outcome!r}. A report is never changed: trigger a "
-                "new run instead of clearing tasks of an old one."
-            )
-        run = stored
     key = folder + "index.html"
-    html = render(run, settings, histories, documents, explained).encode()
-    store.put_if_absent(settings, key, html, "text/html; charset=utf-8")
+    found = store.find(settings, folder + "run.json")
+    if found is None:
+        html = render(run, settings, histories, documents, explained).encode()
+        store.put_uncommitted(settings, key, html, "text/html; charset=utf-8")
+        store.put_if_absent(settings, folder + "run.json", run.to_bytes(), "application/json")
+        return key
+    stored = Run.model_validate_json(found[0])
+    # A rollback may have moved the champion between two tries of the same report; nothing else may differ.
+    if stored.model_copy(update={"champion": run.champion}).to_bytes() != run.to_bytes():
+        raise Refused(
+            f"The report of run {run.run!r} is already stored with outcome {stored.outcome!r}, and differs from "
+            f"what is to be written now. Received outcome: {run.outcome!r}. A report is never changed: trigger a "
+            "new run instead of clearing tasks of an old one."
+        )
     return key

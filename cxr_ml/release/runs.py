@@ -52,8 +52,17 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest.Shard]
     return shards, told
 
 
-def decide(settings: Settings, run: str, models: Sequence[str], overrides: dict[str, str] | None = None) -> Decision:
+def decide(
+    settings: Settings, run: str, models: Sequence[str], overrides: dict[str, str] | None = None, by: str = ""
+) -> Decision:
     """Lets the gate decide on the evaluated candidates of a run, once; stored as `reports/<run>/decision.json`.
+
+    Args:
+        settings: the store, floors, margins and limits.
+        run: name of the run.
+        models: the candidates.
+        overrides: settings that were changed for this run, kept with the decision.
+        by: who started the run and changed them.
 
     Raises:
         Refused: the run has its decision already, on other candidates.
@@ -72,7 +81,9 @@ def decide(settings: Settings, run: str, models: Sequence[str], overrides: dict[
     beside = champion.model if champion else None
     number = load_model_record(settings, models[0]).dataset
     found = [evaluations.load(settings, number, name, beside) for name in models]
-    decision = gate.decide(settings, run, datasets.load(settings, number), found, beside, overrides)
+    named = [*models, *([beside] if beside else [])]
+    records = {name: load_model_record(settings, name) for name in named}
+    decision = gate.decide(settings, run, datasets.load(settings, number), found, records, beside, overrides, by)
     store.put_if_absent(settings, key, decision.to_bytes(), "application/json")
     return decision
 

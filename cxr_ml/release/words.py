@@ -36,6 +36,19 @@ def score(value: float | None, floor: float | None = None) -> str:
     return NOT_EVALUATED if value is None or not math.isfinite(value) else _rounded(value, 2, floor)
 
 
+def span(interval: tuple[float, float] | None, percent: bool = True) -> str:
+    """An interval such as `94.1 – 99.2 %` or `0.94 – 0.98`; "" where there is none."""
+    if interval is None:
+        return ""
+    low, high = interval
+    return f"{100 * low:.1f} – {100 * high:.1f} %" if percent else f"{low:.3f} – {high:.3f}"
+
+
+def signed(value: float) -> str:
+    """A difference such as `+0.021` or `−0.004`."""
+    return NOT_EVALUATED if not math.isfinite(value) else f"{value:+.3f}".replace("-", "−")
+
+
 def limit_percent(share: float) -> str:
     """A floor (0–1) such as `95 %`."""
     return f"{share * 100:.6g} %"
@@ -58,17 +71,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def interval(recall: float, support: int) -> tuple[float, float] | None:
-    """95 % Wilson score interval of a recall on `support` images; None where it was not evaluated.
-
-    Wilson, E. B. (1927), Probable inference, the law of succession, and statistical inference, JASA 22, 209–212:
-    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), with z the 97.5 % point of the normal distribution.
-    """
-    if support <= 0 or not math.isfinite(recall):
-        return None
-    z2 = 1.959963984540054**2
-    middle = recall + z2 / (2 * support)
-    half = math.sqrt(z2 * (recall * (1 - recall) / support + z2 / (4 * support**2)))
-    return max(0.0, (middle - half) / (1 + z2 / support)), min(1.0, (middle + half) / (1 + z2 / support))

@@ -155,6 +155,7 @@ def test_the_form_starts_from_the_settings(dag):
         "f1_floor_COVID19": 0.85,
         "f1_floor_PNEUMONIA": 0.85,
         "macro_f1_floor": 0.85,
+        "floors_on_lower_bound": [],
         "approval": False,
         "recipients": ["radiology-team@localhost"],
     }

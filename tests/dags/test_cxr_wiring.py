@@ -24,7 +24,7 @@ TEAM, CHIEF = "team@hospital.example", "chief@hospital.example"
 
 
 @pytest.fixture(autouse=True)
-def own_settings(monkeypatch, tmp_path):
+def own_settings(settings, monkeypatch, tmp_path):
     for name in ("CXR_CONFIG", "CXR_SMTP_HOST", "CXR_SMTP_PORT", "CXR_SMTP_CONN_ID", "CXR_AWS_CONN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -221,6 +221,30 @@ def test_a_failed_step_sends_one_mail_with_step_reason_and_what_to_do(sink, monk
     assert "none of PNEUMONIA" in text
     assert "says what was expected and what to do" in text
     assert "https://airflow.example/dags/cxr_retraining/runs/manual__1/tasks/learn.train" in text
+
+
+def test_the_page_of_the_run_says_so_too_and_the_mail_tells_where_it_is(sink, settings):
+    error = AirflowFailException("The loss exploded in epoch 3.\nStart a new run with a smaller learning rate.")
+    wiring.mail_failure({"ti": Ti(), "params": values(), "exception": error})
+    page = store.get(settings, "reports/manual-1/index.html").decode()
+    for said in ("FAILED at learn.train [1]", "The loss exploded in epoch 3.", "with a smaller learning rate."):
+        assert said in page
+    ((_, message),) = sink.mails
+    assert f"Report: s3://{settings.bucket}/reports/manual-1/index.html" in body(message)
+
+
+def test_a_run_without_recipients_has_its_page_all_the_same(settings, monkeypatch):
+    monkeypatch.setenv("CXR_MAIL_TO", "[]")
+    wiring.mail_failure({"ti": Ti(), "params": values(recipients=[]), "exception": ValueError("x")})
+    assert store.exists(settings, "reports/manual-1/index.html")
+
+
+def test_a_store_that_cannot_be_written_does_not_keep_the_mail_back(sink, monkeypatch, caplog):
+    monkeypatch.setenv("CXR_BUCKET", "no-such-bucket")
+    wiring.mail_failure({"ti": Ti(), "params": values(), "exception": ValueError("x")})
+    ((_, message),) = sink.mails
+    assert "Report:" not in body(message)
+    assert "No page about the failure of learn.train: the store says" in caplog.text
 
 
 def test_the_mail_goes_to_the_recipients_of_the_form_and_to_the_team_where_it_names_none(sink):

@@ -5,6 +5,7 @@ from cli_calls import answer, call
 from drop_samples import boxed, put_drop, snapshot, week
 
 from cxr_ml import store
+from cxr_ml.commands import shared
 from cxr_ml.records import Dataset, Ruling
 
 
@@ -13,7 +14,7 @@ def here(small, monkeypatch):
     """The settings for commands in this process."""
     monkeypatch.setenv("CXR_EXPECTATIONS", str(small.expectations))
     monkeypatch.setenv("CXR_VALIDATION_FRACTION", str(small.validation_fraction))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(shared.out, "width", 200)
     return small
 
 

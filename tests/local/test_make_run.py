@@ -47,7 +47,8 @@ head_learning_rate = 1e-6
 fine_tune_epochs = 0
 min_test_support = 5
 macro_f1_floor = 0.0
-recall_margin = 0.9
+margins = {}
+lungs_hidden_limit = 1.0
 recall_floors = {NORMAL = 0.0, COVID19 = 0.0, PNEUMONIA = 0.0}
 f1_floors = {COVID19 = 0.0, PNEUMONIA = 0.0}
 mail_allowed = ["team@hospital.example"]

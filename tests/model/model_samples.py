@@ -61,6 +61,11 @@ def put_dataset(
                 rows.append((digest, "png", label, split, f"image:{digest}", "", "week-0a1b2c3d"))
     manifest = pd.DataFrame(rows, columns=datasets._COLUMNS).sort_values("sha256", ignore_index=True).astype("string")
     data = to_parquet(manifest)
+    measured = manifest[["sha256"]].assign(view="PA", width=40, height=40)
+    key = "batches/week-0a1b2c3d/measurements.parquet"
+    found = store.find(settings, key)
+    known = [pd.read_parquet(io.BytesIO(found[0]))] if found else []
+    overwrite(settings, key, to_parquet(pd.concat([*known, measured]).drop_duplicates("sha256")))
     record = Dataset(
         dataset=number,
         parent=number - 1 or None,

@@ -58,12 +58,12 @@ def case(settings):
         artefact_sha256="a" * 64, classes=CLASSES, image_size=32, weights="from scratch", weights_sha256="",
         settings={}, epochs={}, seconds={},
     )  # fmt: skip
-    return s, record, dataset, network, images, manifest, rows, probabilities.argmax(axis=1), probabilities
+    return s, record, dataset, network, images, manifest, rows, probabilities, probabilities.argmax(axis=1)
 
 
 def test_the_record_says_where_the_model_looked_and_what_is_shown(settings):
     given = case(settings)
-    _, _, dataset, network, images, manifest, rows, predicted, probabilities = given
+    _, _, dataset, network, images, manifest, rows, probabilities, predicted = given
     found = contact_sheets.write(*given)
     assert (found.model, found.dataset, found.dataset_sha256) == ("light-d1-0a", 1, dataset.manifest_sha256)
     assert found.evenly == 0.36

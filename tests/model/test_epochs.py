@@ -1,7 +1,12 @@
 """One stage at a time: what is stored of it, what it goes on from, and what stops it."""
 
 import math
+import os
+import pty
 import re
+import sys
+import threading
+from contextlib import suppress
 
 import keras
 import numpy as np
@@ -165,6 +170,15 @@ def test_a_checkpoint_of_other_first_weights_or_another_network_is_not_gone_on_f
     assert "do not fit the network" in caplog.text
 
 
+STOPPED = (
+    r"(?s)training of m was stopped at once: its loss exploded in epoch 3 of head\.\n"
+    r"Expected: .* below \d{3}\.\d\. Received: the mean loss .* until step 2 is (nan|1e\+04)\.\n"
+    r"Losses of the epochs before: \d\.\d{4}, \d\.\d{4}\. Last good epoch, which is kept: epoch 2, in "
+    r"models/m/checkpoints/\. No model is written\.\n"
+    r"Start a new run with a smaller head_learning_rate \(CXR_HEAD_LEARNING_RATE, or the form; now 0\.01\)"
+)
+
+
 @pytest.mark.parametrize("loss", [np.nan, 1e4])
 def test_a_loss_that_explodes_within_an_epoch_stops_the_stage_there_and_the_last_good_epoch_is_kept(settings, loss):
     run(settings, small_network(), Stage("head", 2, 1e-2))
@@ -179,7 +193,7 @@ def test_a_loss_that_explodes_within_an_epoch_stops_the_stage_there_and_the_last
         return {"loss": step(batch)["loss"] + tf.numpy_function(count, [], tf.float32)}
 
     network.train_step = train_step
-    with pytest.raises(Refused, match=r"until step 2 of epoch 3 of head is (nan|1e\+04).*Use a smaller head_learn"):
+    with pytest.raises(Refused, match=STOPPED):
         run(settings, network, Stage("head", 4, 1e-2))
     assert len(steps) < 4, "stopped within the epoch"
     assert {re.search(r"-(\d+)-", key)[1] for key in keys(settings)} == {"00001", "00002"}
@@ -198,6 +212,38 @@ def test_a_line_says_what_the_epoch_gave_and_how_long_the_rest_takes_at_most():
     )
     progress = progress.model_copy(update={"epochs": (worse, row)})
     assert "val loss 0.4000 (best so far)," in epochs.line(Stage("fine_tune", 50, 1e-5), progress)
+
+
+def printed(settings, monkeypatch, ends: tuple[int, int]) -> str:
+    """What a training of three epochs prints into the second end of a pseudo-terminal or pipe."""
+    read_from, write_to = ends
+    seen = []
+
+    def read():
+        with suppress(OSError):  # so a terminal tells that the other end is closed
+            while data := os.read(read_from, 4096):
+                seen.append(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(write_to, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        s = quick(settings, batch_size=16)
+        epochs.run(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), verbose=True)
+    reader.join()
+    os.close(read_from)
+    return b"".join(seen).decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_shows_a_bar_and_then_the_line_of_each_epoch(settings, monkeypatch):
+    shown = printed(settings, monkeypatch, pty.openpty())
+    assert "━" in shown and "3/3" in shown
+    assert re.findall(r"^head: epoch (\d) of 3, loss", shown, re.M) == ["1", "2", "3"]
+
+
+def test_a_log_shows_a_line_per_epoch_and_nothing_else(settings, monkeypatch):
+    lines = printed(settings, monkeypatch, os.pipe()).splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"head: epoch {n} of 3" for n in (1, 2, 3)]
 
 
 def test_macro_f1_of_an_epoch_is_scikit_learns(settings):

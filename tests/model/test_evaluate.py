@@ -1,6 +1,7 @@
 """Metrics that a hand can check, and the stored model and images that they are taken from."""
 
 import hashlib
+import io
 import json
 import math
 
@@ -11,53 +12,18 @@ from model_samples import CLASSES, overwrite, picture, put_dataset, quick
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
+from cxr_ml.data import tables
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, disguise, evaluate, evaluations
-from cxr_ml.records import Dataset, Evaluation, Model
+from cxr_ml.model import architectures, disguise, evaluate, evaluations, metrics
+from cxr_ml.records import Dataset, Evaluation, Model, OperatingPoint
 from cxr_ml.settings import Settings
 
 
-def pairs(confusion) -> tuple[np.ndarray, np.ndarray]:
-    """True and predicted indices with this confusion matrix."""
-    cells = [(t, p) for t, row in enumerate(confusion) for p, n in enumerate(row) for _ in range(n)]
-    return np.array([t for t, _ in cells]), np.array([p for _, p in cells])
-
-
-def test_metrics_agree_with_numbers_computed_by_hand():
-    metrics = evaluate.measure(*pairs(((8, 1, 1), (2, 6, 0), (0, 0, 2))), CLASSES)
-    normal, covid, pneumonia = (metrics.classes[c] for c in CLASSES)
-    assert (normal.recall, normal.precision, normal.f1, normal.support) == (0.8, 0.8, pytest.approx(0.8), 10)
-    assert (covid.recall, covid.support) == (0.75, 8)
-    assert covid.precision == pytest.approx(6 / 7) and covid.f1 == pytest.approx(12 / 15)
-    assert (pneumonia.recall, pneumonia.support) == (1.0, 2)
-    assert pneumonia.precision == pytest.approx(2 / 3) and pneumonia.f1 == pytest.approx(4 / 5)
-    assert metrics.macro_f1 == pytest.approx(0.8)
-    assert metrics.accuracy == 0.8
-    assert metrics.confusion == ((8, 1, 1), (2, 6, 0), (0, 0, 2))
-
-
-def test_a_class_that_was_never_found_has_recall_and_f1_zero_and_no_precision():
-    metrics = evaluate.measure(*pairs(((5, 0, 0), (5, 0, 0), (0, 0, 5))), CLASSES)
-    covid = metrics.classes["COVID19"]
-    assert (covid.recall, covid.f1, covid.support) == (0.0, 0.0, 5)
-    assert math.isnan(covid.precision)
-    assert metrics.macro_f1 == pytest.approx((2 / 3 + 0 + 1) / 3)
-
-
-@pytest.mark.parametrize("wrongly_predicted", [0, 3])
-def test_a_class_without_images_has_no_recall_and_no_f1_and_neither_has_the_mean(wrongly_predicted):
-    metrics = evaluate.measure(*pairs(((5, wrongly_predicted, 0), (0, 0, 0), (0, 0, 5))), CLASSES)
-    covid = metrics.classes["COVID19"]
-    assert covid.support == 0
-    assert math.isnan(covid.recall) and math.isnan(covid.f1)
-    assert math.isnan(metrics.macro_f1)
-    assert metrics.classes["PNEUMONIA"].recall == 1.0
-
-
 def test_metrics_that_are_not_a_number_survive_storage(settings):
-    metrics = evaluate.measure(*pairs(((5, 0, 0), (0, 0, 0), (0, 0, 5))), CLASSES)
-    store.put_if_absent(settings, "metrics.json", metrics.to_bytes())
-    read = store.load(settings, "metrics.json", type(metrics))
+    y = np.array([0] * 5 + [2] * 5)
+    found = metrics.measure(y, y, np.eye(3)[y], CLASSES)
+    store.put_if_absent(settings, "metrics.json", found.to_bytes())
+    read = store.load(settings, "metrics.json", type(found))
     assert math.isnan(read.macro_f1) and math.isnan(read.classes["COVID19"].recall)
 
 
@@ -185,12 +151,91 @@ def test_a_model_file_that_was_changed_is_refused_before_keras_opens_it(judged, 
         evaluate.evaluate(s, 1, ["good"], None)
 
 
-def test_a_champion_whose_file_was_changed_is_refused_too(judged):
+@pytest.mark.parametrize("champion", ["bad", "gone"])
+def test_a_champion_that_cannot_be_evaluated_is_said_to_be_so_and_the_candidate_is_evaluated(judged, champion):
     s, _ = judged
     overwrite(s, "models/bad/model.keras", b"PK")
-    with pytest.raises(Refused, match=r"models/bad/model\.keras is not the file"):
-        evaluate.evaluate(s, 1, ["good"], "bad")
-    assert not store.exists(s, "models/good/evaluation.json")
+    (found,) = evaluate.evaluate(s, 1, ["good"], champion)
+    assert found.champion is None and found.difference is None
+    assert found.champion_problem.startswith(f"The champion {champion} could not be evaluated: ")
+    assert found.test.macro_f1 == 1.0
+
+
+def test_the_difference_to_the_champion_is_paired(judged):
+    s, _ = judged
+    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    difference = found.difference
+    assert difference.figures["recall COVID19"] == 1.0 and difference.figures["recall NORMAL"] == 0.0
+    assert difference.intervals["recall COVID19"] == (1.0, 1.0)
+    assert (difference.only_candidate, difference.only_champion) == (10, 0)
+    assert difference.mcnemar == pytest.approx(2 / 2**10)
+
+
+def test_a_model_beside_itself_differs_in_nothing(judged, tmp_path):
+    s, dataset = judged
+    put_model(s, dataset, "twin", by_level(), tmp_path)
+    (found,) = evaluate.evaluate(s, 1, ["good"], "twin")
+    assert set(found.difference.figures.values()) == {0.0} and found.difference.mcnemar == 1.0
+    assert set(found.difference.intervals.values()) == {(0.0, 0.0)}
+
+
+def test_a_model_that_reads_the_middle_loses_everything_with_the_lungs_hidden(judged):
+    s, _ = judged
+    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    moved = {m.change: m for m in found.moved}
+    # Three quarters each way are black, so the mean level of any class is nearest to the darkest.
+    assert moved["lungs hidden"].recalls == {"NORMAL": 1.0, "COVID19": 0.0, "PNEUMONIA": 0.0}
+    assert moved["mirrored"].decided_otherwise == 0.0 and moved["mirrored"].balanced_accuracy == 1.0
+    assert found.champion.moved == ()
+
+
+def test_the_operating_point_of_a_model_decides_and_its_figures_without_are_kept(judged, tmp_path):
+    s, dataset = judged
+    put_model(s, dataset, "careful", by_level(), tmp_path)
+    record = store.load(s, "models/careful/model.json", Model)
+    point = OperatingPoint(temperature=2.0, offsets={"NORMAL": 0, "COVID19": 50, "PNEUMONIA": 0}, floors={}, images=9)
+    changed = record.model_copy(update={"operating_point": point})
+    overwrite(s, "models/careful/model.json", changed.to_bytes())
+    (found,) = evaluate.evaluate(s, 1, ["careful"], None)
+    assert found.test.confusion == ((0, 5, 0), (0, 5, 0), (0, 5, 0))
+    assert found.plain.confusion == ((5, 0, 0), (0, 5, 0), (0, 0, 5))
+    assert found.test.log_loss > found.plain.log_loss  # twice as doubtful about what it has right
+
+
+def test_what_a_candidate_says_of_each_image_is_stored(judged):
+    s, _ = judged
+    evaluate.evaluate(s, 1, ["good"], "bad")
+    table = tables.read_parquet(s, "models/good/predictions-d1.parquet")
+    assert table["split"].value_counts().to_dict() == {"test": 15, "validation": 12}
+    assert (table["decided"] == table["label"]).all()
+    np.testing.assert_allclose(table[[f"p_{c}" for c in CLASSES]].sum(axis=1), 1, rtol=1e-6)
+    assert not store.exists(s, "models/bad/predictions-d1.parquet")
+
+
+def left_by_training(s, name, p):
+    """`validation.npy` as the training process leaves it."""
+    data = io.BytesIO()
+    np.save(data, p)
+    record = store.load(s, f"models/{name}/model.json", Model)
+    digest = hashlib.sha256(data.getvalue()).hexdigest()
+    overwrite(s, f"models/{name}/model.json", record.model_copy(update={"validation_sha256": digest}).to_bytes())
+    overwrite(s, f"models/{name}/validation.npy", data.getvalue())
+
+
+def test_the_loaded_model_is_held_against_what_the_training_process_predicted(judged):
+    s, _ = judged
+    evaluate.evaluate(s, 1, ["good"], None)
+    table = tables.read_parquet(s, "models/good/predictions-d1.parquet")
+    p = table.loc[table["split"] == "validation", [f"p_{c}" for c in CLASSES]].to_numpy(np.float32)
+    left_by_training(s, "good", p)
+    left_by_training(s, "bad", p)
+    good, bad = evaluate.evaluate(s, 1, ["good", "bad"], "gone")
+    assert good.reload_difference < 1e-6 and bad.reload_difference > 0.5
+    left_by_training(s, "good", p[:-1])
+    assert evaluate.evaluate(s, 1, ["good"], "absent")[0].reload_difference is None
+    overwrite(s, "models/good/validation.npy", b"other")
+    with pytest.raises(Refused, match=r"models/good/validation\.npy is not the file"):
+        evaluate.evaluate(s, 1, ["good"], None)
 
 
 def test_a_model_that_would_run_code_when_opened_is_not_run(judged, tmp_path):

@@ -1,9 +1,12 @@
 """Records as a run leaves them, for the tests of report, figures and mail."""
 
+import math
+from functools import cache
+
 import numpy as np
 import pandas as pd
-from sklearn.metrics import precision_recall_fscore_support
 
+from cxr_ml.model import metrics as figures
 from cxr_ml.records import (
     Batch,
     Champion,
@@ -11,12 +14,16 @@ from cxr_ml.records import (
     ClassMetrics,
     Dataset,
     Decision,
+    Difference,
     Evaluation,
     Explanation,
     Failure,
     Metrics,
     Model,
+    Moved,
+    OperatingPoint,
     Run,
+    Slice,
 )
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -24,27 +31,45 @@ GOOD = ((83, 3, 4), (1, 88, 1), (4, 2, 84))
 POOR = ((80, 6, 4), (5, 81, 4), (3, 5, 82))
 
 
+@cache
 def metrics(confusion=GOOD, classes=CLASSES) -> Metrics:
-    """Metrics computed by scikit-learn from a confusion matrix; NaN where a class has no image."""
-    true = [r for r, row in enumerate(confusion) for n in row for _ in range(n)]
-    predicted = [c for row in confusion for c, n in enumerate(row) for _ in range(n)]
-    columns = precision_recall_fscore_support(
-        true, predicted, labels=range(len(classes)), zero_division=np.nan
+    """Metrics of these decisions, with intervals; NaN where a class has no image."""
+    cells = [(t, p) for t, row in enumerate(confusion) for p, n in enumerate(row) for _ in range(n)]
+    if not cells:
+        nothing = ClassMetrics(recall=math.nan, precision=math.nan, f1=math.nan, support=0)
+        return Metrics(
+            classes=dict.fromkeys(classes, nothing), macro_f1=math.nan, accuracy=math.nan, confusion=confusion
+        )
+    y, predicted = np.array(cells).T
+    sure = 0.2 / len(classes) + 0.8 * np.eye(len(classes))[predicted]
+    return figures.measure(y, predicted, sure, classes, np.arange(len(y)))
+
+
+def difference(own: Metrics, other: Metrics) -> Difference:
+    """As if the candidate were better or worse on images that are few beside those that both decide alike."""
+    values = {n: v - figures.flat(other)[n] for n, v in figures.flat(own).items()}
+    spans = {n: (v - abs(v) / 2, v + abs(v) / 2) for n, v in values.items() if np.isfinite(v)}
+    return Difference(figures=values, intervals=spans, only_candidate=9, only_champion=4, mcnemar=0.27)
+
+
+def moved(classes=CLASSES, hidden=0.4) -> tuple[Moved, ...]:
+    changes = {"lungs hidden": hidden, "border hidden": 0.9, "white box top left": 0.93, "mirrored": 0.95}
+    return tuple(
+        Moved(change=c, images=270, recalls=dict.fromkeys(classes, v), balanced_accuracy=v, before=0.95,
+              decided_otherwise=0.96 - v, shift=0.5 * (1 - v))
+        for c, v in changes.items()
     )  # fmt: skip
-    each = {
-        name: ClassMetrics(precision=p, recall=r, f1=f if s else float("nan"), support=s)
-        for name, p, r, f, s in zip(classes, *columns, strict=True)
-    }
-    macro = float(np.mean([m.f1 for m in each.values()]))
-    accuracy = float(np.trace(np.array(confusion)) / max(1, np.sum(confusion)))
-    return Metrics(classes=each, macro_f1=macro, accuracy=accuracy, confusion=confusion)
 
 
 def evaluation(architecture="inception_v3", test=GOOD, validation=GOOD, classes=CLASSES, champion=None) -> Evaluation:
+    own = metrics(test, classes)
+    few = Slice(by="source", value="a rare one", images=7, metrics=None, why="7 images are too few to judge by.")
     return Evaluation(
         model=f"{architecture}-d3-1a2b3c4d", architecture=architecture, artefact_sha256="a" * 64, dataset=3,
-        dataset_sha256="d" * 64, validation=metrics(validation, classes), test=metrics(test, classes),
-        robustness={"shrunk": metrics(test, classes), "sharpened": metrics(validation, classes)}, champion=champion,
+        dataset_sha256="d" * 64, validation=metrics(validation, classes), test=own, plain=metrics(validation, classes),
+        robustness={"shrunk": own, "sharpened": metrics(validation, classes)}, champion=champion, moved=moved(classes),
+        slices=(Slice(by="source", value="one", images=263, metrics=own), few), reload_difference=2e-6,
+        difference=difference(own, champion.test) if champion else None,
     )  # fmt: skip
 
 
@@ -65,7 +90,11 @@ def model(architecture="inception_v3", classes=CLASSES) -> Model:
         epochs={"head": 12, "fine_tune": 6}, seconds={"head": 184.2, "fine_tune": 1403.0},
         images_per_second={"head": 5012.3, "fine_tune": 41.5}, code="commit 0123abc+changes",
         packages={"tensorflow": "2.21.0", "keras": "3.15.1"},
-        hardware={"cpu": "Some Processor <7>", "cores": 2, "memory_gib": 24, "gpus": ""},
+        hardware={"cpu": "Some Processor <7>", "cores": 2, "memory_gib": 24, "gpus": ""}, validation_sha256="c" * 64,
+        operating_point=OperatingPoint(
+            temperature=1.31, offsets=dict.fromkeys(classes, 0.0) | {classes[-1]: 0.35},
+            floors=dict.fromkeys(classes, 0.9), images=300,
+        ),
     )  # fmt: skip
 
 

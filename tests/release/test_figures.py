@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import report_samples as samples
 from PIL import Image
-from scipy.stats import binomtest
 
 from cxr_ml.release import figures, words
 
@@ -163,18 +162,6 @@ def test_series_differ_in_grey_as_well():
     luminances = [np.dot([0.2126, 0.7152, 0.0722], [int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in
                   (figures.BLUE, figures.ORANGE, "#cccccc")]  # fmt: skip
     assert min(abs(np.diff(sorted(luminances)))) > 25
-
-
-@pytest.mark.parametrize(("hits", "support"), [(88, 90), (90, 90), (0, 90), (1, 2), (950, 1000)])
-def test_the_interval_is_the_wilson_interval_that_scipy_gives(hits, support):
-    theirs = binomtest(hits, support).proportion_ci(method="wilson")
-    assert words.interval(hits / support, support) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-
-
-def test_nothing_evaluated_has_no_interval():
-    assert (
-        words.interval(math.nan, 0) is None and words.interval(0.5, 0) is None and words.interval(math.nan, 9) is None
-    )
 
 
 def test_rounding_never_lifts_a_value_to_the_floor_it_missed():

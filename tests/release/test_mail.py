@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cxr_ml.errors import Refused
 from cxr_ml.records import Check, Run
-from cxr_ml.release import advice, mail
+from cxr_ml.release import advice, failures, mail
 from cxr_ml.settings import Settings
 
 TEAM = "team@hospital.example"
@@ -131,7 +131,7 @@ def outcome(run=None, settings=SETTINGS, to=(TEAM,), link=LINK):
 
 
 def failure(error, settings=SETTINGS, step="train [1]", run="scheduled__1", link="https://airflow.example/log"):
-    return mail.failure_message(settings, (TEAM,), step, run, error, link)
+    return mail.failure_message(settings, (TEAM,), failures.tell(settings, run, step, error, link), LINK)
 
 
 def text_of(message) -> str:

@@ -258,4 +258,5 @@ def test_a_batch_that_is_not_there_is_refused_by_name(filled):
 
 def test_the_stored_decision_is_what_the_gate_said(filled):
     found = [evaluations.load(filled, 3, name, None) for name in MODELS]
-    assert runs.decide(filled, RUN, MODELS) == gate.decide(filled, RUN, DATASET, found, None)
+    records = {name: runs.load_model_record(filled, name) for name in MODELS}
+    assert runs.decide(filled, RUN, MODELS) == gate.decide(filled, RUN, DATASET, found, records, None)

@@ -1,0 +1,99 @@
+"""The page of a run that failed: which step, why, what to do; it yields to the report of a run that went on."""
+
+import shutil
+import subprocess
+
+import pytest
+import report_samples as samples
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.records import FailedStep
+from cxr_ml.release import failures, report
+from cxr_ml.settings import Settings
+
+RUN, PAGE = "manual__2026-01-12T03:00:00+00:00", "reports/manual-2026-01-12T03-00-00-00-00/index.html"
+EVIL = "<script>alert('x')</script>"
+
+
+def failed(step="learn.train [1]", error=None, at="2026-01-12T04:00:00+00:00", run=RUN) -> FailedStep:
+    error = error or Refused("The loss exploded.\nExpected: a number. Received: nan.\nStart a new run.")
+    told = failures.tell(Settings(), run, step, error, "https://airflow.example/log")
+    return told.model_copy(update={"at": at})
+
+
+def page(settings) -> str:
+    return store.get(settings, PAGE).decode()
+
+
+def test_a_run_that_fails_has_a_page_with_step_reason_what_to_do_and_log(settings):
+    assert failures.write(settings, failed()) == PAGE
+    html = page(settings)
+    for part in (
+        "<h1>✗ FAILED at learn.train [1]</h1>", "<p>The loss exploded.</p>", "<p>Expected: a number. Received: nan.",
+        "Why (Refused)", "The message above says", 'href="https://airflow.example/log"', RUN, "What to do",
+    ):  # fmt: skip
+        assert part in html
+
+
+def test_all_failed_steps_of_a_run_are_on_its_page_the_newest_first_and_each_once(settings):
+    failures.write(settings, failed("learn.train [0]", at="2026-01-12T04:00:00+00:00"))
+    failures.write(settings, failed("learn.train [1]", at="2026-01-12T05:00:00+00:00"))
+    failures.write(settings, failed("learn.train [0]", ValueError("again"), at="2026-01-12T06:00:00+00:00"))
+    html = page(settings)
+    assert (
+        html.index("FAILED at learn.train [0]") < html.index("<h2>learn.train [0]") < html.index("<h2>learn.train [1]")
+    )
+    assert html.count("<h2>") == 2 and "again" in html
+
+
+def test_of_two_steps_that_fail_at_once_none_is_lost(settings, monkeypatch):
+    render, other = failures.render, [failed("learn.train [0]")]
+
+    def render_while_the_other_step_writes(*given):
+        html = render(*given)
+        if other:
+            failures.write(settings, other.pop())
+        return html
+
+    monkeypatch.setattr(failures, "render", render_while_the_other_step_writes)
+    failures.write(settings, failed("learn.train [1]"))
+    assert "learn.train [0]" in page(settings) and "learn.train [1]" in page(settings)
+
+
+def test_the_report_of_a_run_that_went_on_takes_the_place_and_is_not_replaced(settings):
+    failures.write(settings, failed(run="gone-on"))
+    run = samples.run(run="gone-on")
+    key = report.write(settings, run, samples.histories(run), {})
+    html = store.get(settings, key)
+    assert b"PROMOTED" in html and b"FAILED" not in html
+    failures.write(settings, failed("report", OSError("no mail server"), run="gone-on"))
+    assert store.get(settings, key) == html
+
+
+def test_hostile_names_and_secrets_do_not_reach_the_page(settings, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "deep-secret")
+    error = RuntimeError(f"deep-secret at s3://key:pw@host {EVIL}\u202e")
+    told = failures.tell(settings, RUN, f"a/{EVIL}", error, "")
+    html = failures.render(settings, [told])
+    assert "deep-secret" not in html and ":pw@" not in html and "\u202e" not in html
+    assert "<script" not in html and "Log of this step" not in html
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_width_makes_the_page_wider_than_its_window(tmp_path, width):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    long = failed("learn.train [1]", Refused("models/" + "x" * 300))
+    (tmp_path / "page.html").write_text(failures.render(Settings(), [long]))
+    (tmp_path / "frame.html").write_text(
+        f'<iframe id=f src="page.html" style="width:{width}px;height:900px;border:0"></iframe><script>onload=()=>'
+        "{const d=f.contentDocument.documentElement;document.title=d.scrollWidth<=d.clientWidth}</script>"
+    )
+    done = subprocess.run(
+        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
+         f"--user-data-dir={tmp_path}/profile", f"--window-size={width + 40},1000", f"file://{tmp_path}/frame.html"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "<title>true</title>" in done.stdout
