@@ -64,8 +64,10 @@ def learn(
     seen_in_training = _unit(features(np.sort(np.concatenate(chosen))).astype(np.float64))
     mean = seen_in_training.mean(axis=0)
     variances, directions = np.linalg.eigh(np.cov(seen_in_training - mean, rowvar=False))
-    shares = np.cumsum(variances[::-1]) / max(variances.sum(), 1e-12)
-    principal = directions[:, ::-1][:, : 1 + int((shares < VARIANCE).sum())].T
+    shares = np.cumsum(variances[::-1]) / max(variances.sum(), _ROUNDING**2)
+    # Of features that are all alike no direction is the principal one, but any that rounding makes.
+    count = 1 + int((shares < VARIANCE).sum()) if variances.sum() > _ROUNDING**2 else 0
+    principal = directions[:, ::-1][:, :count].T
     found = Likeness(mean.astype(np.float32), np.ascontiguousarray(principal, np.float32), 1.0)
     limit = max(np.quantile(unlikeness(found, features(validation)), QUANTILE), _ROUNDING)
     buffer = io.BytesIO()

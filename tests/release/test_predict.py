@@ -17,26 +17,27 @@ from cxr_ml import store
 from cxr_ml.data import batches, ingest
 from cxr_ml.errors import Refused
 from cxr_ml.model import architectures, likeness
-from cxr_ml.records import Check, Decision
+from cxr_ml.records import Check, Decision, OperatingPoint
 from cxr_ml.release import predict as stage
 from cxr_ml.release import registry
 
 SIZE = 32
 
 
-def put_model(settings, name: str, biases: tuple[float, float, float], folder, known: bytes = b"") -> str:
+def put_model(settings, name: str, biases: tuple[float, float, float], folder, point=None) -> str:
     """A stored classifier whose probabilities are softmax(biases), whatever the picture."""
     pixels = keras.Input((SIZE, SIZE, 3))
     same = architectures.Backbone(keras.Model(pixels, keras.layers.Identity()(pixels)), "from scratch", "")
     classifier = architectures.classifier(same, 3, 0.5)
     classifier.get_layer("head").set_weights([np.zeros((3, 3)), np.array(biases)])
-    return put(settings, name, classifier, folder, known)
+    return put(settings, name, classifier, folder, point=point)
 
 
-def put(settings, name, classifier, folder, known: bytes = b"") -> str:
+def put(settings, name, classifier, folder, known: bytes = b"", point: OperatingPoint | None = None) -> str:
     classifier.save(folder / "model.keras")
     artefact = (folder / "model.keras").read_bytes()
     facts = {"model": name, "artefact_sha256": hashlib.sha256(artefact).hexdigest(), "image_size": SIZE}
+    facts["operating_point"] = point
     if known:
         facts["likeness_sha256"] = hashlib.sha256(known).hexdigest()
         store.put_if_absent(settings, likeness.key(name), known)
@@ -82,6 +83,17 @@ def test_the_champion_predicts_unless_another_model_is_named(settings, tmp_path)
     }
     assert row.unlikeness is None and row.overlay is None
     assert predict(settings, [file], "other")[0].predicted == "PNEUMONIA"
+
+
+def test_the_label_is_that_of_the_operating_point_and_probabilities_are_calibrated(settings, tmp_path):
+    offsets = {"NORMAL": 0.0, "COVID19": 0.8, "PNEUMONIA": 0.0}
+    point = OperatingPoint(temperature=2.0, offsets=offsets, floors={}, images=9)
+    put_model(settings, "careful", (1, 0, 0), tmp_path, point)
+    (row,) = predict(settings, [film(tmp_path / "a.png")], "careful")
+    assert row.predicted == "COVID19"
+    total = 2 + np.exp(0.5)
+    expected = {"NORMAL": np.exp(0.5) / total, "COVID19": 1 / total, "PNEUMONIA": 1 / total}
+    assert row.probabilities == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(settings, tmp_path):
