@@ -1,3 +1,23 @@
 """Retraining of a chest X-ray classifier: data → model → release. Knows nothing of Airflow."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cxr_ml.release.predict import Predict
+
 __version__ = "0.1.0"
+
+
+def load_champion() -> "Predict":
+    """A function that predicts images with the champion, for services; settings come from CXR_* and cxr.toml.
+
+    `predict = cxr_ml.load_champion()`, then `for row in predict([Path("film.png"), data]): …`, as often as you like;
+    `cxr_ml.release.predict.load` says what it takes and yields. It stays with the model that is champion now.
+
+    Raises:
+        Refused: there is no champion, or it cannot be trusted.
+    """
+    from cxr_ml import settings  # the framework is loaded only for who predicts
+    from cxr_ml.release import predict
+
+    return predict.load(settings.load())

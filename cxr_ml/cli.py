@@ -174,17 +174,23 @@ def report(run: RunName, batch: Annotated[list[str] | None, typer.Argument()] = 
 
 @app.command()
 def predict(files: list[Path], model: Annotated[str | None, typer.Option(help="Default: the champion.")] = None,
+            explain: Annotated[Path | None, typer.Option(help="A folder for pictures of where it looked.")] = None,
             json_: Json = False) -> None:  # fmt: skip
     """Probabilities of X-ray files. Not a diagnosis."""
     from cxr_ml.release import predict as stage
 
     with opened() as settings:
-        rows = stage.predict(settings, files, model)
+        rows = list(stage.load(settings, model)(files, explain))
+        if any(row.predicted and row.unlikeness is None for row in rows):
+            err.print(
+                "This model is of a version that did not learn what its training images are like: a picture that is no "
+                "chest X-ray is not recognised. Train a new one.", style="bold red", highlight=False
+            )  # fmt: skip
         table = Table("file", "predicted", *settings.classes, "refused")
         for row in rows:
-            shown = (f"{row['probabilities'][c]:.3f}" if row["probabilities"] else "" for c in settings.classes)
-            table.add_row(plain(row["file"]), row["predicted"] or "", *shown, row["refused"] or "")
-        show(rows, json_, table)
+            shown = (f"{row.probabilities[c]:.3f}" if row.probabilities else "" for c in settings.classes)
+            table.add_row(plain(row.file), row.predicted or "", *shown, " ".join(row.refused))
+        show([row.model_dump(mode="json") for row in rows], json_, table)
 
 
 @app.command()

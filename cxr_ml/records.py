@@ -129,6 +129,7 @@ class Model(Record):
     code: str = ""  # "commit …" of the source, or "version …" of the package where there is no checkout
     packages: dict[str, str] = {}  # package -> version
     hardware: dict[str, str | int] = {}  # cpu, cores, memory_gib, gpus, system
+    likeness_sha256: str = ""  # of likeness.npz, by which an image unlike the training images is known
     operating_point: OperatingPoint | None = None
     validation_sha256: str = ""  # of validation.npy: what the training process predicted for the validation images
 
@@ -210,6 +211,41 @@ class Evaluation(Record):
     difference: Difference | None = None  # to the champion
     reload_difference: float | None = None  # largest, of a validation probability, to those of the training process
     champion_problem: str = ""  # one sentence where the champion could not be evaluated
+
+
+class Shown(Record):
+    """A test image on a contact sheet."""
+
+    sha256: str
+    label: str
+    predicted: str
+    probability: float  # of the predicted class
+    outside: float  # share of the attention outside the central chest region; NaN where there was none
+
+
+class Explanation(Record):
+    """Where a model looked on the test images of a dataset."""
+
+    model: str
+    artefact_sha256: str
+    dataset: int
+    dataset_sha256: str
+    outside: dict[str, float]  # label -> mean share of the attention outside the central chest region; NaN: no image
+    evenly: float  # that share of attention that is spread evenly over the frame
+    shown: tuple[Shown, ...]  # on the sheets, in their order
+    sheets: dict[str, str]  # label -> SHA-256 of its contact sheet, a PNG
+
+
+class Prediction(Record):
+    """What a model says of one image; not a diagnosis."""
+
+    file: str  # "" where bytes were handed in
+    model: str
+    predicted: str | None  # label at the model's operating point; None where the image was refused
+    probabilities: dict[str, float] | None  # label -> calibrated, 0 to 1; None where the image was refused
+    unlikeness: float | None  # distance to the training images by the limit; None: not measured
+    refused: tuple[str, ...] = ()  # codes; unlike_training where unlikeness is above 1
+    overlay: str | None = None  # file in which Grad-CAM lies over the picture
 
 
 class Doubt(Record):

@@ -69,13 +69,14 @@ def measure(settings: Settings, entry: inbox.Entry) -> dict[str, Any]:
 
 
 def _measured(settings: Settings, data: bytes) -> tuple[dict[str, Any], bytes]:
-    pixels = _pixels(data)
+    count = pixels(data)
     # What is too large is refused by its header, before it is decoded.
-    with room.for_pixels(pixels if pixels <= settings.max_pixels else 0):
+    with room.for_pixels(count if count <= settings.max_pixels else 0):
         return images.measure(data, settings)
 
 
-def _pixels(data: bytes) -> int:
+def pixels(data: bytes) -> int:
+    """Pixels of the picture in a file, by its header; 0 where it has none."""
     if is_dicom(data):
         from cxr_ml.data import dicom  # pydicom takes 0.2 s to import
 

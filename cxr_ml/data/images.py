@@ -16,8 +16,8 @@ from cxr_ml.data.containers import BadImage, Header, clean, is_dicom, look
 from cxr_ml.settings import Settings
 
 __all__ = [
-    "BadImage", "clean", "decode_grey", "fine_hash", "measure", "open_image", "perceptual_hash", "ring", "shrink",
-    "square",
+    "BadImage", "clean", "decode_grey", "fine_hash", "measure", "measure_and_decode", "open_image", "perceptual_hash",
+    "ring", "shrink", "square",
 ]  # fmt: skip
 
 SMALL = 512  # px, longest side of the picture that is measured: see `shrink`
@@ -98,6 +98,21 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         BadImage: with the reason as its code. Limits of settings are checked before any pixel is decoded.
     """
     opened = open_image(data, settings, SMALL)
+    return _measures(opened, len(data)), opened.clean
+
+
+def measure_and_decode(data: bytes, settings: Settings) -> tuple[dict[str, str | int | float], np.ndarray]:
+    """Measurements as `measure` gives them, and `decode_grey` of what would be stored; most files are decoded once.
+
+    Raises:
+        BadImage: as `measure`.
+    """
+    opened = open_image(data, settings, SMALL)
+    whole = opened.pixels.shape[:2] == (opened.height, opened.width)
+    return _measures(opened, len(data)), _grey(opened.pixels) if whole else decode_grey(opened.clean)
+
+
+def _measures(opened: Opened, size: int) -> dict[str, str | int | float]:
     small = _small(opened)
     grey = _grey(small)
     darkest, brightest = _extremes(small)
@@ -106,10 +121,10 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
     below = np.cumsum(share)
     middle = square(grey, 256)
     tiny = square(middle, 32)
-    measured: dict[str, str | int | float] = {
+    return {
         "sha256": hashlib.sha256(opened.clean).hexdigest(),
         "format": opened.format,
-        "bytes": len(data),
+        "bytes": size,
         "width": opened.width,
         "height": opened.height,
         "mode": opened.mode,
@@ -127,7 +142,6 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
         "fine_hash": fine_hash(tiny),
         "ring": ring(tiny),
     }
-    return measured, opened.clean
 
 
 def decode_grey(data: bytes) -> np.ndarray:

@@ -16,7 +16,7 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data import tables
 from cxr_ml.errors import Refused
-from cxr_ml.model import artefact, disguise, evaluations, inputs, metrics, moved, operating, slices
+from cxr_ml.model import artefact, contact_sheets, disguise, evaluations, inputs, metrics, moved, operating, slices
 from cxr_ml.records import Dataset, Difference, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
 
@@ -114,6 +114,7 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str, candidate: bo
         reload = _reload_difference(settings, record, dataset, raw["validation"])
         evaluation = evaluation.model_copy(update={"moved": tuple(changed), "reload_difference": reload})
         _store_predictions(settings, evaluation, manifest, rows, said)
+        contact_sheets.write(settings, record, dataset, network, images, manifest, test, *said["test"])
     return _Judged(evaluation, said["test"])
 
 

@@ -27,6 +27,7 @@ from cxr_ml.model import (
     evaluate,
     features,
     inputs,
+    likeness,
     operating,
     provenance,
 )
@@ -153,7 +154,10 @@ def _train(
         done[stage.name] = progress
     p = evaluate.probabilities(classifier, images, rows["validation"])
     point = operating.fit(y[rows["validation"]], p, settings.classes, settings.recall_floors)
-    return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds, p, point)
+    started = time.monotonic()
+    known = likeness.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed)
+    seconds["likeness"] = time.monotonic() - started
+    return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds, p, point, known)
 
 
 def _classifier(settings: Settings, backbone: architectures.Backbone) -> keras.Model:
@@ -270,6 +274,7 @@ def _write(
     seconds: dict[str, float],
     validation: np.ndarray,
     point: OperatingPoint,
+    known: bytes,
 ) -> Model:
     file = io.BytesIO()
     np.save(file, validation)
@@ -301,18 +306,22 @@ def _write(
         code=provenance.code(),
         packages=provenance.packages(),
         hardware=provenance.hardware(),
+        likeness_sha256=hashlib.sha256(known).hexdigest(),
         operating_point=point,
         validation_sha256=hashlib.sha256(predicted).hexdigest(),
     )
     with devices.chief_first():
         if devices.chief():
-            _store(settings, record, artefact, predicted, history)
+            _store(settings, record, artefact, predicted, known, history)
     return store.load(settings, f"models/{name}/model.json", Model)
 
 
-def _store(settings: Settings, record: Model, artefact: bytes, predicted: bytes, history: pd.DataFrame) -> None:
+def _store(
+    settings: Settings, record: Model, artefact: bytes, predicted: bytes, known: bytes, history: pd.DataFrame
+) -> None:
     name = record.model
     store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
+    store.put_uncommitted(settings, likeness.key(name), known)
     store.put_uncommitted(settings, f"models/{name}/validation.npy", predicted)
     store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
     for file, data in curves.events(history).items():

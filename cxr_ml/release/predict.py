@@ -1,31 +1,60 @@
-"""Probabilities of X-ray files by the champion or another stored model. Not a diagnosis."""
+"""Predicts X-ray images by the champion or another model, with every check that ingest makes. Not a diagnosis."""
 
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import NamedTuple
 
+import keras
 import numpy as np
 
-from cxr_ml.data import images
+from cxr_ml.data import files, images, inbox, room, screen
 from cxr_ml.errors import Refused
-from cxr_ml.model import evaluate, inputs
-from cxr_ml.release import registry
+from cxr_ml.model import evaluate, explain, inputs, likeness, operating
+from cxr_ml.records import Model, Prediction
+from cxr_ml.release import overlays, registry
 from cxr_ml.settings import Settings
 
+UNLIKE = "unlike_training"  # code of an image that is unlike those the model was trained on
+_BATCH = 32
+_AHEAD = 2 * _BATCH  # images that are decoded while the network computes, or wait for it
+_LARGE = 4_000_000  # pixels, above which pictures are decoded one at a time: the largest takes 600 MB
+_OVERLAY = 1024  # px, longest side of a film with the heat over it
+_one_large = Lock()
 
-def predict(settings: Settings, files: Sequence[Path], model: str | None = None) -> list[dict[str, Any]]:
-    """Predicts each file.
+Source = Path | str | bytes
+Predict = Callable[..., Iterator[Prediction]]
+
+
+class _Look(NamedTuple):
+    """An image that was read, judged and decoded; without pixels where it was refused."""
+
+    file: str
+    refused: tuple[str, ...] = ()
+    pixels: np.ndarray | None = None  # uint8 (size, size, 1), as the network takes it
+    film: np.ndarray | None = None  # uint8 (height, width), for a person
+
+
+def load(settings: Settings, model: str | None = None) -> Predict:
+    """A function that predicts images, each on its own, with a model that is loaded and verified once.
+
+    It takes images, each a path or the bytes of a file (PNG, JPEG or DICOM), as a list or one by one, and a folder for
+    overlays, `explain`, if they are wanted; and yields a `Prediction` for each, in order. While the network computes,
+    the next images are read, judged by `images.json` and decoded; never more than about a hundred are in memory. An
+    image that ingest would refuse is refused with the same codes; one that is unlike the training images, with
+    "unlike_training".
 
     Args:
-        settings: the store, and the limits on files.
-        files: PNG or JPEG files.
+        settings: the store, the limits on files, and the suites.
         model: name of a stored model; None: the champion.
 
-    Returns:
-        Per file: file, predicted (label or None), probabilities (label -> 0..1, or None), refused (code or None).
-
     Raises:
-        Refused: there is no champion, or the stored model cannot be trusted.
+        Refused: there is no champion, the stored model cannot be trusted, or a suite cannot be used.
     """
     if model is None:
         champion = registry.champion(settings)
@@ -33,23 +62,94 @@ def predict(settings: Settings, files: Sequence[Path], model: str | None = None)
             raise Refused("There is no champion yet. Run a retraining, or name a model.")
         model = champion.model
     record, network = evaluate.load_model(settings, model)
-    rows: list[dict[str, Any]] = []
-    arrays = []
-    for file in files:
-        row: dict[str, Any] = {"file": str(file), "predicted": None, "probabilities": None, "refused": None}
-        rows.append(row)
-        try:
-            _, clean = images.measure(file.read_bytes(), settings)
-        except OSError as error:
-            row["refused"] = f"unreadable: {error.strerror}"
-            continue
-        except images.BadImage as error:
-            row["refused"] = error.code
-            continue
-        arrays.append((row, inputs.resize(images.decode_grey(clean), record.image_size)))
-    if arrays:
-        output = evaluate.probabilities(network, np.stack([a for _, a in arrays]))
-        for (row, _), p in zip(arrays, output, strict=True):
-            row["predicted"] = record.classes[int(p.argmax())]
-            row["probabilities"] = {c: round(float(x), 6) for c, x in zip(record.classes, p, strict=True)}
-    return rows
+    known = likeness.load(settings, record)
+    judge = screen.load(settings.expectations)
+    wanted = [network.output, network.get_layer("features").output]
+    plain, explained = (keras.Model(network.input, w) for w in (wanted, [*wanted, explain.class_maps(network)]))
+
+    def predict(sources: Iterable[Source], explain: Path | None = None) -> Iterator[Prediction]:
+        def look(source: Source) -> _Look:
+            return _look(settings, judge, record.image_size, explain is not None, source)
+
+        looked = _ahead(look, sources)
+        while looks := tuple(islice(looked, _BATCH)):
+            yield from _answers(record, known, plain if explain is None else explained, looks, explain)
+
+    return predict
+
+
+def _ahead(look: Callable[[Source], _Look], sources: Iterable[Source]) -> Iterator[_Look]:
+    """`look` of each source, in order, in threads that are at most _AHEAD images ahead of who takes them."""
+    remaining, pending = iter(sources), deque[Future[_Look]]()
+    pool = ThreadPoolExecutor(room.cores())
+    try:
+        pending.extend(pool.submit(look, source) for source in islice(remaining, _AHEAD))
+        while pending:
+            found = pending.popleft().result()
+            pending.extend(pool.submit(look, source) for source in islice(remaining, 1))
+            yield found
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look(settings: Settings, judge: screen.Screen, size: int, film: bool, source: Source) -> _Look:
+    name = "" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else _read(settings, Path(source))
+        with _one_large if files.pixels(data) > _LARGE else nullcontext():
+            measured, grey = images.measure_and_decode(data, settings)
+            if refused := judge(measured):
+                return _Look(name, refused)
+    except images.BadImage as error:
+        return _Look(name, (error.code,))
+    return _Look(name, (), inputs.resize(grey, size), images.shrink(grey, _OVERLAY) if film else None)
+
+
+def _read(settings: Settings, path: Path) -> bytes:
+    try:
+        return inbox.read(settings, inbox.local_entry(str(path), os.path.realpath(path), path.stat()))
+    except FileNotFoundError:
+        raise images.BadImage("file_missing", f"A file was expected. Received: {str(path)!r}, which is none") from None
+    except (OSError, Refused) as error:  # a broken disk, or a file that changes at this moment
+        raise images.BadImage("unreadable", f"A file that can be read was expected. Received: {error}") from None
+
+
+def _answers(
+    record: Model, known: likeness.Likeness | None, network: keras.Model, looks: tuple[_Look, ...], folder: Path | None
+) -> Iterator[Prediction]:
+    fit = [look for look in looks if look.pixels is not None]
+    rows: Iterator[Prediction] = iter(())
+    if fit:
+        rows = _predicted(record, known, network.predict_on_batch(np.stack([f.pixels for f in fit])), fit, folder)
+    for look in looks:
+        if look.pixels is not None:
+            yield next(rows)
+        else:
+            yield Prediction(
+                file=look.file, model=record.model, predicted=None, probabilities=None, unlikeness=None,
+                refused=look.refused,
+            )  # fmt: skip
+
+
+def _predicted(
+    record: Model, known: likeness.Likeness | None, output: list[np.ndarray], fit: list[_Look], folder: Path | None
+) -> Iterator[Prediction]:
+    raw, features = output[:2]
+    if not np.isfinite(raw).all():
+        raise Refused(f"Probabilities must be numbers. Received: NaN or infinity; {record.model} cannot be used.")
+    probabilities, said = operating.apply(raw, record.operating_point, record.classes)
+    distance = None if known is None else likeness.unlikeness(known, features)
+    heat = None if folder is None else explain.relative(output[2], said)
+    for i, look in enumerate(fit):
+        unlike = distance is not None and distance[i] > 1
+        each = {c: round(float(p), 6) for c, p in zip(record.classes, probabilities[i], strict=True)}
+        drawn = None if heat is None or unlike else overlays.write(folder, look.file, look.film, heat[i])
+        yield Prediction(
+            file=look.file,
+            model=record.model,
+            predicted=None if unlike else record.classes[said[i]],
+            probabilities=None if unlike else each,
+            unlikeness=None if distance is None else round(float(distance[i]), 3),
+            refused=(UNLIKE,) if unlike else (),
+            overlay=drawn,
+        )

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Batch, Run
+from cxr_ml.records import Batch, Explanation, Run
 from cxr_ml.release import figures, reading, words
 from cxr_ml.settings import Settings
 
@@ -84,7 +84,16 @@ def _picture(png: bytes) -> Markup:
     return Markup("data:image/png;base64,") + base64.b64encode(png).decode()
 
 
-def render(run: Run, settings: Settings, histories: dict[str, pd.DataFrame], documents: dict[str, str]) -> str:
+Explained = tuple[Explanation, dict[str, bytes]]  # and the contact sheet of each class, PNG
+
+
+def render(
+    run: Run,
+    settings: Settings,
+    histories: dict[str, pd.DataFrame],
+    documents: dict[str, str],
+    explained: Explained | None = None,
+) -> str:
     """The report as one self-contained HTML page.
 
     Args:
@@ -92,6 +101,7 @@ def render(run: Run, settings: Settings, histories: dict[str, pd.DataFrame], doc
         settings: the floors that the gate used, and the address of the UI.
         histories: model -> epochs, as `figures.losses` takes them; a missing one is said to be missing.
         documents: title -> link relative to the page, e.g. Data Docs.
+        explained: where the chosen candidate looked; None where nobody asked.
 
     Raises:
         Refused: a link that is neither relative nor http(s).
@@ -124,6 +134,8 @@ def render(run: Run, settings: Settings, histories: dict[str, pd.DataFrame], doc
         losses=[(name, _picture(figures.losses(name, histories.get(name)))) for name in names],
         best={n: figures.best_epochs(h) for n, h in histories.items() if h is not None and not h.empty},
         matrices=matrices,
+        explained=explained[0] if explained else None,
+        sheets=[(label, _picture(png)) for label, png in explained[1].items()] if explained else [],
         recalls=_picture(figures.recalls(run, settings.recall_floors)) if evaluation is not None else None,
         balance=_picture(figures.balance(run)) if run.dataset is not None else None,
         batches=[(batch, *table(batch)) for batch in run.batches],
@@ -135,7 +147,13 @@ def render(run: Run, settings: Settings, histories: dict[str, pd.DataFrame], doc
     )
 
 
-def write(settings: Settings, run: Run, histories: dict[str, pd.DataFrame], documents: dict[str, str]) -> str:
+def write(
+    settings: Settings,
+    run: Run,
+    histories: dict[str, pd.DataFrame],
+    documents: dict[str, str],
+    explained: Explained | None = None,
+) -> str:
     """Stores `reports/<run>/index.html`, then `reports/<run>/run.json`, each once; doing it again changes nothing.
 
     The page of a failure that came before is replaced: the run went on, and has ended now.
@@ -155,7 +173,7 @@ def write(settings: Settings, run: Run, histories: dict[str, pd.DataFrame], docu
     key = folder + "index.html"
     found = store.find(settings, folder + "run.json")
     if found is None:
-        html = render(run, settings, histories, documents).encode()
+        html = render(run, settings, histories, documents, explained).encode()
         store.put_uncommitted(settings, key, html, "text/html; charset=utf-8")
         store.put_if_absent(settings, folder + "run.json", run.to_bytes(), "application/json")
         return key

@@ -10,7 +10,7 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data import drops, ingest, rulings
 from cxr_ml.errors import Refused
-from cxr_ml.model import evaluations
+from cxr_ml.model import evaluations, explanations
 from cxr_ml.records import Batch, Decision, HistoryEntry, Model, Run
 from cxr_ml.release import card, gate, mail, mirror, registry, report
 from cxr_ml.settings import Settings
@@ -118,7 +118,9 @@ def publish(settings: Settings, run: str, batches: Sequence[str], recipients: Se
     histories = {
         m.model: pd.read_csv(io.BytesIO(store.get(settings, f"models/{m.model}/history.csv"))) for m in record.models
     }
-    key = report.write(settings, record, histories, _copy_documents(settings, record))
+    found = explanations.load(settings, record.decision.model, record.decision.dataset) if record.decision else None
+    explained = (found, explanations.sheets(settings, found)) if found else None
+    key = report.write(settings, record, histories, _copy_documents(settings, record), explained)
     link = f"s3://{settings.bucket}/{settings.prefix}{key}"
     _mail_once(settings, run, to, lambda: mail.outcome_message(record, settings, to, link))
     mirror.mirror(settings, decision.candidates)

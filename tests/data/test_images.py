@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
+from dicom_samples import dicom
 from PIL import Image, PngImagePlugin
 
 from cxr_ml.data import images
@@ -239,6 +240,26 @@ def test_a_large_jpeg_is_brought_down_to_the_size_that_shrink_gives(size):
     opened = images.open_image(data, SETTINGS, images.SMALL)
     assert images._small(opened).shape == images.shrink(images.open_image(data, SETTINGS).pixels, images.SMALL).shape
     assert opened.pixels.size < size[0] * size[1]
+
+
+def test_measured_and_decoded_at_once_a_file_gives_the_same_as_one_after_the_other():
+    wide = (np.arange(200 * 160).reshape(200, 160) * 2).astype(np.uint16)
+    see_through = Image.fromarray(np.dstack([film()] * 3 + [film(seed=1)]), "RGBA")
+    palette = Image.fromarray(film()).convert("P")
+    files = [
+        PNG,
+        JPEG,
+        encoded(film(), "JPEG", progressive=True),
+        encoded(wide),
+        encoded(see_through),
+        encoded(palette),
+    ]
+    files += [encoded(film(900, 1300), "JPEG"), encoded(film(900, 700)), dicom(film(), 8)]
+    for data in files:
+        expected, clean = images.measure(data, SETTINGS)
+        measured, grey = images.measure_and_decode(data, SETTINGS)
+        assert measured == expected
+        np.testing.assert_array_equal(grey, images.decode_grey(clean))
 
 
 def test_measurements_have_the_fixed_columns_and_say_what_is_in_the_file():

@@ -16,6 +16,7 @@ from cxr_ml.records import (
     Decision,
     Difference,
     Evaluation,
+    Explanation,
     Failure,
     Metrics,
     Model,
@@ -69,6 +70,15 @@ def evaluation(architecture="inception_v3", test=GOOD, validation=GOOD, classes=
         robustness={"shrunk": own, "sharpened": metrics(validation, classes)}, champion=champion, moved=moved(classes),
         slices=(Slice(by="source", value="one", images=263, metrics=own), few), reload_difference=2e-6,
         difference=difference(own, champion.test) if champion else None,
+    )  # fmt: skip
+
+
+def explanation(of: str) -> Explanation:
+    """Where a model looked; of PNEUMONIA there was nothing to look at."""
+    shares = {"NORMAL": 0.21, "COVID19": 0.48, "PNEUMONIA": float("nan")}
+    return Explanation(
+        model=of, artefact_sha256="a" * 64, dataset=3, dataset_sha256="d" * 64, outside=shares,
+        evenly=0.36, shown=(), sheets={label: "e" * 64 for label in shares},
     )  # fmt: skip
 
 

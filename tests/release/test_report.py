@@ -1,5 +1,6 @@
 """The report: one page that opens from disk, says what happened, and is written once."""
 
+import base64
 import math
 import re
 import shutil
@@ -48,6 +49,24 @@ def test_the_first_screen_says_promoted_with_version_recalls_floors_and_champion
     assert "recall COVID19 97.8 % 92.3 – 99.4 % 95 % ✓ met 90.0 %" in first
     assert re.search(r"macro F1 0\.94 0\.916 – 0\.969 0\.85 ✓ met 0\.90", first)
     assert reading.NOTE in first
+
+
+def test_where_the_candidate_looked_is_shown_with_its_share_outside_the_chest():
+    run = samples.run()
+    explained = (
+        samples.explanation(run.decision.model),
+        {"NORMAL": b"png one", "COVID19": b"png two", EVIL: b"png three"},
+    )
+    page = Page(report.render(run, SETTINGS, {}, {}, explained))
+    part = page.text.split("Where the candidate looked")[1].split("Loss curves")[0]
+    assert "NORMAL 21.0 %" in part and "COVID19 48.0 %" in part and "spread evenly, for comparison 36.0 %" in part
+    sources = [facts.get("src", "") for tag, facts in page.tags if tag == "img"]
+    assert ("data:image/png;base64," + base64.b64encode(b"png two").decode()) in sources
+    assert "script" not in {tag for tag, _ in page.tags}
+
+
+def test_a_run_whose_candidate_was_not_explained_says_so():
+    assert "No candidate was explained in this run." in read(samples.run()).text
 
 
 def test_the_first_screen_says_refused_and_which_floor_was_missed():
@@ -183,7 +202,12 @@ def test_the_page_needs_no_network():
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
     assert len(sources) == 6 and all(s.startswith("data:image/png;base64,") for s in sources)
-    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"} - {"#gate", "#candidates", "#curves"}
+    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"} - {
+        "#gate",
+        "#candidates",
+        "#looked",
+        "#curves",
+    }
     assert links == {"#data", "#lineage", "#links", "data-docs/images.html", "https://airflow.example"}
     html = report.render(samples.run(), SETTINGS, {}, {})
     assert "@import" not in html and "url(" not in html

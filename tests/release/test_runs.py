@@ -1,5 +1,6 @@
 """What a run leaves behind: one decision, one report, one mail."""
 
+import base64
 import email
 import email.policy
 import hashlib
@@ -13,7 +14,7 @@ from aiosmtpd.controller import Controller
 from cxr_ml import store
 from cxr_ml.data import ingest
 from cxr_ml.errors import Refused
-from cxr_ml.model import evaluations
+from cxr_ml.model import evaluations, explanations
 from cxr_ml.records import Decision, Evaluation, Ruling, Run
 from cxr_ml.release import gate, registry, runs
 
@@ -214,6 +215,20 @@ def test_data_docs_lie_beside_the_report_and_are_linked(filled):
     ):
         assert f'href="data-docs/{name}.html"' in page
         assert text in store.get(filled, f"reports/{RUN}/data-docs/{name}.html").decode()
+
+
+def test_contact_sheets_of_the_candidate_are_on_the_page_and_never_in_the_mail(filled, sink):
+    concluded(filled)
+    sheets = {label: f"sheet of {label}".encode() for label in ("NORMAL", "COVID19", "PNEUMONIA")}
+    digests = {label: hashlib.sha256(png).hexdigest() for label, png in sheets.items()}
+    record = samples.explanation(MODELS[0]).model_copy(update={"sheets": digests})
+    explanations.save(filled, record, sheets)
+    _, key = runs.publish(filled, RUN, [BATCH.batch], [TEAM])
+    page, (_, message) = store.get(filled, key), sink.handler.mails[0]
+    told = b"".join(part.get_payload(decode=True) or b"" for part in message.walk())
+    for png in sheets.values():
+        assert base64.b64encode(png) in page
+        assert base64.b64encode(png) not in told and png not in told
 
 
 def test_publishing_twice_changes_nothing_and_mails_once(filled, sink):

@@ -1,0 +1,50 @@
+"""Stored explanations. Apart from what makes them, so that who only reads them need load no deep-learning framework."""
+
+import hashlib
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.records import Explanation
+from cxr_ml.settings import Settings
+
+
+def _key(model: str, dataset: int) -> str:
+    return f"models/{model}/explanation-d{dataset}.json"
+
+
+def _sheet_key(model: str, dataset: int, place: int) -> str:
+    # By number: a label may hold what a key must not.
+    return f"models/{model}/explanation-d{dataset}-{place}.png"
+
+
+def save(settings: Settings, record: Explanation, sheets: dict[str, bytes]) -> None:
+    """Writes the contact sheets of a model, then the record, which is the commit mark."""
+    for place, label in enumerate(record.sheets):
+        key = _sheet_key(record.model, record.dataset, place)
+        store.put_uncommitted(settings, key, sheets[label], "image/png")
+    store.put_if_absent(settings, _key(record.model, record.dataset), record.to_bytes(), "application/json")
+
+
+def load(settings: Settings, model: str, dataset: int) -> Explanation | None:
+    """The record of where a model looked on the test images of a dataset; None where nobody asked."""
+    key = _key(model, dataset)
+    return store.load(settings, key, Explanation) if store.exists(settings, key) else None
+
+
+def sheets(settings: Settings, record: Explanation) -> dict[str, bytes]:
+    """Label -> contact sheet, a PNG that shows X-rays: for pages of the store, never for a mail.
+
+    Raises:
+        Refused: a sheet is gone, or not the one that was recorded.
+    """
+    found = {}
+    for place, (label, expected) in enumerate(record.sheets.items()):
+        key = _sheet_key(record.model, record.dataset, place)
+        found[label] = store.get(settings, key)
+        digest = hashlib.sha256(found[label]).hexdigest()
+        if digest != expected:
+            raise Refused(
+                f"{key} is not the sheet that was recorded: expected SHA-256 {expected}. Received: {digest}. "
+                "Somebody changed it; the model's other files may be changed, too."
+            )
+    return found

@@ -1,0 +1,116 @@
+"""Contact sheets: which images are shown, that the record says where a model looked, and that all is stored once."""
+
+import hashlib
+import io
+
+import keras
+import numpy as np
+import pytest
+from model_samples import CLASSES, overwrite, put_dataset, quick
+from PIL import Image
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.model import architectures, contact_sheets, explain, explanations, inputs
+from cxr_ml.records import Model
+from cxr_ml.settings import Settings
+
+NAMES = np.array([hashlib.sha256(bytes([i])).hexdigest() for i in range(40)])
+
+
+def test_the_surest_misses_are_shown_first_and_never_more_than_four():
+    said = np.zeros(40, bool)
+    sure = np.linspace(0.4, 0.99, 40)
+    assert contact_sheets.choose(np.ones(40, bool), said, sure, NAMES, 0).tolist() == [39, 38, 37, 36]
+
+
+def test_hits_are_drawn_by_the_seed_and_by_the_images_whatever_their_order():
+    of_class, said, sure = np.arange(40) < 30, np.arange(40) < 25, np.full(40, 0.9)
+    chosen = contact_sheets.choose(of_class, said, sure, NAMES, 0)
+    assert len(set(chosen)) == 8 and (chosen[:4] < 25).all()
+    misses = [i for i in np.argsort(NAMES) if 25 <= i < 30][:4]
+    assert chosen[4:].tolist() == misses, "of equally sure ones, by their hash"
+    order = np.random.default_rng(1).permutation(40)
+    again = contact_sheets.choose(of_class[order], said[order], sure[order], NAMES[order], 0)
+    np.testing.assert_array_equal(NAMES[order][again], NAMES[chosen])
+    other = [set(contact_sheets.choose(of_class, said, sure, NAMES, seed)[:4]) for seed in range(1, 6)]
+    assert any(o != set(chosen[:4]) for o in other)
+
+
+def test_images_of_other_classes_are_not_shown():
+    of_class = np.arange(40) % 2 == 0
+    chosen = contact_sheets.choose(of_class, np.ones(40, bool), np.ones(40), NAMES, 0)
+    assert len(chosen) == 4 and (chosen % 2 == 0).all()
+    assert contact_sheets.choose(np.zeros(40, bool), np.ones(40, bool), np.ones(40), NAMES, 0).tolist() == []
+
+
+def case(settings):
+    """A network from scratch, and what `evaluate` would hand over of its test images."""
+    s = quick(settings)
+    dataset = put_dataset(s)
+    images, manifest = inputs.load(s, dataset, 32)
+    keras.utils.set_random_seed(2)
+    network = architectures.classifier(architectures.backbone(s, "light"), 3, 0.2)
+    rows = np.flatnonzero(manifest["split"] == "test")
+    probabilities = network.predict(images[rows], verbose=0)
+    record = Model(
+        model="light-d1-0a", architecture="light", dataset=1, dataset_sha256=dataset.manifest_sha256,
+        artefact_sha256="a" * 64, classes=CLASSES, image_size=32, weights="from scratch", weights_sha256="",
+        settings={}, epochs={}, seconds={},
+    )  # fmt: skip
+    return s, record, dataset, network, images, manifest, rows, probabilities, probabilities.argmax(axis=1)
+
+
+def test_the_record_says_where_the_model_looked_and_what_is_shown(settings):
+    given = case(settings)
+    _, _, dataset, network, images, manifest, rows, probabilities, predicted = given
+    found = contact_sheets.write(*given)
+    assert (found.model, found.dataset, found.dataset_sha256) == ("light-d1-0a", 1, dataset.manifest_sha256)
+    assert found.evenly == 0.36
+    share = explain.outside(explain.heat(network, images, predicted, rows))
+    labels = manifest["label"].to_numpy()[rows]
+    for place, label in enumerate(CLASSES):
+        assert found.outside[label] == pytest.approx(np.nanmean(share[labels == label]), nan_ok=True)
+        shown = [e for e in found.shown if e.label == label]
+        hits, misses = (labels == label) & (predicted == place), (labels == label) & (predicted != place)
+        assert sum(e.predicted == label for e in shown) == min(4, hits.sum())
+        assert sum(e.predicted != label for e in shown) == min(4, misses.sum())
+    for example in found.shown:
+        (row,) = np.flatnonzero(manifest["sha256"].to_numpy()[rows] == example.sha256)
+        assert example.probability == pytest.approx(probabilities[row].max())
+        assert example.predicted == CLASSES[predicted[row]] and example.label == labels[row]
+
+
+def test_what_is_stored_is_read_back_and_not_made_again(settings, monkeypatch):
+    given = case(settings)
+    s, found = given[0], contact_sheets.write(*given)
+    before = {key: store.get(s, key) for key in store.keys(s, "models/light-d1-0a/explanation")}
+    assert len(before) == 4 and explanations.load(s, "light-d1-0a", 1) == found
+    for png in explanations.sheets(s, found).values():
+        image = Image.open(io.BytesIO(png))
+        assert image.format == "PNG" and image.width > 900 and not image.info.get("Software")
+    monkeypatch.setattr(explain, "heat", None)
+    assert contact_sheets.write(*given) == found
+    assert {key: store.get(s, key) for key in before} == before
+
+
+def test_a_dataset_that_nobody_was_asked_about_has_no_explanation(settings: Settings):
+    assert explanations.load(settings, "light-d1-0a", 7) is None
+
+
+def test_a_changed_sheet_is_not_shown(settings):
+    given = case(settings)
+    found = contact_sheets.write(*given)
+    (key, *_) = (k for k in store.keys(given[0], "models/light-d1-0a/") if k.endswith(".png"))
+    overwrite(given[0], key, store.get(given[0], key) + b"x")
+    with pytest.raises(Refused, match="is not the sheet that was recorded"):
+        explanations.sheets(given[0], found)
+
+
+def test_a_class_without_hits_or_misses_has_a_sheet_that_says_none():
+    film = np.zeros((32, 32, 1), np.uint8)
+    example = contact_sheets.Shown(sha256="b" * 64, label="A$_{", predicted="A$_{", probability=0.5, outside=0.3)
+    whole = Image.open(io.BytesIO(contact_sheets.draw("A$_{", [example], [(film, np.zeros((32, 32, 3), np.uint8))])))
+    empty = Image.open(io.BytesIO(contact_sheets.draw("A$_{", [], [])))
+    assert whole.width == empty.width
+    assert np.asarray(whole.convert("L")).mean() < np.asarray(empty.convert("L")).mean()

@@ -1,0 +1,109 @@
+"""What is remembered of the training images, and how far others are from them."""
+
+import hashlib
+
+import keras
+import numpy as np
+import pytest
+from model_samples import overwrite, put_dataset, quick
+
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.model import architectures, likeness, train
+from cxr_ml.records import Model
+
+
+def network(size=8):
+    """A classifier whose features are the sums over the left, the middle and the right of the picture."""
+    pixels = keras.Input((size, size, 3))
+    mask = np.zeros((size, size, 3), np.float32)
+    mask[:, :3, 0] = mask[:, 3:5, 1] = mask[:, 5:, 2] = 1
+    parts = architectures.Backbone(keras.Model(pixels, pixels * mask), "from scratch", "", 1.0, 0.0)
+    return architectures.classifier(parts, 2, 0.5)
+
+
+def films(n, seed, left=200, right=20):
+    images = np.zeros((n, 8, 8, 1), np.uint8)
+    images[:, :, :3], images[:, :, 5:] = left, right
+    noise = np.random.default_rng(seed).integers(0, 20, images.shape, dtype=np.uint8)
+    return images + noise
+
+
+def learned(classifier, images, train_rows, validation_rows, y, seed=0):
+    data = likeness.learn(classifier, images, train_rows, validation_rows, y, seed)
+    return likeness.read(data), data
+
+
+def seen(classifier, images):
+    features = keras.Model(classifier.input, classifier.get_layer("features").output)
+    return features.predict(images, verbose=0)
+
+
+def test_images_like_the_training_images_are_near_and_others_are_far():
+    classifier, images = network(), films(260, 0)
+    known, _ = learned(classifier, images, np.arange(100), np.arange(100, 200), np.arange(260) % 2)
+    own = likeness.unlikeness(known, seen(classifier, images[200:]))
+    assert (own <= 1).mean() >= 0.9
+    mirrored = likeness.unlikeness(known, seen(classifier, images[200:, :, ::-1]))
+    assert (mirrored > 5).all()
+
+
+def test_the_limit_is_passed_by_one_validation_image_in_a_hundred():
+    classifier, images = network(), films(300, 1)
+    known, _ = learned(classifier, images, np.arange(100), np.arange(100, 300), np.zeros(300, int))
+    assert (likeness.unlikeness(known, seen(classifier, images[100:])) > 1).sum() == 2
+
+
+def test_brightness_alone_makes_no_film_unlike():
+    classifier, images = network(), films(200, 2)
+    known, _ = learned(classifier, images, np.arange(100), np.arange(100, 200), np.zeros(200, int))
+    found = likeness.unlikeness(known, seen(classifier, images[100:] // 2))
+    assert (found < 1.5).all()
+
+
+def test_of_each_class_equally_many_images_count(monkeypatch):
+    monkeypatch.setattr(likeness, "MOST", 20)
+    classifier, y = network(), np.array([0] * 90 + [1] * 12 + [0, 1] * 10)
+    images = np.concatenate([films(90, 3), films(12, 4, 20, 200), films(20, 5)])
+    known, _ = learned(classifier, images, np.arange(102), np.arange(102, 122), y)
+    # The two kinds are each other's mirror image, so that of equally many the mean is its own.
+    assert known.mean[0] == pytest.approx(known.mean[2], abs=0.02)
+
+
+def test_few_training_images_are_enough_and_equal_ones_do_not_divide_by_zero():
+    classifier, images = network(), np.repeat(films(1, 6), 4, axis=0)
+    known, _ = learned(classifier, images, np.arange(2), np.arange(2, 4), np.zeros(4, int))
+    assert (likeness.unlikeness(known, seen(classifier, images)) <= 1).all()
+    assert np.isfinite(likeness.unlikeness(known, np.zeros((1, 3)))).all()
+
+
+def test_the_same_images_and_seed_give_the_same_bytes():
+    classifier, images, y = network(), films(60, 7), np.zeros(60, int)
+    (_, first), (_, second) = (learned(classifier, images, np.arange(40), np.arange(40, 60), y) for _ in range(2))
+    assert first == second
+
+
+@pytest.fixture
+def trained(settings):
+    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
+    put_dataset(s)
+    return s, train.train(s, 1, "light", verbose=False)
+
+
+def test_a_training_leaves_it_beside_the_model_with_its_hash_in_the_record(trained):
+    s, record = trained
+    data = store.get(s, f"models/{record.model}/likeness.npz")
+    assert record.likeness_sha256 == hashlib.sha256(data).hexdigest()
+    known = likeness.load(s, record)
+    assert known.mean.shape == (96,) and known.principal.shape[1] == 96 and known.limit > 0
+    np.testing.assert_allclose(known.principal @ known.principal.T, np.eye(len(known.principal)), atol=1e-5)
+    # What was changed is not used.
+    overwrite(s, f"models/{record.model}/likeness.npz", data[:-1] + b"!")
+    with pytest.raises(Refused, match=r"likeness\.npz is not the file that model\.json records"):
+        likeness.load(s, record)
+
+
+def test_a_model_of_an_earlier_version_has_none(trained):
+    s, record = trained
+    earlier = Model.model_validate(record.model_dump(exclude={"likeness_sha256"}))
+    assert likeness.load(s, earlier) is None
