@@ -207,14 +207,17 @@ def test_a_second_retraining_finds_nothing_new_changes_no_key_and_sends_no_mail(
 def test_the_champion_predicts_and_names_what_it_cannot_read(here, retrained):
     _, root = here
     (root / "page.png").write_bytes(b"<html>")
-    films = sorted((root / "inbox/demo/test").rglob("*.png"))[:2]
-    first, second, page, lost = answer("predict", *films, root / "page.png", root / "lost.png")
-    for film, row in zip(films, (first, second), strict=True):
-        assert row["file"] == str(film) and row["refused"] == [] and row["unlikeness"] <= 1
+    films = sorted((root / "inbox/demo/test").rglob("*.png"))[:8]
+    *rows, page, lost = answer("predict", *films, root / "page.png", root / "lost.png")
+    assert [row["file"] for row in rows] == list(map(str, films))
+    known = [row for row in rows if row["refused"] == []]
+    assert len(known) >= 6, "of a hundred films like those of the training, about one is taken for unlike them"
+    for row in known:
+        assert row["unlikeness"] <= 1
         assert list(row["probabilities"]) == list(CLASSES)
         assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
         assert row["predicted"] == max(row["probabilities"], key=row["probabilities"].get)
-    assert first["probabilities"] != second["probabilities"]
+    assert known[0]["probabilities"] != known[1]["probabilities"]
     assert page["refused"] == ["not_an_image"] and lost["refused"] == ["file_missing"]
     assert page["predicted"] is lost["predicted"] is None
 
