@@ -13,6 +13,7 @@ from cxr_ml.model import inputs
 from cxr_ml.records import Model
 from cxr_ml.settings import Settings
 
+FILE = "likeness.npz"  # beside the model
 MOST = 3000  # training images that are looked at
 VARIANCE = 0.9  # share of the training features' variance that lies in the principal space
 QUANTILE = 0.99  # of the validation images' distances is the limit
@@ -29,7 +30,7 @@ class Likeness(NamedTuple):
 
 def key(model: str) -> str:
     """Where in the store it is."""
-    return f"models/{model}/likeness.npz"
+    return f"models/{model}/{FILE}"
 
 
 def learn(

@@ -1,14 +1,11 @@
 """Trains one architecture on a dataset: the head on the frozen backbone, then everything."""
 
 import hashlib
-import io
 import json
 import math
-import tempfile
 import time
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -21,7 +18,6 @@ from cxr_ml.errors import Refused
 from cxr_ml.model import (
     architectures,
     checkpoints,
-    curves,
     devices,
     epochs,
     evaluate,
@@ -29,18 +25,13 @@ from cxr_ml.model import (
     inputs,
     likeness,
     operating,
-    provenance,
+    write,
 )
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
 from cxr_ml.model.pieces import ShuffledRows
-from cxr_ml.records import Dataset, Model, OperatingPoint
+from cxr_ml.records import Dataset, Model
 from cxr_ml.settings import Settings
-
-_HYPERPARAMETERS = (
-    "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate", "fine_tune_learning_rate",
-    "fine_tune_decay", "patience", "dropout", "head_views", "freeze_normalisation", "disguised", "seed", "weights",
-)  # fmt: skip
 
 
 def class_weights(y: np.ndarray, classes: int) -> np.ndarray:
@@ -64,7 +55,7 @@ def model_name(settings: Settings, dataset: Dataset, architecture: str, champion
         architecture: name of the network.
         champion: whose weights the training begins with; None: those that the settings name.
     """
-    facts = {k: str(getattr(settings, k)) for k in _HYPERPARAMETERS}
+    facts = {k: str(getattr(settings, k)) for k in write.HYPERPARAMETERS}
     facts |= {"weights_dir": str(settings.weights_dir), "version": cxr_ml.__version__}
     facts |= {"dataset": dataset.manifest_sha256, "classes": ",".join(settings.classes)}
     facts |= {"champion": champion.artefact_sha256} if champion else {}
@@ -95,7 +86,7 @@ def train(
     first = _warm(settings, architecture, champion, verbose)
     name = model_name(settings, dataset, architecture, first)
     if store.exists(settings, f"models/{name}/model.json"):
-        checkpoints.sweep(settings, name)  # that a run left which died between the last two lines of `_write`
+        checkpoints.sweep(settings, name)  # that a run left which died between the last two lines of `write`
         return store.load(settings, f"models/{name}/model.json", Model)
     spread = devices.strategy()
     keras.utils.set_random_seed(settings.seed)
@@ -157,7 +148,8 @@ def _train(
     started = time.monotonic()
     known = likeness.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed)
     seconds["likeness"] = time.monotonic() - started
-    return _write(settings, dataset, name, architecture, backbone, classifier, done, seconds, p, point, known)
+    trained = write.Trained(name, architecture, backbone, classifier, done, seconds, p, point, known)
+    return write.write(settings, dataset, trained)
 
 
 def _classifier(settings: Settings, backbone: architectures.Backbone) -> keras.Model:
@@ -253,79 +245,3 @@ def _all_data(
         images, rows["train"], target, weights[target], settings.batch_size, settings.seed, settings.disguised
     )
     return batches, inputs.Batches(images, rows["validation"], 32, y[rows["validation"]])
-
-
-def _history(done: dict[str, Progress]) -> pd.DataFrame:
-    """A row per epoch, counted through both stages from 1."""
-    rows = [{"stage": stage} | epoch.model_dump() for stage, p in done.items() for epoch in p.epochs]
-    table = pd.DataFrame(rows)
-    table.insert(1, "epoch", range(1, len(table) + 1))
-    return table
-
-
-def _write(
-    settings: Settings,
-    dataset: Dataset,
-    name: str,
-    architecture: str,
-    backbone: architectures.Backbone,
-    classifier: keras.Model,
-    done: dict[str, Progress],
-    seconds: dict[str, float],
-    validation: np.ndarray,
-    point: OperatingPoint,
-    known: bytes,
-) -> Model:
-    file = io.BytesIO()
-    np.save(file, validation)
-    predicted = file.getvalue()
-    history = _history(done)
-    images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in done.items()}
-    spent = {stage: sum(e.seconds for e in p.epochs) for stage, p in done.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        # Another model of the same layers: with the optimizer's memory, the file would be three times as large.
-        keras.Model(classifier.input, classifier.output).save(path)
-        artefact = path.read_bytes()
-    digest = hashlib.sha256(artefact).hexdigest()
-    record = Model(
-        model=name,
-        architecture=architecture,
-        dataset=dataset.dataset,
-        dataset_sha256=dataset.manifest_sha256,
-        artefact_sha256=digest,
-        classes=settings.classes,
-        image_size=settings.image_size,
-        weights=backbone.weights,
-        weights_sha256=backbone.weights_sha256,
-        settings={k: getattr(settings, k) for k in (*_HYPERPARAMETERS, "warm_start")},
-        epochs={stage: len(p.epochs) for stage, p in done.items()},
-        seconds={k: round(s, 1) for k, s in seconds.items()}
-        | {stage: round(spent[stage] + p.prepared, 1) for stage, p in done.items()},
-        images_per_second={stage: round(images[stage] / spent[stage], 1) for stage in done},
-        code=provenance.code(),
-        packages=provenance.packages(),
-        hardware=provenance.hardware(),
-        likeness_sha256=hashlib.sha256(known).hexdigest(),
-        operating_point=point,
-        validation_sha256=hashlib.sha256(predicted).hexdigest(),
-    )
-    with devices.chief_first():
-        if devices.chief():
-            _store(settings, record, artefact, predicted, known, history)
-    return store.load(settings, f"models/{name}/model.json", Model)
-
-
-def _store(
-    settings: Settings, record: Model, artefact: bytes, predicted: bytes, known: bytes, history: pd.DataFrame
-) -> None:
-    name = record.model
-    store.put_uncommitted(settings, f"models/{name}/model.keras", artefact)
-    store.put_uncommitted(settings, likeness.key(name), known)
-    store.put_uncommitted(settings, f"models/{name}/validation.npy", predicted)
-    store.put_uncommitted(settings, f"models/{name}/history.csv", history.to_csv(index=False).encode())
-    for file, data in curves.events(history).items():
-        store.put_uncommitted(settings, f"models/{name}/{file}", data)
-    if not store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes(), "application/json"):
-        raise RuntimeError(f"{name} was written by two runs at once. Run this step again.")
-    checkpoints.sweep(settings, name)
