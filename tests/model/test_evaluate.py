@@ -143,6 +143,14 @@ def test_evaluating_twice_changes_nothing_in_the_store(judged):
     assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
 
 
+def test_evaluating_a_stored_model_again_gives_the_same_figures_to_the_digit(judged):
+    s, _ = judged
+    (first,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    keras.utils.set_random_seed(5)
+    (again,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    assert again.to_bytes() == first.to_bytes()
+
+
 def test_a_model_file_that_was_changed_is_refused_before_keras_opens_it(judged, monkeypatch):
     s, _ = judged
     overwrite(s, "models/good/model.keras", store.get(s, "models/bad/model.keras"))
