@@ -56,8 +56,9 @@ def _steps(settings: Settings, name: str, on_image: Callable[[int, int], None]) 
         yield _pointer(settings, entries, record)
         yield from _decision(settings, entries, record)
         yield _weights(settings, record)
-        if record.validation_sha256:
-            yield _predictions(settings, record)
+        for file, sha256 in (("validation.npy", record.validation_sha256), ("likeness.npz", record.likeness_sha256)):
+            if sha256:  # models of earlier versions have none
+                yield _beside(settings, f"models/{name}/{file}", sha256)
         dataset = datasets.load(settings, record.dataset)
         yield _dataset(record, dataset)
         manifest = datasets.manifest(settings, dataset)
@@ -145,10 +146,9 @@ def _weights(settings: Settings, record: Model) -> Step:
     return Step(key, "its SHA-256 is the one of model.json")
 
 
-def _predictions(settings: Settings, record: Model) -> Step:
-    key = f"models/{record.model}/validation.npy"
+def _beside(settings: Settings, key: str, sha256: str) -> Step:
     digest = hashlib.sha256(store.get(settings, key)).hexdigest()
-    differs = () if digest == record.validation_sha256 else (f"its SHA-256 is {digest}; model.json records another",)
+    differs = () if digest == sha256 else (f"its SHA-256 is {digest}; model.json records {sha256}",)
     return Step(key, "its SHA-256 is the one of model.json", differs)
 
 

@@ -46,8 +46,9 @@ def put_model(s, name, dataset, test=BEST, champion=None, **changes) -> str:
     weights = f"weights of {name}".encode()
     facts = {"model": name, "dataset": dataset.dataset, "dataset_sha256": dataset.manifest_sha256}
     facts["artefact_sha256"] = hashlib.sha256(weights).hexdigest()
-    facts["validation_sha256"] = hashlib.sha256(b"predictions").hexdigest()
-    store.put_if_absent(s, f"models/{name}/validation.npy", b"predictions")
+    for field, file in (("validation_sha256", "validation.npy"), ("likeness_sha256", "likeness.npz")):
+        facts[field] = hashlib.sha256(file.encode()).hexdigest()
+        store.put_if_absent(s, f"models/{name}/{file}", file.encode())
     store.put_if_absent(s, f"models/{name}/model.keras", weights)
     store.put_if_absent(s, f"models/{name}/history.csv", samples.history().to_csv(index=False).encode())
     record = samples.model().model_copy(update=facts | changes)

@@ -230,9 +230,11 @@ def test_other_weights_a_record_of_others_and_no_weights_are_named(house):
     assert set(differing()) == {"registry/champion.json", key, "models/second/evaluation"}
 
 
-def test_other_predictions_of_the_training_process_are_named(house):
-    overwrite(house, "models/second/validation.npy", b"other predictions")
-    assert set(differing()) == {"models/second/validation.npy"}
+def test_other_predictions_of_the_training_process_and_another_likeness_are_named(house):
+    files = {"models/second/validation.npy", "models/second/likeness.npz"}
+    for key in files:
+        overwrite(house, key, b"other bytes")
+    assert set(differing()) == files
 
 
 def test_an_evaluation_of_other_images_is_named(house):
