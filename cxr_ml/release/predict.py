@@ -56,12 +56,15 @@ def load(settings: Settings, model: str | None = None) -> Predict:
     Raises:
         Refused: there is no champion, the stored model cannot be trusted, or a suite cannot be used.
     """
-    if model is None:
-        champion = registry.champion(settings)
-        if champion is None:
-            raise Refused("There is no champion yet. Run a retraining, or name a model.")
-        model = champion.model
-    record, network = evaluate.load_model(settings, model)
+    champion = registry.champion(settings) if model is None else None
+    if model is None and champion is None:
+        raise Refused("There is no champion yet. Run a retraining, or name a model.")
+    record, network = evaluate.load_model(settings, model or champion.model)
+    if champion and champion.artefact_sha256 != record.artefact_sha256:
+        raise Refused(
+            f"The champion's pointer and models/{champion.model}/model.json must name the same file. Received: SHA-256 "
+            f"{champion.artefact_sha256} and {record.artefact_sha256}. Run `cxr-ml models verify {champion.model}`."
+        )
     known = likeness.load(settings, record)
     judge = screen.load(settings.expectations)
     wanted = [network.output, network.get_layer("features").output]

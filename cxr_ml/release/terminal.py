@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from cxr_ml.records import Batch, Dataset, Decision, Evaluation, Run
-from cxr_ml.release import reading
+from cxr_ml.records import Batch, Check, Dataset, Decision, Evaluation, Run
+from cxr_ml.release import reading, words
 
 
 def plain(value: object) -> str:
@@ -69,17 +69,22 @@ def candidates_table(evaluations: tuple[Evaluation, ...] | list[Evaluation]) -> 
 def decision_table(decision: Decision) -> Table:
     """The gate's decision, check by check."""
     word = "[bold green]open" if decision.promote else "[bold red]shut"
-    table = Table("check", "observed", "limit", "passed", title=f"gate: {word}[/]", title_justify="left")
+    table = Table("check", "observed", "95 %", "limit", "passed", title=f"gate: {word}[/]", title_justify="left")
     for c in decision.checks:
-        observed = "not evaluated" if c.observed is None else f"{c.observed:.4g}"
-        table.add_row(plain(c.name), observed, plain(c.limit), "[green]yes" if c.passed else "[red]no")
+        span = words.span(c.interval, percent=False)
+        table.add_row(plain(c.name), _observed(c), span, plain(c.limit), "[green]yes" if c.passed else "[red]no")
     return table
+
+
+def _observed(check: Check) -> str:
+    return words.NOT_EVALUATED if check.observed is None else f"{check.observed:.4g}"
 
 
 def decision_markdown(decision: Decision) -> str:
     """The gate's decision in Markdown, for the question to a human in Airflow's UI."""
-    rows = [f"**{decision.model}**: {decision.reason}", "", "| check | observed | limit | passed |", "|-|-|-|-|"]
+    rows = [f"**{words.markdown(decision.model)}**: {words.markdown(decision.reason)}", ""]
+    rows += ["| check | observed | 95 % interval | limit | passed |", "|-|-|-|-|-|"]
     for c in decision.checks:
-        observed = "not evaluated" if c.observed is None else f"{c.observed:.4g}"
-        rows.append(f"| {c.name} | {observed} | {c.limit} | {'yes' if c.passed else 'NO'} |")
+        cells = (c.name, _observed(c), words.span(c.interval, percent=False), c.limit, "yes" if c.passed else "NO")
+        rows.append("| " + " | ".join(map(words.markdown, cells)) + " |")
     return "\n".join(rows)

@@ -241,3 +241,12 @@ def test_a_champion_whose_file_was_changed_predicts_nothing(settings, tmp_path):
     )
     with pytest.raises(Refused, match=r"models/champion/model\.keras is not the file"):
         stage.load(settings)
+
+
+def test_a_pointer_that_names_another_file_than_the_models_record_predicts_nothing(settings, tmp_path):
+    crown(settings, put_model(settings, "champion", (0, 2, 0), tmp_path))
+    found = store.find(settings, "registry/champion.json")
+    other = registry.champion(settings).model_copy(update={"artefact_sha256": "0" * 64})
+    assert store.swap(settings, "registry/champion.json", other.to_bytes(), found[1])
+    with pytest.raises(Refused, match=r"must name the same file\. Received: SHA-256 0{64} and"):
+        stage.load(settings)
