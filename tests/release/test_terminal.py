@@ -79,6 +79,7 @@ def test_what_was_not_evaluated_is_not_shown_as_a_number():
     assert row(shown(terminal.decision_table(decision)), "recall") == [
         "recall COVID19",
         "not evaluated",
+        "",
         "≥ 0.95",
         "no",
     ]
