@@ -83,7 +83,7 @@ def test_what_was_not_evaluated_is_not_shown_as_a_number():
         "≥ 0.95",
         "no",
     ]
-    assert "| recall COVID19 | not evaluated |  | ≥ 0\\.95 | NO |" in terminal.decision_markdown(decision)
+    assert "| recall COVID19 | not evaluated |  | ≥ 0.95 | NO |" in terminal.decision_markdown(decision)
     alone = samples.evaluation(test=((90, 0, 0), (0, 0, 0), (0, 0, 90)))
     assert math.isnan(alone.test.classes["COVID19"].recall)
     assert row(shown(terminal.candidates_table([alone])), "COVID19")[2:] == ["nan", "nan", "0"]
