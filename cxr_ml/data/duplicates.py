@@ -54,7 +54,7 @@ def find(
     hashes = _numbers(pd.concat([known["phash"], frame["phash"]], ignore_index=True))[first]
     fine = _words(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~again)
 
-    @lru_cache(maxsize=1024)  # 64 KiB each
+    @lru_cache(maxsize=512)  # 64 KiB each
     def picture(image: int) -> np.ndarray:
         return normalise(load_grey(shas.iat[first[image]]))
 

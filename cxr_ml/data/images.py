@@ -141,7 +141,7 @@ def decode_grey(data: bytes) -> np.ndarray:
         BadImage: not a PNG or JPEG, or damaged.
     """
     header = look(data)
-    return _grey(_decode(clean(data, header.format), header)[1])
+    return _grey(_decode(clean(data, header.format), header, grey=True)[1])
 
 
 def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -208,8 +208,11 @@ def ring(grey: np.ndarray) -> str:
     return square(grey, 32)[_FRAME].tobytes().hex()
 
 
-def _decode(cleaned: bytes, header: Header, side: int | None = None) -> tuple[str, np.ndarray]:
-    """(Pillow's mode, pixels uint8 [height, width] or [height, width, RGB]); `side` as in `open_image`."""
+def _decode(cleaned: bytes, header: Header, side: int | None = None, grey: bool = False) -> tuple[str, np.ndarray]:
+    """(Pillow's mode, pixels uint8 [height, width] or [height, width, RGB]); `side` as in `open_image`.
+
+    `grey`: colour is not wanted, so that what can be made grey bit by bit is.
+    """
     if header.format == "jpeg" and (found := _plain_jpeg(cleaned, header, side)):
         return found
     try:
@@ -219,7 +222,7 @@ def _decode(cleaned: bytes, header: Header, side: int | None = None) -> tuple[st
                     "unreadable", f"{header.width} × {header.height} pixels were expected. Received: {image.size}"
                 )
             image.load()
-            return image.mode, _pixels(image)
+            return image.mode, _pixels(image, grey)
     except Image.DecompressionBombError as error:
         raise BadImage(
             "too_many_pixels", f"A picture of a size that Pillow decodes was expected. Received: {error}"
@@ -246,7 +249,7 @@ def _plain_jpeg(cleaned: bytes, header: Header, side: int | None) -> tuple[str, 
     return ("L", pixels[..., 0]) if colours == "Gray" else ("RGB", pixels)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, grey: bool) -> np.ndarray:
     """What a loaded picture shows. In strips: whole copies of a large one in other modes would take a gigabyte."""
     wide, high = image.size
     channels: tuple[int, ...] = ()
@@ -267,9 +270,11 @@ def _pixels(image: Image.Image) -> np.ndarray:
     rows = max(1, _STRIP // wide)
     if rows >= high:
         return np.ascontiguousarray(show(image), dtype=np.uint8)
+    channels = () if grey else channels
     pixels = np.empty((high, wide, *channels), np.uint8)
     for y in range(0, high, rows):
-        pixels[y : y + rows] = show(image.crop((0, y, wide, min(y + rows, high))))
+        strip = show(image.crop((0, y, wide, min(y + rows, high))))
+        pixels[y : y + rows] = _grey(strip) if grey else strip
     return pixels
 
 

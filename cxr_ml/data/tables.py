@@ -78,6 +78,11 @@ def _schema(frame: pd.DataFrame) -> pa.Schema:
     return schema.set(schema.get_field_index("reasons"), pa.field("reasons", _KINDS["list"]))
 
 
+def give_back() -> None:
+    """Returns memory to the system that was used, is free, and that the C library would keep for the next use."""
+    pa.default_memory_pool().release_unused()
+
+
 def folder(batch: str) -> str:
     """Prefix of the tables of the shards of a batch."""
     return f"batches/{batch}/ingested/"
@@ -114,7 +119,7 @@ def parts(settings: Settings, batch: str, columns: Sequence[str] | None = None) 
             "Run ingest on its drop again."
         )
     for one in wanted:
-        pa.default_memory_pool().release_unused()  # what those before it took goes back to the system
+        give_back()
         # With threads, Arrow's allocator keeps what each of them needed for itself.
         yield pq.read_table(io.BytesIO(store.get(settings, one)), columns=columns, use_threads=False)
 
@@ -131,7 +136,7 @@ def read(settings: Settings, batch: str, columns: Sequence[str] | None = None) -
     whole = whole.drop_columns("reasons") if at >= 0 else whole
     frame = whole.to_pandas(split_blocks=True, self_destruct=True)
     del whole  # it is empty now
-    pa.default_memory_pool().release_unused()
+    give_back()
     if at >= 0:
         frame.insert(at, "reasons", pd.Series(reasons, dtype=object))
     if "file" in frame and not frame["file"].is_unique:

@@ -2,7 +2,6 @@
 
 import io
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from threading import Lock
 
 import cv2
@@ -10,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.data import images, ingest, room
+from cxr_ml.data import images, ingest, room, tables
 from cxr_ml.data.containers import look
 from cxr_ml.settings import Settings
 
@@ -58,10 +57,15 @@ def write(settings: Settings, frame: pd.DataFrame) -> None:
             image = next(store.keys(settings, ingest.image_key(sha256, "").removesuffix(".")))
         data = store.get(settings, image)
         header = look(data)
-        with alone if header.width * header.height > _LARGE else nullcontext():
+        if header.width * header.height > _LARGE:
+            with one_at_a_time:
+                small = make(data, settings)
+                tables.give_back()
+        else:
             small = make(data, settings)
         store.put_if_absent(settings, key(sha256), small, "image/jpeg")
 
-    alone = Lock()
+    tables.give_back()
+    one_at_a_time = Lock()
     with ThreadPoolExecutor(room.processes()) as pool:  # each holds a file of up to max_file_bytes
         list(pool.map(one, wanted, wanted.values()))
