@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from cxr_ml.data import tables
 from cxr_ml.settings import Settings
 
 # Hashes of a mirrored picture differ in exactly the bits of odd horizontal frequency: see images.perceptual_hash.
@@ -53,6 +54,7 @@ def find(
     old = int(np.searchsorted(first, len(known)))
     hashes = _numbers(pd.concat([known["phash"], frame["phash"]], ignore_index=True))[first]
     fine = _words(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~again)
+    tables.give_back()  # before pictures are decoded
 
     @lru_cache(maxsize=512)  # 64 KiB each
     def picture(image: int) -> np.ndarray:
