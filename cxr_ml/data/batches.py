@@ -29,18 +29,18 @@ def measurements(settings: Settings, batch: str) -> pd.DataFrame:
 
 
 def _mine(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """_COMPARED of the accepted images of the batch, but for their files; and of its other ones, with `disputed`."""
+    """sha256 and hashes of the accepted images of the batch; _COMPARED of its other ones, with `disputed`."""
     accepted, unfit, done = [], [], 0
     for table in tables.parts(settings, batch, ["phash", "fine_hash"]):
         judged = frame.iloc[done : done + len(table)]
         done += len(table)
         part = duplicates.packed(table.to_pandas().set_axis(judged.index))
-        part[["sha256", "label", "format"]] = judged[["sha256", "label", "format"]]
+        part["sha256"] = judged["sha256"]
         fit = judged["verdict"] == "accepted"
         accepted.append(part[fit])
-        rest = ~fit & (part["sha256"] != "")
-        said = judged[rest]
-        unfit.append(part[rest].assign(file=batch + "/" + said["file"], disputed=_disputed(said["reasons"])))
+        said = judged[~fit & (judged["sha256"] != "")]
+        names = {"label": said["label"], "format": said["format"], "file": batch + "/" + said["file"]}
+        unfit.append(part.loc[said.index].assign(**names, disputed=_disputed(said["reasons"])))
     return pd.concat(accepted), pd.concat(unfit)
 
 
@@ -157,10 +157,10 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
     refused = pd.concat([before[~known].drop(columns="verdict"), unfit])
     del before
     refused = refused[refused["label"] != ""]
-    load = _loader(settings, [accepted, rows, refused])
+    load = _loader(settings, [accepted, frame.loc[rows.index, ["sha256", "format"]], refused])
 
     def mine(places: Sequence[int]) -> pd.DataFrame:
-        return rows.loc[places, ["sha256", "label"]].assign(file=batch + "/" + frame.loc[places, "file"])
+        return frame.loc[places, ["sha256", "label"]].assign(file=batch + "/" + frame.loc[places, "file"])
 
     def name(i: int, other: pd.Series) -> None:
         frame.at[i, "duplicate_of"], frame.at[i, "duplicate_file"] = other["sha256"], other["file"]
@@ -187,12 +187,12 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
                 frame.at[i, "verdict"] = "duplicate"
                 frame.at[i, "reasons"] = [*frame.at[i, "reasons"], f"{found.at[i, 'duplicate_kind']}_duplicate"]
 
-    fit = frame.loc[rows.index, "verdict"] == "accepted"
-    for label in sorted(rows.loc[fit, "label"].unique()):
+    fit = frame.loc[frame["verdict"] == "accepted", "label"]
+    for label in sorted(fit.unique()):
         against = refused[refused["disputed"] | (refused["label"] != label)].drop_duplicates("sha256")
         if against.empty:
             continue
-        hit = duplicates.find(rows[fit & (rows["label"] == label)], against, load, settings)["duplicate_of"]
+        hit = duplicates.find(rows.loc[fit.index[fit == label]], against, load, settings)["duplicate_of"]
         bearers = against.loc[against["sha256"].isin(hit), ["sha256", "file"]].set_index("sha256", drop=False)
         for i in hit.index[hit.isin(bearers.index)]:
             other = bearers.loc[hit[i]]

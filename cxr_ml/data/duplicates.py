@@ -56,7 +56,7 @@ def find(
     fine = _words(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~again)
     tables.give_back()  # before pictures are decoded
 
-    @lru_cache(maxsize=512)  # 64 KiB each
+    @lru_cache(maxsize=256)  # 64 KiB each
     def picture(image: int) -> np.ndarray:
         return normalise(load_grey(shas.iat[first[image]]))
 

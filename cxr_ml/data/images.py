@@ -24,7 +24,8 @@ SMALL = 512  # px, longest side of the picture that is measured: see `shrink`
 BLACK, WHITE = 12, 245  # 8-bit grey: at most, at least; JPEG noise around 0 and 255 stays inside
 BORDER_SHARE = 0.98  # of a row or column that must be black (white) to be border; a marker letter may stand in it
 
-_STRIP = 1 << 21  # px that are converted at once
+_WHOLE = 1 << 21  # px; pictures with more are converted in strips
+_STRIP = 1 << 19  # px
 _PNG_LEVEL = 4
 _LEVELS = np.arange(256.0)
 RING = 4  # px, width of the border ring of the picture at 32×32 that the probe for shortcuts sees
@@ -267,10 +268,9 @@ def _pixels(image: Image.Image, grey: bool) -> np.ndarray:
         def show(part: Image.Image) -> np.ndarray:
             return np.asarray(part if part.mode == wanted else part.convert(wanted))
 
-    rows = max(1, _STRIP // wide)
-    if rows >= high:
+    if wide * high <= _WHOLE:
         return np.ascontiguousarray(show(image), dtype=np.uint8)
-    channels = () if grey else channels
+    channels, rows = () if grey else channels, max(1, _STRIP // wide)
     pixels = np.empty((high, wide, *channels), np.uint8)
     for y in range(0, high, rows):
         strip = show(image.crop((0, y, wide, min(y + rows, high))))
