@@ -2,8 +2,9 @@
 
 A drop of so many empty files and a labels.csv of as many rows, each of another patient, as a folder, .zip and .tar.gz:
 listed and cut into shards; the labels matched for the first shard; that shard ingested, with pictures of 50 megapixels
-in it. Then a batch of as many rows is judged: its shards are made up here, of 100 images 94 accepted. Every step is a
-process of its own. MB are of its largest resident set, of the ingest of the largest PSS of all its processes. Linux.
+in it. Then a batch of as many rows is judged: its shards are made up here, of 100 images 94 accepted, and there are
+pictures of 50 megapixels among the copies and the refused. Every step is a process of its own. MB are of its largest
+resident set, of the ingest of the largest PSS of all its processes. Linux.
 """
 
 import argparse
@@ -27,8 +28,8 @@ from cxr_ml import store
 from cxr_ml.data import ingest, synthetic, tables
 from cxr_ml.settings import Settings
 
-PICTURES = 200  # that are in the store; rows that are refused show one of them, for whose thumbnail it is read
-MEASURED = {"format": "png", "mode": "L", "bytes": 60_000, "width": 1024, "height": 1024, "bits": 8}
+PICTURES = 4_000  # in the store at most; rows that are refused or copies show one of them
+MEASURED = {"mode": "L", "bytes": 60_000, "width": 1024, "height": 1024, "bits": 8}
 TAKE = """
 from pathlib import Path
 from cxr_ml import settings
@@ -99,43 +100,54 @@ def write_tar(folder: Path, files: int) -> None:
         packed.addfile(info, io.BytesIO(table(files)))
 
 
-def write_pictures(settings: Settings) -> list[str]:
-    """Pictures in the store; their hashes."""
-    phantom, found = synthetic.phantom("NORMAL", np.random.default_rng(0)), []
-    for n in range(PICTURES):
-        phantom[0, n] ^= 255
+def write_pictures(settings: Settings, number: int, large: int) -> list[tuple[str, str]]:
+    """Small pictures in the store that differ in a pixel, behind some of 50 megapixels; (sha256, format) of each."""
+    found = []
+
+    def put(data: bytes, kind: str) -> None:
+        found.append((hashlib.sha256(data).hexdigest(), kind))
+        store.put_if_absent(settings, ingest.image_key(*found[-1]), data)
+
+    with tempfile.TemporaryDirectory() as folder:
+        ingest_benchmark.write_large(Path(folder), large)
+        for path in sorted(Path(folder).iterdir()):
+            put(path.read_bytes(), "jpeg" if path.suffix == ".jpg" else "png")
+    phantom = synthetic.phantom("NORMAL", np.random.default_rng(0))[::2, ::2].copy()
+    for n in range(number):
+        phantom[divmod(n, phantom.shape[1])] ^= 255
         buffer = io.BytesIO()
-        Image.fromarray(phantom).save(buffer, "PNG")
-        found.append(hashlib.sha256(buffer.getvalue()).hexdigest())
-        store.put_if_absent(settings, ingest.image_key(found[-1], "png"), buffer.getvalue())
+        Image.fromarray(phantom).save(buffer, "PNG", compress_level=1)
+        put(buffer.getvalue(), "png")
     return found
 
 
-def write_shards(settings: Settings, batch: str, rows: int, seed: int = 0) -> None:
-    """A batch as ingest leaves it: of 100 rows 94 are of images like no other, 2 unreadable, 2 unfit, 2 copies."""
-    rng, pictures, of = np.random.default_rng(seed), write_pictures(settings), -(-rows // settings.shard_files)
+def write_shards(settings: Settings, batch: str, rows: int, large: int = 0) -> None:
+    """A batch as ingest leaves it: of 100 rows 94 are of images like no other, 2 unreadable, 2 unfit, 2 near copies.
+
+    Unfit ones and copies show pictures that are in the store, so many that no cache holds all; `large` each are of 50
+    megapixels.
+    """
+    rng, of = np.random.default_rng(0), -(-rows // settings.shard_files)
+    pictures = write_pictures(settings, min(PICTURES, rows // 50), 2 * large)
+    unfit, copies = pictures[::2], pictures[1::2]
+    labels, hashes = ("NORMAL", "COVID19", "PNEUMONIA"), {}
     for number in range(of):
-        first, last = number * rows // of, (number + 1) * rows // of
-        kind = np.arange(first, last) % 100
         found = []
-        for n, k in zip(range(first, last), kind, strict=True):
-            said = {
-                "file": f"images/{n:08d}.png",
-                "label": "NORMAL",
-                "label_raw": "Normal",
-                "patient": rng.bytes(8).hex(),
-            }
+        for n in range(number * rows // of, (number + 1) * rows // of):
+            block, k = divmod(n, 100)
+            label = labels[block % (len(copies) // 2) % 3]
+            said = {"file": f"images/{n:08d}.png", "label": label, "label_raw": label, "patient": rng.bytes(8).hex()}
             if k < 2:
                 found.append(said | {"bytes": 0, "unread": ["empty_file"]})
                 continue
-            half = PICTURES // 2
-            shown = pictures[n // 100 % half] if k < 4 else pictures[half + n // 100 % half] if k < 6 else ""
             measures = {"mean": 125 + n % 7, "std": 55, "p01": 0, "p99": 220, "saturation": 0, "sharpness": 120}
             borders = {"black_border": 0.01, "white_border": 0, "white_box": 0.1 if 2 <= k < 4 else 0}
-            hashes = {"phash": rng.bytes(8).hex(), "fine_hash": rng.bytes(128).hex(), "ring": rng.bytes(448).hex()}
-            found.append(
-                said | MEASURED | measures | borders | hashes | {"sha256": shown or rng.bytes(32).hex(), "view": "PA"}
-            )
+            hashes = {"phash": rng.bytes(8).hex(), "fine_hash": rng.bytes(128).hex()} if k != 5 else hashes
+            shown = {"sha256": rng.bytes(32).hex(), "format": "png", "ring": rng.bytes(448).hex(), "view": "PA"}
+            if k < 6:
+                some = unfit if k < 4 else copies
+                shown["sha256"], shown["format"] = some[(2 * block + k % 2) % len(some)]
+            found.append(said | MEASURED | measures | borders | hashes | shown)
         tables.put_shard(settings, batch, number, of, ingest.table(found))
 
 
@@ -160,7 +172,7 @@ def main() -> None:
             ingest_benchmark.write_large(folder / "inbox/listed/images/00", 12)
             mb, seconds = ingest_benchmark.watched(SHARD)
             print(f"listed, first shard ingested: {mb:.0f} MB over all processes, {seconds:.1f} s", flush=True)
-            write_shards(settings.model_copy(update={"cache_dir": folder / "cache"}), "judged-00000000", files)
+            write_shards(settings, "judged-00000000", files, 12)
             mb, seconds = peak(JUDGE.format(batch="judged-00000000"))
             print(f"{files:,} rows judged: {mb:.0f} MB, {seconds:.1f} s")
 

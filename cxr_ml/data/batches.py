@@ -1,7 +1,7 @@
 """Judges an ingested batch and commits it: bad images, duplicates, bad classes. `batch.json` is the commit mark."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,26 +28,19 @@ def measurements(settings: Settings, batch: str) -> pd.DataFrame:
     return table.assign(**{name: "" for name in _LATER if name not in table})
 
 
-def _measured(found: Iterable[pa.Table]) -> Iterator[pd.DataFrame]:
-    """Parts of a table as frames whose fine hash is `packed`."""
-    for table in found:
-        frame = table.to_pandas()
-        hexes = frame["fine_hash"] if "fine_hash" in frame else pd.Series("", frame.index)
-        yield frame.assign(fine_hash=duplicates.packed(hexes))
-
-
 def _mine(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """_COMPARED of the accepted images of the batch, and of the other measured ones with `disputed`."""
+    """sha256 and hashes of the accepted images of the batch; _COMPARED of its other ones, with `disputed`."""
     accepted, unfit, done = [], [], 0
-    for part in _measured(tables.parts(settings, batch, ["sha256", "phash", "fine_hash"])):
-        judged = frame.iloc[done : done + len(part)]
-        done += len(part)
-        part = part.set_axis(judged.index).assign(label=judged["label"], format=judged["format"])
-        part["file"] = batch + "/" + judged["file"]
+    for table in tables.parts(settings, batch, ["phash", "fine_hash"]):
+        judged = frame.iloc[done : done + len(table)]
+        done += len(table)
+        part = duplicates.packed(table.to_pandas().set_axis(judged.index))
+        part["sha256"] = judged["sha256"]
         fit = judged["verdict"] == "accepted"
-        accepted.append(part.loc[fit, _COMPARED])
-        rest = ~fit & (part["sha256"] != "")
-        unfit.append(part.loc[rest, _COMPARED].assign(disputed=_disputed(judged.loc[rest, "reasons"])))
+        accepted.append(part[fit])
+        said = judged[~fit & (judged["sha256"] != "")]
+        names = {"label": said["label"], "format": said["format"], "file": batch + "/" + said["file"]}
+        unfit.append(part.loc[said.index].assign(**names, disputed=_disputed(said["reasons"])))
     return pd.concat(accepted), pd.concat(unfit)
 
 
@@ -60,8 +53,8 @@ def _earlier(settings: Settings, but: str) -> Iterator[pd.DataFrame]:
     for batch in committed(settings):
         if batch != but:
             key = f"batches/{batch}/measurements.parquet"
-            found = _measured(tables.scan(settings, key, [*_COMPARED, "verdict", "reasons"]))
-            table = pd.concat(found, ignore_index=True)
+            found = tables.scan(settings, key, [*_COMPARED, "verdict", "reasons"])
+            table = pd.concat([duplicates.packed(part.to_pandas()) for part in found], ignore_index=True)
             table["disputed"] = _disputed(table.pop("reasons"))
             entering = rulings.known(table, ruled).assign(verdict="accepted")
             rest = table.drop(index=entering.index)
@@ -93,7 +86,8 @@ def judge(settings: Settings, batch: str) -> Batch:
     columns = dict.fromkeys([*named, *validate.columns(settings.expectations)])
     frame = ingest.read(settings, batch, list(columns))
     frame, image_failures, image_page = validate.judge_images(frame, settings.expectations)
-    frame = _refuse_duplicates(settings, batch, frame[[*named, *validate.CLASS_MEASURES]])
+    frame = frame[[*named, *validate.CLASS_MEASURES]]  # let the others go before more is read
+    frame = _refuse_duplicates(settings, batch, frame)
     frame, class_failures, rejected, class_page = validate.judge_classes(frame, settings.expectations)
     counts = _counts(frame)
     record = Batch(
@@ -163,7 +157,10 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
     refused = pd.concat([before[~known].drop(columns="verdict"), unfit])
     del before
     refused = refused[refused["label"] != ""]
-    load = _loader(settings, [accepted, rows, refused])
+    load = _loader(settings, [accepted, frame.loc[rows.index, ["sha256", "format"]], refused])
+
+    def mine(places: Sequence[int]) -> pd.DataFrame:
+        return frame.loc[places, ["sha256", "label"]].assign(file=batch + "/" + frame.loc[places, "file"])
 
     def name(i: int, other: pd.Series) -> None:
         frame.at[i, "duplicate_of"], frame.at[i, "duplicate_file"] = other["sha256"], other["file"]
@@ -172,12 +169,13 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
         frame.at[i, "verdict"], frame.at[i, "reasons"] = "quarantined", ["conflicting_label"]
 
     found = duplicates.find(rows, accepted, load, settings)
-    pictures = found["duplicate_of"].where(found["duplicate_of"] != "", rows["sha256"])
-    shown_twice = pictures.isin(found.loc[found["duplicate_kind"] != "", "duplicate_of"])
-    first = accepted.loc[accepted["sha256"].isin(pictures[shown_twice]), ["sha256", "label", "file"]]
+    again = found["duplicate_of"] != ""
+    shown_twice = rows.index[again | rows["sha256"].isin(set(found.loc[again, "duplicate_of"]))]
+    pictures = found.loc[shown_twice, "duplicate_of"].where(again, rows.loc[shown_twice, "sha256"])
+    first = accepted.loc[accepted["sha256"].isin(set(pictures)), ["sha256", "label", "file"]]
     first = first.drop_duplicates("sha256").set_index("sha256", drop=False)
-    for picture, bearers in rows.loc[shown_twice, ["sha256", "label", "file"]].groupby(pictures, sort=False):
-        known = first.loc[[picture]] if picture in first.index else rows.iloc[:0]
+    for picture, bearers in mine(shown_twice).groupby(pictures, sort=False):
+        known = first.loc[[picture]] if picture in first.index else bearers.iloc[:0]
         together = pd.concat([known, bearers])
         conflicting = together["label"].nunique() > 1  # nobody knows which is right, so every bearer goes
         for i, row in bearers.iterrows():
@@ -189,12 +187,12 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
                 frame.at[i, "verdict"] = "duplicate"
                 frame.at[i, "reasons"] = [*frame.at[i, "reasons"], f"{found.at[i, 'duplicate_kind']}_duplicate"]
 
-    fit = frame.loc[rows.index, "verdict"] == "accepted"
-    for label in sorted(rows.loc[fit, "label"].unique()):
+    fit = frame.loc[frame["verdict"] == "accepted", "label"]
+    for label in sorted(fit.unique()):
         against = refused[refused["disputed"] | (refused["label"] != label)].drop_duplicates("sha256")
         if against.empty:
             continue
-        hit = duplicates.find(rows[fit & (rows["label"] == label)], against, load, settings)["duplicate_of"]
+        hit = duplicates.find(rows.loc[fit.index[fit == label]], against, load, settings)["duplicate_of"]
         bearers = against.loc[against["sha256"].isin(hit), ["sha256", "file"]].set_index("sha256", drop=False)
         for i in hit.index[hit.isin(bearers.index)]:
             other = bearers.loc[hit[i]]
@@ -202,7 +200,7 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
             conflict(i)
             # Refused for reasons of its own, which stay; it names this one all the same.
             for bearer in unfit.index[(unfit["file"] == other["file"]) & (frame["duplicate_of"][unfit.index] == "")]:
-                name(bearer, rows.loc[i])
+                name(bearer, mine([i]).iloc[0])
             # Its copies in this batch are refused with it.
             same = frame.index[(frame["verdict"] == "duplicate") & (frame["duplicate_of"] == frame.at[i, "sha256"])]
             for copy in same:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from cxr_ml.data import tables
 from cxr_ml.settings import Settings
 
 # Hashes of a mirrored picture differ in exactly the bits of odd horizontal frequency: see images.perceptual_hash.
@@ -37,8 +38,8 @@ def find(
     compared on pixels, and all whose fine hash is unknown. A copy of a copy names the first of them.
 
     Args:
-        frame: rows with sha256, phash (16 hex digits) and fine_hash (256, or as `packed` gives it), from
-            `images.measure`; other columns are not used. Every row is of a readable image.
+        frame: rows with sha256, phash and fine_hash, from `images.measure` or `packed`; other columns are not used.
+            Every row is of a readable image.
         known: rows of earlier batches, likewise; a fine_hash of "" (measured before there was one) excludes nothing.
         load_grey: gives the grey picture of a sha256, uint8 [height, width]; asked for candidates only.
         settings: duplicate_bits, duplicate_correlation.
@@ -50,14 +51,12 @@ def find(
     codes = pd.factorize(shas)[0]  # they count the images in order of their first row
     again = np.append(-1, np.maximum.accumulate(codes)[:-1]) >= codes if len(codes) else np.zeros(0, bool)
     first = np.flatnonzero(~again)
-    hashes = pd.concat([known["phash"], frame["phash"]], ignore_index=True).iloc[first]
-    hashes = np.fromiter((int(h, 16) for h in hashes), np.uint64, len(first))
-    fine = np.empty((len(first), 16), np.uint64)
     old = int(np.searchsorted(first, len(known)))
-    fine[:old] = _words(known["fine_hash"].iloc[first[:old]])
-    fine[old:] = _words(frame["fine_hash"].iloc[first[old:] - len(known)])
+    hashes = _numbers(pd.concat([known["phash"], frame["phash"]], ignore_index=True))[first]
+    fine = _words(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~again)
+    tables.give_back()  # before pictures are decoded
 
-    @lru_cache(maxsize=4096)  # 64 KiB each
+    @lru_cache(maxsize=256)  # 64 KiB each
     def picture(image: int) -> np.ndarray:
         return normalise(load_grey(shas.iat[first[image]]))
 
@@ -80,11 +79,11 @@ def find(
     return pd.DataFrame(found, index=frame.index, dtype="string")
 
 
-def packed(fine_hashes: pd.Series) -> pd.Series:
-    """Fine hashes as 128 bytes each instead of 256 hex digits, zeros where there is none."""
-    words = _words(fine_hashes)
+def packed(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with its hashes in half the memory: phash a number, fine_hash 128 bytes; zeros where there is none."""
+    words = _words(frame["fine_hash"]) if "fine_hash" in frame else np.zeros((len(frame), 16), np.uint64)
     array = pa.FixedSizeBinaryArray.from_buffers(_PACKED, len(words), [None, pa.py_buffer(words)])
-    return pd.Series(pd.array(array, dtype=pd.ArrowDtype(_PACKED)), index=fine_hashes.index)
+    return frame.assign(phash=_numbers(frame["phash"]), fine_hash=pd.array(array, dtype=pd.ArrowDtype(_PACKED)))
 
 
 def candidates(
@@ -146,16 +145,20 @@ def _likest(found: list[tuple[int, int, bool]]) -> list[tuple[int, bool]]:
     return [(j, m) for _, j, m in known + [f for f in found if f[0] == _UNKNOWN]]
 
 
-def _words(fine_hashes: pd.Series) -> np.ndarray:
-    """Fine hashes, hex digits or `packed`, as uint64 [n, 16]; zeros where there is none."""
-    words = np.zeros((len(fine_hashes), 16), np.uint64)
-    for start in range(0, len(words), _BLOCK[1]):
+def _numbers(hashes: pd.Series) -> np.ndarray:
+    """Hashes, 16 hex digits or `packed`, as uint64; 0 where there is none."""
+    return np.fromiter((int(h or "0", 16) if isinstance(h, str) else h for h in hashes), np.uint64, len(hashes))
+
+
+def _words(fine_hashes: pd.Series, kept: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Fine hashes, 256 hex digits or `packed`, as uint64 [n, 16], only those `kept`; zeros where there is none."""
+    places = np.arange(len(fine_hashes))[kept]
+    words = np.zeros((len(places), 16), np.uint64)
+    for start in range(0, len(fine_hashes), _BLOCK[1]):
+        first, last = np.searchsorted(places, (start, start + _BLOCK[1]))
         part = fine_hashes.iloc[start : start + _BLOCK[1]]
-        if part.dtype == pd.ArrowDtype(_PACKED):
-            data = b"".join(part)
-        else:
-            data = bytes.fromhex("".join(h or "0" * 256 for h in part))
-        words[start : start + len(part)] = np.frombuffer(data, np.uint64).reshape(-1, 16)
+        data = b"".join(bytes.fromhex(h or "0" * 256) if isinstance(h, str) else h for h in part)
+        words[first:last] = np.frombuffer(data, np.uint64).reshape(-1, 16)[places[first:last] - start]
     return words
 
 

@@ -24,7 +24,8 @@ SMALL = 512  # px, longest side of the picture that is measured: see `shrink`
 BLACK, WHITE = 12, 245  # 8-bit grey: at most, at least; JPEG noise around 0 and 255 stays inside
 BORDER_SHARE = 0.98  # of a row or column that must be black (white) to be border; a marker letter may stand in it
 
-_STRIP = 1 << 21  # px that are converted at once
+_WHOLE = 1 << 21  # px; pictures with more are converted in strips
+_STRIP = 1 << 19  # px
 _PNG_LEVEL = 4
 _LEVELS = np.arange(256.0)
 RING = 4  # px, width of the border ring of the picture at 32×32 that the probe for shortcuts sees
@@ -155,7 +156,7 @@ def decode_grey(data: bytes) -> np.ndarray:
         BadImage: not a PNG or JPEG, or damaged.
     """
     header = look(data)
-    return _grey(_decode(clean(data, header.format), header)[1])
+    return _grey(_decode(clean(data, header.format), header, grey=True)[1])
 
 
 def shrink(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -222,8 +223,11 @@ def ring(grey: np.ndarray) -> str:
     return square(grey, 32)[_FRAME].tobytes().hex()
 
 
-def _decode(cleaned: bytes, header: Header, side: int | None = None) -> tuple[str, np.ndarray]:
-    """(Pillow's mode, pixels uint8 [height, width] or [height, width, RGB]); `side` as in `open_image`."""
+def _decode(cleaned: bytes, header: Header, side: int | None = None, grey: bool = False) -> tuple[str, np.ndarray]:
+    """(Pillow's mode, pixels uint8 [height, width] or [height, width, RGB]); `side` as in `open_image`.
+
+    `grey`: colour is not wanted, so that what can be made grey bit by bit is.
+    """
     if header.format == "jpeg" and (found := _plain_jpeg(cleaned, header, side)):
         return found
     try:
@@ -233,7 +237,7 @@ def _decode(cleaned: bytes, header: Header, side: int | None = None) -> tuple[st
                     "unreadable", f"{header.width} × {header.height} pixels were expected. Received: {image.size}"
                 )
             image.load()
-            return image.mode, _pixels(image)
+            return image.mode, _pixels(image, grey)
     except Image.DecompressionBombError as error:
         raise BadImage(
             "too_many_pixels", f"A picture of a size that Pillow decodes was expected. Received: {error}"
@@ -260,7 +264,7 @@ def _plain_jpeg(cleaned: bytes, header: Header, side: int | None) -> tuple[str, 
     return ("L", pixels[..., 0]) if colours == "Gray" else ("RGB", pixels)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Image.Image, grey: bool) -> np.ndarray:
     """What a loaded picture shows. In strips: whole copies of a large one in other modes would take a gigabyte."""
     wide, high = image.size
     channels: tuple[int, ...] = ()
@@ -278,12 +282,13 @@ def _pixels(image: Image.Image) -> np.ndarray:
         def show(part: Image.Image) -> np.ndarray:
             return np.asarray(part if part.mode == wanted else part.convert(wanted))
 
-    rows = max(1, _STRIP // wide)
-    if rows >= high:
+    if wide * high <= _WHOLE:
         return np.ascontiguousarray(show(image), dtype=np.uint8)
+    channels, rows = () if grey else channels, max(1, _STRIP // wide)
     pixels = np.empty((high, wide, *channels), np.uint8)
     for y in range(0, high, rows):
-        pixels[y : y + rows] = show(image.crop((0, y, wide, min(y + rows, high))))
+        strip = show(image.crop((0, y, wide, min(y + rows, high))))
+        pixels[y : y + rows] = _grey(strip) if grey else strip
     return pixels
 
 

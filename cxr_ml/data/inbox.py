@@ -23,7 +23,6 @@ from cxr_ml.settings import Settings
 
 _IGNORED = {"thumbs.db", "desktop.ini"}
 _CHUNK = 1 << 20
-_TRUSTED = 600_000_000_000  # ns for which the listing of a prefix in S3 is used again
 _TICK = 2_000_000_000  # ns: the coarsest clock of a file system (FAT)
 
 
@@ -94,7 +93,6 @@ def _find(settings: Settings, drop: str) -> Entry | None:
 
 def _list(settings: Settings, drop: str) -> tuple[Listing, dict[str, Any]]:
     """The files of a drop that is no archive, and by what `_still` can tell later whether they are the same."""
-    begun = time.time_ns()
     if settings.inbox.startswith("s3://"):
         root = f"{settings.inbox.rstrip('/')}/{drop}"
         bucket, prefix = _s3_parts(root)
@@ -104,20 +102,20 @@ def _list(settings: Settings, drop: str) -> tuple[Listing, dict[str, Any]]:
             for item in page.get("Contents", ())
             if not item["Key"].endswith("/")
         )
-        return _tidy(found, f"s3://{bucket}/{prefix}"), {"begun": begun}
+        return _tidy(found, f"s3://{bucket}/{prefix}"), {}
     top = str((Path(settings.inbox) / drop).absolute())
-    folders: dict[str, int] = {}
+    begun, folders = time.time_ns(), {}
     return _tidy(_files(top, folders), f"{top}/"), {"begun": begun, "folders": folders}
 
 
-def _still(facts: dict[str, Any]) -> bool:
+def _still(facts: dict[str, Any], batch: str | None) -> bool:
     """Whether a listing may be used again without listing the drop once more.
 
     A folder changes its time when a file comes, goes or is renamed; a file that is written to is noticed by `read`.
-    Objects of S3 have no folder that could tell, so what came or went there is noticed after a while.
+    Objects of S3 have no folder that could tell: their listing serves the run that made it, and says so by its batch.
     """
     if "folders" not in facts:
-        return time.time_ns() - facts["begun"] < _TRUSTED
+        return facts["batch"] == batch
     try:
         # What changes during the listing, or within the same tick of the clock, cannot be told by the time.
         return all(
@@ -159,12 +157,18 @@ def _ignored(file: str) -> bool:
 
 
 @contextmanager
-def opened(settings: Settings, drop: str) -> Iterator[tuple[str, Listing]]:
+def opened(settings: Settings, drop: str, batch: str | None = None) -> Iterator[tuple[str, Listing]]:
     """(batch id, files) of a drop of any kind; `read` reads them in any process of this machine, during the block.
 
     A drop is listed once for all that open it on this machine, until it changes or `cache.forget` is told of it. A
     folder is read where it lies, and so is an archive in a folder. A .tar.gz is unpacked, and an archive in S3 copied,
     once too, into one file below `cache_dir`. No member becomes a file of its own.
+
+    Args:
+        settings: the inbox, the limits of archives and `cache_dir`.
+        drop: its name.
+        batch: what the run goes by that opens it; None: a run begins. A prefix in S3 cannot tell whether it changed, so
+            it is listed anew unless it is this batch that was listed.
 
     Raises:
         Refused: as `listing`; an archive that is damaged, or larger than `max_archive_bytes` or `max_drop_files` allow.
@@ -173,7 +177,7 @@ def opened(settings: Settings, drop: str) -> Iterator[tuple[str, Listing]]:
     with cache.held(settings, drop) as folder:
         path = folder / "listing"
         with cache.alone(folder):
-            if not _usable(path, drop, archive):
+            if not _usable(path, drop, archive, batch):
                 if archive:
                     listing, facts = _opened(settings, drop, archive, folder)
                 else:
@@ -184,11 +188,11 @@ def opened(settings: Settings, drop: str) -> Iterator[tuple[str, Listing]]:
         yield facts["batch"], Listing(table, facts["root"], folder)
 
 
-def _usable(path: Path, drop: str, archive: Entry | None) -> bool:
+def _usable(path: Path, drop: str, archive: Entry | None, batch: str | None) -> bool:
     if not path.exists():
         return False
     facts = listings.read(path)[1]
-    return facts["batch"] == batch_id(drop, [archive]) if archive else _still(facts)
+    return facts["batch"] == batch_id(drop, [archive]) if archive else _still(facts, batch)
 
 
 def _opened(settings: Settings, drop: str, archive: Entry, folder: Path) -> tuple[Listing, dict[str, Any]]:

@@ -77,7 +77,7 @@ def ingest(settings: Settings, drop: str, on_file: OnFile = _nothing, processes:
     batch = drops.batch_id(drop, drops.listing(settings, drop))  # no archive is opened for it
     if store.exists(settings, f"batches/{batch}/batch.json") or tables.complete(settings, batch):
         return batch
-    with _opened(settings, drop) as (batch, entries):
+    with _opened(settings, drop, batch) as (batch, entries):
         there = set(store.keys(settings, tables.folder(batch)))
         todo = [s for s in _plan(settings, drop, batch, entries) if tables.key(batch, s.number) not in there]
         before = len(entries) - sum(last - first for first, last in (_cut(s, len(entries)) for s in todo))
@@ -103,7 +103,7 @@ def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _nothing, p
     """
     if store.exists(settings, tables.key(shard.batch, shard.number)):
         return shard.batch
-    with _opened(settings, shard.drop) as (batch, entries):
+    with _opened(settings, shard.drop, shard.batch) as (batch, entries):
         if batch != shard.batch:
             raise Refused(inbox.changed(f"{shard.drop!r} had other files when the run began"))
         first, last = _cut(shard, len(entries))
@@ -114,8 +114,8 @@ def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _nothing, p
 
 
 @contextmanager
-def _opened(settings: Settings, drop: str) -> Iterator[tuple[str, Listing]]:
-    with drops.opened(settings, drop) as (batch, entries):
+def _opened(settings: Settings, drop: str, batch: str | None = None) -> Iterator[tuple[str, Listing]]:
+    with drops.opened(settings, drop, batch) as (batch, entries):
         if not entries:
             raise Refused(f"A drop must hold images, in class folders or with a labels.csv. Received: {drop!r}, empty.")
         yield batch, entries

@@ -1,5 +1,6 @@
 """Reads Great Expectations suites and evaluates tables with them. What cannot be evaluated is refused, never passed."""
 
+import gc
 import html
 import itertools
 import json
@@ -107,6 +108,7 @@ def evaluate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise
                 "Take it out, or put one of the expect_column_values_… expectations in its place."
             )
     validated = _validate(suite, table, key)
+    gc.collect()  # GX's objects refer to one another, and to the table
     order = {_identity(e.configuration): i for i, e in enumerate(suite.expectations)}
     results = sorted(validated.results, key=lambda r: order[_identity(r.expectation_config)])
     if len(results) != len(suite.expectations):
@@ -181,6 +183,7 @@ def _validate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str) -> Expe
         )
     finally:
         log.setLevel(level)
+        context.data_sources.delete("tables")  # GX keeps the last context, and with it the table
 
 
 def _identity(configuration: ExpectationConfiguration) -> str:

@@ -28,6 +28,8 @@ _KINDS = {"string": pa.large_string(), "list": pa.list_(pa.string())}
 SCHEMA = pa.schema([(name, _KINDS.get(kind) or pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
 ROWS = 4096  # of a table in memory at once with all its columns, 7 MB; they are copied a few times
 _SHARDS = b"shards"  # in the table of each shard: how many its batch has
+# Arrow's own allocator keeps as much again for itself of what many small tables took.
+pa.set_memory_pool(pa.system_memory_pool())
 
 
 def to_parquet(frame: pd.DataFrame) -> bytes:
@@ -76,6 +78,11 @@ def _schema(frame: pd.DataFrame) -> pa.Schema:
     return schema.set(schema.get_field_index("reasons"), pa.field("reasons", _KINDS["list"]))
 
 
+def give_back() -> None:
+    """Returns memory to the system that was used, is free, and that the C library would keep for the next use."""
+    pa.default_memory_pool().release_unused()
+
+
 def folder(batch: str) -> str:
     """Prefix of the tables of the shards of a batch."""
     return f"batches/{batch}/ingested/"
@@ -112,6 +119,7 @@ def parts(settings: Settings, batch: str, columns: Sequence[str] | None = None) 
             "Run ingest on its drop again."
         )
     for one in wanted:
+        give_back()
         # With threads, Arrow's allocator keeps what each of them needed for itself.
         yield pq.read_table(io.BytesIO(store.get(settings, one)), columns=columns, use_threads=False)
 
@@ -124,14 +132,22 @@ def read(settings: Settings, batch: str, columns: Sequence[str] | None = None) -
     """
     whole = pa.concat_tables(parts(settings, batch, columns))
     at = whole.schema.get_field_index("reasons")
-    if at < 0:
-        return whole.to_pandas()
-    reasons = pd.Series(whole["reasons"].to_pylist(), dtype=object)
-    frame = whole.remove_column(at).to_pandas()
-    frame.insert(at, "reasons", reasons)
+    reasons = _reasons(whole["reasons"]) if at >= 0 else []
+    whole = whole.drop_columns("reasons") if at >= 0 else whole
+    frame = whole.to_pandas(split_blocks=True, self_destruct=True)
+    del whole  # it is empty now
+    give_back()
+    if at >= 0:
+        frame.insert(at, "reasons", pd.Series(reasons, dtype=object))
     if "file" in frame and not frame["file"].is_unique:
         frame["file"] = pd.array(identity.told_apart(list(frame["file"])), frame["file"].dtype)
     return frame
+
+
+def _reasons(column: pa.ChunkedArray) -> list[list[str]]:
+    """The reasons of each row. Equal ones are one list, which therefore must not be changed."""
+    lists: dict[tuple[str, ...], list[str]] = {}
+    return [lists.setdefault(tuple(codes), codes) for part in column.chunks for codes in part.to_pylist()]
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -1,19 +1,21 @@
 """Small pictures of refused images, for whoever looks at what was refused."""
 
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import cv2
 import pandas as pd
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.data import images, ingest
+from cxr_ml.data import images, ingest, room, tables
+from cxr_ml.data.containers import look
 from cxr_ml.settings import Settings
 
 SIDE = 256  # px, long side
 QUALITY = 80  # JPEG
+_LARGE = 4_000_000  # px; pictures with more are decoded one at a time
 
 
 def key(sha256: str) -> str:
@@ -53,7 +55,17 @@ def write(settings: Settings, frame: pd.DataFrame) -> None:
             if store.exists(settings, key(sha256)):
                 return
             image = next(store.keys(settings, ingest.image_key(sha256, "").removesuffix(".")))
-        store.put_if_absent(settings, key(sha256), make(store.get(settings, image), settings), "image/jpeg")
+        data = store.get(settings, image)
+        header = look(data)
+        if header.width * header.height > _LARGE:
+            with one_at_a_time:
+                small = make(data, settings)
+                tables.give_back()
+        else:
+            small = make(data, settings)
+        store.put_if_absent(settings, key(sha256), small, "image/jpeg")
 
-    with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
+    tables.give_back()
+    one_at_a_time = Lock()
+    with ThreadPoolExecutor(room.processes()) as pool:  # each holds a file of up to max_file_bytes
         list(pool.map(one, wanted, wanted.values()))

@@ -189,7 +189,7 @@ def _class_table(frame: pd.DataFrame, suite: gx.ExpectationSuite, image_reasons:
         raise Refused(f"Accepted images need a label and {measures}. Received: {bad} rows without. Judge images first.")
     quarantined = frame["verdict"] == "quarantined"
     by_images = quarantined & frame["reasons"].map(lambda codes: len(codes) > 0 and set(codes) <= image_reasons)
-    rows = frame[(accepted | by_images) & ~nameless & ~unmeasured]
+    rows = frame.loc[(accepted | by_images) & ~nameless & ~unmeasured, ["label", "verdict", *measures]]
     flags = pd.DataFrame(
         {
             "label": rows["label"],

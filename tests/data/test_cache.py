@@ -101,14 +101,22 @@ def test_another_archive_of_the_same_name_is_opened_anew(small, calls):
     assert files(small, "drop.tgz") == ["NORMAL/other.png"] and calls == ["unpack", "unpack"]
 
 
-def test_a_prefix_in_s3_is_listed_again_after_a_while(small, calls, monkeypatch):
+def test_a_prefix_in_s3_is_listed_once_for_the_shards_of_a_run_and_anew_by_the_next_run(small, calls):
     away = small.model_copy(update={"inbox": f"s3://{small.bucket}/inbox"})
     client = drops.store.client(small.s3_endpoint_url)
-    client.put_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/a.png", Body=png(1))
-    assert files(away) == files(away) == ["NORMAL/a.png"] and calls == ["_list"]
-    client.put_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/b.png", Body=png(2))
-    monkeypatch.setattr(inbox, "_TRUSTED", 0)
-    assert files(away) == ["NORMAL/a.png", "NORMAL/b.png"]
+    for n in range(3):
+        client.put_object(Bucket=small.bucket, Key=f"inbox/drop/NORMAL/{n}.png", Body=png(n))
+    plan = ingest.plan(away, "drop")
+    client.put_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/late.png", Body=png(9))
+    for shard in plan:
+        ingest.ingest_shard(away, shard)
+    assert len(plan) == 2 and calls == ["_list"]
+    assert list(ingested(away, plan[0].batch).index) == ["NORMAL/0.png", "NORMAL/1.png", "NORMAL/2.png"]
+    again = ingest.plan(away, "drop")
+    assert again[0].batch != plan[0].batch and calls == ["_list", "_list"]
+    client.delete_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/0.png")
+    whole = ingest.ingest(away, "drop")
+    assert list(ingested(away, whole).index) == ["NORMAL/1.png", "NORMAL/2.png", "NORMAL/late.png"]
 
 
 def test_a_table_is_read_anew_for_other_settings(small, calls):
