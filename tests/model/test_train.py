@@ -58,7 +58,7 @@ def test_a_training_stores_model_history_and_record(settings):
     assert (record.classes, record.image_size) == (CLASSES, 32)
     assert (record.weights, record.weights_sha256) == ("from scratch", "")
     assert record.epochs == {"head": 2, "fine_tune": 1}
-    assert set(record.seconds) == {"inputs", "head", "fine_tune"}
+    assert set(record.seconds) == {"inputs", "head", "fine_tune", "likeness"}
     assert set(record.images_per_second) == {"head", "fine_tune"} and min(record.images_per_second.values()) > 0
     assert record.packages["keras"] == keras.__version__ and record.packages["tensorflow"] == tf.__version__
     assert record.packages["numpy"] == np.__version__ and record.settings["seed"] == 0
