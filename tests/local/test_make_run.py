@@ -284,7 +284,7 @@ def test_a_human_who_says_no_keeps_the_champion(made):
     question = made.answer(run_id, "Reject")
     assert question["options"] == ["Approve", "Reject"]
     assert question["defaults"] == ["Reject"]
-    assert re.search(r"\| macro F1 against champion \| [\d.]+ \| > 0\.\d+ \| yes \|", question["body"])
+    assert re.search(r"\| macro F1 against champion \| [\d.]+ \|  \| \\> 0\.\d+ \| yes \|", question["body"])
     assert made.wait(run_id) == "success"
     tasks = made.tasks(run_id)
     assert tasks.pop("data.ingest")[0] == "skipped"  # nothing new, trained anyway
