@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from cxr_ml.commands import dataset as dataset_commands
 from cxr_ml.commands import models as model_commands
@@ -186,11 +186,17 @@ def predict(files: list[Path], model: Annotated[str | None, typer.Option(help="D
                 "This model is of a version that did not learn what its training images are like: a picture that is no "
                 "chest X-ray is not recognised. Train a new one.", style="bold red", highlight=False
             )  # fmt: skip
-        table = Table("file", "predicted", *settings.classes, "refused")
+        table = Table(Column("file", overflow="fold"), "predicted", *settings.classes, "refused")
         for row in rows:
             shown = (f"{row.probabilities[c]:.3f}" if row.probabilities else "" for c in settings.classes)
             table.add_row(plain(row.file), row.predicted or "", *shown, " ".join(row.refused))
-        show([row.model_dump(mode="json") for row in rows], json_, table)
+        answered = [row for row in rows if row.predicted]
+        moved = sum(row.predicted != max(row.probabilities, key=row.probabilities.get) for row in answered)
+        note = (
+            f"{moved} of {len(answered)} are decided for another class than the likeliest: the model's operating point "
+            "would rather have a false alarm than a missed illness (`cxr-ml models show`)."
+        )
+        show([row.model_dump(mode="json") for row in rows], json_, table, *([note] if moved else []))
 
 
 @app.command()

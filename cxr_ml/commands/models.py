@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from cxr_ml.commands.shared import Json, opened, progress, show
 from cxr_ml.records import Decision, Evaluation
@@ -24,15 +24,15 @@ def list_(json_: Json = False) -> None:
 
     with opened() as settings:
         rows = catalogue.models(settings)
-        table = Table("model", "architecture", "dataset", "outcome", "champion", "macro F1")
+        table = Table(Column("model", no_wrap=True), "dataset", "outcome", "champion", "macro F1")
         recalls = list(dict.fromkeys(label for row in rows for label in row["recalls"] or ()))
         for label in recalls:
-            table.add_column(f"recall {plain(label)}")
+            table.add_column(f"recall {plain(label)}", overflow="fold")
         for row in rows:
             found = row["recalls"] or {}
             table.add_row(
-                plain(row["model"]), plain(row["architecture"]), str(row["dataset"]), _outcome(row), _versions(row),
-                words.score(row["macro_f1"]), *(words.percent(found.get(label)) for label in recalls),
+                plain(row["model"]), str(row["dataset"]), _outcome(row), _versions(row), words.score(row["macro_f1"]),
+                *(words.percent(found.get(label)) for label in recalls),
             )  # fmt: skip
         show(rows, json_, table if rows else "No model yet.")
 
@@ -65,6 +65,12 @@ def show_(model: Name, json_: Json = False) -> None:
             facts.add_row(field.replace("_sha256", " SHA-256"), plain(record[field]))
         for field in ("settings", "epochs", "seconds", "hardware"):
             facts.add_row(field, plain(", ".join(f"{k} {v}" for k, v in record[field].items())))
+        if point := record["operating_point"]:
+            offsets = ", ".join(f"{label} +{offset}" for label, offset in point["offsets"].items() if offset)
+            told = (
+                f"temperature {point['temperature']}; added to the logarithm of a probability: {offsets or 'nothing'}"
+            )
+            facts.add_row("operating point", plain(f"{told}; fitted on {point['images']} validation images"))
         tables = [candidates_table([Evaluation(**found["evaluation"])])] if found["evaluation"] else []
         tables += [decision_table(Decision(**found["decision"]))] if found["decision"] else []
         show(found, json_, facts, *tables, *([_entries(found["entries"])] if found["entries"] else []))
@@ -107,12 +113,11 @@ def history(json_: Json = False) -> None:
 
 
 def _entries(entries: list[dict[str, Any]]) -> Table:
-    table = Table("", "when", "what", "version", "model", "by", "why", "run")
+    table = Table("", "when", "what", Column("model", no_wrap=True), "by", Column("why", overflow="fold"))
     for e in entries:
         when = f"{datetime.fromisoformat(e['at']):%Y-%m-%d %H:%M}"
-        version = "" if e["version"] is None else f"v{e['version']}"
-        said = (plain(e[key]) for key in ("model", "by", "why", "run"))
-        table.add_row(str(e["number"]), when, e["action"].replace("_", " "), version, *said)
+        what = e["action"].replace("_", " ") + ("" if e["version"] is None else f" v{e['version']}")
+        table.add_row(str(e["number"]), when, what, *(plain(e[key]) for key in ("model", "by", "why")))
     return table
 
 
