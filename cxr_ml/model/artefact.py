@@ -1,4 +1,4 @@
-"""Reads model.keras and checks that it is what was recorded. Loads no deep-learning framework."""
+"""Reads model.keras and checks that files of a model are what was recorded. Loads no deep-learning framework."""
 
 import hashlib
 
@@ -27,13 +27,22 @@ def read(settings: Settings, record: Model) -> bytes:
                 f"{gone.by} ({gone.why}). Use another model; to have this one again, train with another seed."
             )
         raise Refused(f"{key(record.model)} was expected. Received: nothing, and nobody swept it. Use another model.")
-    digest = hashlib.sha256(found[0]).hexdigest()
-    if digest != record.artefact_sha256:
+    return checked(key(record.model), found[0], record.artefact_sha256)
+
+
+def checked(key: str, data: bytes, recorded: str) -> bytes:
+    """The bytes of a file beside model.json, if their SHA-256 is the one that it records.
+
+    Raises:
+        Refused: it is another.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != recorded:
         raise Refused(
-            f"{key(record.model)} is not the file that model.json records: expected SHA-256 "
-            f"{record.artefact_sha256}. Received: {digest}. Do not use it; promote or roll back to another model."
+            f"{key} is not the file that model.json records: expected SHA-256 {recorded}. Received: {digest}. Do not "
+            "use it; promote or roll back to another model."
         )
-    return found[0]
+    return data
 
 
 def swept(settings: Settings, model: str) -> HistoryEntry | None:

@@ -1,6 +1,5 @@
 """Evaluates candidates, and the champion beside them on the same images."""
 
-import hashlib
 import io
 import tempfile
 from collections.abc import Callable, Sequence
@@ -40,6 +39,8 @@ def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
 class _Judged(NamedTuple):
     evaluation: Evaluation
     test: tuple[np.ndarray, np.ndarray]  # calibrated probabilities, and the classes decided for
+    y: np.ndarray  # true classes of the test images
+    groups: np.ndarray  # of the test images
 
 
 def evaluate(settings: Settings, number: int, names: Sequence[str], champion: str | None) -> list[Evaluation]:
@@ -66,7 +67,7 @@ def evaluate(settings: Settings, number: int, names: Sequence[str], champion: st
         own = _evaluate_one(settings, dataset, name, candidate=True)
         update: dict[str, object] = {"champion_problem": problem}
         if beside is not None:
-            update |= {"champion": beside.evaluation, "difference": _difference(settings, dataset, own, beside)}
+            update |= {"champion": beside.evaluation, "difference": _difference(settings, own, beside)}
         record = own.evaluation.model_copy(update=update)
         evaluations.save(settings, record)
         found.append(record)
@@ -115,7 +116,7 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str, candidate: bo
         evaluation = evaluation.model_copy(update={"moved": tuple(changed), "reload_difference": reload})
         _store_predictions(settings, evaluation, manifest, rows, said)
         contact_sheets.write(settings, record, dataset, network, images, manifest, test, *said["test"])
-    return _Judged(evaluation, said["test"])
+    return _Judged(evaluation, said["test"], y[test], groups)
 
 
 def _reload_difference(settings: Settings, record: Model, dataset: Dataset, p: np.ndarray) -> float | None:
@@ -123,9 +124,7 @@ def _reload_difference(settings: Settings, record: Model, dataset: Dataset, p: n
     if not record.validation_sha256 or record.dataset_sha256 != dataset.manifest_sha256:
         return None
     key = f"models/{record.model}/validation.npy"
-    data = store.get(settings, key)
-    if hashlib.sha256(data).hexdigest() != record.validation_sha256:
-        raise Refused(f"{key} is not the file that model.json records: its SHA-256 differs. Do not use the model.")
+    data = artefact.checked(key, store.get(settings, key), record.validation_sha256)
     then = np.load(io.BytesIO(data), allow_pickle=False)
     return float(np.abs(then - p).max()) if then.shape == p.shape else None
 
@@ -147,12 +146,10 @@ def _store_predictions(
     store.put_if_absent(settings, key, tables.to_parquet(pd.concat(parts, ignore_index=True)))
 
 
-def _difference(settings: Settings, dataset: Dataset, own: _Judged, beside: _Judged) -> Difference:
+def _difference(settings: Settings, own: _Judged, beside: _Judged) -> Difference:
     """Candidate less champion: the figures, their paired bootstrap over groups, and McNemar's exact test."""
-    manifest = datasets.manifest(settings, dataset)
-    test = manifest[manifest["split"] == "test"]
-    y, groups = inputs.targets(test, settings.classes), test["group"].to_numpy()
-    draws = [metrics.resample(y, p[1], p[0], settings.classes, groups) for p in (own.test, beside.test)]
+    y = own.y
+    draws = [metrics.resample(y, p[1], p[0], settings.classes, own.groups) for p in (own.test, beside.test)]
     values = [metrics.flat(e.evaluation.test) for e in (own, beside)]
     right = [p[1] == y for p in (own.test, beside.test)]
     only = (int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))

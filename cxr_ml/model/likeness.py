@@ -1,6 +1,5 @@
 """Whether an image is like those a model was trained on: its distance to them in the features that the model sees."""
 
-import hashlib
 import io
 from typing import NamedTuple
 
@@ -8,8 +7,7 @@ import keras
 import numpy as np
 
 from cxr_ml import store
-from cxr_ml.errors import Refused
-from cxr_ml.model import inputs
+from cxr_ml.model import artefact, inputs
 from cxr_ml.records import Model
 from cxr_ml.settings import Settings
 
@@ -84,14 +82,8 @@ def load(settings: Settings, record: Model) -> Likeness | None:
     """
     if not record.likeness_sha256:
         return None
-    data = store.get(settings, key(record.model))
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != record.likeness_sha256:
-        raise Refused(
-            f"{key(record.model)} is not the file that model.json records: expected SHA-256 {record.likeness_sha256}. "
-            f"Received: {digest}. Do not use the model; promote or roll back to another one."
-        )
-    return read(data)
+    name = key(record.model)
+    return read(artefact.checked(name, store.get(settings, name), record.likeness_sha256))
 
 
 def read(data: bytes) -> Likeness:
