@@ -118,7 +118,7 @@ def publish(settings: Settings, run: str, batches: Sequence[str], recipients: Se
     histories = {
         m.model: pd.read_csv(io.BytesIO(store.get(settings, f"models/{m.model}/history.csv"))) for m in record.models
     }
-    found = explanations.load(settings, record.decision.model, record.decision.dataset) if record.decision else None
+    found = explanations.load(settings, decision.model, decision.dataset)
     explained = (found, explanations.sheets(settings, found)) if found else None
     key = report.write(settings, record, histories, _copy_documents(settings, record), explained)
     link = f"s3://{settings.bucket}/{settings.prefix}{key}"
