@@ -227,6 +227,17 @@ def keys(settings: Settings, prefix: str) -> Iterator[str]:
     return (key for key, _ in etags(settings, prefix))
 
 
+def folders(settings: Settings, prefix: str) -> list[str]:
+    """Names directly below `prefix` that have keys below them, in order; one request per 1,000, whatever they hold."""
+    pages = client(settings.s3_endpoint_url).get_paginator("list_objects_v2")
+    whole = settings.prefix + prefix
+    return [
+        item["Prefix"].removeprefix(whole).rstrip("/")
+        for page in pages.paginate(Bucket=settings.bucket, Prefix=whole, Delimiter="/")
+        for item in page.get("CommonPrefixes", ())
+    ]
+
+
 def etags(settings: Settings, prefix: str) -> Iterator[tuple[str, str]]:
     """All keys below `prefix` with the ETag of each, in order; one request per 1,000."""
     pages = client(settings.s3_endpoint_url).get_paginator("list_objects_v2")

@@ -112,7 +112,7 @@ def release_all(
     json_: Json = False,
 ) -> None:
     """Let all images that were refused for one reason into the next dataset, each by a ruling of its own."""
-    from cxr_ml.data import quarantine as stage
+    from cxr_ml.data import rule as stage
 
     with opened() as settings:
         rows, skipped = stage.releasable(settings, reason, label, drop, from_rejected_class)
@@ -141,7 +141,7 @@ def withdraw(name: Name, why: Why, by: By = None, json_: Json = False) -> None:
 
 
 def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected: bool, json_: bool) -> None:
-    from cxr_ml.data import quarantine as stage
+    from cxr_ml.data import rule as stage
 
     with opened() as settings:
         by = getpass.getuser() if by is None else by

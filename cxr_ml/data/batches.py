@@ -1,5 +1,6 @@
 """Judges an ingested batch and commits it: bad images, duplicates, bad classes. `batch.json` is the commit mark."""
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,6 +14,7 @@ from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
 _LATER = ("fine_hash", "ring", "duplicate_file")  # columns that batches of earlier versions lack
+_OF_THE_PICTURE = ("ring", "phash", "fine_hash")  # columns that tell a reader nothing
 _COMPARED = ["sha256", "phash", "fine_hash", "label", "format", "file"]  # what is known of a picture to compare with
 
 
@@ -26,6 +28,27 @@ def measurements(settings: Settings, batch: str) -> pd.DataFrame:
     """The final table of a committed batch. What was not yet measured when it was judged is ""."""
     table = ingest.read_parquet(settings, f"batches/{batch}/measurements.parquet")
     return table.assign(**{name: "" for name in _LATER if name not in table})
+
+
+def refused(settings: Settings, batch: str) -> pd.DataFrame:
+    """The rows of `measurements` that were not accepted, in their order, without ring and hashes of the picture."""
+    found = store.find(settings, _refused_key(batch))
+    if found:
+        return pd.read_parquet(io.BytesIO(found[0]))
+    # Of a batch that was judged by an earlier version.
+    return pd.concat(_refused(settings, batch), ignore_index=True)
+
+
+def _refused_key(batch: str) -> str:
+    return f"batches/{batch}/refused.parquet"
+
+
+def _refused(settings: Settings, batch: str) -> Iterator[pd.DataFrame]:
+    columns = [c for c in (*ingest.COLUMNS, "duplicate_of", "duplicate_file") if c not in _OF_THE_PICTURE]
+    for part in tables.scan(settings, f"batches/{batch}/measurements.parquet", columns):
+        rows = part.to_pandas()
+        rows = rows.assign(**{name: "" for name in ("duplicate_file",) if name not in rows})
+        yield rows[rows["verdict"] != "accepted"]
 
 
 def _mine(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -103,6 +126,8 @@ def judge(settings: Settings, batch: str) -> Batch:
         store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
     thumbnails.write(settings, frame[frame["verdict"] != "accepted"])
     tables.write(settings, f"batches/{batch}/measurements.parquet", _completed(settings, batch, frame))
+    # So that whoever looks at what was refused need not read what was not.
+    tables.write(settings, _refused_key(batch), _refused(settings, batch))
     store.put_if_absent(settings, f"batches/{batch}/batch.json", record.to_bytes(), "application/json")
     return record
 

@@ -1,21 +1,14 @@
-"""Every refused file can be asked about, and a human can rule on it."""
-
-from collections import Counter
+"""Every refused file can be asked about."""
 
 import numpy as np
 import pandas as pd
 
 from cxr_ml import store
 from cxr_ml.data import batches, drops, identity, ingest, reasons, rulings, thumbnails
-from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.records import Batch, Ruling
+from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
-_WITHHELD = (
-    "stays out for good: images of its patient or copies of it are in validation or test, and it was trained on before "
-    "that was known. Nothing ever moves between the splits."
-)
 _SHOWN = 10  # candidates named where a name fits several files
 
 
@@ -57,25 +50,27 @@ def refused(
     settings: Settings, reason: str | None = None, label: str | None = None, drop: str | None = None
 ) -> pd.DataFrame:
     """The rows of `files` that were refused, or fell out later; of one reason, label or drop (or batch) if given."""
-    return _refused(settings, files(settings), reason, label, drop)
+    return select(settings, files(settings), reason, label, drop)
 
 
-def _refused(
+def select(
     settings: Settings, rows: pd.DataFrame, reason: str | None, label: str | None, drop: str | None
 ) -> pd.DataFrame:
+    """Those of the rows of `files` that were refused, as `refused` gives them."""
     rows = rows[rows["state"] != "accepted"]
     if reason is not None:
         wanted = (reason, f"rejected_class:{reason}")
         hits = [any(c in wanted or c.startswith(f"{reason}:") for c in codes) for codes in rows["reasons"]]
         rows = rows[np.array(hits, bool)]
     if label is not None:
-        rows = rows[(rows["label"] == _label(settings, label)) | (rows["label_raw"] == label)]
+        rows = rows[(rows["label"] == class_named(settings, label)) | (rows["label_raw"] == label)]
     if drop is not None:
         rows = rows[(rows["drop"] == drop) | (rows["batch"] == drop)]
     return rows
 
 
-def _label(settings: Settings, text: str) -> str:
+def class_named(settings: Settings, text: str) -> str:
+    """The label that a spelling means; the text itself where none is known."""
     known = drops.known_labels(settings) | {drops.spelling(name): name for name in settings.classes}
     return known.get(drops.spelling(text), text)
 
@@ -133,7 +128,7 @@ def show(settings: Settings, name: str) -> dict:
     sha = row["sha256"]
     record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
     rejected = record.rejected_classes.get(row["label"], "")
-    others = _same_picture(frame, row)
+    others = same_picture(frame, row)
     pictures = {s: _thumbnail(settings, s) for s in {sha, *others["sha256"]}}
     return {
         **{k: str(row[k]) for k in ("file", "sha256", "batch", "drop", "label", "label_raw", "state", "now")},
@@ -158,144 +153,8 @@ def _thumbnail(settings: Settings, sha256: str) -> str:
     return key if key and store.exists(settings, key) else ""
 
 
-def _same_picture(frame: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
+def same_picture(frame: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
     """The other rows that bear the row's image, are its copy, or are what it is a copy of."""
     shas = {row["sha256"], row["duplicate_of"]} - {""}
     same = frame["sha256"].isin(shas) | frame["duplicate_of"].isin(shas)
     return frame[same & (frame.index != row.name)]
-
-
-def rule(
-    settings: Settings, name: str, action: str, by: str, why: str, label: str = "", rejected_too: bool = False
-) -> tuple[Ruling, list[str]]:
-    """Records what a human rules on one image; the next dataset honours it.
-
-    Args:
-        settings: the store, the classes, the spellings of labels.
-        name: as in `find`.
-        action: release (it enters with its label), relabel (it enters with `label`) or withdraw (it leaves).
-        by: who rules.
-        why: the reason.
-        label: for relabel.
-        rejected_too: lets in an image although its whole class was rejected. The evidence was against the class, so
-            who lets in single images of it has to say that this is meant.
-
-    Returns:
-        The ruling, and sentences about what else it changes.
-
-    Raises:
-        Refused: the action is not possible for this file; the message says why and what is.
-    """
-    frame = files(settings)
-    row = find(frame, name, settings)
-    what = f"{row['file']!r} of batch {row['batch']}"
-    if not row["sha256"]:
-        raise Refused(
-            f"A ruling needs an image in the store. Received: {what}, which has none "
-            f"({', '.join(row['reasons'])}). Correct the file and deliver it in a new drop."
-        )
-    bearers = frame[frame["sha256"] == row["sha256"]]
-    inside = next((label for label in bearers["now"] if label), "")
-    if action == "withdraw":
-        if not inside:
-            raise Refused(f"Only what a dataset would take can be withdrawn. Received: {what}, which is out already.")
-        return rulings.append(settings, [(row, action, inside)], by, why)[0], []
-    wanted = _wanted(settings, row, bearers, action, label)
-    if inside == wanted and not row["ruling"]:
-        raise Refused(
-            f"{what} is accepted as {wanted} already: there is nothing to {action}. To take it out: withdraw it."
-        )
-    newest = datasets.latest(settings)
-    if newest and row["sha256"] in newest.withheld:
-        raise Refused(f"{what} {_WITHHELD}")
-    if _of_rejected_class(row) and not rejected_too:
-        record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
-        raise Refused(
-            f"The class {row['label']} of batch {row['batch']} was rejected as a whole. "
-            f"{record.rejected_classes.get(row['label'], '')}. A class that is let in image by image brings what it "
-            "was rejected for. If this image is meant all the same, say so with --from-rejected-class."
-        )
-    (ruling,) = rulings.append(settings, [(row, action, wanted)], by, why)
-    leaving = _same_picture(frame, row)
-    leaving = leaving[(leaving["now"] != "") & (leaving["now"] != wanted) & (leaving["sha256"] != row["sha256"])]
-    until = [f"The image was in as {inside} until now."] if inside and inside != wanted else []
-    return ruling, until + [
-        f"{r['file']!r} of batch {r['batch']} leaves: it shows the same picture under the label {r['now']}."
-        for _, r in leaving.iterrows()
-    ]
-
-
-def releasable(
-    settings: Settings, reason: str, label: str | None = None, drop: str | None = None, rejected_too: bool = False
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Which of the files that `refused` gives can be released at once.
-
-    Args:
-        settings: the store and the classes.
-        reason: as for `refused`, as are `label` and `drop`.
-        rejected_too: as for `rule`.
-
-    Returns:
-        One row per image, with the label that it would enter with in `label`; why others cannot be -> how many.
-    """
-    frame = files(settings)
-    rows = _refused(settings, frame, reason, label, drop)
-    labels_of = frame[frame["label"] != ""].groupby("sha256")["label"].agg(set)
-    newest = datasets.latest(settings)
-    withheld = set(newest.withheld) if newest else set()
-    fit: dict[int, None] = {}
-    skipped: Counter[str] = Counter()
-    seen = set(frame.loc[frame["now"] != "", "sha256"])
-    for i, row in rows.iterrows():
-        sha = row["sha256"]
-        if not sha:
-            skipped["have no image in the store"] += 1
-        elif sha in seen:
-            skipped["are in already"] += 1
-        elif not row["label"] or "conflicting_rows" in row["reasons"] or len(labels_of[sha]) > 1:
-            skipped["have no single label"] += 1
-        elif row["label"] not in settings.classes:
-            skipped["are labelled with what is none of the model's classes"] += 1
-        elif sha in withheld:
-            skipped["stay out for good"] += 1
-        elif _of_rejected_class(row) and not rejected_too:
-            skipped["are of a class that was rejected as a whole (--from-rejected-class lets them in)"] += 1
-        else:
-            fit[i] = None
-            seen.add(sha)
-    return rows.loc[list(fit)], dict(skipped)
-
-
-def release_all(settings: Settings, rows: pd.DataFrame, by: str, why: str) -> list[Ruling]:
-    """Releases what `releasable` found, each image by a ruling of its own.
-
-    Raises:
-        Refused: no reason, or nobody who gives it.
-    """
-    return rulings.append(settings, [(row, "release", row["label"]) for _, row in rows.iterrows()], by, why)
-
-
-def _of_rejected_class(row: pd.Series) -> bool:
-    return any(code.startswith("rejected_class") for code in row["reasons"])
-
-
-def _wanted(settings: Settings, row: pd.Series, bearers: pd.DataFrame, action: str, label: str) -> str:
-    """The label with which the image is to enter."""
-    classes = ", ".join(settings.classes)
-    if action == "relabel":
-        wanted = _label(settings, label)
-        if wanted not in settings.classes:
-            raise Refused(f"The new label must be one of the model's classes: {classes}. Received: {label!r}")
-        return wanted
-    labels = sorted(set(bearers["label"]) - {""})
-    if not row["label"] or "conflicting_rows" in row["reasons"] or len(labels) > 1:
-        raise Refused(
-            f"{row['file']!r} has no single label that it could be released with. Received: {row['label_raw']!r}; "
-            f"known labels of this image: {', '.join(labels) or 'none'}. Relabel it as what is right: {classes}."
-        )
-    if row["label"] not in settings.classes:
-        raise Refused(
-            f"The model knows the classes {classes}. Received: an image labelled {row['label']}. Relabel it if it "
-            "belongs to one of them."
-        )
-    return row["label"]

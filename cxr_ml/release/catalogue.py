@@ -7,7 +7,7 @@ from typing import Any
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.model import artefact, metrics
-from cxr_ml.records import Evaluation, HistoryEntry, Model
+from cxr_ml.records import Champion, Evaluation, HistoryEntry, Model
 from cxr_ml.release import registry
 from cxr_ml.settings import Settings
 
@@ -40,31 +40,45 @@ def models(settings: Settings) -> list[dict[str, Any]]:
     """All models, newest first.
 
     Returns:
-        Per model: model, architecture, dataset, at (when it was stored), outcome (promoted, refused, not_chosen or
-        undecided), versions (champion versions), champion (whether it is now), swept, macro_f1 and recalls (label ->
-        recall) on the test images, None where it was not evaluated.
+        Per model: what `facts` and `fate` give.
     """
     entries, now = registry.history(settings), registry.champion(settings)
-    rows = []
-    for name in newest(settings):
-        record = store.load(settings, f"models/{name}/model.json", Model)
-        found = store.find_record(settings, f"models/{name}/evaluation.json", Evaluation)
-        test = found[0].test if found else None
-        rows.append(
-            {
-                "model": name,
-                "architecture": record.architecture,
-                "dataset": record.dataset,
-                "at": store.written(settings, f"models/{name}/model.json"),
-                "outcome": outcome(entries, name),
-                "versions": registry.versions(entries, name),
-                "champion": now is not None and now.model == name,
-                "swept": any(e.action == "swept" and e.model == name for e in entries),
-                "macro_f1": test.macro_f1 if test else None,
-                "recalls": {label: one.recall for label, one in test.classes.items()} if test else None,
-            }
-        )
-    return rows
+    return [facts(settings, name) | fate(entries, now, name) for name in newest(settings)]
+
+
+def facts(settings: Settings, name: str) -> dict[str, Any]:
+    """What of a stored model never changes once it is evaluated.
+
+    Returns:
+        model, architecture, dataset, at (when it was stored), macro_f1 and recalls (label -> recall) on the test images,
+        None where it was not evaluated.
+    """
+    record = store.load(settings, f"models/{name}/model.json", Model)
+    found = store.find_record(settings, f"models/{name}/evaluation.json", Evaluation)
+    test = found[0].test if found else None
+    return {
+        "model": name,
+        "architecture": record.architecture,
+        "dataset": record.dataset,
+        "at": store.written(settings, f"models/{name}/model.json"),
+        "macro_f1": test.macro_f1 if test else None,
+        "recalls": {label: one.recall for label, one in test.classes.items()} if test else None,
+    }
+
+
+def fate(entries: list[HistoryEntry], now: Champion | None, name: str) -> dict[str, Any]:
+    """What became of a model.
+
+    Returns:
+        outcome (promoted, refused, not_chosen or undecided), versions (champion versions), champion (whether it is
+        now), swept.
+    """
+    return {
+        "outcome": outcome(entries, name),
+        "versions": registry.versions(entries, name),
+        "champion": now is not None and now.model == name,
+        "swept": any(e.action == "swept" and e.model == name for e in entries),
+    }
 
 
 def outcome(entries: list[HistoryEntry], name: str) -> str:

@@ -1,0 +1,1 @@
+"""The chest X-ray console: pages about models, data and runs inside Airflow's UI."""

@@ -1,0 +1,97 @@
+"""Dataset versions, drops, and what rejected a class."""
+
+from typing import Any
+
+import pandas as pd
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import HTMLResponse
+
+from cxr_console import charts, pages, shelf
+from cxr_console.access import User
+from cxr_ml.records import Dataset
+from cxr_ml.release import reading, report
+
+router = APIRouter()
+_EXAMPLES = 12  # of a rejected class
+# What a class is rejected for, and the measure by which its images show it best.
+_SHOWN_BY = {"artefact": "white_box", "cast": "saturation", "border": "black_border"}
+
+
+@router.get("/data")
+def data(request: Request, user: User) -> HTMLResponse:
+    """All dataset versions and drops, newest first."""
+    versions = shelf.datasets()
+    rejected = [(b, label, why) for b, _ in shelf.batches() for label, why in b.rejected_classes.items()]
+    return pages.render(
+        request,
+        user,
+        "data.html",
+        "Data",
+        versions=[(d, _sums(d)) for d in reversed(versions)],
+        classes=shelf.settings().classes,
+        batches=shelf.batches(),
+        rejected=rejected,
+        chart=_growth(versions),
+    )
+
+
+def _sums(dataset: Dataset) -> dict[str, int]:
+    return {split: sum(labels.values()) for split, labels in dataset.counts.items()}
+
+
+def _growth(versions: list[Dataset]) -> dict[str, Any] | None:
+    """Images of each class over the dataset versions, all splits together."""
+    series = {
+        label: [float(sum(counts.get(label, 0) for counts in d.counts.values())) for d in versions]
+        for label in shelf.settings().classes
+    }
+    high = max((v for values in series.values() for v in values), default=0.0)
+    round_high = -(-high // 100) * 100 if high > 100 else high
+    label = "Images of each class in each dataset version"
+    return charts.lines(label, [str(d.dataset) for d in versions], series, 0.0, round_high, shares=False)
+
+
+@router.get("/data/datasets/{number}")
+def dataset(request: Request, user: User, number: int) -> HTMLResponse:
+    """One dataset version."""
+    found = next((d for d in shelf.datasets() if d.dataset == number), None)
+    if found is None:
+        raise HTTPException(404, f"There is no dataset version of this number. Received: {number}")
+    trained = [row for row in shelf.models(shelf.history()) if row["dataset"] == number]
+    return pages.render(
+        request,
+        user,
+        "dataset.html",
+        f"Dataset {number}",
+        dataset=found,
+        classes=shelf.settings().classes,
+        shortcuts=reading.shortcuts(found),
+        drift=reading.drift(found),
+        trained=trained,
+    )
+
+
+@router.get("/data/drops/{name}")
+def drop(request: Request, user: User, name: str) -> HTMLResponse:
+    """One drop: what became of its files, and why its classes were rejected, with examples."""
+    record = shelf.batch(name)
+    rows = shelf.refused(name)
+    columns, counts = report.table(record)
+    return pages.render(
+        request,
+        user,
+        "drop.html",
+        f"Drop {record.drop}",
+        batch=record,
+        columns=columns,
+        counts=counts,
+        rejected=[(label, why, _examples(rows, label, why)) for label, why in record.rejected_classes.items()],
+    )
+
+
+def _examples(rows: pd.DataFrame, label: str, why: str) -> list[tuple[int, dict[str, Any]]]:
+    """Rows of a rejected class with their number, those first that show best what it was rejected for."""
+    mine = rows[(rows["label"] == label) & (rows["sha256"] != "")]
+    measure = next((m for word, m in _SHOWN_BY.items() if word in why), "white_box")
+    mine = mine.sort_values(measure, ascending=False, kind="stable").head(_EXAMPLES)
+    return [(int(number), row) for number, row in zip(mine.index, mine.to_dict("records"), strict=True)]

@@ -1,0 +1,112 @@
+"""All models in a table, one with its evidence, two side by side."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi.responses import HTMLResponse, Response
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from cxr_console import pages, shelf
+from cxr_console.access import User
+from cxr_ml import store
+from cxr_ml.errors import Refused
+from cxr_ml.release import catalogue, reading, registry
+
+router = APIRouter()
+OUTCOMES = ("promoted", "refused", "not_chosen", "undecided")
+Sort = Literal["at", "model", "architecture", "dataset", "outcome", "macro_f1", "COVID19", "PNEUMONIA", "NORMAL"]
+# No HTML, no links and no images of a text from the store: only headings, lists, tables, emphasis and code.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "image", "autolink"])
+
+
+@router.get("/models")
+def models(
+    request: Request,
+    user: User,
+    sort: Sort = "at",
+    order: Literal["up", "down"] = "down",
+    outcome: Literal["", "promoted", "refused", "not_chosen", "undecided"] = "",
+    architecture: Annotated[str, Query(max_length=100)] = "",
+    name: Annotated[str, Query(max_length=200)] = "",
+) -> HTMLResponse:
+    """The table, sorted and filtered."""
+    everything = shelf.models(shelf.history())
+    rows = [
+        row
+        for row in everything
+        if outcome in ("", row["outcome"])
+        and architecture in ("", row["architecture"])
+        and name.casefold() in row["model"].casefold()
+    ]
+    known = [row for row in rows if _value(row, sort) is not None]
+    known.sort(key=lambda row: _value(row, sort), reverse=order == "down")
+    return pages.render(
+        request,
+        user,
+        "models.html",
+        "Models",
+        rows=[*known, *(row for row in rows if _value(row, sort) is None)],
+        total=len(everything),
+        classes=list(shelf.settings().recall_floors),
+        architectures=sorted({row["architecture"] for row in everything}),
+        outcomes=OUTCOMES,
+        sort=sort,
+        order=order,
+        chosen={"outcome": outcome, "architecture": architecture, "name": name},
+    )
+
+
+def _value(row: dict[str, Any], sort: str) -> Any:  # noqa: ANN401 - whatever the column holds
+    value = row[sort] if sort in row else (row["recalls"] or {}).get(sort)
+    return None if value is None or value != value else value  # NaN is no figure to sort by
+
+
+@router.get("/models/compare")
+def compare(
+    request: Request, user: User, pair: Annotated[tuple[str, ...], Query(alias="model", max_length=2)] = ()
+) -> HTMLResponse:  # fmt: skip
+    """Two models on the same test images."""
+    if len(pair) != 2 or pair[0] == pair[1]:
+        raise HTTPException(400, f"Choose two different models to compare. Received: {len(set(pair))}.")
+    for name in pair:
+        shelf.model(name)
+    try:
+        found = catalogue.compare(shelf.settings(), *pair)
+    except Refused as error:
+        raise HTTPException(400, str(error)) from None
+    return pages.render(request, user, "compare.html", "Two models", found=found)
+
+
+@router.get("/models/{name}")
+def model(request: Request, user: User, name: str) -> HTMLResponse:
+    """One model: what it is made of, how the gate judged it, its figures, its card."""
+    record, entries = shelf.model(name), shelf.history()
+    s, last = shelf.settings(), catalogue.judged(entries, name)
+    found = shelf.evaluation(name, entries)
+    card = store.find(s, f"models/{name}/card.md")
+    return pages.render(
+        request,
+        user,
+        "model.html",
+        name,
+        model=record,
+        fate=catalogue.fate(entries, registry.champion(s), name),
+        entries=[e for e in reversed(entries) if e.model == name],
+        last=last,
+        found=found,
+        figures=catalogue.all_figures(found) if found else {},
+        disguises=reading.disguises(found) if found else [],
+        lungs=reading.lungs(found, s.lungs_hidden_limit) if found else [],
+        card=Markup(_MARKDOWN.render(card[0].decode("utf-8", "replace"))) if card else None,
+        others=sorted(shelf.model_names() - {name}),
+    )
+
+
+@router.get("/models/{name}/history.csv")
+def history(name: str, user: User) -> Response:
+    """The epochs, as a table to download."""
+    shelf.model(name)
+    content = shelf.object_bytes(f"models/{name}/history.csv")
+    headers = {"Content-Disposition": "attachment; filename=history.csv"}
+    return Response(content, media_type="text/csv; charset=utf-8", headers=headers)

@@ -1,0 +1,89 @@
+"""The first page: who is champion, how the last runs ended, what waits for a human, when the next run comes."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+
+from cxr_console import charts, pages, scheduler, shelf
+from cxr_console.access import User
+from cxr_ml.model import metrics
+from cxr_ml.records import Evaluation, HistoryEntry
+from cxr_ml.release import registry
+from cxr_ml.settings import Settings
+
+router = APIRouter()
+_RUNS = 8
+_VERSIONS = 30  # champion versions in the chart
+
+
+@router.get("/")
+def overview(request: Request, user: User) -> HTMLResponse:
+    """The page."""
+    s, entries = shelf.settings(), shelf.history()
+    champion = registry.champion(s)
+    since = next((e for e in entries if champion and e.number == champion.history), None)
+    model = shelf.model(champion.model) if champion else None
+    figures = shelf.evaluation(champion.model, entries) if champion else None
+    return pages.render(
+        request,
+        user,
+        "overview.html",
+        "Chest X-ray retraining",
+        champion=champion,
+        model=model,
+        since=since,
+        days=_days(since),
+        lines=headline(figures, s) if figures else [],
+        runs=[(run, outcome(run, entries)) for run in scheduler.runs(_RUNS)],
+        waiting=scheduler.waiting(),
+        schedule=scheduler.schedule(),
+        chart=trend(entries, s),
+    )
+
+
+def _days(since: HistoryEntry | None) -> int | None:
+    return (datetime.now(UTC) - datetime.fromisoformat(since.at)).days if since else None
+
+
+def headline(found: Evaluation, s: Settings) -> list[dict[str, Any]]:
+    """Recall of each class and macro F1 on the test images, each with interval, floor and whether it is met."""
+    rows = []
+    for name, one in found.test.classes.items():
+        floor = s.recall_floors.get(name)
+        rows.append(
+            {
+                "name": f"recall {name}",
+                "share": True,
+                "value": one.recall,
+                "interval": metrics.wilson(one.recall, one.support),
+                "floor": floor,
+            }
+        )
+    rows.sort(key=lambda row: -(row["floor"] or 0))
+    macro = {"name": "macro F1", "share": False, "value": found.test.macro_f1, "floor": s.macro_f1_floor}
+    return [*rows, macro | {"interval": found.test.intervals.get("macro F1")}]
+
+
+def outcome(run: scheduler.AirflowRun, entries: list[HistoryEntry]) -> HistoryEntry | None:
+    """What the history says of a run."""
+    return next((e for e in reversed(entries) if e.run == run.name), None)
+
+
+def trend(entries: list[HistoryEntry], s: Settings) -> dict[str, Any] | None:
+    """Recalls and macro F1 of the champion versions, as the gate saw them when it let each through."""
+    seen: dict[str, dict[str, float | None]] = {}
+    versions = []
+    for entry in entries:
+        if entry.decision and entry.action == "promoted":
+            seen[entry.model] = {check.name: check.observed for check in entry.decision.checks}
+        if entry.version is not None:
+            versions.append((f"v{entry.version}", seen.get(entry.model, {})))
+    versions = versions[-_VERSIONS:]
+    names = [*(f"recall {label}" for label in s.recall_floors), "macro F1"]
+    series = {name: [checks.get(name) for _, checks in versions] for name in names}
+    values = [v for line in series.values() for v in line if v is not None]
+    low = min([0.8, *(int(v * 20) / 20 for v in values)])
+    label = "Recall of each class and macro F1 of the champion versions, on the test images of their time"
+    return charts.lines(label, [name for name, _ in versions], series, low, 1.0, shares=True)

@@ -1,0 +1,51 @@
+"""Runs and their reports. A report is a page of the store: it is shown with scripts, forms and plugins forbidden."""
+
+import re
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import HTMLResponse, Response
+
+from cxr_console import overview, pages, scheduler, shelf
+from cxr_console.access import User
+from cxr_ml import store
+
+router = APIRouter()
+_PAGE = 50
+_RUN = re.compile(r"[A-Za-z0-9.-]{1,120}")  # what registry.slug leaves
+_DOCUMENT = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}/){0,3}[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}\.html")
+# A page of the store has styles and pictures within itself, and may do nothing but be read and link.
+_POLICY = "sandbox allow-popups; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
+
+
+@router.get("/runs")
+def runs(request: Request, user: User, page: int = 1) -> HTMLResponse:
+    """Runs of both DAGs with their outcome, newest first."""
+    page = max(1, min(page, 100_000))
+    entries = shelf.history()
+    found = scheduler.runs(_PAGE + 1, (page - 1) * _PAGE)
+    rows = [(run, overview.outcome(run, entries)) for run in found[:_PAGE]]
+    return pages.render(request, user, "runs.html", "Runs", rows=rows, page=page, more=len(found) > _PAGE)
+
+
+@router.get("/runs/{name}")
+def run(request: Request, user: User, name: str) -> HTMLResponse:
+    """One run: its outcome, its report, the way to its logs."""
+    if not _RUN.fullmatch(name):
+        raise HTTPException(404, f"There is no run of this name. Received: {name[:200]!r}")
+    of_airflow = scheduler.run(name)
+    entry = next((e for e in reversed(shelf.history()) if e.run == name), None)
+    reported = store.exists(shelf.settings(), f"reports/{name}/index.html")
+    if of_airflow is None and entry is None and not reported:
+        raise HTTPException(404, f"There is no run of this name. Received: {name!r}")
+    return pages.render(
+        request, user, "run.html", f"Run {name}", run=of_airflow, entry=entry, reported=reported, name=name
+    )
+
+
+@router.get("/runs/{name}/report/{path:path}")
+def report(name: str, path: str, user: User) -> Response:
+    """The stored report, or a page beside it."""
+    if not _RUN.fullmatch(name) or not _DOCUMENT.fullmatch(path):
+        raise HTTPException(404, "There is no such page.")
+    content = shelf.object_bytes(f"reports/{name}/{path}")
+    return Response(content, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": _POLICY})

@@ -1,0 +1,83 @@
+// Light or dark as Airflow is; links to Airflow's own pages out of its frame; small comforts. All works without.
+"use strict";
+
+const framed = window.parent !== window;
+
+function dark() {
+  try {
+    if (framed) return window.parent.document.documentElement.classList.contains("dark");
+    const chosen = localStorage.getItem("theme");
+    if (chosen === "dark" || chosen === "light") return chosen === "dark";
+  } catch { /* storage is forbidden */ }
+  return matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function dress() {
+  document.documentElement.dataset.theme = dark() ? "dark" : "light";
+}
+
+dress();
+if (framed) {
+  try {
+    new MutationObserver(dress).observe(window.parent.document.documentElement, { attributeFilter: ["class"] });
+  } catch { /* the frame is another site's */ }
+}
+addEventListener("storage", dress);
+
+// Airflow's frame may not move the page around it, but an element of that page may.
+function goTo(address) {
+  const link = window.parent.document.createElement("a");
+  link.href = address;
+  window.parent.document.body.append(link);
+  link.click();
+  link.remove();
+}
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-airflow]");
+  if (!link || !framed || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  goTo(link.href);
+});
+
+document.addEventListener("DOMContentLoaded", () => {
+  document.documentElement.classList.toggle("framed", framed);
+
+  // Filters apply as soon as they are chosen.
+  for (const form of document.querySelectorAll("form[data-filter]")) {
+    form.addEventListener("change", () => form.requestSubmit());
+  }
+
+  // All files of a page at once.
+  const all = document.querySelector("#all-files");
+  const boxes = [...document.querySelectorAll("input[name=files]")];
+  const count = document.querySelector("#chosen-files");
+  function tell() {
+    if (count) count.textContent = `${boxes.filter((box) => box.checked).length} chosen`;
+  }
+  if (all) {
+    all.closest("label").hidden = false;
+    all.addEventListener("change", () => {
+      for (const box of boxes) box.checked = all.checked;
+      tell();
+    });
+  }
+  for (const box of boxes) box.addEventListener("change", tell);
+  tell();
+
+  // Airflow's own dialog to trigger a run has no address of its own.
+  for (const link of document.querySelectorAll("a[data-trigger]")) {
+    if (framed) link.addEventListener("click", openForm);
+  }
+});
+
+function openForm() {
+  const page = window.parent;
+  const until = Date.now() + 15000;
+  const wait = page.setInterval(() => {
+    const button = page.location.pathname.endsWith("/dags/cxr_retraining")
+      && page.document.querySelector('[data-testid="trigger-dag-button"], [aria-label="Trigger Dag"], [aria-label="Trigger"]');
+    if (button) button.click();
+    if (button || Date.now() > until) page.clearInterval(wait);
+  }, 200);
+}
