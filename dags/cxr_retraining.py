@@ -16,7 +16,7 @@ from datetime import timedelta
 
 import cxr_wiring as wiring
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.sdk import CronTriggerTimetable, dag, get_current_context, task, task_group
+from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task, task_group
 from airflow.sdk.exceptions import AirflowSkipException
 
 
@@ -158,6 +158,7 @@ def cxr_retraining() -> None:
             body="{{ ti.xcom_pull(task_ids='decide.gate')['table'] }}",
             options=[wiring.APPROVE, "Reject"],
             defaults="Reject",
+            params={"why": Param("", type="string", maxLength=2000, title="Why", description="For the history.")},
             response_timeout=timedelta(days=3),
             doc_md="Waits for a human without taking a worker. No answer within three days means no.",
         )
@@ -176,11 +177,10 @@ def cxr_retraining() -> None:
             decision = runs.load_decision(s, wiring.run_name(context))
             by = wiring.actor(context)
             if answer:
-                human = (answer["responded_by_user"] or {}).get("name")
-                if not human or answer["chosen_options"] != [wiring.APPROVE]:
-                    why = f"Not approved by {human}." if human else "Nobody approved it in time."
-                    return registry.decline(s, decision, human or by, why).model_dump(include=wiring.OUTCOME)
-                by = f"{by}, approved by {human}"
+                approved, human, said = wiring.answered(answer)
+                if not approved:
+                    return registry.decline(s, decision, human or by, said).model_dump(include=wiring.OUTCOME)
+                by = f"{by}, {said}"
             return registry.conclude(s, decision, by).model_dump(include=wiring.OUTCOME)
 
     @task(outlets=[wiring.CHAMPION])

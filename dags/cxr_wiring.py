@@ -191,6 +191,17 @@ def actor(context: Any) -> str:  # noqa: ANN401
     return context["dag_run"].triggering_user_name or f"airflow ({context['dag_run'].run_type})"
 
 
+def answered(answer: dict[str, Any]) -> tuple[bool, str, str]:
+    """Whether a human approved the promotion, who ("": nobody did in time), and the answer in words for the history."""
+    human = (answer["responded_by_user"] or {}).get("name") or ""
+    why = (answer.get("params_input") or {}).get("why", "").strip()
+    if not human:
+        return False, "", "Nobody approved it in time."
+    if answer["chosen_options"] != [APPROVE]:
+        return False, human, f"Not approved by {human}: {why}" if why else f"Not approved by {human}."
+    return True, human, f"approved by {human} ({why})" if why else f"approved by {human}"
+
+
 def announce(outlet_events: Any, model: str, version: int) -> None:  # noqa: ANN401
     """Puts into the event of `CHAMPION`, which the task emits when it succeeds, who is champion from now on."""
     outlet_events[CHAMPION].extra = {"model": model, "version": version}

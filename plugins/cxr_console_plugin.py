@@ -29,7 +29,7 @@ class CxrConsolePlugin(AirflowPlugin):
     fastapi_apps = [{"app": console, "url_prefix": PREFIX, "name": "Chest X-ray console"}]  # noqa: RUF012 - Airflow's
     external_views = [  # noqa: RUF012
         {
-            "name": "Chest X-ray",
+            "name": "X-rays",  # a longer one is cut off
             "href": f"{_BASE}{PREFIX}/",
             "destination": "nav",
             "url_route": "cxr",

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-WIDTH, HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 128, 12, 28
+from cxr_ml.release import words
+
+WIDTH, HEIGHT = 720, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 210, 12, 28
+_LONGEST = 22  # letters of a name beside its line
 _APART = 15  # px between two labels at the ends of lines
 _MOST_TICKS = 8
 
@@ -12,7 +15,7 @@ _MOST_TICKS = 8
 def lines(
     label: str, names: Sequence[str], series: dict[str, Sequence[float | None]], low: float, high: float, shares: bool
 ) -> dict[str, Any] | None:
-    """A chart of up to six series over the same points; None where there is nothing to draw.
+    """A chart of series over the same points; None where there is nothing to draw.
 
     Args:
         label: what is shown, for who cannot see it.
@@ -37,7 +40,8 @@ def lines(
     for number, (name, values) in enumerate(series.items()):
         points = [(x(i), y(v), names[i], _text(v, shares)) for i, v in enumerate(values) if v is not None]
         if points:
-            drawn.append({"name": name, "style": number % 6, "points": points, "last": points[-1][3]})
+            shown = words.plain(name, _LONGEST)
+            drawn.append({"name": shown, "style": number % 6, "points": points, "last": points[-1][3]})
     above = -1e9
     for line in sorted(drawn, key=lambda line: line["points"][-1][1]):  # labels at the ends never overlap
         above = line["label_y"] = max(line["points"][-1][1], above + _APART)

@@ -98,9 +98,17 @@ def model(request: Request, user: User, name: str) -> HTMLResponse:
         figures=catalogue.all_figures(found) if found else {},
         disguises=reading.disguises(found) if found else [],
         lungs=reading.lungs(found, s.lungs_hidden_limit) if found else [],
-        card=Markup(_MARKDOWN.render(card[0].decode("utf-8", "replace"))) if card else None,
+        card=_html(card[0]) if card else None,
         others=sorted(shelf.model_names() - {name}),
     )
+
+
+def _html(markdown: bytes) -> Markup:
+    tokens = _MARKDOWN.parse(markdown.decode("utf-8", "replace"))
+    for token in tokens:
+        if token.attrs.pop("style", None):  # of a column that is aligned; pages have no styles of their own
+            token.attrs["class"] = "n"
+    return Markup(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
 
 
 @router.get("/models/{name}/history.csv")

@@ -307,3 +307,18 @@ def test_the_settings_of_this_process_are_not_changed_by_a_form():
     with wiring.settings(values(seed=3)):
         pass
     assert settings_module.load().seed == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "chosen", "params", "expected"),
+    [
+        ("dr.a", "Approve", {"why": " looked at "}, (True, "dr.a", "approved by dr.a (looked at)")),
+        ("dr.a", "Approve", {}, (True, "dr.a", "approved by dr.a")),
+        ("dr.a", "Reject", {"why": "too few"}, (False, "dr.a", "Not approved by dr.a: too few")),
+        ("dr.a", "Reject", None, (False, "dr.a", "Not approved by dr.a.")),
+        (None, "Approve", {"why": "x"}, (False, "", "Nobody approved it in time.")),
+    ],
+)
+def test_an_answer_counts_as_approval_only_if_a_human_gave_it(user, chosen, params, expected):
+    who = {"name": user} if user else None
+    assert wiring.answered({"responded_by_user": who, "chosen_options": [chosen], "params_input": params}) == expected
