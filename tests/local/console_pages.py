@@ -41,18 +41,28 @@ def console(page: Page) -> FrameLocator:
     return page.frame_locator("iframe")
 
 
-def trigger(page: Page, switches: tuple[str, ...], numbers: dict[str, object]) -> dict:
-    """Triggers a retraining from the console's button and Airflow's form, with changed fields; what the server says."""
+def trigger(page: Page, sections: dict[str, dict[str, object]]) -> dict:
+    """Triggers a retraining from the console's button and Airflow's form; what the server says.
+
+    Args:
+        page: of Airflow.
+        sections: of the form, each with the fields that are changed in it; True turns a switch.
+    """
     console(page).get_by_role("link", name="Trigger a retraining").click()
     form = page.get_by_role("dialog")
-    for section in ("Training", "Gate"):
-        form.get_by_role("button", name=section, exact=True).click()
-    for name in switches:
-        form.locator(f"label:has(input[name=element_{name}])").click()
-    for name, value in numbers.items():
-        field = form.locator(f"input[name=element_{name}]")
-        field.fill(str(value))
-        field.press("Tab")
+    for section, fields in sections.items():
+        first = form.locator(
+            f"[id='switch:element_{next(iter(fields))}'], input[name=element_{next(iter(fields))}]"
+        ).first
+        form.get_by_role("button", name=section, exact=True).wait_for()
+        if not first.is_visible():  # only one section is open at a time
+            form.get_by_role("button", name=section, exact=True).click()
+        for name, value in fields.items():
+            if value is True:
+                form.locator(f"[id='switch:element_{name}']").click()
+            else:
+                form.locator(f"input[name=element_{name}]").fill(str(value))
+                form.locator(f"input[name=element_{name}]").press("Tab")
     submit = form.get_by_test_id("trigger-dag-submit")
     with page.expect_response(lambda r: r.request.method == "POST" and r.url.endswith("/dagRuns")) as answer:
         submit.click()

@@ -172,8 +172,9 @@ def test_each_page_of_the_console_is_there_in_airflows_own_frame_and_fits_a_phon
 
 def test_a_run_triggered_from_the_form_and_approved_in_the_console_makes_a_champion(made, browser):
     browser.goto(f"{made.address}/")
-    numbers = {name: BETTER[name] for name in ("seed", "head_epochs", "head_learning_rate")}
-    run_id = trigger(browser, ("train_anyway", "approval"), numbers)["dag_run_id"]
+    training = {name: BETTER[name] for name in ("seed", "head_epochs", "head_learning_rate")}
+    form = {"Run Parameters": {"train_anyway": True}, "Training": training, "Gate": {"approval": True}}
+    run_id = trigger(browser, form)["dag_run_id"]
     made.question(run_id)
     browser.goto(f"{made.address}/")
     frame = console(browser)
