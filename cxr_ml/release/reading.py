@@ -67,6 +67,12 @@ def reason(run: Run) -> str:
             )
         return run.decision.reason
     if run.outcome == "nothing_new":
+        files = sum(n for batch in run.batches for counts in batch.counts.values() for n in counts.values())
+        if run.batches:
+            return (
+                f"None of the {files} files that came in was new and fit to train on, so nothing was trained and the "
+                "champion stays."
+            )
         return "The inbox brought no new image, so nothing was trained and the champion stays."
     stopped = [f for batch in run.batches for f in batch.failures if f.suite == "dataset"]
     if stopped:
@@ -194,6 +200,23 @@ def lungs(evaluation: Evaluation, limit: float) -> list[tuple[str, bool]]:
     if found.balanced_accuracy > (chance + found.before) / 2:
         return [(f"{told}: much of what it knows it does not know from the lungs.", True)]
     return [(f"{told}.", False)]
+
+
+def gpu(run: Run) -> str:
+    """How long GPUs were at work, in a sentence: wall time of training, and of judging if known, times GPUs."""
+    trained = {m.model: sum(m.seconds.values()) for m in run.models}
+    if not trained:
+        return ""
+    names = [str(m.hardware.get("gpus", "")) for m in run.models]
+    judged = sum(s for step, s in run.seconds.items() if step.endswith("evaluate"))
+    told = f"training {words.duration(sum(trained.values()))}" + (
+        f", judging {words.duration(judged)}" if judged else ""
+    )
+    if not any(names):
+        return f"None was used: {told} on the processor."
+    used = [len(name.split(", ")) if name else 0 for name in names]
+    spent = sum(n * t for n, t in zip(used, trained.values(), strict=True)) + max(used) * judged
+    return f"{spent:,.0f} GPU seconds on {'; '.join(sorted(set(filter(None, names))))}: {told}."
 
 
 _SEES = {"border": "the outer border", "encoding": "how the files are encoded (size, format, bit depth, bytes)"}

@@ -9,7 +9,7 @@ import pytest
 import report_samples as samples
 from PIL import Image
 
-from cxr_ml.release import figures, words
+from cxr_ml.release import canvas, data_figures, figures, words
 
 FLOORS = {"COVID19": 0.95, "PNEUMONIA": 0.90, "NORMAL": 0.70}
 HOSTILE = ("<script>alert(1)</script>", "$\\frac{1", "a\nb\u202ec", "$$", "{0}%s", "\ud800", "x" * 300, "COVID19")
@@ -24,7 +24,7 @@ def picture(png: bytes) -> np.ndarray:
 def texts(monkeypatch, draw) -> list[str]:
     """Every text that the figure shows, with the pixels it covers checked to be inside."""
     seen = []
-    png = figures._png
+    png = canvas.png
 
     def spy(figure):
         figure.set_dpi(180)
@@ -39,7 +39,7 @@ def texts(monkeypatch, draw) -> list[str]:
         assert box.x1 <= width + 0.02 and box.y1 <= height + 0.02, "something is cut off at the right or top"
         return png(figure)
 
-    monkeypatch.setattr(figures, "_png", spy)
+    monkeypatch.setattr(canvas, "png", spy)
     draw()
     assert seen
     return seen
@@ -131,12 +131,12 @@ def test_an_empty_confusion_matrix_says_so(monkeypatch):
 
 
 def test_the_balance_prints_every_count(monkeypatch):
-    seen = texts(monkeypatch, lambda: figures.balance(samples.run()))
+    seen = texts(monkeypatch, lambda: data_figures.balance(samples.run()))
     assert {"820", "680", "540", "150", "141", "132", "90"} <= set(seen)
 
 
 def test_a_run_without_dataset_has_no_balance(monkeypatch):
-    seen = texts(monkeypatch, lambda: figures.balance(samples.run(dataset=None)))
+    seen = texts(monkeypatch, lambda: data_figures.balance(samples.run(dataset=None)))
     assert seen == ["No class balance to show: this run built no dataset."]
 
 
@@ -147,7 +147,7 @@ def test_hostile_names_and_twelve_classes_are_drawn_whole(monkeypatch, classes):
     run = samples.run(test=counts, champion=counts, classes=classes)
     seen = texts(monkeypatch, lambda: figures.recalls(run, FLOORS))
     seen += texts(monkeypatch, lambda: figures.confusion(run.evaluations[0].test, classes))
-    seen += texts(monkeypatch, lambda: figures.balance(run))
+    seen += texts(monkeypatch, lambda: data_figures.balance(run))
     seen += texts(monkeypatch, lambda: figures.losses(classes[0], samples.history()))
     assert max(map(len, seen)) < 80
 
@@ -160,7 +160,7 @@ def test_a_picture_shows_something_and_is_small_enough_for_mail():
 
 def test_series_differ_in_grey_as_well():
     luminances = [np.dot([0.2126, 0.7152, 0.0722], [int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in
-                  (figures.BLUE, figures.ORANGE, "#cccccc")]  # fmt: skip
+                  (canvas.BLUE, canvas.ORANGE, "#cccccc")]  # fmt: skip
     assert min(abs(np.diff(sorted(luminances)))) > 25
 
 
