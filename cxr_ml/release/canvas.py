@@ -50,6 +50,9 @@ def empty(message: str) -> bytes:
 
 
 def name(text: str, limit: int = 22) -> str:
-    """A name from a drop as it may stand in a plot."""
+    """A name from a drop as it may stand in a plot; of a long one both ends, for many differ only there."""
+    whole = words.plain(text)
+    if len(whole) > limit:
+        whole = f"{whole[: limit - 1 - limit // 2].rstrip()}…{whole[-(limit // 2) :].lstrip()}"
     # An unescaped pair of dollars would be read as mathematics.
-    return words.plain(text, limit).replace("$", r"\$")
+    return whole.replace("$", r"\$")

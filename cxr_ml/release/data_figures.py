@@ -63,18 +63,22 @@ def growth(versions: Sequence[Dataset]) -> bytes:
     rows = -(-len(names) // 2)
     figure = canvas.figure(0.8 + 1.75 * rows)
     panels = figure.subplots(rows, 2, sharex=True, squeeze=False).flat
-    for panel, label in zip(panels, names, strict=False):
+    sparse = max(1, len(numbers) // 10)
+    for place, (panel, label) in enumerate(zip(panels, names, strict=False)):
         axes = canvas.axes(panel)
+        axes.tick_params(labelbottom=place + 2 >= len(names))
         last = []
         for split in splits:
             colour, marker, line = LINES.get(split, (GREY, "x", "-."))
             values = [d.counts.get(split, {}).get(label, 0) for d in versions]
             axes.plot(
-                numbers, values, marker + line, color=colour, markersize=4, linewidth=1.6, label=canvas.name(split)
-            )
+                numbers, values, marker + line, color=colour, markersize=4, linewidth=1.6, label=canvas.name(split),
+                markevery=(-1 % len(numbers) % sparse, sparse),
+            )  # fmt: skip
             last.append(f"{values[-1]:,}")
         axes.set_title(f"{canvas.name(label)}\nnow {' / '.join(last)}", fontsize=10, color=INK)
         axes.set_ylim(bottom=0)
+        axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
         axes.margins(y=0.1)
         axes.grid(axis="y", color="#e4e4e4")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))

@@ -121,7 +121,7 @@ def said(error: Exception) -> str:
         return "; ".join(f"{a}: {code} {_text(text)}" for a, (code, text) in error.recipients.items())
     if isinstance(error, smtplib.SMTPResponseException):
         return f"{error.smtp_code} {_text(error.smtp_error)}"
-    return str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _text(answer: bytes | str) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from cxr_ml.model.metrics import wilson
-from cxr_ml.records import Metrics, Run
+from cxr_ml.records import Evaluation, Metrics, Run
 from cxr_ml.release import canvas, words
 from cxr_ml.release.canvas import BLUE, INK, ORANGE, VERMILION, WIDTH
 from cxr_ml.release.reading import chosen
@@ -134,6 +134,48 @@ def recalls(run: Run, floors: dict[str, float]) -> bytes:
         [handles[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=2, frameon=False,
         fontsize=10,
     )  # fmt: skip
+    return canvas.png(figure)
+
+
+def differences(evaluation: Evaluation, margins: dict[str, float]) -> bytes:
+    """Candidate less champion on the same test images, with 95 % intervals, and how far below a figure may lie.
+
+    Args:
+        evaluation: of the candidate, with its difference to the champion.
+        margins: name of a figure -> how far below the champion's its interval may reach (0–1).
+    """
+    found = evaluation.difference
+    names = ["macro F1", *(f"recall {label}" for label in evaluation.test.classes)]
+    names = [n for n in names if found and math.isfinite(found.figures.get(n, math.nan))]
+    if not names:
+        return canvas.empty("No difference to show: there is no champion on the same images.")
+    figure = canvas.figure(1.4 + 0.42 * len(names))
+    axes = canvas.axes(figure.subplots())
+    axes.axvline(0, color=INK, linewidth=1)
+    for row, name in enumerate(names):
+        value = 100 * found.figures[name]
+        low, high = (100 * end for end in found.intervals.get(name, (math.nan, math.nan)))
+        if math.isfinite(low):
+            axes.hlines(row, low, high, color=BLUE, linewidth=2)
+            axes.plot([low, high], [row, row], "|", color=BLUE, markersize=9, markeredgewidth=2)
+        axes.plot(value, row, "o", color=BLUE, markersize=7)
+        text = f"{value:+.1f}" + (f"  ({low:+.1f} to {high:+.1f})" if math.isfinite(low) else "")
+        place = axes.get_yaxis_transform()
+        axes.text(1.02, row, text.replace("-", "−"), transform=place, va="center", fontsize=9.5, color=INK)
+    allowed = [(row, -100 * margins[name]) for row, name in enumerate(names) if name in margins]
+    if allowed:
+        rows, at = np.array(allowed).T
+        axes.vlines(
+            at, rows - 0.4, rows + 0.4, color=VERMILION, linewidth=3, linestyle=(0, (2, 1)),
+            label="as far below as the gate lets the interval reach",
+        )  # fmt: skip
+        figure.legend(loc="outside upper left", frameon=False, fontsize=10)
+    left, right = axes.get_xlim()
+    axes.set_xlim(min(left, -1), max(right, 1))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), [canvas.name(n, 24) for n in names])
+    axes.set_xlabel("candidate less champion, percentage points\n(macro F1 times 100), 95 % interval")
+    axes.grid(axis="x", color="#e4e4e4")
     return canvas.png(figure)
 
 

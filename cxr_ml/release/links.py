@@ -26,6 +26,6 @@ def of_run(settings: Settings, run: str, run_link: str, models: Sequence[str] = 
         "This run in Airflow: steps and logs": run_link,
         "What was refused, in the console": console(settings, "quarantine"),
         **{f"{model} in the console": console(settings, "models", model) for model in models},
-        "Airflow": settings.ui_url,
+        "Airflow": "" if run_link else settings.ui_url,
     }
     return {title: link for title, link in found.items() if link}

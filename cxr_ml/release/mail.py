@@ -14,6 +14,8 @@ from cxr_ml.release.report import table
 from cxr_ml.settings import Settings
 
 MAX_BYTES = 1_000_000  # of a whole mail; many servers and phones load larger ones late or not at all
+_LINES = 12  # of a table; the report has them all
+_LEGIBLE = 6  # classes; a confusion matrix of more cannot be read on a phone
 _SUBJECT = 150  # characters; phones show about 60
 
 
@@ -106,20 +108,25 @@ def outcome_message(
         Refused: no recipient, one that is not allowed, or an address that is none.
     """
     evaluation = reading.chosen(run)
+    lines, failed = reading.headline(run, settings), reading.failed(run)
     pictures = {}
     if evaluation is not None:
         pictures["recalls"] = figures.recalls(run, settings.recall_floors)
-        pictures["confusion"] = figures.confusion(evaluation.test, tuple(evaluation.test.classes))
+        if len(evaluation.test.classes) <= _LEGIBLE:
+            pictures["confusion"] = figures.confusion(evaluation.test, tuple(evaluation.test.classes))
     values = {
         "run": run,
         "outcome": reading.outcome(run),
         "architecture": reading.architecture(run),
         "version": reading.version(run),
         "reason": reading.reason(run),
-        "headline": reading.headline(run, settings)[:12],
-        "failed": reading.failed(run)[:12],
+        "headline": lines[:_LINES],
+        "more_lines": len(lines[_LINES:]),
+        "failed": failed[:_LINES],
+        "more_failed": len(failed[_LINES:]),
         "choice": reading.choice(run),
-        "batches": [(batch, *table(batch)) for batch in run.batches[:12]],
+        "mistakes": reading.mistakes(evaluation) if evaluation is not None else [],
+        "batches": [(batch, *table(batch)) for batch in run.batches[:_LINES]],
         "report_link": report_link,
         "links": links or {},
         "note": reading.NOTE,

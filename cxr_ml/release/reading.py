@@ -136,6 +136,22 @@ def headline(run: Run, settings: Settings) -> list[Line]:
     return lines
 
 
+def mistakes(evaluation: Evaluation, most: int = 5) -> list[str]:
+    """What is most often taken for what on the test images, by share of the true class: a line each."""
+    names = list(evaluation.test.classes)
+    found = [
+        (count / sum(row), count, sum(row), names[true], names[said])
+        for true, row in enumerate(evaluation.test.confusion)
+        for said, count in enumerate(row)
+        if said != true and count
+    ]
+    lines = [
+        f"{words.plain(true, 40)} taken for {words.plain(said, 40)}: {count} of {images} ({words.percent(share)})"
+        for share, count, images, true, said in sorted(found, key=lambda f: (-f[0], f[3], f[4]))[:most]
+    ]
+    return [line.replace(" %", "\u00a0%") for line in lines]
+
+
 def choice(run: Run) -> str:
     """One sentence: why this candidate and no other went to the gate."""
     evaluation = chosen(run)
@@ -200,23 +216,6 @@ def lungs(evaluation: Evaluation, limit: float) -> list[tuple[str, bool]]:
     if found.balanced_accuracy > (chance + found.before) / 2:
         return [(f"{told}: much of what it knows it does not know from the lungs.", True)]
     return [(f"{told}.", False)]
-
-
-def gpu(run: Run) -> str:
-    """How long GPUs were at work, in a sentence: wall time of training, and of judging if known, times GPUs."""
-    trained = {m.model: sum(m.seconds.values()) for m in run.models}
-    if not trained:
-        return ""
-    names = [str(m.hardware.get("gpus", "")) for m in run.models]
-    judged = sum(s for step, s in run.seconds.items() if step.endswith("evaluate"))
-    told = f"training {words.duration(sum(trained.values()))}" + (
-        f", judging {words.duration(judged)}" if judged else ""
-    )
-    if not any(names):
-        return f"None was used: {told} on the processor."
-    used = [len(name.split(", ")) if name else 0 for name in names]
-    spent = sum(n * t for n, t in zip(used, trained.values(), strict=True)) + max(used) * judged
-    return f"{spent:,.0f} GPU seconds on {'; '.join(sorted(set(filter(None, names))))}: {told}."
 
 
 _SEES = {"border": "the outer border", "encoding": "how the files are encoded (size, format, bit depth, bytes)"}

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Dataset, Explanation, Run
-from cxr_ml.release import data_figures, figures, links, reading
+from cxr_ml.release import costs, data_figures, figures, links, reading
 from cxr_ml.release.examples import Refusal
 from cxr_ml.release.pages import page
 from cxr_ml.settings import Settings
@@ -103,6 +103,9 @@ def render(
         explained=explained[0] if explained else None,
         sheets=[(label, _picture(png)) for label, png in explained[1].items()] if explained else [],
         recalls=_picture(figures.recalls(run, settings.recall_floors)) if evaluation is not None else None,
+        difference=_picture(figures.differences(evaluation, settings.margins))
+        if evaluation is not None and evaluation.difference
+        else None,
         balance=_picture(data_figures.balance(run)) if run.dataset is not None else None,
         growth=_picture(data_figures.growth(beside.versions)) if len(beside.versions) > 1 else None,
         refused=_picture(data_figures.refused(reasons)) if reasons else None,
@@ -118,7 +121,7 @@ def render(
         links=links.of_run(settings, run.run, beside.run_link, [m.model for m in run.models]),
         reasons=sorted(reasons, key=lambda code: (-reasons[code], code)),
         wall=links.console(settings, "quarantine"),
-        gpu=reading.gpu(run),
+        gpu=costs.gpu(run),
     )
 
 
