@@ -11,9 +11,11 @@ def gpu(run: Run) -> str:
         return ""
     names = [str(m.hardware.get("gpus", "")) for m in run.models]
     judged = sum(s for step, s in run.seconds.items() if step.endswith("evaluate"))
-    told = f"training {words.duration(sum(trained.values()))}" + (
-        f", judging {words.duration(judged)}" if judged else ""
-    )
+    told = f"training {words.duration(sum(trained.values()))}"
+    if judged:
+        told += f", judging {words.duration(judged)}"
+    if not all(m.hardware for m in run.models):  # of an earlier version
+        return f"Not known; {told}."
     if not any(names):
         return f"None was used: {told} on the processor."
     used = [len(name.split(", ")) if name else 0 for name in names]

@@ -1,14 +1,16 @@
 """The mails, through a real SMTP server and parsed back."""
 
+import base64
 import re
 
+import chromium
 import pytest
 import report_samples as samples
 import smtp_samples
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import Check, Run
+from cxr_ml.records import Check, HistoryEntry, Run
 from cxr_ml.release import advice, deliver, failures, mail
 from cxr_ml.settings import Settings
 
@@ -215,3 +217,53 @@ def caused(outer: BaseException, inner: BaseException) -> BaseException:
 )
 def test_advice_fits_the_kind_of_error(error, says):
     assert says in advice.advise(error)
+
+
+MANY = tuple(tuple(80 if t == p else (t * p) % 7 for p in range(12)) for t in range(12))
+LONG = tuple(f"A CLASS WITH A VERY LONG NAME {n}" for n in range(12))
+
+
+def test_what_is_most_often_taken_for_what_is_said_in_words_for_those_who_see_no_images():
+    run = samples.run(test=samples.POOR)
+    for body in (text_of(outcome(run)), html_of(outcome(run))):
+        said = [line for line in re.findall(r"\w+ taken for \w+: \d+ of \d+ \([\d.]+\s%\)", body)]
+        assert said[0] == "NORMAL taken for COVID19: 6 of 90 (6.7\u00a0%)" and len(said) == 5
+
+
+def test_of_many_classes_the_mail_says_how_many_are_in_the_report_only_and_brings_no_illegible_matrix():
+    run = samples.run(test=MANY, champion=MANY, classes=LONG)
+    checks = tuple(Check(name=f"c{n}", observed=0.1, limit="≥ 0.5", passed=False, reason="No.") for n in range(14))
+    message = outcome(run.model_copy(update={"decision": run.decision.model_copy(update={"checks": checks})}))
+    assert "And 4 more classes, in the report." in text_of(message) and "And 2 more, in the report." in text_of(message)
+    assert "And 4 more classes, in the report." in html_of(message) and "And 2 more, in the report." in html_of(message)
+    assert re.findall(r'src="cid:(\w+)"', html_of(message)) == ["recalls"]
+
+
+def bodies():
+    failed = failures.tell(
+        SETTINGS, "scheduled__1", "train [1]", Refused("models/" + "x" * 300), "https://a.example/log"
+    )
+    entry = HistoryEntry(
+        number=3, action="rolled_back", model="a" * 90, previous="b" * 90, version=3, by="eve", why="w" * 300,
+        at="2026-01-12T03:00:00+00:00", run="manual-1",
+    )  # fmt: skip
+    links = {"This run in the console": f"https://airflow.example/{'x' * 200}"}
+    return {
+        "promoted": outcome(),
+        "refused": outcome(samples.run(test=samples.POOR), link=f"s3://bucket/{'x' * 200}"),
+        "twelve": outcome(samples.run(test=MANY, champion=MANY, classes=LONG)),
+        "failed": mail.failure_message(SETTINGS, (TEAM,), failed, LINK, links),
+        "rolled back": mail.rollback_message(SETTINGS, (TEAM,), entry, links),
+    }
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("images", ["shown", "blocked"])
+def test_no_mail_is_wider_than_its_window_with_or_without_images(tmp_path, width, images):
+    for name, message in bodies().items():
+        html = html_of(message)
+        for part in message.walk() if images == "shown" else ():
+            if part.get_content_type() == "image/png":
+                data = base64.b64encode(part.get_payload(decode=True)).decode()
+                html = html.replace(f"cid:{part['Content-ID'].strip('<>')}", f"data:image/png;base64,{data}")
+        assert chromium.wider_than(html, width, tmp_path) == 0, name
