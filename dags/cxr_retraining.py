@@ -10,6 +10,8 @@ the champion change. The team gets the report by mail.
 * The gate stays shut, or a human says no: the run succeeds, the champion stays, the report says why.
 * A step fails: a mail and the run's page say which, why, and what to do. What is stored stays; *Clear* the step to go
   on from there. A dataset that no run brought before the gate is taken up by the next run.
+* A red *mail* in a green run: all is done, but no mail server took the mail. *Clear* it to try again; who has the mail
+  already does not get it twice.
 """
 
 from datetime import timedelta

@@ -281,8 +281,7 @@ def _tell_failure(context: Any, task_id: str, map_index: int, error: BaseExcepti
     tell.failure(s, failed, to, page)
 
 
-# Of a step that only tells: it is tried for longer, since a mail server may be down for a while, and nobody can be
-# mailed about it. As a teardown, a red one does not make the whole run red: what it tells of is done.
+# Of a teardown that mails: a mail server may be down for a while, and nobody can be mailed about it.
 TELLING = {
     "retries": 5,
     "retry_delay": timedelta(minutes=1),

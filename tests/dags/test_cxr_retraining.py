@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, ParamValidationError
@@ -11,7 +12,8 @@ from dag_reading import HEAVY, read_dag
 from jinja2 import Template
 
 from cxr_ml import store
-from cxr_ml.records import Dataset, Decision, HistoryEntry, Ruling, Run
+from cxr_ml.data import ingest
+from cxr_ml.records import Batch, Dataset, Decision, HistoryEntry, Ruling, Run
 
 EDGES = {
     "data.find_drops": ["data.ingest", "data.validate"],
@@ -389,6 +391,45 @@ def test_a_run_with_nothing_new_leaves_a_report_that_says_so(settings, find_drop
     page = store.get(settings, "reports/manual-1/index.html").decode()
     assert "NOTHING NEW" in page and "data.ingest [0]" in page
     assert 'href="https://airflow.example/dags/cxr_retraining/runs/manual__1"' in page
+
+
+def test_a_drop_of_which_every_image_was_known_or_unfit_leaves_a_report_that_is_mailed(
+    settings, data_task, context, monkeypatch
+):
+    batch = Batch(batch="b-1", drop="b", counts={"duplicate": {"NORMAL": 9}}, reasons={}, rejected_classes={})
+    for name in ("images", "classes"):
+        store.put_if_absent(settings, f"batches/b-1/{name}.html", b"Data Docs")
+    store.put_if_absent(settings, "batches/b-1/batch.json", batch.to_bytes())
+    nothing = pd.DataFrame(columns=["file", "sha256", "label", "verdict", "reasons"])
+    store.put_if_absent(settings, "batches/b-1/refused.parquet", ingest.to_parquet(nothing))
+    write_dataset(settings, 1)
+    conclude(settings, dataset=1, number=1)
+    stored = store.load(settings, "datasets/1/dataset.json", Dataset)
+    monkeypatch.setattr("cxr_ml.data.dataset.build", lambda *_: (stored, False))
+    with pytest.raises(AirflowSkipException, match="dataset 1 stays"):
+        data_task("build_dataset")[1]({}, batches=["b-1"])
+    assert "None of the 9 files" in store.get(settings, "reports/manual-1/index.html").decode()
+    sent = []
+    monkeypatch.setattr("cxr_ml.release.deliver.send", lambda message, *_: sent.append(message["Subject"]))
+    mail_task()
+    assert [subject.startswith("[cxr] NOTHING NEW: None of the 9 files") for subject in sent] == [True]
+
+
+def mail_task():
+    import cxr_retraining
+    import cxr_wiring
+
+    task = cxr_retraining.cxr_retraining().get_task("mail")
+    return task.python_callable(params={name: param.value for name, param in cxr_wiring.form().items()})
+
+
+def test_of_a_run_that_did_nothing_or_has_no_report_there_is_no_mail(settings, find_drops):
+    with pytest.raises(AirflowSkipException, match="nothing to tell"):
+        mail_task()
+    with pytest.raises(AirflowSkipException, match="Nothing new"):
+        find_drops()
+    with pytest.raises(AirflowSkipException, match="nothing to tell"):
+        mail_task()
 
 
 def test_a_dataset_that_no_run_brought_before_the_gate_is_taken_up(settings, find_drops):

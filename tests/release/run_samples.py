@@ -38,13 +38,13 @@ def put_model(settings, evaluation: Evaluation) -> str:
     return evaluation.model
 
 
-def put_measurements(settings):
+def put_refused(settings):
     """Of the batch: a decode error without a picture, and five white boxes of which the store has thumbnails."""
     rows = [("x/<b>.png", "", "NORMAL", "quarantined", ["decode_error"])]
     rows += [(f"x/{n}.png", f"{n}" * 64, "TUBERCULOSIS", "rejected_class", ["white_box"]) for n in range(5)]
     frame = pd.DataFrame(rows, columns=["file", "sha256", "label", "verdict", "reasons"])
     frame = frame.assign(width=9, height=9)
-    store.put_if_absent(settings, f"batches/{BATCH.batch}/measurements.parquet", ingest.to_parquet(frame))
+    store.put_if_absent(settings, f"batches/{BATCH.batch}/refused.parquet", ingest.to_parquet(frame))
     for n in range(5):
         store.put_if_absent(settings, thumbnails.key(f"{n}" * 64), f"film {n}".encode(), "image/jpeg")
 
@@ -54,7 +54,7 @@ def fill(settings) -> None:
     for name in ("images", "classes"):
         store.put_if_absent(settings, f"batches/{BATCH.batch}/{name}.html", f"<p>Data Docs of {name}</p>".encode())
     store.put_if_absent(settings, f"batches/{BATCH.batch}/batch.json", BATCH.to_bytes())
-    put_measurements(settings)
+    put_refused(settings)
     first = samples.batch("2026-01-05", batch=DATASET.batches[0])
     parent = DATASET.model_copy(update={"dataset": 2, "parent": None, "batches": DATASET.batches[:1]})
     store.put_if_absent(settings, f"batches/{first.batch}/batch.json", first.to_bytes())
