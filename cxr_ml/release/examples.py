@@ -52,6 +52,6 @@ def find(settings: Settings, found: Sequence[Batch]) -> list[Refusal]:
                 meanings.setdefault(code, reasons.explain(code, row, rejected, settings))
                 picture = store.find(settings, thumbnails.key(row["sha256"])) if row["sha256"] else None
                 examples[code].append(Example(row["file"], row["label"], picture[0] if picture else b""))
-            if all(len(e) == EACH for e in examples.values()):
+            if all(len(e) == min(EACH, counts[code]) for code, e in examples.items()):
                 break
     return [Refusal(code, meanings.get(code, ""), counts[code], examples[code]) for code in wanted]
