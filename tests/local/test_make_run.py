@@ -117,6 +117,7 @@ def test_a_drop_that_does_not_exist_fails_at_once_with_one_mail_that_says_why(ma
     assert made.wait(run_id) == "failed"
     tasks = made.tasks(run_id)
     assert tasks.pop("data.find_drops") == ("failed", 1)
+    assert tasks.pop("mail")[0] == "skipped"  # it has no report to tell of
     assert {state for state, _ in tasks.values()} == {"upstream_failed"}
     end = time.monotonic() + 60
     while made.mails() == before and time.monotonic() < end:
