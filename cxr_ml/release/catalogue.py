@@ -50,8 +50,8 @@ def facts(settings: Settings, name: str) -> dict[str, Any]:
     """What of a stored model never changes once it is evaluated.
 
     Returns:
-        model, architecture, dataset, at (when it was stored), macro_f1 and recalls (label -> recall) on the test images,
-        None where it was not evaluated.
+        model, architecture, dataset, at (when it was stored), macro_f1 and recalls (label -> recall) on the test
+        images, None where it was not evaluated.
     """
     record = store.load(settings, f"models/{name}/model.json", Model)
     found = store.find_record(settings, f"models/{name}/evaluation.json", Evaluation)

@@ -131,6 +131,6 @@ def _text(answer: bytes | str) -> str:
 def _for_good(settings: Settings, received: str) -> str:
     return (
         f"The mail server {settings.smtp_host}:{settings.smtp_port} does not take this mail, and trying again cannot "
-        f"help. Received: {received.rstrip('.')}. Check CXR_SMTP_* (or the Airflow connection of CXR_SMTP_CONN_ID), CXR_MAIL_FROM "
-        "and CXR_MAIL_ALLOWED."
+        f"help. Received: {received.rstrip('.')}. Check CXR_SMTP_* (or the Airflow connection of CXR_SMTP_CONN_ID), "
+        "CXR_MAIL_FROM and CXR_MAIL_ALLOWED."
     )
