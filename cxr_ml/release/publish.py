@@ -61,6 +61,8 @@ def nothing_new(
 ) -> str:
     """Writes the report of a run that had nothing to train on. It yields to another, should the run go on.
 
+    A run that was concluded before, and was cleared since, keeps the report that it has.
+
     Args:
         settings: the store.
         run: name of the run.
@@ -71,6 +73,9 @@ def nothing_new(
     Returns:
         The key of the report.
     """
+    folder = f"reports/{run}/"
+    if report.ended(settings, folder):
+        return folder + "index.html"
     record = Run(
         run=run,
         outcome=report.NOTHING_NEW,

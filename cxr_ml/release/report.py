@@ -159,17 +159,18 @@ def write(
     key = folder + "index.html"
     found = store.find_record(settings, folder + "run.json", Run)
     stored, etag = found or (None, None)
-    if stored is None or (stored.outcome == NOTHING_NEW and run.outcome != NOTHING_NEW):
-        html = render(run, settings, histories, documents, explained, beside).encode()
-        store.put_uncommitted(settings, key, html, "text/html; charset=utf-8")
-        store.swap(settings, folder + "run.json", run.to_bytes(), etag)
-        return key
     # A rollback may have moved the champion between two tries of the same report, and Airflow counts the seconds of
     # these; nothing else may differ.
-    if stored.model_copy(update={"champion": run.champion, "seconds": run.seconds}).to_bytes() != run.to_bytes():
+    passing = {"champion": run.champion, "seconds": run.seconds}
+    if stored is not None and stored.model_copy(update=passing).to_bytes() == run.to_bytes():
+        return key
+    if stored is not None and stored.outcome != NOTHING_NEW:
         raise Refused(
             f"The report of run {run.run!r} is already stored with outcome {stored.outcome!r}, and differs from "
             f"what is to be written now. Received outcome: {run.outcome!r}. A report is never changed: trigger a "
             "new run instead of clearing tasks of an old one."
         )
+    html = render(run, settings, histories, documents, explained, beside).encode()
+    store.put_uncommitted(settings, key, html, "text/html; charset=utf-8")
+    store.swap(settings, folder + "run.json", run.to_bytes(), etag)
     return key

@@ -167,3 +167,17 @@ def test_a_drop_of_which_no_image_is_new_is_told_of_with_its_counts(filled, serv
     assert "None of the 1059 files that came in was new and fit" in store.get(filled, key).decode()
     assert tell.outcome(filled, RUN, [TEAM])
     assert server.handler.parsed()["Subject"].startswith("[cxr] NOTHING NEW: None of the 1059 files")
+
+
+def test_a_run_that_was_concluded_and_is_cleared_when_nothing_is_new_keeps_its_report(filled):
+    concluded(filled)
+    _, key = publish.publish(filled, RUN, [BATCH.batch])
+    before = snapshot(filled)
+    assert publish.nothing_new(filled, RUN) == key and snapshot(filled) == before
+
+
+def test_a_cleared_run_that_brings_a_drop_of_known_images_tells_of_it(filled, server):
+    key = publish.nothing_new(filled, RUN)
+    assert publish.nothing_new(filled, RUN, [BATCH.batch]) == key
+    assert "None of the 1059 files" in store.get(filled, key).decode()
+    assert tell.outcome(filled, RUN, [TEAM]) and len(server.handler.mails) == 1
