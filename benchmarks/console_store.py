@@ -124,7 +124,7 @@ def _table(number: int, files: int) -> pd.DataFrame:
 
 def write_rulings(s: Settings, names: Sequence[str], count: int) -> None:
     """So many rulings on refused images of these batches, the hundreds folded as the library does."""
-    rows = pd.concat([batches.refused(s, name).assign(batch=name) for name in names])
+    rows = pd.concat([batches.refused(s, name).to_pandas().assign(batch=name) for name in names])
     rows = rows[(rows["sha256"] != "") & rows["label"].isin(CLASSES)]
 
     def one(number: int) -> None:

@@ -1,13 +1,14 @@
 """A human rules on refused images: lets them in, gives them another label, or takes them out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
+import pyarrow as pa
 
 from cxr_ml import store
+from cxr_ml.data import batches, quarantine, rulings
 from cxr_ml.data import dataset as datasets
-from cxr_ml.data import quarantine, rulings
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Dataset, Ruling
 from cxr_ml.settings import Settings
@@ -61,13 +62,21 @@ def rule_all(
     why: str,
     label: str = "",
     rejected_too: bool = False,
+    read: Callable[[Settings, str], pa.Table] = batches.named,
+    ruled: Sequence[Ruling] | None = None,
 ) -> list[Ruling]:
     """`rule` for several images, with one reason. All are ruled on, or, where one cannot be, none is.
+
+    Args:
+        settings: as for `rule`, as are `action`, `by`, `why`, `label` and `rejected_too`.
+        names: a batch, "/" and a file of it, each.
+        read: as for `quarantine.files`, as is `ruled`.
 
     Raises:
         Refused: the action is not possible for some; the message names each with its reason. Nothing is recorded then.
     """
-    frame, newest = quarantine.files(settings), datasets.latest(settings)
+    ruled = rulings.read(settings) if ruled is None else ruled
+    frame, newest = quarantine.files(settings, names, read, ruled), datasets.latest(settings)
     asked: dict[str, tuple[pd.Series, str, str]] = {}
     refusals = []
     for name in names:
@@ -78,7 +87,7 @@ def rule_all(
             refusals.append(str(error))
     if refusals:
         raise Refused(f"None of the {len(names)} images was ruled on, because of:\n" + "\n".join(refusals))
-    return rulings.append(settings, list(asked.values()), by, why)
+    return rulings.append(settings, list(asked.values()), by, why, ruled)
 
 
 def _asked(

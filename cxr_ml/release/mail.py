@@ -14,7 +14,7 @@ from email.utils import formatdate
 from cxr_ml.errors import Refused
 from cxr_ml.records import FailedStep, HistoryEntry, Run
 from cxr_ml.release import figures, reading, words
-from cxr_ml.release.report import page, table
+from cxr_ml.release.report import page
 from cxr_ml.settings import Settings
 
 MAX_BYTES = 1_000_000  # of a whole mail; many servers and phones load larger ones late or not at all
@@ -117,7 +117,7 @@ def outcome_message(run: Run, settings: Settings, recipients: tuple[str, ...], r
         "headline": reading.headline(run, settings)[:12],
         "failed": reading.failed(run)[:12],
         "choice": reading.choice(run),
-        "batches": [(batch, *table(batch)) for batch in run.batches[:12]],
+        "batches": [(batch, *reading.table(batch)) for batch in run.batches[:12]],
         "report_link": report_link,
         "ui_url": settings.ui_url,
         "note": reading.NOTE,

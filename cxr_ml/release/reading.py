@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cxr_ml.model import metrics
 from cxr_ml.model.moved import LUNGS_HIDDEN
-from cxr_ml.records import Check, Dataset, Evaluation, Metrics, Ruling, Run
+from cxr_ml.records import Batch, Check, Dataset, Evaluation, Metrics, Ruling, Run
 from cxr_ml.release import words
 from cxr_ml.settings import Settings
 
@@ -16,6 +16,7 @@ NOTE = (
 )
 
 
+VERDICTS = ("accepted", "quarantined", "rejected_class", "duplicate")
 _LIMIT = re.compile(r"([≥≤><]) ([0-9.]+)( \w+)?")
 _SIDES = {"≥": "below", "≤": "above", ">": "not above", "<": "not below"}
 
@@ -269,3 +270,11 @@ def complaint(check: Check) -> str:
     if check.name.startswith("recall ") and number <= 1:
         return f"{check.name} {words.percent(value, number)} {side} {words.limit_percent(number)}"
     return f"{check.name} {words.observed(value)} {side} {limit[2]}{limit[3] or ''}"
+
+
+def table(batch: Batch) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """Files of a batch per class: the verdicts as column names, and one row per class with its counts and their sum."""
+    verdicts = [*VERDICTS, *sorted(set(batch.counts) - set(VERDICTS))]
+    labels = sorted({label for counts in batch.counts.values() for label in counts})
+    rows = [(label, [batch.counts.get(v, {}).get(label, 0) for v in verdicts]) for label in labels]
+    return verdicts, [(label, [*counts, sum(counts)]) for label, counts in rows]

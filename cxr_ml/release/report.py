@@ -14,11 +14,10 @@ from markupsafe import Markup
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Batch, Explanation, Run
+from cxr_ml.records import Explanation, Run
 from cxr_ml.release import figures, reading, words
 from cxr_ml.settings import Settings
 
-VERDICTS = ("accepted", "quarantined", "rejected_class", "duplicate")
 _RUN = re.compile(r"[A-Za-z0-9_.~:+-]{1,200}")  # Airflow's allowed_run_id_pattern, and a length
 
 
@@ -70,14 +69,6 @@ def safe_link(link: str) -> str:
     if urlsplit(link).scheme not in {"", "http", "https"} or words.plain(link) != link:
         raise Refused(f"A link must be relative, http or https. Received: {link!r}")
     return link
-
-
-def table(batch: Batch) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """Files of a batch per class: the verdicts as column names, and one row per class with its counts and their sum."""
-    verdicts = [*VERDICTS, *sorted(set(batch.counts) - set(VERDICTS))]
-    labels = sorted({label for counts in batch.counts.values() for label in counts})
-    rows = [(label, [batch.counts.get(v, {}).get(label, 0) for v in verdicts]) for label in labels]
-    return verdicts, [(label, [*counts, sum(counts)]) for label, counts in rows]
 
 
 def _picture(png: bytes) -> Markup:
@@ -138,7 +129,7 @@ def render(
         sheets=[(label, _picture(png)) for label, png in explained[1].items()] if explained else [],
         recalls=_picture(figures.recalls(run, settings.recall_floors)) if evaluation is not None else None,
         balance=_picture(figures.balance(run)) if run.dataset is not None else None,
-        batches=[(batch, *table(batch)) for batch in run.batches],
+        batches=[(batch, *reading.table(batch)) for batch in run.batches],
         shortcuts=reading.shortcuts(run.dataset),
         drift=reading.drift(run.dataset),
         rulings=[reading.ruled(r) for r in run.rulings],
