@@ -65,7 +65,8 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
                 time.sleep(0.2)
         client.create_bucket(Bucket=BUCKET)
         filer = f"http://127.0.0.1:{ports['filer']}"
-        yield keys | {"AWS_DEFAULT_REGION": "us-east-1", "CXR_S3_ENDPOINT_URL": endpoint, "FILER": filer}
+        place = {"AWS_DEFAULT_REGION": "us-east-1", "CXR_S3_ENDPOINT_URL": endpoint, "CXR_BUCKET": BUCKET}
+        yield keys | place | {"FILER": filer}
     finally:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
@@ -91,7 +92,6 @@ def settings(seaweed: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monkey
     """Settings with an empty bucket and an empty inbox of their own; the same in CXR_* variables for `cxr-ml`."""
     (tmp_path / "inbox").mkdir()
     variables = {
-        "CXR_BUCKET": BUCKET,
         "CXR_INBOX": str(tmp_path / "inbox"),
         "CXR_CACHE_DIR": str(tmp_path / "cache"),
         "CXR_PATIENT_SALT": "salt of the tests",

@@ -17,8 +17,13 @@ POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; form-action 'self'; frame-src 'self'; "
     "frame-ancestors 'self'; base-uri 'none'"
 )
-_STATIC = {"console.css": "text/css", "console.js": "text/javascript", "icon.svg": "image/svg+xml",
-           "icon-dark.svg": "image/svg+xml"}  # fmt: skip
+_STATIC = {
+    "console.css": "text/css",
+    "console.js": "text/javascript",
+    "trigger.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+    "icon-dark.svg": "image/svg+xml",
+}
 _TITLES = {401: "Please log in", 403: "Not allowed", 404: "Not found", 422: "Not understood"}
 
 app = FastAPI(title="Chest X-ray console", dependencies=[access.may_read], openapi_url=None)

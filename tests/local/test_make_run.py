@@ -1,33 +1,24 @@
 """`make run` as a whole: one real Airflow, one real store, runs through the REST API, and Ctrl-C. Tests go in order."""
 
-import json
 import mailbox
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import httpx
-import numpy as np
 import psutil
 import pytest
-from botocore.config import Config
-from botocore.session import Session
+from console_pages import NAVIGATION, console, logged_in, trigger
+from making import MakeRun
 
 from cxr_ml import store
+from cxr_ml.data import rulings
 from cxr_ml.release import registry
-from cxr_ml.settings import Settings
 from local import airflow_api
-from local.outcome import mails
-from local.state import REPOSITORY
 
 pytestmark = pytest.mark.airflow
 
@@ -35,158 +26,7 @@ STEPS = {
     "data.find_drops", "data.ingest", "data.validate", "data.build_dataset", "learn.train", "learn.evaluate",
     "decide.gate", "decide.ask", "decide.approval", "promote", "announce", "report",
 }  # fmt: skip
-# One epoch at a rate near zero: the first champion is poor, so that a few real epochs beat it.
-CONFIG = """
-architectures = ["light"]
-weights = "none"
-image_size = 32
-batch_size = 8
-dropout = 0.0
-head_epochs = 1
-head_learning_rate = 1e-6
-fine_tune_epochs = 0
-min_test_support = 5
-macro_f1_floor = 0.0
-margins = {}
-lungs_hidden_limit = 1.0
-recall_floors = {NORMAL = 0.0, COVID19 = 0.0, PNEUMONIA = 0.0}
-f1_floors = {COVID19 = 0.0, PNEUMONIA = 0.0}
-mail_allowed = ["team@hospital.example"]
-mail_to = ["team@hospital.example"]
-"""
-_UNFINISHED = ("queued", "running")
 BETTER = {"train_anyway": True, "approval": True, "seed": 1, "head_epochs": 8, "head_learning_rate": 3e-3}
-
-
-def write_easy_drop(folder: Path, images_per_class: int = 40) -> None:
-    """Clouds whose brightness tells the class: learnt in seconds."""
-    rng = np.random.default_rng(3)
-    for split, share in (("train", 0.7), ("test", 0.3)):
-        for level, label in enumerate(("NORMAL", "COVID19", "PNEUMONIA")):
-            (folder / split / label).mkdir(parents=True)
-            for number in range(round(images_per_class * share)):
-                clouds = 25 * cv2.resize(rng.standard_normal((9, 9)), (256, 256), interpolation=cv2.INTER_CUBIC)
-                image = 70 + 45 * level + clouds + 6 * rng.standard_normal((256, 256))
-                cv2.imwrite(str(folder / split / label / f"{number:03}.png"), np.clip(image, 0, 240).astype(np.uint8))
-    (folder / "train" / "NORMAL" / "not-an-image.png").write_bytes(b"<html>404</html>")
-
-
-def write_config(folder: Path) -> Path:
-    """Small limits and floors that any model meets."""
-    expectations = folder / "expectations"
-    shutil.copytree(REPOSITORY / "expectations", expectations)
-    suite = json.loads((expectations / "dataset.json").read_text())
-    for expectation in suite["expectations"]:
-        if "min_value" in expectation["kwargs"]:
-            expectation["kwargs"]["min_value"] = 1
-    (expectations / "dataset.json").write_text(json.dumps(suite))
-    config = folder / "small.toml"
-    config.write_text(f'expectations = "{expectations}"\n{CONFIG}')
-    return config
-
-
-class MakeRun:
-    """A `make run` in a process of its own, and what it printed so far."""
-
-    def __init__(self, folder: Path) -> None:
-        self.state = folder / "state"
-        write_easy_drop(folder / "2026-01-05")
-        variables = {
-            "CXR_LOCAL": str(self.state),
-            "CXR_CONFIG": str(write_config(folder)),
-            "DROP": str(folder / "2026-01-05"),
-        }
-        inherited = {n: v for n, v in os.environ.items() if not n.startswith(("CXR_", "AIRFLOW")) and n != "ONCE"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "local.run"],
-            cwd=REPOSITORY,
-            env=inherited | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            # A shell starts background jobs, and so this process and its children, with Ctrl-C ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        self.output = ""
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self.output += line
-
-    def wait_for(self, text: str, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while text not in self.output:
-            assert self.process.poll() is None, f"make run ended early:\n{self.output}"
-            assert time.monotonic() < end, f"no {text!r} after {seconds} s:\n{self.output}"
-            time.sleep(0.2)
-
-    def connect(self) -> None:
-        """For the tests: Airflow's API, the settings of the store, and a client of the store."""
-        secrets = json.loads((self.state / "secrets.json").read_text())
-        self.ports = json.loads((self.state / "ports.json").read_text())
-        self.client = airflow_api.connect(f"http://127.0.0.1:{self.ports['ui']}", secrets["ui_password"])
-        self.settings = Settings(s3_endpoint_url=f"http://127.0.0.1:{self.ports['s3']}")
-        self.s3 = Session().create_client(
-            "s3",
-            region_name="us-east-1",
-            endpoint_url=self.settings.s3_endpoint_url,
-            aws_access_key_id=secrets["s3_access_key"],
-            aws_secret_access_key=secrets["s3_secret_key"],
-            config=Config(proxies={}),
-        )
-
-    def trigger(self, **form: object) -> str:
-        return airflow_api.trigger(self.client, form)
-
-    def wait(self, run_id: str, seconds: float = 300) -> str:
-        end = time.monotonic() + seconds
-        while (state := airflow_api.run_state(self.client, run_id, time.sleep)) not in ("success", "failed"):
-            assert time.monotonic() < end, self.tasks(run_id)
-            time.sleep(0.5)
-        return state
-
-    def tasks(self, run_id: str) -> dict[str, tuple[str, int]]:
-        """Task -> its state, and how often it was tried."""
-        found = airflow_api.task_instances(self.client, run_id, time.sleep)
-        return {task["task_id"]: (task["state"], task["try_number"]) for task in found}
-
-    def answer(self, run_id: str, option: str) -> dict:
-        """Answers the question of the run as a human does; the question."""
-        path = f"dags/{airflow_api.DAG}/dagRuns/{run_id}/taskInstances/decide.approval/-1/hitlDetails"
-        end = time.monotonic() + 300
-        while self.tasks(run_id)["decide.approval"][0] != "success":
-            assert time.monotonic() < end, self.tasks(run_id)
-            # To an answer within a fraction of a second of the question, which no human gives, Airflow 3.3 answers by
-            # asking again: its scheduler has not yet seen that the step waits.
-            time.sleep(3)
-            if self.tasks(run_id)["decide.approval"][0] == "awaiting_input":
-                question = airflow_api.get(self.client, path)
-                body = {"chosen_options": [option], "params_input": {}}
-                self.client.patch(f"/api/v2/{path}", json=body).raise_for_status()
-        return question
-
-    def champions(self) -> list[dict]:
-        """What the events of the asset say that other DAGs follow, oldest first."""
-        events = airflow_api.get(self.client, "assets/events", order_by="timestamp")["asset_events"]
-        return [event["extra"] for event in events if event["name"] == "cxr_champion"]
-
-    def roll_back(self, **form: object) -> str:
-        """Triggers the DAG of the rollback, and waits for its end; its state."""
-        path = "/api/v2/dags/cxr_rollback/dagRuns"
-        body = {"logical_date": None, "conf": form}
-        run_id = self.client.post(path, json=body).raise_for_status().json()["dag_run_id"]
-        end = time.monotonic() + 300
-        while (state := airflow_api.get(self.client, f"dags/cxr_rollback/dagRuns/{run_id}")["state"]) in _UNFINISHED:
-            assert time.monotonic() < end
-            time.sleep(0.5)
-        return state
-
-    def mails(self) -> dict[str, str]:
-        return mails(self.state / "maildir")
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +41,13 @@ def made(tmp_path_factory):
             run.process.send_signal(signal.SIGTERM)
             time.sleep(1)
         run.process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(made):
+    with logged_in(made.address, made.password) as (page, complaints):
+        yield page
+        assert complaints == []
 
 
 @pytest.fixture(autouse=True)
@@ -300,28 +147,90 @@ def test_a_human_who_says_no_keeps_the_champion(made):
     assert subject.startswith("[cxr] REFUSED light")
 
 
-def test_a_human_who_says_yes_makes_it_champion(made):
-    run_id = made.trigger(**BETTER)
-    made.answer(run_id, "Approve")
+def test_each_page_of_the_console_is_there_in_airflows_own_frame_and_fits_a_phone(made, browser):
+    frame = console(browser)
+    for name in NAVIGATION:
+        frame.get_by_role("link", name=name, exact=True).click()
+        heading = {"Overview": "Chest X-ray retraining"}.get(name, name)
+        frame.get_by_role("heading", name=heading, exact=True, level=1).wait_for()
+    champion = registry.champion(made.settings)
+    for path, shown in {
+        "": champion.model,
+        "models": champion.model,
+        f"models/{champion.model}": "Gate",
+        "data": "2026-01-05",
+        "quarantine?reason=too_small": "small.png",
+        "runs": "manual__",
+        "rollback": "there is none to go back to",
+    }.items():
+        for width in (390, 1280):
+            browser.set_viewport_size({"width": width, "height": 900})
+            browser.goto(f"{made.address}/cxr/{path}")
+            assert shown in browser.inner_text("main"), path
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+def test_a_run_triggered_from_the_form_and_approved_in_the_console_makes_a_champion(made, browser):
+    browser.goto(f"{made.address}/")
+    training = {name: BETTER[name] for name in ("seed", "head_epochs", "head_learning_rate")}
+    form = {"Run Parameters": {"train_anyway": True}, "Training": training, "Gate": {"approval": True}}
+    run_id = trigger(browser, form)["dag_run_id"]
+    made.question(run_id)
+    browser.goto(f"{made.address}/")
+    frame = console(browser)
+    frame.get_by_role("link", name="Look at the decision and answer").click()
+    frame.get_by_role("row", name=re.compile("macro F1 against champion.*passed")).wait_for()
+    frame.get_by_label("Promote it").check()
+    frame.get_by_label("Why, for the record").fill("two readers agree")
+    frame.get_by_label("I am sure").check()
+    frame.get_by_role("button", name="Answer").click()
+    frame.get_by_text("You approved the promotion.").wait_for()
     assert made.wait(run_id) == "success"
     entry = registry.history(made.settings)[-1]
-    assert (entry.action, entry.by, entry.version) == ("promoted", "admin, approved by admin", 2)
+    by = "admin, approved by admin (two readers agree)"
+    assert (entry.action, entry.by, entry.version) == ("promoted", by, 2)
+    assert entry.decision.overrides == {"seed": "1", "head_epochs": "8", "head_learning_rate": "0.003"}
     assert registry.champion(made.settings).model == entry.model
     assert made.champions()[1:] == [{"model": entry.model, "version": 2}]
 
 
-def test_a_rollback_by_hand_needs_a_reason_and_is_told_to_history_team_and_other_dags(made):
+def test_an_image_released_in_the_console_is_ruled_on_with_name_and_reason(made, browser):
+    browser.goto(f"{made.address}/")
+    frame = console(browser)
+    frame.get_by_role("link", name="Quarantine", exact=True).click()
+    frame.get_by_label("Reason").select_option("too_small")
+    frame.get_by_text("small.png").wait_for()
+    frame.get_by_role("checkbox", name="NORMAL").check()
+    frame.get_by_label("Why, for the record").fill("small, but readable")
+    frame.get_by_label("I am sure").check()
+    frame.get_by_role("button", name="Record").click()
+    frame.get_by_text("1 image was let in; the next dataset honours it.").wait_for()
+    (ruling,) = rulings.read(made.settings)
+    assert (ruling.action, ruling.by, ruling.why, ruling.label) == ("release", "admin", "small, but readable", "NORMAL")
+    assert ruling.file.endswith("NORMAL/small.png")
+
+
+def test_a_rollback_in_the_console_is_told_to_history_team_and_other_dags(made, browser):
     before, (first, _) = made.mails(), made.champions()
     for form in ({}, {"why": " "}, {"to": first["model"]}):
         with pytest.raises(httpx.HTTPStatusError) as caught:
             made.roll_back(**form)
         assert caught.value.response.status_code == 400
-    assert made.roll_back(why="Misses too much.") == "success"
+    browser.goto(f"{made.address}/")
+    frame = console(browser)
+    frame.get_by_role("link", name="Rollback", exact=True).click()
+    frame.get_by_role("radio", name=f"Back to {first['model']}").check()
+    frame.get_by_label("Why, for the record").fill("Misses too much.")
+    frame.get_by_label("I am sure").check()
+    frame.get_by_role("button", name="Roll back").click()
+    frame.get_by_text(f"The rollback to {first['model']} has begun.").wait_for()
+    wait_until(lambda: len(made.champions()) == 3, 120, "no rollback")
     entry = registry.history(made.settings)[-1]
     assert (entry.action, entry.model, entry.version) == ("rolled_back", first["model"], 3)
     assert (entry.by, entry.why) == ("admin", "Misses too much.")
     assert registry.champion(made.settings).model == first["model"]
     assert made.champions()[2:] == [{"model": first["model"], "version": 3}]
+    wait_until(lambda: len(made.mails()) > len(before), 120, "no mail")
     ((_, subject),) = made.mails().items() - before.items()
     assert subject.startswith("[cxr] ROLLED BACK to light") and subject.endswith("v3: Misses too much.")
 

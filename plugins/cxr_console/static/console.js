@@ -24,13 +24,18 @@ if (framed) {
 }
 addEventListener("storage", dress);
 
-// Airflow's frame may not move the page around it, but an element of that page may.
+// Airflow's frame may not move the page around it, but may ask that page's own router to.
 function goTo(address) {
-  const link = window.parent.document.createElement("a");
-  link.href = address;
-  window.parent.document.body.append(link);
-  link.click();
-  link.remove();
+  const page = window.parent;
+  page.history.pushState({}, "", address);
+  page.dispatchEvent(new page.PopStateEvent("popstate", { state: {} }));
+}
+
+// A script of this frame ends with it; one of the page around it goes on.
+function load(address) {
+  const script = window.parent.document.createElement("script");
+  script.src = address;
+  window.parent.document.head.append(script);
 }
 
 document.addEventListener("click", (event) => {
@@ -67,17 +72,6 @@ document.addEventListener("DOMContentLoaded", () => {
 
   // Airflow's own dialog to trigger a run has no address of its own.
   for (const link of document.querySelectorAll("a[data-trigger]")) {
-    if (framed) link.addEventListener("click", openForm);
+    if (framed) link.addEventListener("click", () => load(link.dataset.trigger));
   }
 });
-
-function openForm() {
-  const page = window.parent;
-  const until = Date.now() + 15000;
-  const wait = page.setInterval(() => {
-    const button = page.location.pathname.endsWith("/dags/cxr_retraining")
-      && page.document.querySelector('[data-testid="trigger-dag-button"], [aria-label="Trigger Dag"], [aria-label="Trigger"]');
-    if (button) button.click();
-    if (button || Date.now() > until) page.clearInterval(wait);
-  }, 200);
-}
