@@ -5,10 +5,10 @@
 A SeaweedFS and Airflow's API server of their own, in a temporary folder. In the store: 300 evaluated models of 150
 runs, 60 of them promoted; 50 datasets; 50 drops of 4,000 files each, every tenth refused; 2,000 rulings. Then the same
 server on a store of one drop of 200,000 files. Times are taken by a client on the same machine, over HTTP, with login.
-"First" is the first time since the server's start, in this order; then the median and the worst of ten. The overview is
-asked for as soon as the server answers at all, while it still reads ahead, and the others once it has; with the one drop
-all are asked at once. Requests to the store and bytes of objects sent by it are SeaweedFS's own count, the first time
-and per page afterwards; the first includes what is read ahead meanwhile. Linux.
+"First" is the first time since the server's start, in this order; then the median and the worst of ten. The overview
+is asked for as soon as the server answers at all, while it still reads ahead, and the others once it has; of the one
+drop all are asked for at once. Requests to the store and bytes of objects sent by it are SeaweedFS's own count, the
+first time and per page afterwards; the first includes what is read ahead meanwhile. Linux.
 """
 
 import argparse

@@ -95,7 +95,7 @@ def _about(tables: dict[str, pa.Table], names: set[str]) -> dict[str, pa.Table]:
             pc.is_in(table["file"], mine),
         ]
         found[batch] = table.filter(pc.or_(pc.or_(*hit[:2]), hit[2]))
-    return found
+    return {batch: table for batch, table in found.items() if len(table)}
 
 
 def refused(

@@ -41,7 +41,8 @@ def rule(
         Refused: the action is not possible for this file; the message says why and what is.
     """
     frame = quarantine.files(settings)
-    row, inside, wanted = _asked(settings, frame, datasets.latest(settings), name, action, label, rejected_too)
+    row = quarantine.find(frame, name, settings)
+    inside, wanted = _asked(settings, frame, datasets.latest(settings), row, action, label, rejected_too)
     (ruling,) = rulings.append(settings, [(row, action, wanted)], by, why)
     if action == "withdraw":
         return ruling, []
@@ -79,9 +80,11 @@ def rule_all(
     frame, newest = quarantine.files(settings, names, read, ruled), datasets.latest(settings)
     asked: dict[str, tuple[pd.Series, str, str]] = {}
     refusals = []
+    places = dict(zip(frame["batch"] + "/" + frame["file"], frame.index, strict=True))
     for name in names:
         try:
-            row, _, wanted = _asked(settings, frame, newest, name, action, label, rejected_too)
+            row = frame.loc[places[name]] if name in places else quarantine.find(frame, name, settings)
+            _, wanted = _asked(settings, frame, newest, row, action, label, rejected_too)
             asked.setdefault(row["sha256"], (row, action, wanted))
         except Refused as error:
             refusals.append(str(error))
@@ -94,13 +97,12 @@ def _asked(
     settings: Settings,
     frame: pd.DataFrame,
     newest: Dataset | None,
-    name: str,
+    row: pd.Series,
     action: str,
     label: str,
     rejected_too: bool,
-) -> tuple[pd.Series, str, str]:
-    """The row that is ruled on, the label under which the image is in ("": it is out), and the one from now on."""
-    row = quarantine.find(frame, name, settings)
+) -> tuple[str, str]:
+    """The label under which the image of the row is in ("": it is out), and the one from now on."""
     what = f"{row['file']!r} of batch {row['batch']}"
     if not row["sha256"]:
         raise Refused(
@@ -112,7 +114,7 @@ def _asked(
     if action == "withdraw":
         if not inside:
             raise Refused(f"Only what a dataset would take can be withdrawn. Received: {what}, which is out already.")
-        return row, inside, inside
+        return inside, inside
     wanted = _wanted(settings, row, bearers, action, label)
     if inside == wanted and not row["ruling"]:
         raise Refused(
@@ -127,7 +129,7 @@ def _asked(
             f"{record.rejected_classes.get(row['label'], '')}. A class that is let in image by image brings what it "
             "was rejected for. If this image is meant all the same, say so with --from-rejected-class."
         )
-    return row, inside, wanted
+    return inside, wanted
 
 
 def releasable(

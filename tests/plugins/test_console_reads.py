@@ -5,8 +5,10 @@ import importlib
 import pytest
 import store_samples as made
 from drop_samples import boxed, png, take
+from report_samples import GOOD
 from request_counter import counted
 
+from cxr_ml import store
 from cxr_ml.data import rule
 from cxr_ml.release import registry
 
@@ -37,12 +39,10 @@ def read(asked):
 @pytest.fixture
 def models(settings):
     """Two champions, one after the other, with a card."""
-    from cxr_ml import store
-
     dataset = made.put_dataset(settings)
-    for name in ("first", "second"):
-        now = registry.champion(settings)
-        made.put_model(settings, name, dataset, champion=made.evaluate(now.model, dataset) if now else None)
+    first = made.evaluate("first", dataset, GOOD)
+    for name, test, champion in (("first", GOOD, None), ("second", made.BEST, first)):
+        made.put_model(settings, name, dataset, test, champion)
         store.put_if_absent(settings, f"models/{name}/card.md", b"# Card\n")
         made.run(settings, f"run-{name}", [name])
 
