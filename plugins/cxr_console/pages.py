@@ -96,7 +96,8 @@ def login(request: Request) -> RedirectResponse:
     return RedirectResponse(f"{_AIRFLOW}/auth/login?{urlencode({'next': back})}", 303)
 
 
-def back_to(request: Request, path: str, said: str, **query: str) -> RedirectResponse:
+def back_to(request: Request, path: str, said: str) -> RedirectResponse:
     """To another page of the console, which shows the sentence `said` once."""
     root = request.scope.get("root_path", "").rstrip("/")
-    return RedirectResponse(f"{root}/{path}?{urlencode(query | {'said': access.sealed(said)})}", 303)
+    glue = "&" if "?" in path else "?"
+    return RedirectResponse(f"{root}/{path}{glue}{urlencode({'said': access.sealed(said)})}", 303)

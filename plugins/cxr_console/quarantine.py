@@ -21,6 +21,7 @@ _MOST = 500  # files ruled on at once
 _AT_ONCE = 8  # tables that are read at once
 _ON_THE_WALL = ["file", "sha256", "label", "label_raw", "reasons"]
 _ROW = re.compile(r"([^/]{1,300})/(\d{1,7})")
+_BACK = re.compile(r"quarantine(/[^/?#\s]{1,300}/\d{1,7}|\?[A-Za-z0-9_.~%&=+:-]*)?")  # a page of this module
 _SHA = re.compile(r"[0-9a-f]{64}")
 
 
@@ -128,8 +129,7 @@ def judge(
     done = {"release": "let in", "relabel": f"let in as {label}", "withdraw": "taken out"}[action]
     images = "1 image was" if len(made) == 1 else f"{len(made)} images were"
     said = f"{images} {done}; the next dataset honours it."
-    path = back if re.fullmatch(r"quarantine(/[^/?#]+/\d+)?", back) else "quarantine"
-    return pages.back_to(request, path, said)
+    return pages.back_to(request, back if _BACK.fullmatch(back) else "quarantine", said)
 
 
 def _row(name: str) -> tuple[str, int, dict[str, Any]]:

@@ -24,7 +24,8 @@ def runs(request: Request, user: User, page: int = 1) -> HTMLResponse:
     entries = shelf.history()
     found = scheduler.runs(_PAGE + 1, (page - 1) * _PAGE)
     rows = [(run, overview.outcome(run, entries)) for run in found[:_PAGE]]
-    return pages.render(request, user, "runs.html", "Runs", rows=rows, page=page, more=len(found) > _PAGE)
+    values = {"rows": rows, "page": page, "more": len(found) > _PAGE, "waiting": scheduler.waiting()}
+    return pages.render(request, user, "runs.html", "Runs", **values)
 
 
 @router.get("/runs/{name}")

@@ -198,7 +198,7 @@ def test_an_image_released_in_the_console_is_ruled_on_with_name_and_reason(made,
     browser.goto(f"{made.address}/")
     frame = console(browser)
     frame.get_by_role("link", name="Quarantine", exact=True).click()
-    frame.get_by_label("Reason").select_option("too_small")
+    frame.locator("select[name=reason]").select_option("too_small")
     frame.get_by_text("small.png").wait_for()
     frame.get_by_role("checkbox", name="NORMAL").check()
     frame.get_by_label("Why, for the record").fill("small, but readable")
