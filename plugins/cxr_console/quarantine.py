@@ -126,6 +126,7 @@ def judge(
         # What the command line calls an option is a box to tick here.
         said = str(error).replace("--from-rejected-class", "“also from a rejected class”").replace(" (--why)", "")
         raise HTTPException(400, said.replace(" (--by)", "")) from None
+    shelf.know(made)
     done = {"release": "let in", "relabel": f"let in as {label}", "withdraw": "taken out"}[action]
     images = "1 image was" if len(made) == 1 else f"{len(made)} images were"
     said = f"{images} {done}; the next dataset honours it."

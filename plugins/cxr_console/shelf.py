@@ -248,6 +248,14 @@ def rulings() -> list[Ruling]:
         return list(_rulings)
 
 
+def know(made: list[Ruling]) -> None:
+    """Takes up rulings that were just made here, so that the next page need not look for them."""
+    with _rulings_lock:
+        for ruling in sorted(made, key=lambda r: r.number):
+            if ruling.number == len(_rulings) + 1:
+                _rulings.append(ruling)
+
+
 def in_force() -> dict[str, Ruling]:
     """sha256 -> the ruling on it that is in force."""
     return rulings_module.in_force(rulings())

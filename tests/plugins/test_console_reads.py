@@ -128,11 +128,15 @@ def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
     table = f"batches/{batch}/measurements.parquet"
 
     def release(file):
-        names = [f"{batch}/NORMAL/{file}"]
-        return rule.rule_all(shelf.settings(), names, "release", "ann", "seen", "", False, shelf.named, shelf.rulings())
+        names, known = [f"{batch}/NORMAL/{file}"], shelf.rulings()
+        made = rule.rule_all(shelf.settings(), names, "release", "ann", "seen", "", False, shelf.named, known)
+        shelf.know(made)
+        return made
 
     asked.clear()
     assert release("boxed.png")[0].number == 1
     assert table in read(asked)
     assert release("more.png")[0].number == 2
-    assert table not in read(asked) and set(shelf.in_force()) == {r.sha256 for r in shelf.rulings()}
+    rule.rule(settings, f"{batch}/NORMAL/boxed.png", "withdraw", "ben", "a hand in the beam")
+    assert [r.by for r in shelf.rulings()] == ["ann", "ann", "ben"]
+    assert table not in read(asked) and len(shelf.in_force()) == 2
