@@ -156,15 +156,28 @@ def fetch(settings: Settings, bucket: str, key: str) -> tuple[bytes, str] | None
     return None if answer is None else (answer["Body"].read(), answer["ETag"])
 
 
-def _answer(settings: Settings, bucket: str, key: str, head: bool = False) -> dict[str, Any] | None:
+def _answer(settings: Settings, bucket: str, key: str, head: bool = False, **more: str) -> dict[str, Any] | None:
     """What the server says of an object, its bytes still to be read, or only its head; None when it does not exist."""
     s3 = client(settings.s3_endpoint_url)
     try:
-        return (s3.head_object if head else s3.get_object)(Bucket=bucket, Key=key)
+        return (s3.head_object if head else s3.get_object)(Bucket=bucket, Key=key, **more)
     except ClientError as error:
         if _code(error) in _ABSENT:
             return None
         raise
+
+
+def span(settings: Settings, key: str, first: int | None, last: int) -> tuple[bytes, int]:
+    """Bytes `first` to `last`, inclusive, of `key` and how many it has; `first` None: its last `last` ones.
+
+    Raises:
+        Refused: no such key.
+    """
+    wanted = f"bytes={'' if first is None else first}-{last}"
+    answer = _answer(settings, settings.bucket, settings.prefix + key, Range=wanted)
+    if answer is None:
+        raise _missing(settings, key)
+    return answer["Body"].read(), int(answer["ContentRange"].rpartition("/")[2])
 
 
 def get(settings: Settings, key: str) -> bytes:
@@ -219,6 +232,10 @@ def written(settings: Settings, key: str) -> str:
     answer = _answer(settings, settings.bucket, settings.prefix + key, head=True)
     if answer is None:
         raise Refused(f"The store has no object s3://{settings.bucket}/{settings.prefix}{key}.")
+    return _when(answer)
+
+
+def _when(answer: dict[str, Any]) -> str:
     return answer["LastModified"].isoformat(timespec="seconds")
 
 
@@ -253,6 +270,18 @@ def load(settings: Settings, key: str, kind: type[R]) -> R:
         Refused: no such key, or it does not hold such a record.
     """
     return _record(key, get(settings, key), kind)
+
+
+def load_dated(settings: Settings, key: str, kind: type[R]) -> tuple[R, str]:
+    """The record stored under `key` and when it was written, as `written` says it, in one request.
+
+    Raises:
+        Refused: no such key, or it does not hold such a record.
+    """
+    answer = _answer(settings, settings.bucket, settings.prefix + key)
+    if answer is None:
+        raise _missing(settings, key)
+    return _record(key, answer["Body"].read(), kind), _when(answer)
 
 
 def find_record(settings: Settings, key: str, kind: type[R]) -> tuple[R, str] | None:

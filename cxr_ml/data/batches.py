@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cxr_ml import store
 from cxr_ml.data import duplicates, files, ingest, rulings, tables, thumbnails
@@ -15,6 +17,8 @@ from cxr_ml.settings import Settings
 
 _LATER = ("fine_hash", "ring", "duplicate_file")  # columns that batches of earlier versions lack
 _OF_THE_PICTURE = ("ring", "phash", "fine_hash")  # columns that tell a reader nothing
+_OF_REFUSED = [c for c in (*ingest.COLUMNS, "duplicate_of", "duplicate_file") if c not in _OF_THE_PICTURE]
+NAMED = ("file", "sha256", "format", "label", "label_raw", "verdict", "reasons", "duplicate_of", "duplicate_file")
 _COMPARED = ["sha256", "phash", "fine_hash", "label", "format", "file"]  # what is known of a picture to compare with
 
 
@@ -30,13 +34,26 @@ def measurements(settings: Settings, batch: str) -> pd.DataFrame:
     return table.assign(**{name: "" for name in _LATER if name not in table})
 
 
-def refused(settings: Settings, batch: str) -> pd.DataFrame:
+def named(settings: Settings, batch: str) -> pa.Table:
+    """Of the table of a committed batch what says which file is which image, and what became of it."""
+    return _some(settings, batch, NAMED)
+
+
+def _some(settings: Settings, batch: str, columns: Sequence[str]) -> pa.Table:
+    found = tables.some(settings, f"batches/{batch}/measurements.parquet", columns)
+    if "duplicate_file" in found.column_names:
+        return found
+    return found.append_column("duplicate_file", pa.array([""] * len(found), pa.large_string()))
+
+
+def refused(settings: Settings, batch: str) -> pa.Table:
     """The rows of `measurements` that were not accepted, in their order, without ring and hashes of the picture."""
     found = store.find(settings, _refused_key(batch))
     if found:
-        return pd.read_parquet(io.BytesIO(found[0]))
+        return pq.read_table(io.BytesIO(found[0]))
     # Of a batch that was judged by an earlier version.
-    return pd.concat(_refused(settings, batch), ignore_index=True)
+    whole = _some(settings, batch, _OF_REFUSED)
+    return whole.filter(pc.not_equal(whole["verdict"], "accepted"))
 
 
 def _refused_key(batch: str) -> str:
@@ -44,10 +61,8 @@ def _refused_key(batch: str) -> str:
 
 
 def _refused(settings: Settings, batch: str) -> Iterator[pd.DataFrame]:
-    columns = [c for c in (*ingest.COLUMNS, "duplicate_of", "duplicate_file") if c not in _OF_THE_PICTURE]
-    for part in tables.scan(settings, f"batches/{batch}/measurements.parquet", columns):
+    for part in tables.scan(settings, f"batches/{batch}/measurements.parquet", _OF_REFUSED):
         rows = part.to_pandas()
-        rows = rows.assign(**{name: "" for name in ("duplicate_file",) if name not in rows})
         yield rows[rows["verdict"] != "accepted"]
 
 

@@ -1,32 +1,60 @@
 """Every refused file can be asked about."""
 
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cxr_ml import store
 from cxr_ml.data import batches, drops, identity, ingest, reasons, rulings, thumbnails
 from cxr_ml.errors import Refused
-from cxr_ml.records import Batch
+from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
+
+_AT_ONCE = 8  # tables that are read at once
 
 _SHOWN = 10  # candidates named where a name fits several files
 
 
-def files(settings: Settings) -> pd.DataFrame:
-    """All files of all committed batches: the measurements but the ring, and
+def files(
+    settings: Settings,
+    names: Collection[str] = (),
+    read: Callable[[Settings, str], pa.Table] = batches.named,
+    ruled: Sequence[Ruling] | None = None,
+) -> pd.DataFrame:
+    """All files of all committed batches, or those that rulings on some of them depend on.
 
-    batch; drop; state: accepted, or what became of it otherwise (quarantined, rejected_class, duplicate, contradicted
-    by a later drop, withdrawn); ruling: number of the ruling in force, 0 without one; now: the label under which the
-    next dataset takes the image, "" where it does not.
+    Args:
+        settings: the store.
+        names: a batch, "/" and a file of it, each; then only rows that bear the images of these, or say that they
+            repeat or contradict them. All rows, where one of these files is not there.
+        read: gives what `batches.named` does.
+        ruled: all rulings, where they are known already.
+
+    Returns:
+        What `batches.named` gives, and batch; drop; state: accepted, or what became of it otherwise (quarantined,
+        rejected_class, duplicate, contradicted by a later drop, withdrawn); ruling: number of the ruling in force, 0
+        without one; now: the label under which the next dataset takes the image, "" where it does not.
     """
-    tables = []
-    for batch in batches.committed(settings):
-        table = batches.measurements(settings, batch).drop(columns="ring", errors="ignore")
-        tables.append(table.assign(batch=batch, drop=batch.rpartition("-")[0]))
+    committed = batches.committed(settings)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        tables = dict(zip(committed, pool.map(lambda batch: read(settings, batch), committed), strict=True))
+    if names:
+        tables = _about(tables, set(names))
     if not tables:
-        return pd.DataFrame(columns=[*ingest.COLUMNS, "duplicate_of", "batch", "drop", "state", "ruling", "now"])
-    frame = pd.concat(tables, ignore_index=True)
-    entries = rulings.in_force(rulings.read(settings))
+        return pd.DataFrame(columns=[*batches.NAMED, "batch", "drop", "state", "ruling", "now"])
+    # Types are given, since a table of which no row is left does not tell them.
+    frames = [
+        table.to_pandas(types_mapper={pa.large_string(): pd.StringDtype(), pa.string(): pd.StringDtype()}.get).assign(
+            batch=batch, drop=batch.rpartition("-")[0]
+        )
+        for batch, table in tables.items()
+    ]
+    frame = pd.concat(frames, ignore_index=True)
+    entries = rulings.in_force(rulings.read(settings) if ruled is None else ruled)
     against = frame[[("conflicting_label" in set(r)) for r in frame["reasons"]]]
     against = dict(zip(against["duplicate_of"], against["sha256"], strict=True))
     frame["state"] = frame["verdict"]
@@ -44,6 +72,30 @@ def files(settings: Settings) -> pd.DataFrame:
         [r.label if r and r.action != "withdraw" else label for r, label in zip(ruled, taken, strict=True)], "string"
     )
     return frame
+
+
+def _about(tables: dict[str, pa.Table], names: set[str]) -> dict[str, pa.Table]:
+    """Rows that bear the images of the named files or refer to them; all, where a file is not there."""
+    images, missing = set(), set(names)
+    for batch, table in tables.items():
+        asked = {name.removeprefix(f"{batch}/") for name in names if name.startswith(f"{batch}/")}
+        if asked:
+            hit = table.filter(pc.is_in(table["file"], pa.array(asked, table.schema.field("file").type)))
+            images |= set(hit["sha256"].to_pylist())
+            missing -= {f"{batch}/{file}" for file in hit["file"].to_pylist()}
+    if missing:
+        return tables
+    found = {}
+    for batch, table in tables.items():
+        wanted = pa.array(images - {""}, table.schema.field("sha256").type)
+        mine = pa.array([name.removeprefix(f"{batch}/") for name in names], table.schema.field("file").type)
+        hit = [
+            pc.is_in(table["sha256"], wanted),
+            pc.is_in(table["duplicate_of"], wanted),
+            pc.is_in(table["file"], mine),
+        ]
+        found[batch] = table.filter(pc.or_(pc.or_(*hit[:2]), hit[2]))
+    return {batch: table for batch, table in found.items() if len(table)}
 
 
 def refused(
@@ -129,12 +181,14 @@ def show(settings: Settings, name: str) -> dict:
     record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
     rejected = record.rejected_classes.get(row["label"], "")
     others = same_picture(frame, row)
+    measured = batches.measurements(settings, row["batch"])
+    measured = measured[measured["file"] == row["file"]].iloc[0]
     pictures = {s: _thumbnail(settings, s) for s in {sha, *others["sha256"]}}
     return {
         **{k: str(row[k]) for k in ("file", "sha256", "batch", "drop", "label", "label_raw", "state", "now")},
         "at": store.written(settings, f"batches/{row['batch']}/batch.json"),
-        "reasons": {code: reasons.explain(code, row, rejected, settings) for code in row["reasons"]},
-        "limits": [x._asdict() for x in reasons.limits(row, settings) if x.limit] if sha else [],
+        "reasons": {code: reasons.explain(code, measured, rejected, settings) for code in row["reasons"]},
+        "limits": [x._asdict() for x in reasons.limits(measured, settings) if x.limit] if sha else [],
         "image": ingest.image_key(sha, row["format"]) if sha else "",
         "thumbnail": pictures[sha],
         "others": [

@@ -1,7 +1,7 @@
 """What the codes mean for which a file was refused, and its measurements beside the limits."""
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -51,7 +51,7 @@ class Limit(NamedTuple):
     notes: str  # what the suite says about it
 
 
-def limits(row: pd.Series, settings: Settings) -> list[Limit]:
+def limits(row: pd.Series | dict[str, Any], settings: Settings) -> list[Limit]:
     """The limits of images.json for one column each, beside the row's measurements.
 
     Raises:
@@ -84,7 +84,7 @@ def limits(row: pd.Series, settings: Settings) -> list[Limit]:
     return found
 
 
-def explain(code: str, row: pd.Series, rejected: str, settings: Settings) -> str:
+def explain(code: str, row: pd.Series | dict[str, Any], rejected: str, settings: Settings) -> str:
     """A reason code in plain words.
 
     Args:

@@ -1,13 +1,14 @@
 """A human rules on refused images: lets them in, gives them another label, or takes them out."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
+import pyarrow as pa
 
 from cxr_ml import store
+from cxr_ml.data import batches, quarantine, rulings
 from cxr_ml.data import dataset as datasets
-from cxr_ml.data import quarantine, rulings
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Dataset, Ruling
 from cxr_ml.settings import Settings
@@ -40,7 +41,8 @@ def rule(
         Refused: the action is not possible for this file; the message says why and what is.
     """
     frame = quarantine.files(settings)
-    row, inside, wanted = _asked(settings, frame, datasets.latest(settings), name, action, label, rejected_too)
+    row = quarantine.find(frame, name, settings)
+    inside, wanted = _asked(settings, frame, datasets.latest(settings), row, action, label, rejected_too)
     (ruling,) = rulings.append(settings, [(row, action, wanted)], by, why)
     if action == "withdraw":
         return ruling, []
@@ -61,37 +63,46 @@ def rule_all(
     why: str,
     label: str = "",
     rejected_too: bool = False,
+    read: Callable[[Settings, str], pa.Table] = batches.named,
+    ruled: Sequence[Ruling] | None = None,
 ) -> list[Ruling]:
     """`rule` for several images, with one reason. All are ruled on, or, where one cannot be, none is.
+
+    Args:
+        settings: as for `rule`, as are `action`, `by`, `why`, `label` and `rejected_too`.
+        names: a batch, "/" and a file of it, each.
+        read: as for `quarantine.files`, as is `ruled`.
 
     Raises:
         Refused: the action is not possible for some; the message names each with its reason. Nothing is recorded then.
     """
-    frame, newest = quarantine.files(settings), datasets.latest(settings)
+    ruled = rulings.read(settings) if ruled is None else ruled
+    frame, newest = quarantine.files(settings, names, read, ruled), datasets.latest(settings)
     asked: dict[str, tuple[pd.Series, str, str]] = {}
     refusals = []
+    places = dict(zip(frame["batch"] + "/" + frame["file"], frame.index, strict=True))
     for name in names:
         try:
-            row, _, wanted = _asked(settings, frame, newest, name, action, label, rejected_too)
+            row = frame.loc[places[name]] if name in places else quarantine.find(frame, name, settings)
+            _, wanted = _asked(settings, frame, newest, row, action, label, rejected_too)
             asked.setdefault(row["sha256"], (row, action, wanted))
         except Refused as error:
             refusals.append(str(error))
     if refusals:
         raise Refused(f"None of the {len(names)} images was ruled on, because of:\n" + "\n".join(refusals))
-    return rulings.append(settings, list(asked.values()), by, why)
+    return rulings.append(settings, list(asked.values()), by, why, ruled)
 
 
 def _asked(
     settings: Settings,
     frame: pd.DataFrame,
     newest: Dataset | None,
-    name: str,
+    row: pd.Series,
     action: str,
     label: str,
     rejected_too: bool,
-) -> tuple[pd.Series, str, str]:
-    """The row that is ruled on, the label under which the image is in ("": it is out), and the one from now on."""
-    row = quarantine.find(frame, name, settings)
+) -> tuple[str, str]:
+    """The label under which the image of the row is in ("": it is out), and the one from now on."""
     what = f"{row['file']!r} of batch {row['batch']}"
     if not row["sha256"]:
         raise Refused(
@@ -103,7 +114,7 @@ def _asked(
     if action == "withdraw":
         if not inside:
             raise Refused(f"Only what a dataset would take can be withdrawn. Received: {what}, which is out already.")
-        return row, inside, inside
+        return inside, inside
     wanted = _wanted(settings, row, bearers, action, label)
     if inside == wanted and not row["ruling"]:
         raise Refused(
@@ -118,7 +129,7 @@ def _asked(
             f"{record.rejected_classes.get(row['label'], '')}. A class that is let in image by image brings what it "
             "was rejected for. If this image is meant all the same, say so with --from-rejected-class."
         )
-    return row, inside, wanted
+    return inside, wanted
 
 
 def releasable(

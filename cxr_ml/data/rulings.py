@@ -25,6 +25,8 @@ def read(settings: Settings, after: int = 0) -> list[Ruling]:
     Raises:
         Refused: what the store holds are no rulings.
     """
+    if after and not store.exists(settings, _key(after + 1)):
+        return []
     tags = _tags(settings)
     parts = [p for p in _parts(tags) if p[-1] > after]
     with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
@@ -92,7 +94,9 @@ def in_force(entries: Sequence[Ruling]) -> dict[str, Ruling]:
     return {entry.sha256: entry for entry in entries}
 
 
-def append(settings: Settings, wanted: Sequence[tuple[pd.Series, str, str]], by: str, why: str) -> list[Ruling]:
+def append(
+    settings: Settings, wanted: Sequence[tuple[pd.Series, str, str]], by: str, why: str, known: Sequence[Ruling] = ()
+) -> list[Ruling]:
     """Records rulings under the next free numbers. The very ruling that is in force already is not written again.
 
     Args:
@@ -101,6 +105,7 @@ def append(settings: Settings, wanted: Sequence[tuple[pd.Series, str, str]], by:
             withdraw) and the image's label from now on.
         by: who rules.
         why: the reason.
+        known: the rulings from the first on that the caller has read already.
 
     Returns:
         The rulings, in the order of `wanted`.
@@ -118,7 +123,8 @@ def append(settings: Settings, wanted: Sequence[tuple[pd.Series, str, str]], by:
         last.update(in_force(entries))
         return newest + len(entries)
 
-    newest = take_up(read(settings))
+    newest = take_up(list(known))
+    newest = take_up(read(settings, newest))
     for row, action, label in wanted:
         while True:
             old = last.get(row["sha256"])

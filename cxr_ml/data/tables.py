@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,8 @@ _KINDS = {"string": pa.large_string(), "list": pa.list_(pa.string())}
 # Not left to be guessed: a shard whose images all are fit, or that is empty, has the types of the others.
 SCHEMA = pa.schema([(name, _KINDS.get(kind) or pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
 ROWS = 4096  # of a table in memory at once with all its columns, 7 MB; they are copied a few times
+_TAIL = 65_536  # bytes at the end of a table that are asked for first; its footer is in them, or not much longer
+_NEAR = 65_536  # bytes between two columns that are read with them rather than asked for apart
 _SHARDS = b"shards"  # in the table of each shard: how many its batch has
 # Arrow's own allocator keeps as much again for itself of what many small tables took.
 pa.set_memory_pool(pa.system_memory_pool())
@@ -42,6 +45,39 @@ def to_parquet(frame: pd.DataFrame) -> bytes:
 def read_parquet(settings: Settings, key: str) -> pd.DataFrame:
     """A table of the store."""
     return pd.read_parquet(io.BytesIO(store.get(settings, key)))
+
+
+def some(settings: Settings, key: str, columns: Iterable[str]) -> pa.Table:
+    """Some columns of a table of the store, those that it lacks left out. Of the others no bytes are asked for."""
+    tail, size = store.span(settings, key, None, _TAIL)
+    footer = int.from_bytes(tail[-8:-4], "little") + 8
+    if footer > len(tail):
+        tail, _ = store.span(settings, key, None, footer)
+    whole = np.zeros(size, np.uint8)  # what is never written to takes no memory
+    whole[size - len(tail) :] = np.frombuffer(tail, np.uint8)
+    said = pq.read_metadata(pa.BufferReader(whole))
+    wanted = [c for c in columns if c in said.schema.to_arrow_schema().names]
+    for first, last in _spans(said, set(wanted), size - len(tail)):
+        whole[first:last] = np.frombuffer(store.span(settings, key, first, last - 1)[0], np.uint8)
+    return pq.read_table(pa.BufferReader(whole), columns=wanted, use_threads=False)
+
+
+def _spans(said: pq.FileMetaData, columns: set[str], end: int) -> list[tuple[int, int]]:
+    """Where the columns lie before `end`, first byte and the one after the last; what is near is one span."""
+    groups = [said.row_group(n) for n in range(said.num_row_groups)]
+    chunks = [group.column(n) for group in groups for n in range(group.num_columns)]
+    spans: list[tuple[int, int]] = []
+    for chunk in chunks:
+        if chunk.path_in_schema.split(".")[0] in columns:
+            first = chunk.data_page_offset
+            if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+                first = min(first, chunk.dictionary_page_offset)
+            last = first + chunk.total_compressed_size
+            if spans and first - spans[-1][1] < _NEAR:
+                spans[-1] = spans[-1][0], last
+            else:
+                spans.append((first, last))
+    return [(first, min(last, end)) for first, last in spans if first < end]
 
 
 def scan(settings: Settings, key: str, columns: Iterable[str]) -> Iterator[pa.Table]:

@@ -6,12 +6,14 @@ how often a group is counted.
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.stats import rankdata
 
 from cxr_ml.records import ClassMetrics, Metrics
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 RESAMPLES = 2000
 LEVEL = 0.95  # of all intervals
@@ -96,6 +98,8 @@ def resample(
     The same groups and seed give the same draws, so that figures of two models on the same images are paired.
     Efron and Tibshirani 1993, "An introduction to the bootstrap"; of groups, since images of one patient are alike.
     """
+    from scipy.sparse import csr_matrix  # takes a second to import, which who only reads figures need not wait
+
     kinds = len(classes)
     names, group = np.unique(groups, return_inverse=True)
     rows, widths = _sums(y, predicted, p, kinds, _STEPS)
@@ -141,12 +145,15 @@ def interval(drawn: np.ndarray) -> tuple[float, float] | None:
 
 def _sums(
     y: np.ndarray, predicted: np.ndarray, p: np.ndarray, kinds: int, steps: int | None = None
-) -> tuple[csr_matrix, list[int]]:
+) -> "tuple[csr_matrix, list[int]]":
     """What the figures are made from, one row per image; the sums over any images give theirs.
 
     Columns: true class × predicted class; the log loss; the Brier score; confidence less hit, in _BINS; and for the AUC
     of each class, steps of its probability × (without the class, with it). Returned with the widths of these parts.
     """
+    from scipy.sparse import csr_matrix
+    from scipy.stats import rankdata
+
     n, rows = len(y), np.arange(len(y))
     p = p.astype(np.float64)
     confidence, top = p.max(axis=1), p.argmax(axis=1)

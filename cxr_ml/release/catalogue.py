@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from cxr_ml import store
@@ -10,6 +11,8 @@ from cxr_ml.model import artefact, metrics
 from cxr_ml.records import Champion, Evaluation, HistoryEntry, Model
 from cxr_ml.release import registry
 from cxr_ml.settings import Settings
+
+Load = Callable[..., Any]  # store.load, or what keeps the records that it gave
 
 
 def newest(settings: Settings) -> list[str]:
@@ -52,15 +55,18 @@ def facts(settings: Settings, name: str) -> dict[str, Any]:
     Returns:
         model, architecture, dataset, at (when it was stored), macro_f1 and recalls (label -> recall) on the test
         images, None where it was not evaluated.
+
+    Raises:
+        Refused: no such model.
     """
-    record = store.load(settings, f"models/{name}/model.json", Model)
+    record, at = store.load_dated(settings, f"models/{name}/model.json", Model)
     found = store.find_record(settings, f"models/{name}/evaluation.json", Evaluation)
     test = found[0].test if found else None
     return {
         "model": name,
         "architecture": record.architecture,
         "dataset": record.dataset,
-        "at": store.written(settings, f"models/{name}/model.json"),
+        "at": at,
         "macro_f1": test.macro_f1 if test else None,
         "recalls": {label: one.recall for label, one in test.classes.items()} if test else None,
     }
@@ -124,22 +130,24 @@ def show(settings: Settings, name: str) -> dict[str, Any]:
     }
 
 
-def evaluation(settings: Settings, name: str, entries: list[HistoryEntry]) -> Evaluation | None:
+def evaluation(
+    settings: Settings, name: str, entries: list[HistoryEntry], load: Load = store.load
+) -> Evaluation | None:
     """The evaluation of a model that was decided on last, else its first; None where it has none."""
-    last, known = judged(entries, name), _own(settings, name)
+    last, known = judged(entries, name), _own(settings, name, load)
     met = (last.decision.dataset, last.decision.champion) if last else None
     decided = [e for e in known if (e.dataset, e.champion.model if e.champion else None) == met]
     return next(iter([*decided, *known]), None)
 
 
-def _own(settings: Settings, name: str) -> list[Evaluation]:
+def _own(settings: Settings, name: str, load: Load) -> list[Evaluation]:
     """The stored evaluations of a model, the first one first."""
     found = [k for k in store.keys(settings, f"models/{name}/evaluation") if k.endswith(".json")]
     found.sort(key=lambda key: (not key.endswith("/evaluation.json"), key))
-    return [store.load(settings, key, Evaluation) for key in found]
+    return [load(settings, key, Evaluation) for key in found]
 
 
-def compare(settings: Settings, first: str, second: str) -> dict[str, Any]:
+def compare(settings: Settings, first: str, second: str, load: Load = store.load) -> dict[str, Any]:
     """Two models side by side, on the newest test images that both were evaluated on.
 
     Returns:
@@ -151,7 +159,7 @@ def compare(settings: Settings, first: str, second: str) -> dict[str, Any]:
         Refused: no such model, or one that was never evaluated.
     """
     names = [resolve(settings, first), resolve(settings, second)]
-    stored = [_own(settings, name) for name in names]
+    stored = [_own(settings, name, load) for name in names]
     beside = [
         [e.champion for e in stored[1 - i] if e.champion and e.champion.model == name] for i, name in enumerate(names)
     ]
@@ -170,7 +178,7 @@ def compare(settings: Settings, first: str, second: str) -> dict[str, Any]:
             {"name": n, "values": [left.get(n), right.get(n)], "difference": _difference(left.get(n), right.get(n))}
             for n in dict.fromkeys([*left, *right])
         ],
-        "settings": _differing(*(store.load(settings, f"models/{name}/model.json", Model) for name in names)),
+        "settings": _differing(*(load(settings, f"models/{name}/model.json", Model) for name in names)),
     }
 
 

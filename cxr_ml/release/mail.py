@@ -7,10 +7,9 @@ from email.policy import SMTP
 from email.utils import formatdate
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import FailedStep, HistoryEntry, Run
+from cxr_ml.records import Evaluation, FailedStep, HistoryEntry, Run
 from cxr_ml.release import figures, reading, words
 from cxr_ml.release.pages import page
-from cxr_ml.release.report import table
 from cxr_ml.settings import Settings
 
 MAX_BYTES = 1_000_000  # of a whole mail; many servers and phones load larger ones late or not at all
@@ -92,6 +91,22 @@ def subject(run: Run, settings: Settings) -> str:
     return f"{start}: {reading.reason(run)}"
 
 
+def _mistakes(evaluation: Evaluation, most: int = 5) -> list[str]:
+    """What is most often taken for what on the test images, by share of the true class: a line each."""
+    names = list(evaluation.test.classes)
+    found = [
+        (count / sum(row), count, sum(row), names[true], names[said])
+        for true, row in enumerate(evaluation.test.confusion)
+        for said, count in enumerate(row)
+        if said != true and count
+    ]
+    lines = [
+        f"{words.plain(true, 40)} taken for {words.plain(said, 40)}: {count} of {images} ({words.percent(share)})"
+        for share, count, images, true, said in sorted(found, key=lambda f: (-f[0], f[3], f[4]))[:most]
+    ]
+    return [line.replace(" %", "\u00a0%") for line in lines]
+
+
 def outcome_message(
     run: Run, settings: Settings, recipients: tuple[str, ...], report_link: str, links: dict[str, str] | None = None
 ) -> EmailMessage:
@@ -125,8 +140,8 @@ def outcome_message(
         "failed": failed[:_LINES],
         "more_failed": len(failed[_LINES:]),
         "choice": reading.choice(run),
-        "mistakes": reading.mistakes(evaluation) if evaluation is not None else [],
-        "batches": [(batch, *table(batch)) for batch in run.batches[:_LINES]],
+        "mistakes": _mistakes(evaluation) if evaluation is not None else [],
+        "batches": [(batch, *reading.table(batch)) for batch in run.batches[:_LINES]],
         "report_link": report_link,
         "links": links or {},
         "note": reading.NOTE,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cxr_ml.model import metrics
 from cxr_ml.model.moved import LUNGS_HIDDEN
-from cxr_ml.records import Check, Dataset, Evaluation, Metrics, Ruling, Run
+from cxr_ml.records import Batch, Check, Dataset, Evaluation, Metrics, Ruling, Run
 from cxr_ml.release import words
 from cxr_ml.settings import Settings
 
@@ -16,6 +16,7 @@ NOTE = (
 )
 
 
+VERDICTS = ("accepted", "quarantined", "rejected_class", "duplicate")
 _LIMIT = re.compile(r"([≥≤><]) ([0-9.]+)( \w+)?")
 _SIDES = {"≥": "below", "≤": "above", ">": "not above", "<": "not below"}
 
@@ -134,22 +135,6 @@ def headline(run: Run, settings: Settings) -> list[Line]:
         ),
     )
     return lines
-
-
-def mistakes(evaluation: Evaluation, most: int = 5) -> list[str]:
-    """What is most often taken for what on the test images, by share of the true class: a line each."""
-    names = list(evaluation.test.classes)
-    found = [
-        (count / sum(row), count, sum(row), names[true], names[said])
-        for true, row in enumerate(evaluation.test.confusion)
-        for said, count in enumerate(row)
-        if said != true and count
-    ]
-    lines = [
-        f"{words.plain(true, 40)} taken for {words.plain(said, 40)}: {count} of {images} ({words.percent(share)})"
-        for share, count, images, true, said in sorted(found, key=lambda f: (-f[0], f[3], f[4]))[:most]
-    ]
-    return [line.replace(" %", "\u00a0%") for line in lines]
 
 
 def choice(run: Run) -> str:
@@ -291,3 +276,11 @@ def complaint(check: Check) -> str:
     if check.name.startswith("recall ") and number <= 1:
         return f"{check.name} {words.percent(value, number)} {side} {words.limit_percent(number)}"
     return f"{check.name} {words.observed(value)} {side} {limit[2]}{limit[3] or ''}"
+
+
+def table(batch: Batch) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """Files of a batch per class: the verdicts as column names, and one row per class with its counts and their sum."""
+    verdicts = [*VERDICTS, *sorted(set(batch.counts) - set(VERDICTS))]
+    labels = sorted({label for counts in batch.counts.values() for label in counts})
+    rows = [(label, [batch.counts.get(v, {}).get(label, 0) for v in verdicts]) for label in labels]
+    return verdicts, [(label, [*counts, sum(counts)]) for label, counts in rows]

@@ -11,23 +11,14 @@ from markupsafe import Markup
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Batch, Dataset, Explanation, Run
+from cxr_ml.records import Dataset, Explanation, Run
 from cxr_ml.release import costs, data_figures, figures, links, reading
 from cxr_ml.release.examples import Refusal
 from cxr_ml.release.pages import page
 from cxr_ml.settings import Settings
 
 NOTHING_NEW = "nothing_new"
-VERDICTS = ("accepted", "quarantined", "rejected_class", "duplicate")
 _RUN = re.compile(r"[A-Za-z0-9_.~:+-]{1,200}")  # Airflow's allowed_run_id_pattern, and a length
-
-
-def table(batch: Batch) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """Files of a batch per class: the verdicts as column names, and one row per class with its counts and their sum."""
-    verdicts = [*VERDICTS, *sorted(set(batch.counts) - set(VERDICTS))]
-    labels = sorted({label for counts in batch.counts.values() for label in counts})
-    rows = [(label, [batch.counts.get(v, {}).get(label, 0) for v in verdicts]) for label in labels]
-    return verdicts, [(label, [*counts, sum(counts)]) for label, counts in rows]
 
 
 def _picture(data: bytes, kind: str = "png") -> Markup:
@@ -113,7 +104,7 @@ def render(
             (r, [(e, _picture(e.thumbnail, "jpeg") if e.thumbnail else None) for e in r.examples])
             for r in beside.refusals
         ],
-        batches=[(batch, *table(batch)) for batch in run.batches],
+        batches=[(batch, *reading.table(batch)) for batch in run.batches],
         shortcuts=reading.shortcuts(run.dataset),
         drift=reading.drift(run.dataset),
         rulings=[reading.ruled(r) for r in run.rulings],

@@ -2,14 +2,16 @@
 
 from typing import Any
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
 from cxr_console import charts, pages, shelf
 from cxr_console.access import User
 from cxr_ml.records import Dataset
-from cxr_ml.release import reading, report
+from cxr_ml.release import reading
 
 router = APIRouter()
 _EXAMPLES = 12  # of a rejected class
@@ -76,7 +78,7 @@ def drop(request: Request, user: User, name: str) -> HTMLResponse:
     """One drop: what became of its files, and why its classes were rejected, with examples."""
     record = shelf.batch(name)
     rows = shelf.refused(name)
-    columns, counts = report.table(record)
+    columns, counts = reading.table(record)
     return pages.render(
         request,
         user,
@@ -89,9 +91,10 @@ def drop(request: Request, user: User, name: str) -> HTMLResponse:
     )
 
 
-def _examples(rows: pd.DataFrame, label: str, why: str) -> list[tuple[int, dict[str, Any]]]:
+def _examples(rows: pa.Table, label: str, why: str) -> list[tuple[int, dict[str, Any]]]:
     """Rows of a rejected class with their number, those first that show best what it was rejected for."""
-    mine = rows[(rows["label"] == label) & (rows["sha256"] != "")]
     measure = next((m for word, m in _SHOWN_BY.items() if word in why), "white_box")
-    mine = mine.sort_values(measure, ascending=False, kind="stable").head(_EXAMPLES)
-    return [(int(number), row) for number, row in zip(mine.index, mine.to_dict("records"), strict=True)]
+    measured = pc.and_(pc.not_equal(rows["sha256"], ""), pc.is_valid(rows[measure]))
+    mine = np.flatnonzero(pc.and_(pc.equal(rows["label"], label), measured))
+    mine = mine[np.argsort(-rows[measure].to_numpy()[mine], kind="stable")][:_EXAMPLES]
+    return list(zip(mine.tolist(), rows.take(mine).to_pylist(), strict=True))

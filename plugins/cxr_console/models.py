@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from cxr_console import pages, shelf
 from cxr_console.access import User
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.release import catalogue, reading, registry
 
@@ -72,7 +71,7 @@ def compare(
     for name in pair:
         shelf.model(name)
     try:
-        found = catalogue.compare(shelf.settings(), *pair)
+        found = shelf.compare(*pair)
     except Refused as error:
         raise HTTPException(400, str(error)) from None
     return pages.render(request, user, "compare.html", "Two models", found=found)
@@ -84,7 +83,7 @@ def model(request: Request, user: User, name: str) -> HTMLResponse:
     record, entries = shelf.model(name), shelf.history()
     s, last = shelf.settings(), catalogue.judged(entries, name)
     found = shelf.evaluation(name, entries)
-    card = store.find(s, f"models/{name}/card.md")
+    card = shelf.card(name)
     return pages.render(
         request,
         user,
@@ -98,7 +97,7 @@ def model(request: Request, user: User, name: str) -> HTMLResponse:
         figures=catalogue.all_figures(found) if found else {},
         disguises=reading.disguises(found) if found else [],
         lungs=reading.lungs(found, s.lungs_hidden_limit) if found else [],
-        card=_html(card[0]) if card else None,
+        card=_html(card) if card else None,
         others=sorted(shelf.model_names() - {name}),
     )
 

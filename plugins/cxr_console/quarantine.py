@@ -1,11 +1,11 @@
 """The refused files as a wall of thumbnails, one of them with all that is known, and what a human rules on them."""
 
 import re
-from itertools import islice
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastapi import APIRouter, Form, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
@@ -18,6 +18,8 @@ from cxr_ml.records import Batch
 router = APIRouter()
 PAGE = 60  # thumbnails on a page
 _MOST = 500  # files ruled on at once
+_AT_ONCE = 8  # tables that are read at once
+_ON_THE_WALL = ["file", "sha256", "label", "label_raw", "reasons"]
 _ROW = re.compile(r"([^/]{1,300})/(\d{1,7})")
 _BACK = re.compile(r"quarantine(/[^/?#\s]{1,300}/\d{1,7}|\?[A-Za-z0-9_.~%&=+:-]*)?")  # a page of this module
 _SHA = re.compile(r"[0-9a-f]{64}")
@@ -34,9 +36,9 @@ def wall(
 ) -> HTMLResponse:
     """A page of the wall, newest drop first."""
     everything = shelf.batches()
-    ruled = shelf.rulings()
-    rows = _rows([b for b, _ in everything if not drop or b.batch == drop], reason, label)
-    shown = list(islice(rows, (page - 1) * PAGE, page * PAGE + 1))
+    ruled = shelf.in_force()
+    asked = [b for b, _ in everything if not drop or b.batch == drop]
+    shown = _rows(asked, reason, label, (page - 1) * PAGE, PAGE + 1)
     return pages.render(
         request,
         user,
@@ -54,20 +56,50 @@ def wall(
     )
 
 
-def _rows(batches: list[Batch], reason: str, label: str) -> Any:  # noqa: ANN401 - a generator
-    """(batch, number, row) of the refused files; a table is read only if its batch can have what is asked for."""
-    for batch in batches:
-        labels = {name for verdict, c in batch.counts.items() if verdict != "accepted" for name in c}
-        if not labels or (reason and reason not in batch.reasons) or (label and label not in labels):
+def _rows(
+    batches: list[Batch], reason: str, label: str, skip: int, count: int
+) -> list[tuple[str, int, dict[str, Any]]]:
+    """(batch, number, row) of the refused files that fit, `count` of them after the first `skip`.
+
+    A table is read only if its batch has what is asked for, and, unless it is a reason, only if some of it is shown.
+    """
+    waiting = [(batch, most) for batch in batches if (most := _most(batch, reason, label))]
+    found: list[tuple[str, int, dict[str, Any]]] = []
+    while waiting and len(found) < count:
+        if not reason and waiting[0][1] <= skip:
+            skip -= waiting.pop(0)[1]
             continue
-        table = shelf.refused(batch.batch)
-        hit = np.ones(len(table), bool)
-        if reason:
-            hit &= np.array([reason in set(codes) for codes in table["reasons"]], bool)
-        if label:
-            hit &= (table["label"] == label).to_numpy(bool)
-        for number in np.flatnonzero(hit):
-            yield batch.batch, int(number), table.iloc[number].to_dict()
+        group, room = [], 0
+        while waiting and room < skip + count - len(found) and len(group) < _AT_ONCE:
+            group.append(waiting[0][0].batch)
+            room += waiting.pop(0)[1]
+        for name, table in zip(group, shelf.refused_of(group), strict=True):
+            hits = _hits(table, reason, label)
+            shown = hits[skip : skip + count - len(found)]
+            skip = max(0, skip - len(hits))
+            rows = table.select(_ON_THE_WALL).take(shown).to_pylist()
+            found += [(name, int(number), row) for number, row in zip(shown, rows, strict=True)]
+    return found
+
+
+def _most(batch: Batch, reason: str, label: str) -> int:
+    """How many refused files of a batch fit; with a reason, how many at most."""
+    refused = [counts for verdict, counts in batch.counts.items() if verdict != "accepted"]
+    files = sum(counts.get(label, 0) if label else sum(counts.values()) for counts in refused)
+    return min(files, batch.reasons.get(reason, 0)) if reason else files
+
+
+def _hits(table: pa.Table, reason: str, label: str) -> np.ndarray:
+    """Numbers of the rows that fit, in order."""
+    fits = np.ones(len(table), bool)
+    if label:
+        fits = pc.equal(table["label"], label).to_numpy()
+    if reason:
+        codes = table["reasons"].combine_chunks()
+        bears = np.zeros(len(table), bool)
+        bears[pc.list_parent_indices(codes).to_numpy()[pc.equal(pc.list_flatten(codes), reason).to_numpy(False)]] = True
+        fits = fits & bears
+    return np.flatnonzero(fits)
 
 
 @router.post("/quarantine", dependencies=[may_trigger, ask_form])
@@ -87,11 +119,14 @@ def judge(
         raise HTTPException(400, "Choose at least one file, and tick that you are sure. Nothing was changed.")
     names = [f"{batch}/{row['file']}" for batch, _, row in map(_row, files)]
     try:
-        made = rule.rule_all(shelf.settings(), names, action, user.get_name(), why, label, rejected_too)
+        made = rule.rule_all(
+            shelf.settings(), names, action, user.get_name(), why, label, rejected_too, shelf.named, shelf.rulings()
+        )
     except Refused as error:
         # What the command line calls an option is a box to tick here.
         said = str(error).replace("--from-rejected-class", "“also from a rejected class”").replace(" (--why)", "")
         raise HTTPException(400, said.replace(" (--by)", "")) from None
+    shelf.know(made)
     done = {"release": "let in", "relabel": f"let in as {label}", "withdraw": "taken out"}[action]
     images = "1 image was" if len(made) == 1 else f"{len(made)} images were"
     said = f"{images} {done}; the next dataset honours it."
@@ -102,10 +137,9 @@ def _row(name: str) -> tuple[str, int, dict[str, Any]]:
     """The refused file that `batch/number` names. HTTPException 404 where there is none."""
     match = _ROW.fullmatch(name)
     batch = shelf.batch(match[1]).batch if match else ""
-    table = shelf.refused(batch) if batch else pd.DataFrame()
-    if not match or int(match[2]) >= len(table):
+    if not match or int(match[2]) >= len(table := shelf.refused(batch)):
         raise HTTPException(404, f"There is no refused file of this name. Received: {name[:300]!r}")
-    return batch, int(match[2]), table.iloc[int(match[2])].to_dict()
+    return batch, int(match[2]), table.slice(int(match[2]), 1).to_pylist()[0]
 
 
 @router.get("/quarantine/{batch}/{number}")
@@ -114,7 +148,6 @@ def file(request: Request, user: User, batch: str, number: int) -> HTMLResponse:
     s = shelf.settings()
     _, number, row = _row(f"{batch}/{number}")
     record = shelf.batch(batch)
-    series = shelf.refused(batch).iloc[number]
     why = record.rejected_classes.get(row["label"], "")
     return pages.render(
         request,
@@ -124,9 +157,9 @@ def file(request: Request, user: User, batch: str, number: int) -> HTMLResponse:
         batch=record,
         number=number,
         row=row,
-        reasons={code: reasons.explain(code, series, why, s) for code in row["reasons"]},
-        limits=[x for x in reasons.limits(series, s) if x.limit] if row["sha256"] else [],
-        ruling=shelf.rulings().get(row["sha256"]) if row["sha256"] else None,
+        reasons={code: reasons.explain(code, row, why, s) for code in row["reasons"]},
+        limits=[x for x in reasons.limits(row, s) if x.limit] if row["sha256"] else [],
+        ruling=shelf.in_force().get(row["sha256"]) if row["sha256"] else None,
         classes=s.classes,
     )
 

@@ -1,12 +1,15 @@
 """What the pages read from the store. What never changes there is kept in memory, so that no page reads it again."""
 
+import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Lock
 from typing import Any, TypeVar
 
-import pandas as pd
+import pyarrow as pa
+from botocore.exceptions import BotoCoreError, ClientError
 from fastapi import HTTPException
 
 from cxr_ml import settings as settings_module
@@ -21,10 +24,15 @@ from cxr_ml.settings import Settings
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 _POOL = ThreadPoolExecutor(16, thread_name_prefix="cxr-console")  # requests to the store at once
-_TABLES = 32  # tables of refused files in memory; one of 20,000 rows takes 15 MB
-_lock = Lock()
+_MOST_BYTES = 256_000_000  # of tables in memory; of 20,000 refused files one takes 7 MB
+_AHEAD = 8  # drops whose refused files are read before somebody asks
+_log = logging.getLogger(__name__)
+_history_lock, _rulings_lock, _tables_lock = Lock(), Lock(), Lock()
 _facts: dict[str, dict[str, Any]] = {}
+_history: list[HistoryEntry] = []
 _rulings: list[Ruling] = []
+_tables: OrderedDict[tuple[str, str], pa.Table] = OrderedDict()
+_batches: set[str] = set()  # names below batches/, which never go away
 
 
 @lru_cache(1)
@@ -53,13 +61,46 @@ def record(key: str, kind: type[R]) -> R:
     return store.load(settings(), key, kind)
 
 
+@lru_cache(32)  # one takes about a megabyte
+def _evaluation(key: str) -> Evaluation:
+    return store.load(settings(), key, Evaluation)
+
+
+def _load(_: Settings, key: str, kind: type[R]) -> R:
+    """`store.load` for the library, which never reads a record twice."""
+    return _evaluation(key) if kind is Evaluation else record(key, kind)
+
+
+def read_ahead() -> None:
+    """Reads what the first pages show, in a thread of its own: nobody has to wait for it when the server is new."""
+    try:
+        entries = history()
+        models(entries)
+        datasets()
+        rulings()
+        for found, _ in batches()[:_AHEAD]:
+            refused(found.batch)
+        champion = registry.champion(settings())
+        if champion:
+            evaluation(champion.model, entries)
+    except (Refused, BotoCoreError, ClientError) as error:
+        _log.warning("Nothing was read ahead: %s", error)  # a page says what is to be done about it
+
+
 def _together(read: Callable[[Any], T], names: Iterable[Any]) -> list[T]:
     return list(_POOL.map(read, names))
 
 
 def history() -> list[HistoryEntry]:
     """All entries of the registry's history, oldest first."""
-    return _together(lambda key: record(key, HistoryEntry), store.keys(settings(), "registry/history/"))
+    with _history_lock:
+        if not _history:
+            keys = store.keys(settings(), "registry/history/")
+            _history.extend(_together(lambda key: store.load(settings(), key, HistoryEntry), keys))
+        # Their numbers have no hole, so that asking for the next one tells whether there are more.
+        while found := store.find_record(settings(), f"registry/history/{len(_history) + 1:05d}.json", HistoryEntry):
+            _history.append(found[0])
+        return list(_history)
 
 
 def model_names() -> set[str]:
@@ -98,7 +139,25 @@ def model(name: str) -> Model:
 
 def evaluation(name: str, entries: list[HistoryEntry]) -> Evaluation | None:
     """The evaluation of a stored model that it was decided on, else its first."""
-    return catalogue.evaluation(settings(), name, entries)
+    return catalogue.evaluation(settings(), name, entries, _load)
+
+
+def compare(first: str, second: str) -> dict[str, Any]:
+    """Two stored models side by side, as `catalogue.compare` gives them."""
+    return catalogue.compare(settings(), first, second, _load)
+
+
+def card(name: str) -> bytes | None:
+    """The card of a stored model; None before it is written."""
+    try:
+        return _once(f"models/{name}/card.md")
+    except Refused:
+        return None
+
+
+@lru_cache(64)
+def _once(key: str) -> bytes:
+    return store.get(settings(), key)
 
 
 def datasets() -> list[Dataset]:
@@ -114,8 +173,15 @@ def batches() -> list[tuple[Batch, str]]:
 
 
 def _batch(name: str) -> tuple[Batch, str] | None:
-    found = _committed(f"batches/{name}/batch.json", Batch)
-    return (found, _written(f"batches/{name}/batch.json")) if found else None
+    try:
+        return _dated(f"batches/{name}/batch.json")
+    except Refused:  # not committed yet
+        return None
+
+
+@lru_cache(4096)
+def _dated(key: str) -> tuple[Batch, str]:
+    return store.load_dated(settings(), key, Batch)
 
 
 def _committed(key: str, kind: type[R]) -> R | None:
@@ -125,19 +191,15 @@ def _committed(key: str, kind: type[R]) -> R | None:
         return None
 
 
-@lru_cache(4096)
-def _written(key: str) -> str:
-    return store.written(settings(), key)
-
-
 def batch(name: str) -> Batch:
     """The record of a batch that a URL names.
 
     Raises:
         HTTPException: 404, there is none.
     """
-    known = store.folders(settings(), "batches/")
-    return _named(name, known, lambda: record(f"batches/{name}/batch.json", Batch), "drop")
+    if name not in _batches:
+        _batches.update(store.folders(settings(), "batches/"))
+    return _named(name, _batches, lambda: _dated(f"batches/{name}/batch.json")[0], "drop")
 
 
 def _named(name: str, known: Iterable[str], read: Callable[[], R], what: str) -> R:
@@ -150,17 +212,53 @@ def _named(name: str, known: Iterable[str], read: Callable[[], R], what: str) ->
     raise HTTPException(404, f"There is no {what} of this name. Received: {name[:200]!r}")
 
 
-@lru_cache(_TABLES)
-def refused(batch: str) -> pd.DataFrame:
-    """The refused files of a committed batch, in their order; not to be changed."""
-    return batches_module.refused(settings(), batch)
+def refused(batch: str) -> pa.Table:
+    """The refused files of a committed batch, in their order."""
+    return _kept("refused", batch, batches_module.refused)
 
 
-def rulings() -> dict[str, Ruling]:
-    """sha256 -> the ruling on it that is in force."""
-    with _lock:
+def refused_of(batches: Iterable[str]) -> list[pa.Table]:
+    """`refused` of several batches, read at once."""
+    return _together(refused, batches)
+
+
+def named(_: Settings, batch: str) -> pa.Table:
+    """`batches.named` for the library, which a ruling needs of every batch."""
+    return _kept("named", batch, batches_module.named)
+
+
+def _kept(kind: str, batch: str, read: Callable[[Settings, str], pa.Table]) -> pa.Table:
+    """The table, from memory where it is there; those that were not asked for lately make way."""
+    with _tables_lock:
+        if (kind, batch) in _tables:
+            _tables.move_to_end((kind, batch))
+            return _tables[kind, batch]
+    found = read(settings(), batch).combine_chunks()
+    with _tables_lock:
+        _tables[kind, batch] = found
+        while len(_tables) > 1 and sum(table.nbytes for table in _tables.values()) > _MOST_BYTES:
+            _tables.popitem(last=False)
+    return found
+
+
+def rulings() -> list[Ruling]:
+    """All rulings, in their order."""
+    with _rulings_lock:
         _rulings.extend(rulings_module.read(settings(), len(_rulings)))
-        return rulings_module.in_force(_rulings)
+        return list(_rulings)
+
+
+def know(made: list[Ruling]) -> None:
+    """Takes up rulings that were just made here, so that the next page need not look for them."""
+    with _rulings_lock:
+        for ruling in sorted(made, key=lambda r: r.number):
+            if ruling.number == len(_rulings) + 1:
+                _rulings.append(ruling)
+
+
+def in_force() -> dict[str, Ruling]:
+    """sha256 -> the ruling on it that is in force."""
+    return rulings_module.in_force(rulings())
 
 
 def object_bytes(key: str) -> bytes:

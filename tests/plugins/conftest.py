@@ -13,4 +13,5 @@ if "airflow" not in sys.modules:
     os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-")
     atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 sys.path.insert(0, str(REPOSITORY / "plugins"))
-sys.path.insert(0, str(REPOSITORY / "tests" / "data"))
+for room in ("data", "release"):
+    sys.path.insert(0, str(REPOSITORY / "tests" / room))

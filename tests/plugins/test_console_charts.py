@@ -1,5 +1,7 @@
 """Charts of the console: nothing overlaps, nothing is invented."""
 
+import itertools
+
 from cxr_console import charts
 
 
@@ -25,8 +27,8 @@ def test_labels_of_twelve_equal_lines_do_not_overlap_and_stay_in_the_picture():
     series = {f"a class with a very long name {n}": [0.5, 0.5] for n in range(12)}
     chart = charts.lines("x", ["1", "2"], series, 0.0, 1.0, shares=True)
     places = sorted(line["label_y"] for line in chart["lines"])
-    assert min(b - a for a, b in zip(places, places[1:], strict=False)) >= 15
-    assert 0 <= places[0] and places[-1] <= chart["height"]
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 15
+    assert places[0] >= 0 and places[-1] <= chart["height"]
     assert all(len(line["name"]) <= 22 for line in chart["lines"])
 
 
