@@ -44,7 +44,7 @@ def find(settings: Settings, found: Sequence[Batch]) -> list[Refusal]:
     examples: dict[str, list[Example]] = {code: [] for code in wanted}
     meanings: dict[str, str] = {}
     for batch in found:
-        for _, row in batches.refused(settings, batch.batch).iterrows():
+        for _, row in batches.refused(settings, batch.batch).to_pandas().iterrows():
             for code in row["reasons"]:
                 if code not in examples or len(examples[code]) == EACH:
                     continue
