@@ -8,6 +8,7 @@ from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.auth.tokens import get_signing_key
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.configuration import conf
 from airflow.models.dag import DagModel
 from fastapi import Depends, Form, HTTPException, Request
 from itsdangerous import BadSignature, URLSafeTimedSerializer
@@ -53,7 +54,9 @@ def own_form(request: Request, user: User, token: Annotated[str, Form()] = "") -
         known = _signer("form").loads(token, max_age=_FORM_SECONDS)
     except BadSignature:
         known = None
-    if known != str(user.get_id()) or elsewhere or (origin and urlsplit(origin).netloc != request.url.netloc):
+    # A proxy may ask under another name than the browser does.
+    here = {request.url.netloc, urlsplit(conf.get("api", "base_url", fallback="")).netloc}
+    if known != str(user.get_id()) or elsewhere or (origin and urlsplit(origin).netloc not in here):
         raise HTTPException(403, "This form was not sent from this page, or is too old. Go back, reload and try again.")
 
 
