@@ -165,10 +165,12 @@ def report(run: RunName, batch: Annotated[list[str] | None, typer.Argument()] = 
            to: Annotated[list[str] | None, typer.Option(help="Recipients, from mail_allowed; none: no mail.")] = None,
            json_: Json = False) -> None:  # fmt: skip
     """Write the report of a concluded run, and mail it."""
-    from cxr_ml.release import runs
+    from cxr_ml.release import mail, publish, tell
 
     with opened() as settings:
-        record, key = runs.publish(settings, run, batch or (), to or ())
+        mail.allowed(tuple(to or ()), settings)
+        record, key = publish.publish(settings, run, batch or ())
+        tell.outcome(settings, run, to or ())
         show(record, json_, f"s3://{settings.bucket}/{settings.prefix}{key}")
 
 
@@ -205,7 +207,7 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
     from cxr_ml import store
     from cxr_ml.data import batches, drops
     from cxr_ml.data import dataset as datasets
-    from cxr_ml.release import registry, runs
+    from cxr_ml.release import publish, registry, runs
 
     with opened() as settings:
         store.check(settings)
@@ -218,6 +220,8 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
         against = registry.trained_on(settings)
         built, new = datasets.build(settings, against) if changed else (datasets.latest(settings), False)
         if built is None or (not new and registry.decided(settings, built.dataset)):
+            publish.nothing_new(settings, run, names)
+            _mail(settings, run)
             show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
             return
 
@@ -232,12 +236,22 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
             other.submit(evaluates.evaluate, settings, built.dataset, models, beside).result()
         by = getpass.getuser()
         registry.conclude(settings, runs.decide(settings, run, models, by=by), by=by)
-        record, key = runs.publish(settings, run, names, settings.mail_to)
+        record, key = publish.publish(settings, run, names)
+        _mail(settings, run)
         if json_:
             show(record, True, "")
             return
         show_run(record, out)
         out.print(f"report: s3://{settings.bucket}/{settings.prefix}{key}", highlight=False)
+
+
+def _mail(settings: Settings, run: str) -> None:
+    from cxr_ml.release import tell
+
+    try:
+        tell.outcome(settings, run, settings.mail_to)
+    except (OSError, Refused) as error:  # what it tells of is done, and must not be done again
+        err.print(f"The report is written, but not everybody has the mail: {error}", style="bold red", markup=False)
 
 
 @app.command("demo-data")

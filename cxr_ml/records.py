@@ -335,6 +335,7 @@ class Run(Record):
     decision: Decision | None
     champion: Champion | None  # after the run
     rulings: tuple[Ruling, ...] = ()  # of humans, that this dataset honours and its parent did not
+    seconds: dict[str, float] = {}  # step -> wall time, of those that had ended before the report; {}: not known
 
 
 class FailedStep(Record):
@@ -346,4 +347,22 @@ class FailedStep(Record):
     said: tuple[str, ...]  # by the error, line by line
     advice: str  # what to do
     log_link: str  # "" where there is none
+    at: str  # ISO 8601, UTC
+    run_link: str = ""  # to the run in Airflow, "" where there is none
+
+
+class Mailed(Record):
+    """A mail that the mail server took for one address; stored as `reports/<run>/mailed/<kind>-<hash>.json`."""
+
+    kind: str  # outcome of the run, or which step failed
+    to: str
+    at: str  # ISO 8601, UTC
+
+
+class Unsent(Record):
+    """A mail that could not be sent, the last time it was tried; stored as `reports/<run>/unsent/<kind>.json`."""
+
+    kind: str
+    to: tuple[str, ...]  # who did not get it
+    why: str
     at: str  # ISO 8601, UTC

@@ -10,13 +10,15 @@ the champion change. The team gets the report by mail.
 * The gate stays shut, or a human says no: the run succeeds, the champion stays, the report says why.
 * A step fails: a mail and the run's page say which, why, and what to do. What is stored stays; *Clear* the step to go
   on from there. A dataset that no run brought before the gate is taken up by the next run.
+* A red *mail* in a green run: all is done, but no mail server took the mail. *Clear* it to try again; who has the mail
+  already does not get it twice.
 """
 
 from datetime import timedelta
 
 import cxr_wiring as wiring
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task, task_group
+from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task, task_group, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
 
@@ -44,9 +46,10 @@ def cxr_retraining() -> None:
 
             with wiring.settings(params) as s:
                 shards, why = runs.due(s, params["drop"])
-            print("\n".join(why))
-            if not shards and not why and not params["train_anyway"]:
-                raise AirflowSkipException("Nothing new in the inbox.")
+                print("\n".join(why))
+                if not shards and not why and not params["train_anyway"]:
+                    wiring.nothing_new(s, get_current_context())
+                    raise AirflowSkipException("Nothing new in the inbox.")
             return [shard._asdict() for shard in shards]
 
         @task(
@@ -87,6 +90,7 @@ def cxr_retraining() -> None:
             with wiring.settings(params) as s:
                 record, new = stage.build(s, registry.trained_on(s))
                 if not new and registry.decided(s, record.dataset) and not params["train_anyway"]:
+                    wiring.nothing_new(s, get_current_context(), batches)
                     raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")
                 print(record.model_dump_json(indent=2))
                 return [{"number": record.dataset, "architecture": a} for a in s.architectures]
@@ -192,18 +196,33 @@ def cxr_retraining() -> None:
 
     @task(execution_timeout=timedelta(minutes=20))
     def report(batches: list[str], outcome: dict, params: dict) -> str:
-        """Writes the report with the Data Docs beside it, and mails it."""
-        from cxr_ml.release import runs
+        """Writes the report with the Data Docs beside it."""
+        from cxr_ml.release import publish
 
+        context = get_current_context()
+        ti = context["ti"]
         with wiring.settings(params) as s:
             print(f"outcome: {outcome['action']}")
-            return runs.publish(s, wiring.run_name(get_current_context()), batches, params["recipients"])[1]
+            link = wiring.run_link(s, ti)
+            return publish.publish(s, wiring.run_name(context), batches, wiring.seconds(ti), link)[1]
+
+    @teardown
+    @task(**wiring.TELLING)
+    def mail(params: dict) -> None:
+        """Mails the report. Red in a green run: all is done, but no mail server took the mail; see the log."""
+        from cxr_ml.release import tell
+
+        context = get_current_context()
+        with wiring.settings(params) as s:
+            link = wiring.run_link(s, context["ti"])
+            if not tell.outcome(s, wiring.run_name(context), params["recipients"], link):
+                raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")
 
     batches, jobs = data()
     concluded = promote()
     decide(learn(jobs)) >> concluded
     announce(concluded)
-    report(batches, concluded)
+    report(batches, concluded) >> mail()
 
 
 cxr_retraining()

@@ -8,7 +8,8 @@ DAGs that follow the asset `cxr_champion` are told, as after a promotion.
 """
 
 import cxr_wiring as wiring
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import Param, dag, get_current_context, task, teardown
+from airflow.sdk.exceptions import AirflowSkipException
 
 
 @dag(
@@ -46,13 +47,17 @@ def cxr_rollback() -> None:
         print(entry.model_dump_json(indent=2))
         wiring.announce(outlet_events, entry.model, entry.version)
 
-    @task
+    @teardown
+    @task(**wiring.TELLING)
     def tell() -> None:
-        """Mails the team which model is champion again, by whom and why."""
-        from cxr_ml.release import runs
+        """Mails the team which model is champion again, by whom and why. Red in a green run: only the mail failed."""
+        from cxr_ml.release import tell as stage
 
+        context = get_current_context()
         with wiring.settings() as s:
-            runs.tell_rollback(s, wiring.run_name(get_current_context()), s.mail_to)
+            link = wiring.run_link(s, context["ti"])
+            if not stage.rollback(s, wiring.run_name(context), s.mail_to, link):
+                raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")
 
     roll_back() >> tell()
 

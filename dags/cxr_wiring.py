@@ -2,10 +2,11 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 
 from airflow.sdk import Asset, Connection, ExceptionRetryPolicy, Param, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
@@ -186,6 +187,22 @@ def run_name(context: Any) -> str:  # noqa: ANN401 - Airflow's context is a mapp
     return slug(context["run_id"])
 
 
+def run_link(s: Settings, ti: Any) -> str:  # noqa: ANN401
+    """Address of the run of a task instance in the UI, "" where the UI's address is not known."""
+    return f"{s.ui_url.rstrip('/')}/dags/{ti.dag_id}/runs/{quote(ti.run_id)}" if s.ui_url else ""
+
+
+def seconds(ti: Any) -> dict[str, float]:  # noqa: ANN401
+    """Step -> wall time of its last try, of all steps of the run that have ended and did run."""
+    found = ti.get_task_breadcrumbs(dag_id=ti.dag_id, run_id=ti.run_id)
+    ended = [f for f in found if f["state"] not in ("skipped", "upstream_failed", "removed") and f["duration"]]
+    return {_step(f["task_id"], f["map_index"]): round(f["duration"], 1) for f in ended}
+
+
+def _step(task_id: str, map_index: int) -> str:
+    return task_id + (f" [{map_index}]" if map_index >= 0 else "")
+
+
 def actor(context: Any) -> str:  # noqa: ANN401
     """Who started the run: a user of Airflow, or the schedule."""
     return context["dag_run"].triggering_user_name or f"airflow ({context['dag_run'].run_type})"
@@ -200,6 +217,14 @@ def answered(answer: dict[str, Any]) -> tuple[bool, str, str]:
     if answer["chosen_options"] != [APPROVE]:
         return False, human, f"Not approved by {human}: {why}" if why else f"Not approved by {human}."
     return True, human, f"approved by {human} ({why})" if why else f"approved by {human}"
+
+
+def nothing_new(s: Settings, context: Any, batches: Sequence[str] = ()) -> None:  # noqa: ANN401
+    """Leaves a report that says that nothing was trained, because nothing was new."""
+    from cxr_ml.release import publish
+
+    ti = context["ti"]
+    publish.nothing_new(s, run_name(context), batches, seconds(ti), run_link(s, ti))
 
 
 def announce(outlet_events: Any, model: str, version: int) -> None:  # noqa: ANN401
@@ -235,13 +260,14 @@ def mail_silent_failures(context: Any) -> None:  # noqa: ANN401
 
 def _tell_failure(context: Any, task_id: str, map_index: int, error: BaseException) -> None:  # noqa: ANN401
     """Writes the page of the run, and mails."""
-    from cxr_ml.release import failures, mail
+    from cxr_ml.release import failures, mail, tell
 
     s = _with_connections(settings_module.load())
     ti = context["ti"]
-    step = task_id + (f" [{map_index}]" if map_index >= 0 else "")
-    link = f"{s.ui_url.rstrip('/')}/dags/{ti.dag_id}/runs/{ti.run_id}/tasks/{task_id}" if s.ui_url else ""
-    failed = failures.tell(s, ti.run_id, step, error, link)
+    step = _step(task_id, map_index)
+    run = run_link(s, ti)
+    log = f"{run}/tasks/{task_id}" + (f"/mapped/{map_index}" if map_index >= 0 else "") if run else ""
+    failed = failures.tell(s, ti.run_id, step, error, log, run)
     try:
         page = f"s3://{s.bucket}/{s.prefix}{failures.write(s, failed)}"
     except (BotoCoreError, ClientError, Refused) as trouble:
@@ -252,9 +278,17 @@ def _tell_failure(context: Any, task_id: str, map_index: int, error: BaseExcepti
     if not to:
         _log.warning("No mail about the failure of %s: there are no recipients.", task_id)
         return
-    mail.send(mail.failure_message(s, to, failed, page), s)
+    tell.failure(s, failed, to, page)
 
 
+# Of a teardown that mails: a mail server may be down for a while, and nobody can be mailed about it.
+TELLING = {
+    "retries": 5,
+    "retry_delay": timedelta(minutes=1),
+    "max_retry_delay": timedelta(minutes=30),
+    "execution_timeout": timedelta(minutes=20),
+    "on_failure_callback": None,
+}
 TASKS = {
     "retries": 2,
     "retry_delay": timedelta(seconds=20),

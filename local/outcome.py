@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cxr_ml import store
 from cxr_ml.records import Run
+from cxr_ml.release import tell
 from cxr_ml.release.registry import slug
 from cxr_ml.release.terminal import show_run
 from cxr_ml.settings import Settings
@@ -51,12 +52,15 @@ def show(settings: Settings, run_id: str, state: Path, mails_before: set[str], c
     elif report:
         console.print("The run failed before its report; a page tells where, why, and what to do.", soft_wrap=True)
     else:
-        console.print("The run left no report: nothing was new in the inbox.", soft_wrap=True)
+        console.print("The run left no report: see its steps in Airflow.", soft_wrap=True)
     if report:
         console.print(f"Report    {report}", markup=False, highlight=False, soft_wrap=True)
         where = f"s3://{settings.bucket}/{settings.prefix}reports/{run_slug}/index.html"
         console.print(f"          {where}", markup=False, highlight=False, soft_wrap=True)
     new = {name: subject for name, subject in mails(state / "maildir").items() if name not in mails_before}
     console.print(f"Mails     {len(new)} new in {state / 'maildir'}", markup=False, highlight=False, soft_wrap=True)
+    for missed in tell.unsent(settings, run_slug):
+        told = f"Warning   no mail to {', '.join(missed.to)}: {missed.why}"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     for subject in new.values():
         console.print(f"          {subject}", markup=False, highlight=False, soft_wrap=True)

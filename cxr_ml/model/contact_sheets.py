@@ -19,6 +19,7 @@ from cxr_ml.records import Dataset, Explanation, Model, Shown
 from cxr_ml.settings import Settings
 
 EACH = 4  # hits, and misses, of a class that are shown
+_LETTERS = 14  # of a label above a tile, with the word before it
 _ACROSS = 2  # examples in a row, of two pictures each: legible when a phone shows them 360 px wide
 
 
@@ -131,14 +132,19 @@ def draw(label: str, examples: list[Shown], pictures: list[tuple[np.ndarray, np.
         for number, place in enumerate(places):
             line, column = divmod(number, _ACROSS)
             example, (film, heated) = examples[place], pictures[place]
-            _tile(grid[line, 2 * column], film, f"true {label}\nsaid {example.predicted}")
+            _tile(grid[line, 2 * column], film, f"true {_short(label)}\nsaid {_short(example.predicted)}")
             _tile(grid[line, 2 * column + 1], heated, f"{100 * example.probability:.1f} %\n{example.sha256[:8]}")
     return _png(figure)
 
 
 def _tile(axes: Axes, picture: np.ndarray, text: str) -> None:
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    axes.set_title(_plain(text), fontsize=7.5)
+    axes.set_title(_plain(text), fontsize=8)
+
+
+def _short(label: str) -> str:
+    """A label that fits above a tile: of a long one both ends, for many differ only there."""
+    return label if len(label) <= _LETTERS else f"{label[: _LETTERS // 2 - 1]}…{label[-(_LETTERS // 2) :]}"
 
 
 def _plain(text: str) -> str:

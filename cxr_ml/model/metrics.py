@@ -129,7 +129,9 @@ def wilson(share: float, n: int) -> tuple[float, float] | None:
     z2 = 1.959963984540054**2
     middle = share + z2 / (2 * n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2)))
-    return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
+    # By rounding, an end at 0 or 1 would come to lie on the wrong side of the share.
+    low, high = min(share, (middle - half) / (1 + z2 / n)), max(share, (middle + half) / (1 + z2 / n))
+    return max(0.0, low), min(1.0, high)
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ from cxr_ml.data import dataset as datasets
 from cxr_ml.model import metrics
 from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Run
 from cxr_ml.release import reading, words
-from cxr_ml.release.report import page
+from cxr_ml.release.pages import page
 from cxr_ml.settings import Settings
 
 
@@ -33,7 +33,7 @@ def write(settings: Settings, run: Run, entry: HistoryEntry) -> None:
     Raises:
         Refused: a dataset or a batch that the model descends from is not in the store, or was changed.
     """
-    lineage = _lineage(settings, run.dataset)
+    versions = lineage(settings, run.dataset)
     batches = [store.load(settings, f"batches/{name}/batch.json", Batch) for name in run.dataset.batches]
     manifest = datasets.manifest(settings, run.dataset)
     for model in run.models:
@@ -54,7 +54,7 @@ def write(settings: Settings, run: Run, entry: HistoryEntry) -> None:
             figures=figures(evaluation),
             evaluation=evaluation,
             disguises=reading.disguises(evaluation),
-            lineage=lineage,
+            lineage=versions,
         )
         key = f"models/{model.model}/card.md"
         store.put_if_absent(settings, key, text.encode(), "text/markdown; charset=utf-8")
@@ -73,7 +73,7 @@ def _sources(manifest: pd.DataFrame) -> list[tuple[str, str, int]]:
     return [(source, label, int(images)) for (source, label), images in found.items()]
 
 
-def _lineage(settings: Settings, dataset: Dataset) -> list[tuple[Dataset, list[str]]]:
+def lineage(settings: Settings, dataset: Dataset) -> list[tuple[Dataset, list[str]]]:
     """The dataset and those it descends from, newest first, each with the batches that it brought."""
     chain = [dataset]
     while chain[-1].parent is not None:

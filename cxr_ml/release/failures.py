@@ -6,14 +6,16 @@ from datetime import UTC, datetime
 
 from cxr_ml import store
 from cxr_ml.records import FailedStep
-from cxr_ml.release import reading, words
+from cxr_ml.release import links, reading, report, words
 from cxr_ml.release.advice import advise
+from cxr_ml.release.pages import page
 from cxr_ml.release.registry import slug
-from cxr_ml.release.report import page
 from cxr_ml.settings import Settings
 
 
-def tell(settings: Settings, run: str, step: str, error: BaseException | str, log_link: str) -> FailedStep:
+def tell(
+    settings: Settings, run: str, step: str, error: BaseException | str, log_link: str, run_link: str = ""
+) -> FailedStep:
     """Which step failed, why and what to do, without the secrets of the settings and fit to be shown.
 
     Args:
@@ -22,6 +24,7 @@ def tell(settings: Settings, run: str, step: str, error: BaseException | str, lo
         step: name of the task.
         error: what was raised, or what is known about it.
         log_link: address of the log, "" where there is none.
+        run_link: address of the run in Airflow, "" where there is none.
     """
     said = _without_secrets(str(error), settings)[:4000].splitlines()
     lines = [words.plain(line, 1000) for line in said if line.strip()][:30]
@@ -32,6 +35,7 @@ def tell(settings: Settings, run: str, step: str, error: BaseException | str, lo
         said=tuple(lines) or ("(the error came without a message)",),
         advice=advise(error),
         log_link=log_link,
+        run_link=run_link,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -55,7 +59,7 @@ def write(settings: Settings, failed: FailedStep) -> str:
     store.put_uncommitted(settings, f"{folder}failed/{slug(failed.step)}.json", failed.to_bytes(), "application/json")
     key = folder + "index.html"
     # Two steps may fail at once, and each shows those that it finds: who comes too late looks again.
-    while not store.exists(settings, folder + "run.json"):
+    while not report.ended(settings, folder):
         found = store.find(settings, key)
         html = render(settings, _all(settings, folder)).encode()
         if store.swap(settings, key, html, found and found[1], "text/html; charset=utf-8"):
@@ -76,4 +80,10 @@ def render(settings: Settings, failures: list[FailedStep]) -> str:
         settings: the address of the UI.
         failures: of the steps of one run, the newest first.
     """
-    return page("failed.html.j2", failures=failures, ui_url=settings.ui_url, note=reading.NOTE)
+    first = failures[0]
+    return page(
+        "failed.html.j2",
+        failures=failures,
+        links=links.of_run(settings, slug(first.run), first.run_link),
+        note=reading.NOTE,
+    )

@@ -1,61 +1,18 @@
-"""Plots of a run as PNG bytes: readable on a phone, in grey and by the colour-blind."""
+"""Plots of a model as PNG bytes: readable on a phone, in grey and by the colour-blind."""
 
-import io
 import math
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from cxr_ml.model.metrics import wilson
-from cxr_ml.records import Metrics, Run
-from cxr_ml.release import words
+from cxr_ml.records import Evaluation, Metrics, Run
+from cxr_ml.release import canvas, words
+from cxr_ml.release.canvas import BLUE, INK, ORANGE, VERMILION, WIDTH
 from cxr_ml.release.reading import chosen
 
-# Okabe & Ito (2008), Color universal design. Every series differs in marker, line or hatch as well.
-BLUE, ORANGE, VERMILION, INK, GREY = "#0072B2", "#E69F00", "#D55E00", "#1a1a1a", "#767676"
-WIDTH = 5.6  # inches; at 11 pt this is legible when a phone shows it 360 px wide
 STAGES = {"head": "head", "fine_tune": "fine-tune"}
-SPLITS = {"train": (BLUE, ""), "validation": (ORANGE, "////"), "test": ("#cccccc", "....")}
-
-
-def _figure(height: float, width: float = WIDTH) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _axes(axes: Axes) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=10, colors=INK)
-    axes.xaxis.label.set_size(11)
-    axes.yaxis.label.set_size(11)
-    return axes
-
-
-def _png(figure: Figure) -> bytes:
-    figure.set_dpi(180)
-    figure.canvas.draw()
-    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-    out = io.BytesIO()
-    # A palette makes it a third as large, for mail.
-    image.quantize(128).save(out, format="png", optimize=True)
-    return out.getvalue()
-
-
-def _empty(message: str) -> bytes:
-    figure = _figure(1.2)
-    figure.text(0.5, 0.5, message, ha="center", va="center", fontsize=11, color=INK, wrap=True)
-    return _png(figure)
-
-
-def _name(text: str, limit: int = 22) -> str:
-    # An unescaped pair of dollars would be read as mathematics.
-    return words.plain(text, limit).replace("$", r"\$")
 
 
 def best_epochs(history: pd.DataFrame) -> dict[str, int]:
@@ -74,11 +31,11 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
             known.
     """
     if history is None or history.empty:
-        return _empty(f"No loss curve: {_name(model, 40)} has no training history.")
+        return canvas.empty(f"No loss curve: {canvas.name(model, 40)} has no training history.")
     history = history.replace([np.inf, -np.inf], np.nan).reset_index(drop=True).sort_values("epoch")
     if history[["loss", "val_loss"]].isna().all(axis=None):
-        return _empty(f"No loss curve: every loss of {_name(model, 40)} is NaN or infinite.")
-    figure = _figure(5.2)
+        return canvas.empty(f"No loss curve: every loss of {canvas.name(model, 40)} is NaN or infinite.")
+    figure = canvas.figure(5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
     score = ("f1", "macro F1 (%)") if "val_f1" in history else ("accuracy", "accuracy (%)")
     for axes, column, label in ((top, "loss", "loss\n(cross-entropy)"), (bottom, *score)):
@@ -86,11 +43,17 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
         epochs = history["epoch"]
         axes.plot(epochs, history[column] * scale, "o--", color=ORANGE, markersize=3, linewidth=1.5, label="training")
         axes.plot(
-            epochs, history[f"val_{column}"] * scale, "s-", color=BLUE, markersize=3, linewidth=2, label="validation"
+            epochs,
+            history[f"val_{column}"] * scale,
+            "s-",
+            color=BLUE,
+            markersize=3,
+            linewidth=2,
+            label="validation",
         )
         axes.set_ylabel(label)
         axes.grid(axis="y", color="#e4e4e4")
-        _axes(axes)
+        canvas.axes(axes)
     best = best_epochs(history)
     rows = history.set_index("epoch")
     for number, epoch in enumerate(sorted(best.values())):
@@ -106,15 +69,16 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
                 label="fine-tuning starts" if axes is top else "",
             )  # fmt: skip
     bottom.set_xlabel(
-        "epoch · " + " · ".join(f"best of {STAGES.get(s, _name(s))}: {best[s]}" for s in starts.index if s in best)
+        "epoch · "
+        + " · ".join(f"best of {STAGES.get(s, canvas.name(s))}: {best[s]}" for s in starts.index if s in best)
     )
     bottom.set_xlim(0.5, float(history["epoch"].max()) + 0.5)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels = top.get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=10, title=_name(model, 48)
+        handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=10, title=canvas.name(model, 48)
     )
-    return _png(figure)
+    return canvas.png(figure)
 
 
 def recalls(run: Run, floors: dict[str, float]) -> bytes:
@@ -126,13 +90,13 @@ def recalls(run: Run, floors: dict[str, float]) -> bytes:
     """
     evaluation = chosen(run)
     if evaluation is None:
-        return _empty("No recall to show: this run chose no candidate.")
+        return canvas.empty("No recall to show: this run chose no candidate.")
     names = list(evaluation.test.classes)
     series = [("candidate", evaluation.test, -0.17, "o", BLUE, BLUE)]
     if evaluation.champion is not None:
         series.append(("champion", evaluation.champion.test, 0.17, "s", "white", INK))
-    figure = _figure(1.7 + 0.62 * len(names))
-    axes = _axes(figure.subplots())
+    figure = canvas.figure(1.7 + 0.62 * len(names))
+    axes = canvas.axes(figure.subplots())
     lows = [100 * floors[n] for n in names if n in floors]
     for label, metrics, shift, marker, face, edge in series:
         points = []
@@ -161,7 +125,7 @@ def recalls(run: Run, floors: dict[str, float]) -> bytes:
     left = 10 * math.floor((min(lows, default=0) - 2) / 10)
     axes.set_xlim(max(-1, left), 101)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), [_name(n) for n in names])
+    axes.set_yticks(range(len(names)), [canvas.name(n) for n in names])
     axes.set_xlabel("recall on the test images (%)")
     axes.grid(axis="x", color="#e4e4e4")
     handles, labels = axes.get_legend_handles_labels()
@@ -170,7 +134,49 @@ def recalls(run: Run, floors: dict[str, float]) -> bytes:
         [handles[i] for i in order], [labels[i] for i in order], loc="outside upper left", ncols=2, frameon=False,
         fontsize=10,
     )  # fmt: skip
-    return _png(figure)
+    return canvas.png(figure)
+
+
+def differences(evaluation: Evaluation, margins: dict[str, float]) -> bytes:
+    """Candidate less champion on the same test images, with 95 % intervals, and how far below a figure may lie.
+
+    Args:
+        evaluation: of the candidate, with its difference to the champion.
+        margins: name of a figure -> how far below the champion's its interval may reach (0–1).
+    """
+    found = evaluation.difference
+    names = ["macro F1", *(f"recall {label}" for label in evaluation.test.classes)]
+    names = [n for n in names if found and math.isfinite(found.figures.get(n, math.nan))]
+    if not names:
+        return canvas.empty("No difference to show: there is no champion on the same images.")
+    figure = canvas.figure(1.4 + 0.42 * len(names))
+    axes = canvas.axes(figure.subplots())
+    axes.axvline(0, color=INK, linewidth=1)
+    for row, name in enumerate(names):
+        value = 100 * found.figures[name]
+        low, high = (100 * end for end in found.intervals.get(name, (math.nan, math.nan)))
+        if math.isfinite(low):
+            axes.hlines(row, low, high, color=BLUE, linewidth=2)
+            axes.plot([low, high], [row, row], "|", color=BLUE, markersize=9, markeredgewidth=2)
+        axes.plot(value, row, "o", color=BLUE, markersize=7)
+        text = f"{value:+.1f}" + (f"  ({low:+.1f} to {high:+.1f})" if math.isfinite(low) else "")
+        place = axes.get_yaxis_transform()
+        axes.text(1.02, row, text.replace("-", "−"), transform=place, va="center", fontsize=9.5, color=INK)
+    allowed = [(row, -100 * margins[name]) for row, name in enumerate(names) if name in margins]
+    if allowed:
+        rows, at = np.array(allowed).T
+        axes.vlines(
+            at, rows - 0.4, rows + 0.4, color=VERMILION, linewidth=3, linestyle=(0, (2, 1)),
+            label="as far below as the gate lets the interval reach",
+        )  # fmt: skip
+        figure.legend(loc="outside upper left", frameon=False, fontsize=10)
+    left, right = axes.get_xlim()
+    axes.set_xlim(min(left, -1), max(right, 1))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), [canvas.name(n, 24) for n in names])
+    axes.set_xlabel("candidate less champion, percentage points\n(macro F1 times 100), 95 % interval")
+    axes.grid(axis="x", color="#e4e4e4")
+    return canvas.png(figure)
 
 
 def confusion(metrics: Metrics, classes: tuple[str, ...]) -> bytes:
@@ -183,11 +189,11 @@ def confusion(metrics: Metrics, classes: tuple[str, ...]) -> bytes:
     counts = np.array(metrics.confusion, dtype=float).reshape(-1, len(metrics.confusion) or 1)
     size = len(classes)
     if size == 0 or counts.shape != (size, size) or counts.sum() == 0:
-        return _empty("No confusion matrix: no test image was evaluated.")
+        return canvas.empty("No confusion matrix: no test image was evaluated.")
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     side = max(WIDTH, 2.2 + 0.62 * size)
-    figure = _figure(side * 0.86, side)
+    figure = canvas.figure(side * 0.86, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row in range(size):
@@ -199,12 +205,12 @@ def confusion(metrics: Metrics, classes: tuple[str, ...]) -> bytes:
             )  # fmt: skip
     slanted = size > 4 or max(map(len, classes)) > 12
     axes.set_xticks(
-        range(size), [_name(c, 18) for c in classes],
+        range(size), [canvas.name(c, 18) for c in classes],
         rotation=40 if slanted else 0, ha="right" if slanted else "center",
         rotation_mode="anchor" if slanted else "default",
     )  # fmt: skip
     axes.set_yticks(
-        range(size), [f"{_name(c, 18)}\n{t:.0f} images" for c, t in zip(classes, totals[:, 0], strict=True)]
+        range(size), [f"{canvas.name(c, 18)}\n{t:.0f} images" for c, t in zip(classes, totals[:, 0], strict=True)]
     )
     axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
@@ -213,31 +219,4 @@ def confusion(metrics: Metrics, classes: tuple[str, ...]) -> bytes:
     axes.set_xlabel("predicted class", fontsize=11)
     axes.set_ylabel("true class", fontsize=11)
     axes.set_title("images, and % of the true class", fontsize=11, color=INK)
-    return _png(figure)
-
-
-def balance(run: Run) -> bytes:
-    """Images per class and split of the run's dataset."""
-    if run.dataset is None or not any(sum(c.values()) for c in run.dataset.counts.values()):
-        return _empty("No class balance to show: this run built no dataset.")
-    counts = run.dataset.counts
-    splits = [s for s in SPLITS if s in counts] + sorted(set(counts) - set(SPLITS))
-    names = sorted({name for split in splits for name in counts[split]})
-    figure = _figure(1.3 + 0.27 * len(splits) * len(names))
-    axes = _axes(figure.subplots())
-    thick = 0.84 / len(splits)
-    for number, split in enumerate(splits):
-        colour, hatch = SPLITS.get(split, (GREY, "xx"))
-        rows = [row + (number - (len(splits) - 1) / 2) * thick for row in range(len(names))]
-        values = [counts[split].get(name, 0) for name in names]
-        bars = axes.barh(
-            rows, values, thick * 0.9, color=colour, hatch=hatch, edgecolor=INK, linewidth=0.6, label=_name(split)
-        )
-        axes.bar_label(bars, labels=[f"{v:,}" for v in values], padding=3, fontsize=9.5, color=INK)
-    axes.margins(x=0.14, y=0.02)
-    axes.invert_yaxis()
-    axes.set_yticks(range(len(names)), [_name(n) for n in names])
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axes.set_xlabel(f"images in dataset {run.dataset.dataset}")
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=10)
-    return _png(figure)
+    return canvas.png(figure)

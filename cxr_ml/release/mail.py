@@ -1,27 +1,21 @@
 """Mails about a run: what happened, or which step failed and what to do."""
 
-import contextlib
 import hashlib
-import logging
-import smtplib
-import ssl
-import time
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import formatdate
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import FailedStep, HistoryEntry, Run
+from cxr_ml.records import Evaluation, FailedStep, HistoryEntry, Run
 from cxr_ml.release import figures, reading, words
-from cxr_ml.release.report import page
+from cxr_ml.release.pages import page
 from cxr_ml.settings import Settings
 
 MAX_BYTES = 1_000_000  # of a whole mail; many servers and phones load larger ones late or not at all
+_LINES = 12  # of a table; the report has them all
+_LEGIBLE = 6  # classes; a confusion matrix of more cannot be read on a phone
 _SUBJECT = 150  # characters; phones show about 60
-_PAUSES = (2.0, 8.0, 30.0)  # seconds before the second, third and fourth try
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-_log = logging.getLogger(__name__)
 
 
 def allowed(recipients: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
@@ -97,29 +91,59 @@ def subject(run: Run, settings: Settings) -> str:
     return f"{start}: {reading.reason(run)}"
 
 
-def outcome_message(run: Run, settings: Settings, recipients: tuple[str, ...], report_link: str) -> EmailMessage:
+def _mistakes(evaluation: Evaluation, most: int = 5) -> list[str]:
+    """What is most often taken for what on the test images, by share of the true class: a line each."""
+    names = list(evaluation.test.classes)
+    found = [
+        (count / sum(row), count, sum(row), names[true], names[said])
+        for true, row in enumerate(evaluation.test.confusion)
+        for said, count in enumerate(row)
+        if said != true and count
+    ]
+    lines = [
+        f"{words.plain(true, 40)} taken for {words.plain(said, 40)}: {count} of {images} ({words.percent(share)})"
+        for share, count, images, true, said in sorted(found, key=lambda f: (-f[0], f[3], f[4]))[:most]
+    ]
+    return [line.replace(" %", "\u00a0%") for line in lines]
+
+
+def outcome_message(
+    run: Run, settings: Settings, recipients: tuple[str, ...], report_link: str, links: dict[str, str] | None = None
+) -> EmailMessage:
     """The mail about a run that ended: text and HTML, with two plots inside, whole without them. No X-ray in it.
+
+    Args:
+        run: everything that happened.
+        settings: the floors, the sender and who may receive.
+        recipients: addresses from `mail_allowed`.
+        report_link: where the page of the run is.
+        links: title -> address of pages about the run.
 
     Raises:
         Refused: no recipient, one that is not allowed, or an address that is none.
     """
     evaluation = reading.chosen(run)
+    lines, failed = reading.headline(run, settings), reading.failed(run)
     pictures = {}
     if evaluation is not None:
         pictures["recalls"] = figures.recalls(run, settings.recall_floors)
-        pictures["confusion"] = figures.confusion(evaluation.test, tuple(evaluation.test.classes))
+        if len(evaluation.test.classes) <= _LEGIBLE:
+            pictures["confusion"] = figures.confusion(evaluation.test, tuple(evaluation.test.classes))
     values = {
         "run": run,
         "outcome": reading.outcome(run),
         "architecture": reading.architecture(run),
         "version": reading.version(run),
         "reason": reading.reason(run),
-        "headline": reading.headline(run, settings)[:12],
-        "failed": reading.failed(run)[:12],
+        "headline": lines[:_LINES],
+        "more_lines": len(lines[_LINES:]),
+        "failed": failed[:_LINES],
+        "more_failed": len(failed[_LINES:]),
         "choice": reading.choice(run),
-        "batches": [(batch, *reading.table(batch)) for batch in run.batches[:12]],
+        "mistakes": _mistakes(evaluation) if evaluation is not None else [],
+        "batches": [(batch, *reading.table(batch)) for batch in run.batches[:_LINES]],
         "report_link": report_link,
-        "ui_url": settings.ui_url,
+        "links": links or {},
         "note": reading.NOTE,
         "pictures": list(pictures),
     }
@@ -132,20 +156,32 @@ def outcome_message(run: Run, settings: Settings, recipients: tuple[str, ...], r
     return message
 
 
-def rollback_message(settings: Settings, recipients: tuple[str, ...], entry: HistoryEntry) -> EmailMessage:
+def rollback_message(
+    settings: Settings, recipients: tuple[str, ...], entry: HistoryEntry, links: dict[str, str] | None = None
+) -> EmailMessage:
     """The mail about a rollback: which model is champion again, by whom and why.
+
+    Args:
+        settings: the sender and who may receive.
+        recipients: addresses from `mail_allowed`.
+        entry: what the history says of it.
+        links: title -> address of pages about it.
 
     Raises:
         Refused: no recipient, one that is not allowed, or an address that is none.
     """
-    values = {"entry": entry, "note": reading.NOTE}
+    values = {"entry": entry, "links": links or {}, "note": reading.NOTE}
     text, html = page("rollback.txt.j2", **values), page("rollback.html.j2", **values)
     line = f"[cxr] ROLLED BACK to {words.plain(entry.model, 60)} v{entry.version}: {entry.why}"
     return _message(settings, recipients, line, entry.run, "rolled-back", text, html)
 
 
 def failure_message(
-    settings: Settings, recipients: tuple[str, ...], failed: FailedStep, report_link: str
+    settings: Settings,
+    recipients: tuple[str, ...],
+    failed: FailedStep,
+    report_link: str,
+    links: dict[str, str] | None = None,
 ) -> EmailMessage:
     """The mail about a step that failed: which, why and what to do.
 
@@ -154,75 +190,15 @@ def failure_message(
         recipients: addresses from `mail_allowed`.
         failed: what happened.
         report_link: where the page of the run is, "" where none could be written.
+        links: title -> address of pages about the run.
 
     Raises:
         Refused: no recipient, one that is not allowed, or an address that is none.
     """
-    values = {"failed": failed, "report_link": report_link, "note": reading.NOTE}
+    values = {"failed": failed, "report_link": report_link, "links": links or {}, "note": reading.NOTE}
     text, html = page("failure.txt.j2", **values), page("failure.html.j2", **values)
     line = f"[cxr] FAILED at {words.plain(failed.step, 40)}: {failed.said[0]}"
-    once = f"failed-{hashlib.sha256(failed.step.encode('utf-8', 'replace')).hexdigest()[:8]}"
+    # Of a step that fails again, after it was cleared, the mail is another one.
+    event = f"{failed.step}\0{failed.at}".encode("utf-8", "replace")
+    once = f"failed-{hashlib.sha256(event).hexdigest()[:8]}"
     return _message(settings, recipients, line, failed.run, once, text, html)
-
-
-def _transient(error: Exception) -> bool:
-    if isinstance(error, smtplib.SMTPServerDisconnected):
-        return True
-    if isinstance(error, smtplib.SMTPResponseException):
-        return 400 <= error.smtp_code < 500
-    # SMTPException and SSLCertVerificationError are OSErrors too, and waiting mends neither.
-    return isinstance(error, OSError) and not isinstance(error, smtplib.SMTPException | ssl.SSLCertVerificationError)
-
-
-def _deliver(message: EmailMessage, settings: Settings, to: list[str]) -> dict[str, tuple[int, bytes]]:
-    smtp = smtplib.SMTP(settings.smtp_host, settings.smtp_port, timeout=settings.smtp_timeout)
-    try:
-        if settings.smtp_starttls:
-            smtp.starttls(context=ssl.create_default_context())
-        if settings.smtp_user:
-            smtp.login(settings.smtp_user, settings.smtp_password)
-        try:
-            return smtp.send_message(message, to_addrs=to)
-        except smtplib.SMTPRecipientsRefused as error:
-            return error.recipients
-    finally:
-        # The mail is accepted, or not, before QUIT: a failing QUIT must not send it again.
-        with contextlib.suppress(OSError):
-            smtp.quit()
-        smtp.close()
-
-
-def send(message: EmailMessage, settings: Settings) -> None:
-    """Hands the mail to the SMTP server; tries again after 2, 8 and 30 seconds on errors that pass.
-
-    Recipients that the server took are not sent to again.
-
-    Raises:
-        Refused: a login without STARTTLS would send the password in the clear over a network.
-        smtplib.SMTPRecipientsRefused: some recipients were refused for good, or to the end; the others have the mail.
-        OSError: any other error of the last try (smtplib's errors are OSErrors).
-    """
-    if settings.smtp_user and not settings.smtp_starttls and settings.smtp_host not in _LOOPBACK:
-        raise Refused(
-            "A login to a mail server needs STARTTLS, or the password travels in the clear. Received: "
-            f"smtp_user {settings.smtp_user!r} at {settings.smtp_host!r} without it. Set CXR_SMTP_STARTTLS=true."
-        )
-    pending = [address.addr_spec for address in message["To"].addresses]
-    lost: dict[str, tuple[int, bytes]] = {}
-    for pause in (*_PAUSES, None):
-        try:
-            refused = _deliver(message, settings, pending)
-        except OSError as error:
-            if pause is None or not _transient(error):
-                raise
-            _log.warning("The mail server did not take the mail (%s); trying again in %.0f s.", error, pause)
-        else:
-            passing = {a: e for a, e in refused.items() if 400 <= e[0] < 500 and pause is not None}
-            lost |= {a: e for a, e in refused.items() if a not in passing}
-            pending = list(passing)
-            if not pending:
-                break
-            _log.warning("The mail server put off %s; trying again in %.0f s.", ", ".join(pending), pause)
-        time.sleep(pause)
-    if lost:
-        raise smtplib.SMTPRecipientsRefused(lost)

@@ -68,6 +68,12 @@ def reason(run: Run) -> str:
             )
         return run.decision.reason
     if run.outcome == "nothing_new":
+        files = sum(n for batch in run.batches for counts in batch.counts.values() for n in counts.values())
+        if run.batches:
+            return (
+                f"None of the {files} files that came in was new and fit to train on, so nothing was trained and the "
+                "champion stays."
+            )
         return "The inbox brought no new image, so nothing was trained and the champion stays."
     stopped = [f for batch in run.batches for f in batch.failures if f.suite == "dataset"]
     if stopped:

@@ -1,81 +1,42 @@
 """The report of a run: one HTML page that opens from disk, without a network."""
 
 import base64
-import math
 import re
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import NamedTuple
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Explanation, Run
-from cxr_ml.release import figures, reading, words
+from cxr_ml.records import Dataset, Explanation, Run
+from cxr_ml.release import costs, data_figures, figures, links, reading
+from cxr_ml.release.examples import Refusal
+from cxr_ml.release.pages import page
 from cxr_ml.settings import Settings
 
+NOTHING_NEW = "nothing_new"
 _RUN = re.compile(r"[A-Za-z0-9_.~:+-]{1,200}")  # Airflow's allowed_run_id_pattern, and a length
 
 
-def _clean(value: object) -> object:
-    return words.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
-        undefined=StrictUndefined,
-        finalize=_clean,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": words.percent,
-        "score": words.score,
-        "observed": words.observed,
-        "duration": words.duration,
-        "plain": words.plain,
-        "span": words.span,
-        "signed": words.signed,
-        "factor": math.exp,
-        "link": safe_link,
-    }
-    return environment
-
-
-def _markdown(value: object) -> object:
-    return words.markdown(value) if isinstance(value, str) else value
-
-
-def page(template: str, **values: Any) -> str:  # noqa: ANN401 - a template takes anything
-    """A template of this package filled in; names ending in .html.j2 or .md.j2 are escaped, all texts made harmless."""
-    environment = _environment()
-    if template.endswith(".md.j2"):
-        environment = environment.overlay(finalize=_markdown)
-    return environment.get_template(template).render(**values)
-
-
-def safe_link(link: str) -> str:
-    """`link` when it is relative or goes to http or https.
-
-    Raises:
-        Refused: another scheme, such as javascript: or data:.
-    """
-    if urlsplit(link).scheme not in {"", "http", "https"} or words.plain(link) != link:
-        raise Refused(f"A link must be relative, http or https. Received: {link!r}")
-    return link
-
-
-def _picture(png: bytes) -> Markup:
-    return Markup("data:image/png;base64,") + base64.b64encode(png).decode()
+def _picture(data: bytes, kind: str = "png") -> Markup:
+    return Markup("data:image/") + kind + ";base64," + base64.b64encode(data).decode()
 
 
 Explained = tuple[Explanation, dict[str, bytes]]  # and the contact sheet of each class, PNG
+
+
+class Beside(NamedTuple):
+    """What a report shows beside the record of the run."""
+
+    versions: Sequence[Dataset] = ()  # the dataset and those that it descends from
+    refusals: Sequence[Refusal] = ()
+    run_link: str = ""  # address of the run in Airflow, "" where there is none
+
+
+ALONE = Beside()
 
 
 def render(
@@ -84,6 +45,7 @@ def render(
     histories: dict[str, pd.DataFrame],
     documents: dict[str, str],
     explained: Explained | None = None,
+    beside: Beside = ALONE,
 ) -> str:
     """The report as one self-contained HTML page.
 
@@ -93,6 +55,7 @@ def render(
         histories: model -> epochs, as `figures.losses` takes them; a missing one is said to be missing.
         documents: title -> link relative to the page, e.g. Data Docs.
         explained: where the chosen candidate looked; None where nobody asked.
+        beside: earlier versions of the dataset, examples of refused files, the run in Airflow.
 
     Raises:
         Refused: a link that is neither relative nor http(s).
@@ -106,6 +69,9 @@ def render(
             for title, e in shown
         ]
     names = [m.model for m in run.models] or [e.model for e in run.evaluations]
+    reasons: dict[str, int] = {}
+    for code, files in ((c, n) for batch in run.batches for c, n in batch.reasons.items()):
+        reasons[code] = reasons.get(code, 0) + files
     return page(
         "report.html.j2",
         run=run,
@@ -128,14 +94,32 @@ def render(
         explained=explained[0] if explained else None,
         sheets=[(label, _picture(png)) for label, png in explained[1].items()] if explained else [],
         recalls=_picture(figures.recalls(run, settings.recall_floors)) if evaluation is not None else None,
-        balance=_picture(figures.balance(run)) if run.dataset is not None else None,
+        difference=_picture(figures.differences(evaluation, settings.margins))
+        if evaluation is not None and evaluation.difference
+        else None,
+        balance=_picture(data_figures.balance(run)) if run.dataset is not None else None,
+        growth=_picture(data_figures.growth(beside.versions)) if len(beside.versions) > 1 else None,
+        refused=_picture(data_figures.refused(reasons)) if reasons else None,
+        refusals=[
+            (r, [(e, _picture(e.thumbnail, "jpeg") if e.thumbnail else None) for e in r.examples])
+            for r in beside.refusals
+        ],
         batches=[(batch, *reading.table(batch)) for batch in run.batches],
         shortcuts=reading.shortcuts(run.dataset),
         drift=reading.drift(run.dataset),
         rulings=[reading.ruled(r) for r in run.rulings],
         documents=documents,
-        ui_url=settings.ui_url,
+        links=links.of_run(settings, run.run, beside.run_link, [m.model for m in run.models]),
+        reasons=sorted(reasons, key=lambda code: (-reasons[code], code)),
+        wall=links.console(settings, "quarantine"),
+        gpu=costs.gpu(run),
     )
+
+
+def ended(settings: Settings, folder: str) -> bool:
+    """Whether a run has its report in that folder; that nothing was new is none, for such a run may go on."""
+    found = store.find_record(settings, folder + "run.json", Run)
+    return found is not None and found[0].outcome != NOTHING_NEW
 
 
 def write(
@@ -144,10 +128,12 @@ def write(
     histories: dict[str, pd.DataFrame],
     documents: dict[str, str],
     explained: Explained | None = None,
+    beside: Beside = ALONE,
 ) -> str:
     """Stores `reports/<run>/index.html`, then `reports/<run>/run.json`, each once; doing it again changes nothing.
 
-    The page of a failure that came before is replaced: the run went on, and has ended now.
+    The page of a failure that came before is replaced, and so is that of a run with nothing new: the run went on, and
+    has ended now.
 
     Returns:
         The key of the page.
@@ -162,18 +148,20 @@ def write(
         )
     folder = f"reports/{run.run}/"
     key = folder + "index.html"
-    found = store.find(settings, folder + "run.json")
-    if found is None:
-        html = render(run, settings, histories, documents, explained).encode()
-        store.put_uncommitted(settings, key, html, "text/html; charset=utf-8")
-        store.put_if_absent(settings, folder + "run.json", run.to_bytes(), "application/json")
+    found = store.find_record(settings, folder + "run.json", Run)
+    stored, etag = found or (None, None)
+    # A rollback may have moved the champion between two tries of the same report, and Airflow counts the seconds of
+    # these; nothing else may differ.
+    passing = {"champion": run.champion, "seconds": run.seconds}
+    if stored is not None and stored.model_copy(update=passing).to_bytes() == run.to_bytes():
         return key
-    stored = Run.model_validate_json(found[0])
-    # A rollback may have moved the champion between two tries of the same report; nothing else may differ.
-    if stored.model_copy(update={"champion": run.champion}).to_bytes() != run.to_bytes():
+    if stored is not None and stored.outcome != NOTHING_NEW:
         raise Refused(
             f"The report of run {run.run!r} is already stored with outcome {stored.outcome!r}, and differs from "
             f"what is to be written now. Received outcome: {run.outcome!r}. A report is never changed: trigger a "
             "new run instead of clearing tasks of an old one."
         )
+    html = render(run, settings, histories, documents, explained, beside).encode()
+    store.put_uncommitted(settings, key, html, "text/html; charset=utf-8")
+    store.swap(settings, folder + "run.json", run.to_bytes(), etag)
     return key

@@ -20,10 +20,10 @@ def show_run(run: Run, console: Console) -> None:
         console.print(text, highlight=False)
     for ruling in run.rulings:
         console.print(plain(reading.ruled(ruling)), highlight=False)
-    console.print(candidates_table(run.evaluations))
     if run.decision:
+        console.print(candidates_table(run.evaluations))
         console.print(decision_table(run.decision))
-        console.print(f"[bold]{run.outcome.upper()}[/]: {plain(run.decision.reason)}", highlight=False)
+    console.print(f"[bold]{reading.outcome(run)}[/]: {plain(reading.reason(run))}", highlight=False)
     if run.champion:
         console.print(f"champion: v{run.champion.version} {plain(run.champion.model)}", highlight=False)
 

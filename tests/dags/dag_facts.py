@@ -32,6 +32,7 @@ def facts(task):
         "defaults": getattr(task, "defaults", None),
         "doc": task.doc_md,
         "callbacks": names(task.on_failure_callback),
+        "harmless": task.is_teardown and not task.on_failure_fail_dagrun,
         "outlets": [asset.name for asset in task.outlets],
         "policy": None if task.retry_policy is None else task.retry_policy.serialize(),
     }

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, ParamValidationError
@@ -11,7 +12,8 @@ from dag_reading import HEAVY, read_dag
 from jinja2 import Template
 
 from cxr_ml import store
-from cxr_ml.records import Dataset, Decision, HistoryEntry, Ruling
+from cxr_ml.data import ingest
+from cxr_ml.records import Batch, Dataset, Decision, HistoryEntry, Ruling, Run
 
 EDGES = {
     "data.find_drops": ["data.ingest", "data.validate"],
@@ -25,7 +27,8 @@ EDGES = {
     "decide.approval": ["promote"],
     "promote": ["announce", "report"],
     "announce": [],
-    "report": [],
+    "report": ["mail"],
+    "mail": [],
 }
 HOUR = 3600
 
@@ -73,7 +76,12 @@ def test_the_tasks_follow_the_story(dag):
 def test_a_skipped_question_to_a_human_does_not_skip_the_promotion(dag):
     rules = {name: task["rule"] for name, task in dag["tasks"].items() if task["rule"] != "all_success"}
     # validate: with the form's "train even if nothing is new", no drop is ingested.
-    assert rules == {"data.validate": "none_failed", "promote": "none_failed_min_one_success"}
+    promote = "none_failed_min_one_success"
+    assert rules == {"data.validate": "none_failed", "promote": promote, "mail": "all_done_setup_success"}
+
+
+def test_a_mail_that_fails_is_red_in_a_run_that_stays_green(dag):
+    assert {name for name, task in dag["tasks"].items() if task["harmless"]} == {"mail"}
 
 
 def test_only_a_promotion_updates_the_asset_that_other_dags_follow(dag, announce):
@@ -105,13 +113,14 @@ def test_a_human_has_three_days_and_silence_is_a_no(dag):
 
 
 def test_every_failure_is_mailed_by_the_step_or_else_by_the_dag(dag):
-    assert all(task["callbacks"] == ["mail_failure"] for task in dag["tasks"].values())
+    # But a mail that fails: nobody could be mailed about it.
+    assert all(task["callbacks"] == ["mail_failure"] for name, task in dag["tasks"].items() if name != "mail")
     assert dag["callbacks"] == ["mail_silent_failures"]
 
 
 def test_every_task_has_retries_and_a_policy_for_them(dag):
-    for task in dag["tasks"].values():
-        assert task["retries"] == 2
+    for name, task in dag["tasks"].items():
+        assert task["retries"] == (5 if name == "mail" else 2)
         assert task["policy"]["default"] == "fail"
 
 
@@ -259,8 +268,28 @@ def announce():
     return call
 
 
+class Ti:
+    """A task instance of a run by hand, of which Airflow has timed one step."""
+
+    dag_id, run_id = "cxr_retraining", "manual__1"
+
+    @staticmethod
+    def get_task_breadcrumbs(dag_id, run_id):
+        steps = (("data.ingest", 0, "success", 12.34), ("learn.train", 1, "skipped", 0.1), ("x", -1, "success", None))
+        return [dict(zip(("task_id", "map_index", "state", "duration"), step, strict=True)) for step in steps]
+
+
 @pytest.fixture
-def find_drops(data_task):
+def context(monkeypatch):
+    """What Airflow tells the tasks of a run by hand."""
+    import cxr_retraining
+
+    monkeypatch.setenv("CXR_UI_URL", "https://airflow.example")
+    monkeypatch.setattr(cxr_retraining, "get_current_context", lambda: {"run_id": "manual__1", "ti": Ti()})
+
+
+@pytest.fixture
+def find_drops(data_task, context):
     """The task's function, with the values of the form that differ from its defaults."""
     function = data_task("find_drops")[1]
     return lambda **changed: function(changed)
@@ -353,6 +382,54 @@ def test_an_empty_inbox_skips_the_run_unless_training_is_wanted_anyway(find_drop
     with pytest.raises(AirflowSkipException, match="Nothing new"):
         find_drops()
     assert find_drops(train_anyway=True) == []
+
+
+def test_a_run_with_nothing_new_leaves_a_report_that_says_so(settings, find_drops):
+    with pytest.raises(AirflowSkipException):
+        find_drops()
+    assert store.load(settings, "reports/manual-1/run.json", Run).seconds == {"data.ingest [0]": 12.3}
+    page = store.get(settings, "reports/manual-1/index.html").decode()
+    assert "NOTHING NEW" in page and "data.ingest [0]" in page
+    assert 'href="https://airflow.example/dags/cxr_retraining/runs/manual__1"' in page
+
+
+def test_a_drop_of_which_every_image_was_known_or_unfit_leaves_a_report_that_is_mailed(
+    settings, data_task, context, monkeypatch
+):
+    batch = Batch(batch="b-1", drop="b", counts={"duplicate": {"NORMAL": 9}}, reasons={}, rejected_classes={})
+    for name in ("images", "classes"):
+        store.put_if_absent(settings, f"batches/b-1/{name}.html", b"Data Docs")
+    store.put_if_absent(settings, "batches/b-1/batch.json", batch.to_bytes())
+    nothing = pd.DataFrame(columns=["file", "sha256", "label", "verdict", "reasons"])
+    store.put_if_absent(settings, "batches/b-1/refused.parquet", ingest.to_parquet(nothing))
+    write_dataset(settings, 1)
+    conclude(settings, dataset=1, number=1)
+    stored = store.load(settings, "datasets/1/dataset.json", Dataset)
+    monkeypatch.setattr("cxr_ml.data.dataset.build", lambda *_: (stored, False))
+    with pytest.raises(AirflowSkipException, match="dataset 1 stays"):
+        data_task("build_dataset")[1]({}, batches=["b-1"])
+    assert "None of the 9 files" in store.get(settings, "reports/manual-1/index.html").decode()
+    sent = []
+    monkeypatch.setattr("cxr_ml.release.deliver.send", lambda message, *_: sent.append(message["Subject"]))
+    mail_task()
+    assert [subject.startswith("[cxr] NOTHING NEW: None of the 9 files") for subject in sent] == [True]
+
+
+def mail_task():
+    import cxr_retraining
+    import cxr_wiring
+
+    task = cxr_retraining.cxr_retraining().get_task("mail")
+    return task.python_callable(params={name: param.value for name, param in cxr_wiring.form().items()})
+
+
+def test_of_a_run_that_did_nothing_or_has_no_report_there_is_no_mail(settings, find_drops):
+    with pytest.raises(AirflowSkipException, match="nothing to tell"):
+        mail_task()
+    with pytest.raises(AirflowSkipException, match="Nothing new"):
+        find_drops()
+    with pytest.raises(AirflowSkipException, match="nothing to tell"):
+        mail_task()
 
 
 def test_a_dataset_that_no_run_brought_before_the_gate_is_taken_up(settings, find_drops):

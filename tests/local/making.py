@@ -79,9 +79,10 @@ class MakeRun:
     def __init__(self, folder: Path) -> None:
         self.state = folder / "state"
         write_easy_drop(folder / "2026-01-05")
+        self.config = write_config(folder)
         variables = {
             "CXR_LOCAL": str(self.state),
-            "CXR_CONFIG": str(write_config(folder)),
+            "CXR_CONFIG": str(self.config),
             "DROP": str(folder / "2026-01-05"),
         }
         inherited = {n: v for n, v in os.environ.items() if not n.startswith(("CXR_", "AIRFLOW")) and n != "ONCE"}

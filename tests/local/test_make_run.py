@@ -17,14 +17,15 @@ from making import MakeRun
 
 from cxr_ml import store
 from cxr_ml.data import rulings
-from cxr_ml.release import registry
+from cxr_ml.records import Run
+from cxr_ml.release import registry, tell
 from local import airflow_api
 
 pytestmark = pytest.mark.airflow
 
 STEPS = {
     "data.find_drops", "data.ingest", "data.validate", "data.build_dataset", "learn.train", "learn.evaluate",
-    "decide.gate", "decide.ask", "decide.approval", "promote", "announce", "report",
+    "decide.gate", "decide.ask", "decide.approval", "promote", "announce", "report", "mail",
 }  # fmt: skip
 BETTER = {"train_anyway": True, "approval": True, "seed": 1, "head_epochs": 8, "head_learning_rate": 3e-3}
 
@@ -71,7 +72,11 @@ def test_the_first_run_takes_the_drop_to_a_champion_and_reports_it(made):
     assert "1 × not_an_image" in made.output
     report = Path(re.search(r"^Report +(\S+)$", made.output, re.M)[1])
     assert report.is_relative_to(made.state)
-    assert champion.model in report.read_text()
+    page = report.read_text()
+    assert champion.model in page
+    # Airflow told how long each step took, and the page leads back to the run there.
+    assert re.search(r"learn\.train \[0\]</th><td class=\"n\">[\d.]+ ", page)
+    assert f"{made.address}/dags/{airflow_api.DAG}/runs/" in page
     (subject,) = made.mails().values()
     assert subject.startswith("[cxr] PROMOTED light v1")
 
@@ -94,6 +99,7 @@ def test_nothing_new_ends_early_with_every_step_skipped_and_no_mail(made):
     assert set(tasks) == STEPS
     assert {state for state, _ in tasks.values()} == {"skipped"}
     assert made.mails() == before
+    assert store.load(made.settings, f"reports/{registry.slug(run_id)}/run.json", Run).outcome == "nothing_new"
 
 
 def test_the_form_refuses_a_bad_value_before_anything_runs(made):
@@ -111,6 +117,7 @@ def test_a_drop_that_does_not_exist_fails_at_once_with_one_mail_that_says_why(ma
     assert made.wait(run_id) == "failed"
     tasks = made.tasks(run_id)
     assert tasks.pop("data.find_drops") == ("failed", 1)
+    assert tasks.pop("mail")[0] == "skipped"  # it has no report to tell of
     assert {state for state, _ in tasks.values()} == {"upstream_failed"}
     end = time.monotonic() + 60
     while made.mails() == before and time.monotonic() < end:
@@ -233,6 +240,25 @@ def test_a_rollback_in_the_console_is_told_to_history_team_and_other_dags(made, 
     wait_until(lambda: len(made.mails()) > len(before), 120, "no mail")
     ((_, subject),) = made.mails().items() - before.items()
     assert subject.startswith("[cxr] ROLLED BACK to light") and subject.endswith("v3: Misses too much.")
+
+
+def test_a_mail_that_no_server_takes_is_a_red_step_in_a_green_run_and_a_warning_in_the_store(made):
+    second, config = made.champions()[1], made.config
+    before, known = made.mails(), len(registry.history(made.settings))
+    plain = config.read_text()
+    config.write_text("smtp_starttls = true\n" + plain)  # which this server does not offer
+    try:
+        assert made.roll_back(to=second["model"], why="Back again.") == "success"
+    finally:
+        config.write_text(plain)
+    assert len(registry.history(made.settings)) == known + 1 and made.mails() == before
+    run = registry.history(made.settings)[-1].run
+    (missed,) = tell.unsent(made.settings, run)
+    assert missed.to == ("team@hospital.example",) and "STARTTLS" in missed.why
+    (latest,) = airflow_api.get(made.client, "dags/cxr_rollback/dagRuns", order_by="-run_after", limit=1)["dag_runs"]
+    steps = airflow_api.get(made.client, f"dags/cxr_rollback/dagRuns/{latest['dag_run_id']}/taskInstances")
+    states = {step["task_id"]: (step["state"], step["try_number"]) for step in steps["task_instances"]}
+    assert states == {"roll_back": ("success", 1), "tell": ("failed", 1)}
 
 
 def checkpoints(made: MakeRun, known: set[str]) -> dict[str, int]:

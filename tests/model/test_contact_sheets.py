@@ -114,3 +114,24 @@ def test_a_class_without_hits_or_misses_has_a_sheet_that_says_none():
     empty = Image.open(io.BytesIO(contact_sheets.draw("A$_{", [], [])))
     assert whole.width == empty.width
     assert np.asarray(whole.convert("L")).mean() < np.asarray(empty.convert("L")).mean()
+
+
+def test_long_labels_stay_apart_and_do_not_run_into_each_other(monkeypatch):
+    seen, png = [], contact_sheets._png
+
+    def spy(figure):
+        figure.set_dpi(180)
+        figure.canvas.draw()
+        boxes = [a.title.get_window_extent() for block in figure.subfigs for a in block.axes if a.title.get_text()]
+        seen.extend(a.title.get_text() for block in figure.subfigs for a in block.axes)
+        assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+        return png(figure)
+
+    monkeypatch.setattr(contact_sheets, "_png", spy)
+    label, other = (f"A CLASS WITH A VERY LONG NAME {n}" for n in (10, 11))
+    shown = [
+        contact_sheets.Shown(sha256=f"{n:064x}", label=label, predicted=said, probability=0.5, outside=0.3)
+        for n, said in enumerate([label] * 4 + [other] * 4)
+    ]
+    contact_sheets.draw(label, shown, [(np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8, 3), np.uint8))] * 8)
+    assert "true A CLAS…NAME 10\nsaid A CLAS…NAME 11" in seen

@@ -28,6 +28,8 @@ def put_dataset(settings, number=1, images_per_class=2, parent=None, seed=0) -> 
     data = ingest.to_parquet(frame.astype("string"))
     store.put_if_absent(settings, f"datasets/{number}/manifest.parquet", data)
     batch = samples.batch(f"drop-{number}", batch=f"b{number}")
+    nothing = pd.DataFrame(columns=["file", "sha256", "label", "verdict", "reasons"])
+    store.put_if_absent(settings, f"batches/b{number}/refused.parquet", ingest.to_parquet(nothing))
     store.put_if_absent(settings, f"batches/b{number}/batch.json", batch.to_bytes())
     for name in ("images", "classes"):
         store.put_if_absent(settings, f"batches/b{number}/{name}.html", b"<p>Data Docs</p>")

@@ -10,11 +10,11 @@ from markdown_it import MarkdownIt
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.release import registry, runs, words
+from cxr_ml.release import publish, registry, words
 
 
 def published(settings, run, name, batches=("b1",)):
-    runs.publish(settings, run, batches, [])
+    publish.publish(settings, run, batches)
     return store.get(settings, f"models/{name}/card.md").decode()
 
 

@@ -1,8 +1,6 @@
 """The page of a run that failed: which step, why, what to do; it yields to the report of a run that went on."""
 
-import shutil
-import subprocess
-
+import chromium
 import pytest
 import report_samples as samples
 
@@ -82,18 +80,23 @@ def test_hostile_names_and_secrets_do_not_reach_the_page(settings, monkeypatch):
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_width_makes_the_page_wider_than_its_window(tmp_path, width):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs chromium")
     long = failed("learn.train [1]", Refused("models/" + "x" * 300))
-    (tmp_path / "page.html").write_text(failures.render(Settings(), [long]))
-    (tmp_path / "frame.html").write_text(
-        f'<iframe id=f src="page.html" style="width:{width}px;height:900px;border:0"></iframe><script>onload=()=>'
-        "{const d=f.contentDocument.documentElement;document.title=d.scrollWidth<=d.clientWidth}</script>"
-    )
-    done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
-         f"--user-data-dir={tmp_path}/profile", f"--window-size={width + 40},1000", f"file://{tmp_path}/frame.html"],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert "<title>true</title>" in done.stdout
+    assert chromium.wider_than(failures.render(Settings(), [long]), width, tmp_path) == 0
+
+
+def test_the_page_of_a_failure_leads_to_its_run_in_console_and_airflow():
+    settings = Settings(ui_url="https://airflow.example/")
+    told = failures.tell(settings, RUN, "learn.train [1]", ValueError("x"), "", "https://airflow.example/dags/a/runs/x")
+    html = failures.render(settings, [told])
+    assert 'href="https://airflow.example/dags/a/runs/x"' in html
+    assert 'href="https://airflow.example/cxr/runs/manual-2026-01-12T03-00-00-00-00"' in html
+
+
+def test_a_page_that_said_nothing_was_new_yields_to_a_failure_of_the_run_that_went_on(settings):
+    quiet = samples.run(run="gone-on", outcome="nothing_new", batches=(), dataset=None, models=(), evaluations=(),
+                        decision=None)  # fmt: skip
+    key = report.write(settings, quiet, {}, {})
+    failures.write(settings, failed(run="gone-on"))
+    assert b"FAILED" in store.get(settings, key)
+    report.write(settings, samples.run(run="gone-on"), {}, {})
+    assert b"PROMOTED" in store.get(settings, key)

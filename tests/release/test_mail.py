@@ -1,26 +1,17 @@
 """The mails, through a real SMTP server and parsed back."""
 
-import datetime
-import email
-import email.policy
-import ipaddress
+import base64
 import re
-import smtplib
-import socket
-import ssl
 
+import chromium
 import pytest
 import report_samples as samples
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import AuthResult
+import smtp_samples
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import Check, Run
-from cxr_ml.release import advice, failures, mail
+from cxr_ml.records import Check, HistoryEntry, Run
+from cxr_ml.release import advice, deliver, failures, mail
 from cxr_ml.settings import Settings
 
 TEAM = "team@hospital.example"
@@ -30,100 +21,8 @@ EVIL = "<script>alert(1)</script>"
 LINK = "https://store.example/reports/x/index.html"
 
 
-class Sink:
-    """Keeps what it gets; answers from `script` (one entry per event) instead where there is one."""
-
-    def __init__(self):
-        self.mails, self.rcpt, self.data, self.quit = [], [], [], []
-
-    async def handle_RCPT(self, server, session, envelope, address, options):
-        answer = self.rcpt.pop(0) if self.rcpt else "250 OK"
-        if answer.startswith("250"):
-            envelope.rcpt_tos.append(address)
-        return answer
-
-    async def handle_DATA(self, server, session, envelope):
-        answer = self.data.pop(0) if self.data else "250 OK"
-        if answer.startswith("250"):
-            self.mails.append((tuple(envelope.rcpt_tos), envelope.content, session))
-        return answer
-
-    async def handle_QUIT(self, server, session, envelope):
-        return self.quit.pop(0) if self.quit else "221 Bye"
-
-    def parsed(self, number=0):
-        return email.message_from_bytes(self.mails[number][1], policy=email.policy.default)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def at(controller: Controller, **changes) -> Settings:
-    return SETTINGS.model_copy(update={"smtp_host": "127.0.0.1", "smtp_port": controller.port, **changes})
-
-
-@pytest.fixture
-def server():
-    controller = Controller(Sink(), hostname="127.0.0.1", port=free_port())
-    controller.start()
-    yield controller
-    controller.stop()
-
-
-@pytest.fixture
-def pauses(monkeypatch):
-    """The pauses between tries, not waited for."""
-    seen = []
-    monkeypatch.setattr(mail.time, "sleep", seen.append)
-    return seen
-
-
-@pytest.fixture
-def certificate(tmp_path):
-    """Files of a key and a self-signed certificate for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mail server of the tests")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    (tmp_path / "crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (tmp_path / "key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )  # fmt: skip
-    return tmp_path / "crt", tmp_path / "key"
-
-
-@pytest.fixture
-def guarded(certificate):
-    """A server that takes mail only after STARTTLS and the login cxr / right."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
-
-    def login(server, session, envelope, mechanism, data):
-        return AuthResult(success=(data.login, data.password) == (b"cxr", b"right"), handled=False)
-
-    controller = Controller(
-        Sink(), hostname="127.0.0.1", port=free_port(), tls_context=context, require_starttls=True,
-        authenticator=login, auth_required=True,
-    )  # fmt: skip
-    controller.start()
-    yield controller
-    controller.stop()
+def at(controller, **changes) -> Settings:
+    return smtp_samples.at(controller, SETTINGS, **changes)
 
 
 def outcome(run=None, settings=SETTINGS, to=(TEAM,), link=LINK):
@@ -143,7 +42,7 @@ def html_of(message) -> str:
 
 
 def test_a_promotion_arrives_as_text_html_and_two_plots(server):
-    mail.send(outcome(to=(TEAM, SECOND)), at(server))
+    deliver.send(outcome(to=(TEAM, SECOND)), at(server))
     assert len(server.handler.mails) == 1 and server.handler.mails[0][0] == (TEAM, SECOND)
     got = server.handler.parsed()
     assert got["Subject"] == "[cxr] PROMOTED inception_v3 v12: COVID19 97.8 %, PNEUMONIA 93.3 %, macro F1 0.94"
@@ -202,7 +101,7 @@ def test_hostile_names_arrive_harmless(server):
     checks = (Check(name=f"recall {classes[1]}", observed=0.9, limit="≥ 0.95", passed=False, reason=EVIL),)
     decision = run.decision.model_copy(update={"checks": checks, "reason": f"{EVIL}\r\nBcc: thief@evil.example"})
     run = run.model_copy(update={"decision": decision, "outcome": "refused"})
-    mail.send(outcome(run, link="javascript:alert(1)"), at(server))
+    deliver.send(outcome(run, link="javascript:alert(1)"), at(server))
     got = server.handler.parsed()
     assert server.handler.mails[0][0] == (TEAM,) and got["Bcc"] is None
     assert "\n" not in got["Subject"] and "recall COVID19 Bcc: thief" in got["Subject"].replace("  ", " ")
@@ -266,7 +165,7 @@ def test_a_sender_that_is_no_address_is_refused_in_words(sender):
 
 def test_a_failure_says_which_step_why_and_what_to_do(server):
     error = Refused(f"The folder must hold weights.\nReceived: {EVIL}. Set CXR_WEIGHTS_DIR.")
-    mail.send(failure(error), at(server))
+    deliver.send(failure(error), at(server))
     got = server.handler.parsed()
     assert got["Subject"] == "[cxr] FAILED at train [1]: The folder must hold weights."
     for part in ("FAILED at train [1]", "Why (Refused)", f"  Received: {EVIL}", "Trying again without changing it"):
@@ -320,90 +219,51 @@ def test_advice_fits_the_kind_of_error(error, says):
     assert says in advice.advise(error)
 
 
-def test_mail_goes_through_starttls_and_login(guarded, certificate, monkeypatch):
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    mail.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
-    session = guarded.handler.mails[0][2]
-    assert session.ssl is not None and session.authenticated
+MANY = tuple(tuple(80 if t == p else (t * p) % 7 for p in range(12)) for t in range(12))
+LONG = tuple(f"A CLASS WITH A VERY LONG NAME {n}" for n in range(12))
 
 
-def test_a_certificate_that_nobody_vouches_for_is_not_talked_to_and_not_tried_again(guarded, pauses):
-    with pytest.raises(ssl.SSLCertVerificationError):
-        mail.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
-    assert pauses == [] and guarded.handler.mails == []
+def test_what_is_most_often_taken_for_what_is_said_in_words_for_those_who_see_no_images():
+    run = samples.run(test=samples.POOR)
+    for body in (text_of(outcome(run)), html_of(outcome(run))):
+        said = [line for line in re.findall(r"\w+ taken for \w+: \d+ of \d+ \([\d.]+\s%\)", body)]
+        assert said[0] == "NORMAL taken for COVID19: 6 of 90 (6.7\u00a0%)" and len(said) == 5
 
 
-def test_a_wrong_password_is_not_tried_again(guarded, certificate, monkeypatch, pauses):
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    with pytest.raises(smtplib.SMTPAuthenticationError):
-        mail.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="wrong"))
-    assert pauses == []
+def test_of_many_classes_the_mail_says_how_many_are_in_the_report_only_and_brings_no_illegible_matrix():
+    run = samples.run(test=MANY, champion=MANY, classes=LONG)
+    checks = tuple(Check(name=f"c{n}", observed=0.1, limit="≥ 0.5", passed=False, reason="No.") for n in range(14))
+    message = outcome(run.model_copy(update={"decision": run.decision.model_copy(update={"checks": checks})}))
+    assert "And 4 more classes, in the report." in text_of(message) and "And 2 more, in the report." in text_of(message)
+    assert "And 4 more classes, in the report." in html_of(message) and "And 2 more, in the report." in html_of(message)
+    assert re.findall(r'src="cid:(\w+)"', html_of(message)) == ["recalls"]
 
 
-def test_starttls_that_the_server_does_not_offer_is_no_reason_to_go_on_in_clear(server, pauses):
-    with pytest.raises(smtplib.SMTPNotSupportedError):
-        mail.send(outcome(), at(server, smtp_starttls=True))
-    assert server.handler.mails == [] and pauses == []
+def bodies():
+    failed = failures.tell(
+        SETTINGS, "scheduled__1", "train [1]", Refused("models/" + "x" * 300), "https://a.example/log"
+    )
+    entry = HistoryEntry(
+        number=3, action="rolled_back", model="a" * 90, previous="b" * 90, version=3, by="eve", why="w" * 300,
+        at="2026-01-12T03:00:00+00:00", run="manual-1",
+    )  # fmt: skip
+    links = {"This run in the console": f"https://airflow.example/{'x' * 200}"}
+    return {
+        "promoted": outcome(),
+        "refused": outcome(samples.run(test=samples.POOR), link=f"s3://bucket/{'x' * 200}"),
+        "twelve": outcome(samples.run(test=MANY, champion=MANY, classes=LONG)),
+        "failed": mail.failure_message(SETTINGS, (TEAM,), failed, LINK, links),
+        "rolled back": mail.rollback_message(SETTINGS, (TEAM,), entry, links),
+    }
 
 
-def test_a_password_never_crosses_a_network_in_clear():
-    with pytest.raises(Refused, match="CXR_SMTP_STARTTLS"):
-        mail.send(outcome(), SETTINGS.model_copy(update={"smtp_host": "mail.example", "smtp_user": "cxr"}))
-
-
-def test_a_server_that_is_busy_is_tried_again(server, pauses):
-    server.handler.data = ["451 Busy", "452 Still busy"]
-    mail.send(outcome(), at(server))
-    assert len(server.handler.mails) == 1 and pauses == [2.0, 8.0]
-
-
-def test_a_server_that_stays_busy_raises_at_the_end(server, pauses):
-    server.handler.data = ["451 Busy"] * 9
-    with pytest.raises(smtplib.SMTPDataError):
-        mail.send(outcome(), at(server))
-    assert pauses == [2.0, 8.0, 30.0]
-
-
-def test_a_refusal_for_good_is_not_tried_again(server, pauses):
-    server.handler.data = ["554 No"]
-    with pytest.raises(smtplib.SMTPDataError):
-        mail.send(outcome(), at(server))
-    assert pauses == [] and server.handler.mails == []
-
-
-def test_a_server_that_is_down_is_tried_four_times(pauses):
-    settings = SETTINGS.model_copy(update={"smtp_host": "127.0.0.1", "smtp_port": free_port()})
-    with pytest.raises(ConnectionRefusedError):
-        mail.send(outcome(), settings)
-    assert pauses == [2.0, 8.0, 30.0]
-
-
-def test_a_server_that_never_answers_is_left_after_the_time_out(pauses):
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        settings = {"smtp_host": "127.0.0.1", "smtp_port": silent.getsockname()[1], "smtp_timeout": 0.2}
-        with pytest.raises(OSError):
-            mail.send(outcome(), SETTINGS.model_copy(update=settings))
-    assert len(pauses) == 3
-
-
-def test_a_recipient_put_off_is_tried_again_alone(server, pauses):
-    server.handler.rcpt = ["250 OK", "450 Greylisted"]
-    mail.send(outcome(to=(TEAM, SECOND)), at(server))
-    assert [to for to, _, _ in server.handler.mails] == [(TEAM,), (SECOND,)]
-    assert pauses == [2.0]
-
-
-def test_a_recipient_refused_for_good_is_told_after_the_others_got_theirs(server, pauses):
-    server.handler.rcpt = ["550 Unknown", "250 OK"]
-    with pytest.raises(smtplib.SMTPRecipientsRefused) as told:
-        mail.send(outcome(to=(TEAM, SECOND)), at(server))
-    assert list(told.value.recipients) == [TEAM] and pauses == []
-    assert [to for to, _, _ in server.handler.mails] == [(SECOND,)]
-
-
-def test_trouble_after_the_mail_was_taken_does_not_send_it_twice(server, pauses):
-    server.handler.quit = ["421 Shutting down"]
-    mail.send(outcome(), at(server))
-    assert len(server.handler.mails) == 1 and pauses == []
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("images", ["shown", "blocked"])
+def test_no_mail_is_wider_than_its_window_with_or_without_images(tmp_path, width, images):
+    for name, message in bodies().items():
+        html = html_of(message)
+        for part in message.walk() if images == "shown" else ():
+            if part.get_content_type() == "image/png":
+                data = base64.b64encode(part.get_payload(decode=True)).decode()
+                html = html.replace(f"cid:{part['Content-ID'].strip('<>')}", f"data:image/png;base64,{data}")
+        assert chromium.wider_than(html, width, tmp_path) == 0, name

@@ -3,17 +3,17 @@
 import base64
 import math
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
+import chromium
 import pytest
 import report_samples as samples
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Check, Failure, Probe, Ruling, Run
-from cxr_ml.release import reading, report
+from cxr_ml.release import pages, reading, report
+from cxr_ml.release.examples import Example, Refusal
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings(ui_url="")
@@ -201,14 +201,13 @@ def test_the_page_needs_no_network():
     page = read(samples.run(), Settings(ui_url="https://airflow.example"), documents=documents)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
-    assert len(sources) == 6 and all(s.startswith("data:image/png;base64,") for s in sources)
-    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"} - {
-        "#gate",
-        "#candidates",
-        "#looked",
-        "#curves",
+    assert len(sources) == 8 and all(s.startswith("data:image/png;base64,") for s in sources)
+    links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert {link for link in links if not link.startswith(("#", "https://airflow.example"))} == {
+        "data-docs/images.html"
     }
-    assert links == {"#data", "#lineage", "#links", "data-docs/images.html", "https://airflow.example"}
+    places = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {link for link in links if link.startswith("#")} == {f"#{place}" for place in places}
     html = report.render(samples.run(), SETTINGS, {}, {})
     assert "@import" not in html and "url(" not in html
 
@@ -272,25 +271,93 @@ def test_a_failed_check_is_told_in_a_few_words(check, said):
     assert reading.complaint(Check(name=name, observed=observed, limit=limit, passed=False, reason="Because.")) == said
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_no_width_makes_the_page_wider_than_its_window(tmp_path, width):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs chromium")
+def test_failed_checks_are_on_the_first_screen_and_further_ones_a_click_away():
+    run = samples.run(test=samples.POOR)
+    first = read(run).text.split("Gate checks")[0]
+    assert "✗ recall COVID19 90.0 % below 95 % COVID19: too many are missed." in first
+    checks = tuple(Check(name=f"c{n}", observed=0.1, limit="≥ 0.5", passed=False, reason="Because.") for n in range(9))
+    many = run.model_copy(update={"decision": run.decision.model_copy(update={"checks": checks})})
+    page = read(many)
+    first = page.text.split("Gate checks")[0]
+    assert "c2 0.1000 below 0.5" in first and "c3" not in first and "and 6 more" in first
+
+
+def test_the_page_leads_to_console_and_airflow():
     run = samples.run()
-    (tmp_path / "page.html").write_text(report.render(run, SETTINGS, samples.histories(run), {"Data Docs": "x.html"}))
-    # A headless window cannot be narrower than 500 pixels, a frame can; only the frame around the page runs a script.
-    (tmp_path / "frame.html").write_text(
-        f'<iframe id=f src="page.html" style="width:{width}px;height:900px;border:0"></iframe><script>onload=()=>'
-        "{const d=f.contentDocument.documentElement;document.title=d.scrollWidth+'/'+d.clientWidth}</script>"
-    )
-    done = subprocess.run(
-        [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
-         f"--user-data-dir={tmp_path}/profile", f"--window-size={width + 40},1000", f"file://{tmp_path}/frame.html"],
-        capture_output=True, text=True, timeout=60, check=True,
+    beside = report.Beside(run_link="https://airflow.example/dags/cxr_retraining/runs/x%2B1")
+    settings = Settings(ui_url="https://airflow.example/")
+    page = Page(report.render(run, settings, {}, {}, None, beside))
+    links = {facts["href"] for tag, facts in page.tags if tag == "a"}
+    for path in (
+        "/dags/cxr_retraining/runs/x%2B1", "/cxr/quarantine", "/cxr/models/inception_v3-d3-1a2b3c4d",
+        "/cxr/runs/scheduled__2026-01-12T03%3A00%3A00%2B00%3A00",
+    ):  # fmt: skip
+        assert f"https://airflow.example{path}" in links
+
+
+def test_an_address_of_the_ui_that_could_run_something_is_refused():
+    with pytest.raises(Refused, match="relative, http or https"):
+        report.render(samples.run(), Settings(ui_url="javascript:alert(1)//"), {}, {})
+
+
+def test_growth_is_shown_from_the_second_version_on():
+    run = samples.run()
+    older = run.dataset.model_copy(update={"dataset": 2, "parent": None})
+    for versions, said in (
+        ((run.dataset,), "no growth to show yet"),
+        ((run.dataset, older), "Growth over the versions"),
+    ):
+        text = Page(report.render(run, SETTINGS, {}, {}, None, report.Beside(versions))).text
+        assert said in text
+
+
+def test_how_long_each_step_took_is_shown_and_so_is_that_it_is_not_known():
+    text = read(samples.run(seconds={"data.ingest [0]": 31.0, "learn.evaluate": 141.8})).text
+    assert "data.ingest [0] 31 s learn.evaluate 2 min 22 s all steps, one after the other 2 min 53 s" in text
+    assert "The steps of this run were not timed." in read(samples.run()).text
+
+
+def test_examples_of_refused_files_stand_under_their_reason_harmless():
+    examples = [Example(f"x/{EVIL}.png", "NORMAL", b"thumb"), Example("x/broken.png", "", b"")]
+    refusals = [Refusal("white_box", "white_box is 0.3, expected ≤ 0.005.", 120, examples), Refusal("none", "", 3, [])]
+    page = Page(report.render(samples.run(), SETTINGS, {}, {}, None, report.Beside((), refusals)))
+    assert "white_box 2 of 120 files The first: white_box is 0.3" in page.text
+    assert f"NORMAL x/{EVIL}.png no picture no label x/broken.png" in page.text
+    assert "script" not in {tag for tag, _ in page.tags}
+    sources = [facts.get("src", "") for tag, facts in page.tags if tag == "img"]
+    assert "data:image/jpeg;base64," + base64.b64encode(b"thumb").decode() in sources
+
+
+def test_a_drop_of_which_nothing_was_new_says_what_became_of_its_files():
+    counts = {"duplicate": {"NORMAL": 30}, "quarantined": {"COVID19": 3}}
+    run = samples.run(
+        outcome="nothing_new", batches=(samples.batch(counts=counts),), dataset=None, models=(), evaluations=(),
+        decision=None,
     )  # fmt: skip
-    content, window = map(int, re.search(r"<title>(\d+)/(\d+)</title>", done.stdout).groups())
-    assert 0 < content <= window
+    assert "NOTHING NEW None of the 33 files that came in was new and fit to train on" in read(run).text
+
+
+def test_a_warning_takes_its_place_on_the_first_screen_and_can_be_taken_away():
+    html = report.render(samples.run(), SETTINGS, {}, {})
+    warned = pages.warned(pages.warned(html, "an earlier one"), f"No mail {EVIL}\n")
+    text = Page(warned).text.split("Gate checks")[0]
+    assert f"Warning: No mail {EVIL}" in text and "an earlier one" not in text and EVIL not in warned
+    assert pages.warned(warned, "") == html
+    assert pages.warned("<p>of an earlier version</p>", "x") == "<p>of an earlier version</p>"
+
+
+LONG = tuple(f"A CLASS WITH A VERY LONG NAME {n}" for n in range(12))
+MANY = tuple(tuple(80 if t == p else (t * p) % 7 for p in range(12)) for t in range(12))
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("made", [{}, {"test": MANY, "champion": MANY, "classes": LONG}], ids=["three", "twelve"])
+def test_no_width_makes_the_page_wider_than_its_window(tmp_path, width, made):
+    run = samples.run(**made)
+    files = [Example(f"{'long' * 60}.png", "x" * 60, b"")]
+    beside = report.Beside((), [Refusal("white_box", "", 4, files)])
+    html = report.render(run, SETTINGS, samples.histories(run), {"Data Docs": "x.html"}, None, beside)
+    assert chromium.wider_than(html, width, tmp_path) == 0
 
 
 @pytest.fixture

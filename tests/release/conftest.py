@@ -1,0 +1,32 @@
+"""What the tests of this folder share: a mail server, and a store with candidates that were evaluated."""
+
+import pytest
+import run_samples
+import smtp_samples
+
+from cxr_ml.release import deliver
+
+
+@pytest.fixture
+def server():
+    """A mail server that takes every mail."""
+    controller = smtp_samples.started()
+    yield controller
+    controller.stop()
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses between tries of a mail, not waited for."""
+    seen = []
+    monkeypatch.setattr(deliver.time, "sleep", seen.append)
+    return seen
+
+
+@pytest.fixture
+def filled(settings, server):
+    """Settings of a store with a batch, a dataset and two evaluated candidates, and of a mail server."""
+    run_samples.fill(settings)
+    known = (run_samples.TEAM, run_samples.SECOND)
+    mail = {"mail_from": "cxr@hospital.example", "mail_allowed": known, "mail_to": known[:1]}
+    return smtp_samples.at(server, settings, **mail)

@@ -1,0 +1,209 @@
+"""Mails handed to real SMTP servers: good, busy, slow, broken, and such as ask for STARTTLS and a login."""
+
+import contextlib
+import datetime
+import ipaddress
+import smtplib
+import socket
+import ssl
+import threading
+import time
+
+import pytest
+import report_samples as samples
+import smtp_samples
+from aiosmtpd.smtp import AuthResult
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cxr_ml.errors import Refused
+from cxr_ml.release import deliver, mail
+from cxr_ml.settings import Settings
+
+TEAM = "team@hospital.example"
+SECOND = "second@hospital.example"
+SETTINGS = Settings(mail_from="cxr@hospital.example", mail_allowed=(TEAM, SECOND), mail_to=(TEAM,))
+
+
+def at(controller, **changes) -> Settings:
+    return smtp_samples.at(controller, SETTINGS, **changes)
+
+
+def outcome(to=(TEAM,)):
+    return mail.outcome_message(samples.run(), SETTINGS, to, "s3://cxr/reports/x/index.html")
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """Files of a key and a self-signed certificate for 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mail server of the tests")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    (tmp_path / "crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )  # fmt: skip
+    return tmp_path / "crt", tmp_path / "key"
+
+
+@pytest.fixture
+def guarded(certificate):
+    """A server that takes mail only after STARTTLS and the login cxr / right."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+
+    def login(server, session, envelope, mechanism, data):
+        return AuthResult(success=(data.login, data.password) == (b"cxr", b"right"), handled=False)
+
+    controller = smtp_samples.started(
+        tls_context=context, require_starttls=True, authenticator=login, auth_required=True
+    )
+    yield controller
+    controller.stop()
+
+
+def test_mail_goes_through_starttls_and_login(guarded, certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    deliver.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
+    session = guarded.handler.mails[0][2]
+    assert session.ssl is not None and session.authenticated
+
+
+def test_a_certificate_that_nobody_vouches_for_is_not_talked_to_and_not_tried_again(guarded, pauses):
+    with pytest.raises(Refused, match="certificate verify failed"):
+        deliver.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
+    assert pauses == [] and guarded.handler.mails == []
+
+
+def test_a_wrong_password_is_not_tried_again(guarded, certificate, monkeypatch, pauses):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    with pytest.raises(Refused, match=r"535.*CXR_SMTP_\*"):
+        deliver.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="wrong"))
+    assert pauses == []
+
+
+def test_starttls_that_the_server_does_not_offer_is_no_reason_to_go_on_in_clear(server, pauses):
+    with pytest.raises(Refused, match="STARTTLS extension not supported"):
+        deliver.send(outcome(), at(server, smtp_starttls=True))
+    assert server.handler.mails == [] and pauses == []
+
+
+def test_a_password_never_crosses_a_network_in_clear():
+    with pytest.raises(Refused, match="CXR_SMTP_STARTTLS"):
+        deliver.send(outcome(), SETTINGS.model_copy(update={"smtp_host": "mail.example", "smtp_user": "cxr"}))
+
+
+def test_a_server_that_is_busy_is_tried_again(server, pauses):
+    server.handler.data = ["451 Busy", "452 Still busy"]
+    deliver.send(outcome(), at(server))
+    assert len(server.handler.mails) == 1 and pauses == [2.0, 8.0]
+
+
+def test_a_server_that_stays_busy_raises_at_the_end(server, pauses):
+    server.handler.data = ["451 Busy"] * 9
+    with pytest.raises(smtplib.SMTPDataError):
+        deliver.send(outcome(), at(server))
+    assert pauses == [2.0, 8.0, 30.0]
+
+
+def test_a_refusal_for_good_is_not_tried_again(server, pauses):
+    server.handler.data = ["554 No"]
+    with pytest.raises(Refused, match=r"trying again cannot help.*554"):
+        deliver.send(outcome(), at(server))
+    assert pauses == [] and server.handler.mails == []
+
+
+def test_a_server_that_is_down_is_tried_four_times(pauses):
+    settings = SETTINGS.model_copy(update={"smtp_host": "127.0.0.1", "smtp_port": smtp_samples.free_port()})
+    with pytest.raises(ConnectionRefusedError):
+        deliver.send(outcome(), settings)
+    assert pauses == [2.0, 8.0, 30.0]
+
+
+def test_a_server_that_never_answers_is_left_after_the_time_out(pauses):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        settings = {"smtp_host": "127.0.0.1", "smtp_port": silent.getsockname()[1], "smtp_timeout": 0.2}
+        with pytest.raises(OSError):
+            deliver.send(outcome(), SETTINGS.model_copy(update=settings))
+    assert len(pauses) == 3
+
+
+def test_a_recipient_put_off_is_tried_again_alone(server, pauses):
+    server.handler.rcpt = ["250 OK", "450 Greylisted"]
+    deliver.send(outcome(to=(TEAM, SECOND)), at(server))
+    assert [to for to, _, _ in server.handler.mails] == [(TEAM,), (SECOND,)]
+    assert pauses == [2.0]
+
+
+def test_a_recipient_refused_for_good_is_told_after_the_others_got_theirs(server, pauses):
+    server.handler.rcpt = ["550 Unknown", "250 OK"]
+    with pytest.raises(Refused, match=f"{TEAM}: 550 Unknown"):
+        deliver.send(outcome(to=(TEAM, SECOND)), at(server))
+    assert pauses == []
+    assert [to for to, _, _ in server.handler.mails] == [(SECOND,)]
+
+
+def test_trouble_after_the_mail_was_taken_does_not_send_it_twice(server, pauses):
+    server.handler.quit = ["421 Shutting down"]
+    deliver.send(outcome(), at(server))
+    assert len(server.handler.mails) == 1 and pauses == []
+
+
+def test_each_recipient_that_the_server_took_is_told_of_at_once(server, pauses):
+    server.handler.rcpt = ["250 OK", "450 Greylisted"] + ["450 Greylisted"] * 3
+    taken = []
+    with pytest.raises(smtplib.SMTPRecipientsRefused):
+        deliver.send(outcome(to=(TEAM, SECOND)), at(server), taken=taken.append)
+    assert taken == [TEAM] and pauses == [2.0, 8.0, 30.0]
+
+
+def test_only_those_who_still_wait_get_it_but_all_are_named_in_it(server):
+    deliver.send(outcome(to=(TEAM, SECOND)), at(server), [SECOND])
+    assert [to for to, _, _ in server.handler.mails] == [(SECOND,)]
+    assert server.handler.parsed()["To"] == f"{TEAM}, {SECOND}"
+
+
+@pytest.mark.parametrize("begin", [b"", b"220 slow\r\n"])
+def test_a_server_that_says_a_byte_now_and_then_is_hung_up_on(pauses, begin):
+    # Each byte comes within the time-out of the socket, which therefore never strikes.
+    with socket.socket() as slow:
+        slow.bind(("127.0.0.1", 0))
+        slow.listen()
+
+        def drip():
+            with contextlib.suppress(OSError):
+                while True:
+                    line, _ = slow.accept()
+                    threading.Thread(target=drip_on, args=[line], daemon=True).start()
+
+        def drip_on(line):
+            with contextlib.suppress(OSError):
+                line.sendall(begin)
+                for _ in range(600):
+                    line.sendall(b"2")
+                    pause.wait(0.05)
+
+        pause = threading.Event()  # `time.sleep` is not what it was
+        threading.Thread(target=drip, daemon=True).start()
+        settings = {"smtp_host": "127.0.0.1", "smtp_port": slow.getsockname()[1], "smtp_timeout": 0.1}
+        begun = time.monotonic()
+        with pytest.raises(OSError):
+            deliver.send(outcome(), SETTINGS.model_copy(update=settings))
+    assert time.monotonic() - begun < 10 and len(pauses) == 3
