@@ -70,8 +70,22 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const box of boxes) box.addEventListener("change", tell);
   tell();
 
+  // A report's links lead out of its own little frame: to the console's pages here, to Airflow's around.
+  const report = document.querySelector("#report");
+  if (report) report.addEventListener("load", () => report.contentDocument?.addEventListener("click", follow));
+
   // Airflow's own dialog to trigger a run has no address of its own.
   for (const link of document.querySelectorAll("a[data-trigger]")) {
     if (framed) link.addEventListener("click", () => load(link.dataset.trigger));
   }
 });
+
+function follow(event) {
+  const link = event.target.closest("a[target=_blank]");
+  if (!link) return;
+  const ours = link.origin === location.origin;
+  if (ours && link.pathname.includes("/cxr/")) location.assign(link.href);
+  else if (ours && framed) goTo(link.href);
+  else return;
+  event.preventDefault();
+}
