@@ -1,5 +1,6 @@
 """Fixtures that start real servers: no part of the store is imitated."""
 
+import gc
 import os
 import random
 import secrets
@@ -24,6 +25,12 @@ from local.services import STORE_PORTS, choose_ports
 
 # One for all tests, emptied after each: SeaweedFS gives every bucket volumes of its own, and runs out after some 200.
 BUCKET = "cxr-tests"
+
+
+def pytest_collection_finish() -> None:
+    """What all tests have imported is not looked at again by the hundreds of collections that judging asks for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,8 +6,6 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import keras
-
 import cxr_ml
 from cxr_ml.data import room
 
@@ -50,6 +48,8 @@ def packages() -> dict[str, str]:
 
 def hardware() -> dict[str, str | int]:
     """The processor, the cores that this process may use, the memory in GiB, and the GPUs that Keras sees."""
+    import keras  # takes seconds, which who only asks for the code need not wait
+
     gpus = keras.distribution.list_devices("gpu")
     names = []
     if gpus and keras.backend.backend() == "tensorflow":
