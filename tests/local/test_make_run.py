@@ -201,6 +201,18 @@ def test_a_run_triggered_from_the_form_and_approved_in_the_console_makes_a_champ
     assert made.champions()[1:] == [{"model": entry.model, "version": 2}]
 
 
+def test_links_of_a_report_lead_to_the_console_and_to_airflow(made, browser):
+    for link in ("What was refused", "This run in Airflow"):
+        browser.goto(f"{made.address}/")
+        frame = console(browser)
+        frame.get_by_role("link", name="Runs", exact=True).click()
+        frame.get_by_role("row", name="promoted v2").get_by_role("link").first.click()
+        frame.frame_locator("#report").get_by_role("link", name=link).click()
+        if link == "What was refused":
+            frame.get_by_role("heading", name="Quarantine", level=1).wait_for()
+    browser.wait_for_url("**/dags/cxr_retraining/runs/manual__*")
+
+
 def test_an_image_released_in_the_console_is_ruled_on_with_name_and_reason(made, browser):
     browser.goto(f"{made.address}/")
     frame = console(browser)
