@@ -23,7 +23,6 @@ _SHOWN_BY = {"artefact": "white_box", "cast": "saturation", "border": "black_bor
 def data(request: Request, user: User) -> HTMLResponse:
     """All dataset versions and drops, newest first."""
     versions = shelf.datasets()
-    rejected = [(b, label, why) for b, _ in shelf.batches() for label, why in b.rejected_classes.items()]
     return pages.render(
         request,
         user,
@@ -32,7 +31,6 @@ def data(request: Request, user: User) -> HTMLResponse:
         versions=[(d, _sums(d)) for d in reversed(versions)],
         classes=shelf.settings().classes,
         batches=shelf.batches(),
-        rejected=rejected,
         chart=_growth(versions),
     )
 

@@ -28,8 +28,7 @@ def rollback(request: Request, user: User) -> HTMLResponse:
     entries = shelf.history()
     champion = registry.champion(shelf.settings())
     rows = {row["model"]: row for row in shelf.models(entries) if row["versions"]}
-    last = {e.model: e for e in entries if e.version is not None}
-    earlier = [rows[name] | {"entry": last[name]} for name in rows if champion and name != champion.model]
+    earlier = [row for name, row in rows.items() if champion and name != champion.model]
     return pages.render(
         request,
         user,
@@ -65,7 +64,6 @@ def approval(request: Request, user: User, name: str) -> HTMLResponse:
         raise HTTPException(404, "The run waits, but the store has no decision of it.")
     return pages.render(
         request, user, "approval.html", "Promote this model?", run=run, decision=found[0],
-        figures=shelf.evaluation(found[0].model, shelf.history()),
     )  # fmt: skip
 
 
