@@ -19,16 +19,22 @@ def _clean(value: object) -> object:
     return words.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
+def environment(templates: Path, escaped: str) -> Environment:
+    """Jinja2 that makes all texts harmless, with the filters of `words`.
+
+    Args:
+        templates: their folder.
+        escaped: the ending of the templates that are HTML.
+    """
+    found = Environment(
+        loader=FileSystemLoader(templates),
+        autoescape=select_autoescape(enabled_extensions=(escaped,), default=False),
         undefined=StrictUndefined,
         finalize=_clean,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    found.filters |= {
         "percent": words.percent,
         "score": words.score,
         "observed": words.observed,
@@ -40,7 +46,7 @@ def _environment() -> Environment:
         "link": safe_link,
         "complaint": reading.complaint,
     }
-    return environment
+    return found
 
 
 def _markdown(value: object) -> object:
@@ -49,11 +55,11 @@ def _markdown(value: object) -> object:
 
 def page(template: str, **values: Any) -> str:  # noqa: ANN401 - a template takes anything
     """A template of this package filled in; names ending in .html.j2 or .md.j2 are escaped, all texts made harmless."""
-    environment = _environment()
+    found = environment(Path(__file__).with_name("templates"), "html.j2")
     values["warning_place"] = _WARNING_PLACE
     if template.endswith(".md.j2"):
-        environment = environment.overlay(finalize=_markdown)
-    return environment.get_template(template).render(**values)
+        found = found.overlay(finalize=_markdown)
+    return found.get_template(template).render(**values)
 
 
 def safe_link(link: str) -> str:

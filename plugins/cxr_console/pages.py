@@ -8,10 +8,9 @@ from airflow.api_fastapi.app import API_ROOT_PATH
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from cxr_console import access
+from cxr_ml.release import pages as library
 from cxr_ml.release import reading, words
 
 _AIRFLOW = API_ROOT_PATH.rstrip("/")
@@ -25,30 +24,13 @@ NAVIGATION = (
 )
 
 
-def _clean(value: object) -> object:
-    return words.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
 def _day(moment: object) -> str:
     """`2026-01-12 03:00`, of a datetime or an ISO 8601 text in UTC."""
     return str(moment)[:16].replace("T", " ")
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).with_name("templates")),
-    autoescape=True,
-    undefined=StrictUndefined,
-    finalize=_clean,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_ENVIRONMENT = library.environment(Path(__file__).with_name("templates"), "html")
 _ENVIRONMENT.filters |= {
-    "percent": words.percent,
-    "score": words.score,
-    "observed": words.observed,
-    "duration": words.duration,
-    "span": words.span,
-    "signed": words.signed,
     "limit_percent": words.limit_percent,
     "day": _day,
     "segment": lambda text: quote(str(text), safe=""),

@@ -111,6 +111,14 @@ def test_names_of_an_address_never_reach_a_key_unchecked(ask, refused_file):
         assert "<script>" not in answer.text
 
 
+def test_names_from_a_drop_arrive_harmless(ask, settings):
+    batch = take(settings, "2026-01-05", {"train/<script>alert(1)/<img src=x onerror=alert(2)>.png": png(1)})
+    for path in ("/quarantine", f"/quarantine/{batch.batch}/0", "/data", f"/data/drops/{batch.batch}"):
+        text = ask("viewer", "GET", path).text
+        assert "<script>alert" not in text and "<img src=x" not in text, path
+    assert "&lt;script&gt;alert(1)" in ask("viewer", "GET", "/quarantine").text
+
+
 def test_every_answer_forbids_what_is_not_ours(ask):
     for method, path in routes():
         headers = ask("admin", method, path).headers
