@@ -9,7 +9,7 @@ from fastapi.responses import HTMLResponse
 from cxr_console import charts, pages, scheduler, shelf
 from cxr_console.access import User
 from cxr_ml.model import metrics
-from cxr_ml.records import Evaluation, HistoryEntry
+from cxr_ml.records import Evaluation, HistoryEntry, Model
 from cxr_ml.release import registry
 from cxr_ml.settings import Settings
 
@@ -24,7 +24,7 @@ def overview(request: Request, user: User) -> HTMLResponse:
     s, entries = shelf.settings(), shelf.history()
     champion = registry.champion(s)
     since = next((e for e in entries if champion and e.number == champion.history), None)
-    model = shelf.model(champion.model) if champion else None
+    model = shelf.record(f"models/{champion.model}/model.json", Model) if champion else None
     figures = shelf.evaluation(champion.model, entries) if champion else None
     return pages.render(
         request,

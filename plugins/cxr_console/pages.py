@@ -37,6 +37,11 @@ _ENVIRONMENT.filters |= {
 }
 
 
+def _root(request: Request) -> str:
+    """The path below which the console lies, such as `/cxr`."""
+    return request.scope.get("root_path", "").rstrip("/")
+
+
 def render(
     request: Request,
     user: BaseUser,
@@ -46,7 +51,7 @@ def render(
     **values: Any,  # noqa: ANN401 - a template takes anything
 ) -> HTMLResponse:
     """A page; `title` is also the text of its first heading."""
-    root = request.scope.get("root_path", "").rstrip("/")
+    root = _root(request)
     html = _ENVIRONMENT.get_template(template).render(
         title=title,
         note=reading.NOTE,
@@ -65,7 +70,7 @@ def render(
 
 def problem(request: Request, status: int, title: str, text: str) -> HTMLResponse:
     """A page that says what went wrong; whoever asks may not be known."""
-    root = request.scope.get("root_path", "").rstrip("/")
+    root = _root(request)
     html = _ENVIRONMENT.get_template("problem.html").render(
         title=title, text=text, root=root, airflow=_AIRFLOW, note=reading.NOTE
     )
@@ -80,6 +85,6 @@ def login(request: Request) -> RedirectResponse:
 
 def back_to(request: Request, path: str, said: str) -> RedirectResponse:
     """To another page of the console, which shows the sentence `said` once."""
-    root = request.scope.get("root_path", "").rstrip("/")
+    root = _root(request)
     glue = "&" if "?" in path else "?"
     return RedirectResponse(f"{root}/{path}{glue}{urlencode({'said': access.sealed(said)})}", 303)

@@ -123,11 +123,8 @@ def models(entries: list[HistoryEntry]) -> list[dict[str, Any]]:
 
 def _model_facts(name: str) -> dict[str, Any] | None:
     if name not in _facts:
-        try:
-            found = catalogue.facts(settings(), name)
-        except Refused:  # it is being trained
-            return None
-        if found["macro_f1"] is None:  # and may be evaluated yet
+        found = _if_there(catalogue.facts, settings(), name)
+        if found is None or found["macro_f1"] is None:  # it is being trained, or may be evaluated yet
             return found
         _facts[name] = found
     return _facts[name]
@@ -154,10 +151,7 @@ def compare(first: str, second: str) -> dict[str, Any]:
 
 def card(name: str) -> bytes | None:
     """The card of a stored model; None before it is written."""
-    try:
-        return _once(f"models/{name}/card.md")
-    except Refused:
-        return None
+    return _if_there(_once, f"models/{name}/card.md")
 
 
 @lru_cache(64)
@@ -168,20 +162,15 @@ def _once(key: str) -> bytes:
 def datasets() -> list[Dataset]:
     """All dataset versions, oldest first."""
     numbers = sorted(int(n) for n in store.folders(settings(), "datasets/") if n.isdecimal())
-    return [found for found in _together(lambda n: _committed(f"datasets/{n}/dataset.json", Dataset), numbers) if found]
+    found = _together(lambda n: _if_there(record, f"datasets/{n}/dataset.json", Dataset), numbers)
+    return [dataset for dataset in found if dataset]
 
 
 def batches() -> list[tuple[Batch, str]]:
     """All committed batches with when they were, newest first."""
-    found = _together(_batch, store.folders(settings(), "batches/"))
+    names = store.folders(settings(), "batches/")
+    found = _together(lambda name: _if_there(_dated, f"batches/{name}/batch.json"), names)
     return sorted((b for b in found if b), key=lambda pair: (pair[1], pair[0].batch), reverse=True)
-
-
-def _batch(name: str) -> tuple[Batch, str] | None:
-    try:
-        return _dated(f"batches/{name}/batch.json")
-    except Refused:  # not committed yet
-        return None
 
 
 @lru_cache(4096)
@@ -189,10 +178,11 @@ def _dated(key: str) -> tuple[Batch, str]:
     return store.load_dated(settings(), key, Batch)
 
 
-def _committed(key: str, kind: type[R]) -> R | None:
+def _if_there(read: Callable[..., T], *key: Any) -> T | None:  # noqa: ANN401 - whatever `read` takes
+    """What `read` gives; None of what is not written yet."""
     try:
-        return record(key, kind)
-    except Refused:  # not committed yet
+        return read(*key)
+    except Refused:
         return None
 
 
@@ -207,10 +197,10 @@ def batch(name: str) -> Batch:
     return _named(name, _batches, lambda: _dated(f"batches/{name}/batch.json")[0], "drop")
 
 
-def _named(name: str, known: Iterable[str], read: Callable[[], R], what: str) -> R:
+def _named(name: str, known: set[str], read: Callable[[], R], what: str) -> R:
     """What `read` gives, if a listing of the store has the name: nothing of a URL becomes part of a key before that."""
     try:
-        if name in set(known):
+        if name in known:
             return read()
     except Refused:
         pass
