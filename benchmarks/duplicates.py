@@ -125,8 +125,8 @@ def found_and_merged(folder: Path) -> pd.DataFrame:
         right = (answer == own) | (answer == own.map(same)) | (answer.map(same) == own)
         hits[kind] = (len(part), right.sum(), ((answer != "") & ~right).sum())
     seconds = time.perf_counter() - start
-    candidates_in = strangers(originals)
-    print(f"pairs of originals to compare on pixels: {candidates_in / len(originals):.3f} for each")
+    compared = strangers(originals)
+    print(f"pairs of originals to compare on pixels: {compared / len(originals):.3f} for each")
     result = pd.DataFrame(hits, index=["copies", "found", "merged with a stranger"]).T.astype(int)
     print(result.to_string())
     print(f"all: {result['found'].sum() / len(changed):.4%} of {len(changed)} found, {seconds:.1f} s")

@@ -27,7 +27,7 @@ _BLOCK = (64, 1 << 14)  # hashes compared at a time by one thread: 9 MiB, whatev
 _PACKED = pa.binary(128)
 _PAIRS = 4_096  # stretched fine hashes compared at a time: 1 MiB
 # Two rows of a fine hash are a word. Most strangers are told by few words, each from elsewhere, so not all are read.
-# The limits lose fewer than 1 in 200 of the copies cropped by 3 %: benchmarks/duplicates.py.
+# Limits are those that nearly all copies cropped by 3 % keep.
 _WORDS = (4, 12, 8, 2, 6, 10, 14, 0, 1, 3, 5, 7, 9, 11, 13, 15)
 _SIEVE = {2: 54, 4: 104, 8: 194, 16: 360}  # words compared so far: bits at most
 _SIDEWAYS = 312  # bits at most, of the likest that is moved sideways only
@@ -137,6 +137,7 @@ def _block(hashes: np.ndarray, words: np.ndarray, top: int, bits: int) -> list[t
     mine = np.ascontiguousarray(words[:, top : top + rows].T)
     ways = ((False, np.uint64(0), stretched(mine)), (True, MIRRORED, stretched(mirror(mine))))
     kept: dict[int, list[tuple[int, int, bool]]] = {}
+    left_over: dict[bool, list[tuple[np.ndarray, ...]]] = {False: [], True: []}
     # Written over and over: fresh memory for each comparison would keep threads waiting for one another.
     differing = np.empty((len(later), columns), np.uint64)
     counted = np.full((len(later), columns), 255, np.uint8)
@@ -148,10 +149,15 @@ def _block(hashes: np.ndarray, words: np.ndarray, top: int, bits: int) -> list[t
             np.bitwise_xor(later ^ mask, part, out=differing[:, :width])
             np.bitwise_count(differing[:, :width], out=counted[:, :width])
             near = np.flatnonzero(counted <= bits)
-            found = alike(turned, other, near >> shift, near & columns - 1)
-            for i, j, apart in zip(*(f.tolist() for f in found), strict=True):
-                if left + j < top + i:
-                    kept.setdefault(top + i, []).append((apart, left + j, mirrored))
+            i, j, apart = _sieved(turned[0], other, near >> shift, near & columns - 1)
+            left_over[mirrored].append((i, j + left, apart))
+    # Few pairs of each part are left: stretched together, they take fewer calls.
+    for mirrored, _, turned in ways:
+        i, j, apart = map(np.concatenate, zip(*left_over[mirrored], strict=True))
+        earlier = np.flatnonzero(j < i + top)
+        found = _stretched_apart(turned, words, i[earlier], j[earlier], apart[earlier], FINE_BITS)
+        for i, j, apart in zip(*(f.tolist() for f in found), strict=True):
+            kept.setdefault(top + i, []).append((apart, j, mirrored))
     return [(i, _likest(kept[i])) for i in sorted(kept)]
 
 
@@ -170,27 +176,40 @@ def alike(
     Returns:
         i, j and the distance, _UNKNOWN where one of the hashes is, in no particular order.
     """
+    return _stretched_apart(turned, other, *_sieved(turned[0], other, i, j), limit)
+
+
+def _sieved(mine: np.ndarray, other: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, ...]:
+    """i, j and distance of the pairs that pass _SIEVE as they are, and _UNKNOWN of those with an unknown hash."""
     # A single word tells nearly all of them; the others are looked at in full.
-    known = (turned[0, 0].take(i) != 0) & (other[0].take(j) != 0)
+    known = (mine[0].take(i) != 0) & (other[0].take(j) != 0)
     doubtful = np.flatnonzero(~known)
-    known[doubtful] = turned[0][:, i[doubtful]].any(0) & other[:, j[doubtful]].any(0)
-    unknown = i[~known], j[~known]
-    i, j = i[known], j[known]
-    apart = np.zeros(len(i), np.uint16)
+    known[doubtful] = mine[:, i[doubtful]].any(0) & other[:, j[doubtful]].any(0)
+    unknown = np.flatnonzero(~known)
+    blank = i[unknown], j[unknown]
+    if len(unknown):
+        i, j = i[known], j[known]
+    apart = np.zeros(len(i), np.int16)
     for number, word in enumerate(_WORDS, 1):
-        apart += np.bitwise_count(turned[0, word].take(i) ^ other[word].take(j))
+        apart += np.bitwise_count(mine[word].take(i) ^ other[word].take(j))
         if number in _SIEVE:
             i, j, apart = _within(_SIEVE[number], i, j, apart)
+    return np.append(i, blank[0]), np.append(j, blank[1]), np.append(apart, np.full(len(unknown), _UNKNOWN, np.int16))
+
+
+def _stretched_apart(
+    turned: np.ndarray, other: np.ndarray, i: np.ndarray, j: np.ndarray, apart: np.ndarray, limit: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those of `_sieved` that are at most `limit` apart the likest way."""
     for ways, most in ((turned[1:7], max(limit, _SIDEWAYS)), (turned[7:], limit)):
         for start in range(0, len(i), _PAIRS):
             part = slice(start, start + _PAIRS)
             theirs = other[:, j[part]]
             for way in ways:
-                differing = np.bitwise_count(way[:, i[part]] ^ theirs).sum(0, dtype=np.uint16)
-                np.minimum(apart[part], differing, out=apart[part])
+                differing = np.bitwise_count(way[:, i[part]] ^ theirs).sum(0, dtype=np.int16)
+                np.minimum(apart[part], differing, out=apart[part])  # _UNKNOWN stays, it is the least
         i, j, apart = _within(most, i, j, apart)
-    distance = np.append(apart.astype(int), np.full(len(unknown[0]), _UNKNOWN))
-    return np.append(i, unknown[0]), np.append(j, unknown[1]), distance
+    return i, j, apart
 
 
 def _within(limit: int, i: np.ndarray, j: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, ...]:
