@@ -11,6 +11,8 @@ from cxr_ml.settings import Settings
 _WORDS = {
     "no_label": "The drop says no label for it.",
     "unknown_label": "The drop's label is none of the known spellings; see label_spellings in the settings.",
+    "unknown_split": "labels.csv has it in a split that nobody knows, and it may be your own test image: write train, "
+    "validation or test there, and deliver it again.",
     "not_listed": "labels.csv does not list this file.",
     "file_missing": "labels.csv lists it, and the drop has no such file.",
     "path_outside_drop": "labels.csv names a path that leads out of the drop.",
