@@ -30,26 +30,42 @@ def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default
            json_: Json = False) -> None:  # fmt: skip
     """Copy drops from the inbox into the store and measure each image."""
     from cxr_ml import store
-    from cxr_ml.data import drops
 
     with opened() as settings:
         store.check(settings)
-        batches = _ingest(settings, drop or drops.new(settings), json_)
+        batches, left_out = _ingest(settings, drop or [], json_)
         show({"batches": batches}, json_, "\n".join(map(plain, batches)) or "Nothing new in the inbox.")
+        _refuse(left_out)
 
 
-def _ingest(settings: Settings, names: list[str], json_: bool) -> list[str]:
+def _ingest(settings: Settings, named: list[str], json_: bool) -> tuple[list[str], list[str]]:
+    """Batches of the drops that are named, or of all new ones; and of these the drops that were refused."""
+    from cxr_ml.data import drops
     from cxr_ml.data import ingest as stage
 
-    batches = []
-    if names:
-        from cxr_ml.data import validate
+    def check() -> None:
+        from cxr_ml.data import validate  # takes seconds to import
 
         validate.check_suites(settings.expectations)
+
+    names, batches, left_out = named or drops.new(settings), [], []
+    if names and not named:
+        check()  # no drop is at fault for a suite
     for name in names:
-        with progress(name, json_) as on_file:
-            batches.append(stage.ingest(settings, name, on_file))
-    return batches
+        try:
+            with progress(name, json_) as on_file:
+                batches.append(stage.ingest(settings, name, on_file, begin=check if named else None))
+        except Refused as error:
+            if named:
+                raise
+            err.print(f"[bold red]Refused:[/] {plain(name)}: {plain(error)}", highlight=False)
+            left_out.append(name)
+    return batches, left_out
+
+
+def _refuse(left_out: list[str]) -> None:
+    if left_out:
+        raise Refused(f"All else is done. Left out, see above: {', '.join(left_out)}.")
 
 
 @app.command()
@@ -205,54 +221,61 @@ def predict(files: list[Path], model: Annotated[str | None, typer.Option(help="D
 def retrain(run: RunName = "", json_: Json = False) -> None:
     """All stages, one after the other, as Airflow does them."""
     from cxr_ml import store
-    from cxr_ml.data import batches, drops
-    from cxr_ml.data import dataset as datasets
-    from cxr_ml.release import publish, registry, runs
+    from cxr_ml.release import registry
 
     with opened() as settings:
         store.check(settings)
         run = registry.slug(run or f"cli-{datetime.now(UTC).isoformat(timespec='seconds')}")
-        names = _ingest(settings, drops.new(settings), json_)
-        for name in names:
-            batches.judge(settings, name)
-        # A dataset that no run brought before the gate, because that run died, is taken up.
-        changed = names or datasets.pending(settings)
-        against = registry.trained_on(settings)
-        built, new = datasets.build(settings, against) if changed else (datasets.latest(settings), False)
-        if built is None or (not new and registry.decided(settings, built.dataset)):
-            publish.nothing_new(settings, run, names)
-            _mail(settings, run)
-            show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
-            return
+        names, left_out = _ingest(settings, [], json_)
+        _retrain(settings, run, names, left_out, json_)
+        _refuse(left_out)
 
-        from cxr_ml.model import evaluate as evaluates  # these load a deep-learning framework
-        from cxr_ml.model import train as trains
 
-        champion = registry.champion(settings)
-        beside = champion.model if champion else None
-        models = [trains.train(settings, built.dataset, a, not json_, beside).model for a in settings.architectures]
-        # In a process of its own, as in Airflow: what the gate judges is the stored file, loaded afresh.
-        with ProcessPoolExecutor(1, get_context("spawn")) as other:
-            other.submit(evaluates.evaluate, settings, built.dataset, models, beside).result()
-        by = getpass.getuser()
-        decision = runs.decide(settings, run, models, by=by)
-        if settings.approval and decision.promote:
-            then = f"`cxr-ml promote --run {run}`, and then `cxr-ml report --run {run}`"
-            show(
-                decision,
-                json_,
-                decision_table(decision),
-                f"The settings ask for approval, which is yours to give: {then}.",
-            )
-            return
-        registry.conclude(settings, decision, by=by)
-        record, key = publish.publish(settings, run, names)
+def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str], json_: bool) -> None:
+    from cxr_ml.data import batches
+    from cxr_ml.data import dataset as datasets
+    from cxr_ml.release import publish, registry, runs
+
+    for name in names:
+        batches.judge(settings, name)
+    # A dataset that no run brought before the gate, because that run died, is taken up.
+    changed = names or datasets.pending(settings)
+    against = registry.trained_on(settings)
+    built, new = datasets.build(settings, against) if changed else (datasets.latest(settings), False)
+    if built is None or (not new and registry.decided(settings, built.dataset)):
+        publish.nothing_new(settings, run, names, left_out=left_out)
         _mail(settings, run)
-        if json_:
-            show(record, True, "")
-            return
-        show_run(record, out)
-        out.print(f"report: s3://{settings.bucket}/{settings.prefix}{key}", highlight=False)
+        show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
+        return
+
+    from cxr_ml.model import evaluate as evaluates  # these load a deep-learning framework
+    from cxr_ml.model import train as trains
+
+    champion = registry.champion(settings)
+    beside = champion.model if champion else None
+    models = [trains.train(settings, built.dataset, a, not json_, beside).model for a in settings.architectures]
+    # In a process of its own, as in Airflow: what the gate judges is the stored file, loaded afresh.
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        other.submit(evaluates.evaluate, settings, built.dataset, models, beside).result()
+    by = getpass.getuser()
+    decision = runs.decide(settings, run, models, by=by)
+    if settings.approval and decision.promote:
+        then = f"`cxr-ml promote --run {run}`, and then `cxr-ml report --run {run}`"
+        show(
+            decision,
+            json_,
+            decision_table(decision),
+            f"The settings ask for approval, which is yours to give: {then}.",
+        )
+        return
+    registry.conclude(settings, decision, by=by)
+    record, key = publish.publish(settings, run, names, left_out=left_out)
+    _mail(settings, run)
+    if json_:
+        show(record, True, "")
+        return
+    show_run(record, out)
+    out.print(f"report: s3://{settings.bucket}/{settings.prefix}{key}", highlight=False)
 
 
 def _mail(settings: Settings, run: str) -> None:

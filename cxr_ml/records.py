@@ -338,6 +338,7 @@ class Run(Record):
     champion: Champion | None  # after the run
     rulings: tuple[Ruling, ...] = ()  # of humans, that this dataset honours and its parent did not
     seconds: dict[str, float] = {}  # step -> wall time, of those that had ended before the report; {}: not known
+    left_out: tuple[str, ...] = ()  # drops that were refused as a whole, without which the run went on
 
 
 class FailedStep(Record):

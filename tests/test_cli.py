@@ -361,6 +361,23 @@ def test_an_empty_inbox_is_nothing_new(settings):
     assert page.endswith("/index.html") and json.loads(store.get(settings, record))["outcome"] == "nothing_new"
 
 
+def test_a_drop_that_cannot_be_used_stops_no_other_and_ends_with_status_2_and_words(settings):
+    inbox = Path(settings.inbox)
+    (inbox / "a.zip").write_bytes(b"PK no archive")
+    (inbox / "b/NORMAL").mkdir(parents=True)
+    (inbox / "b/NORMAL/0.png").write_bytes(b"x")
+    status, out, err = call("ingest", "--json")
+    (batch,) = json.loads(out)["batches"]
+    assert status == 2 and batch.startswith("b-") and "Refused: a.zip: " in err and "Left out, see above: a.zip." in err
+    assert call("ingest", "a.zip", "b", "--json")[:2] == (2, "")
+
+    shutil.rmtree(inbox / "b")
+    status, out, err = call("retrain", "--run", "r", "--json")
+    assert (status, json.loads(out)) == (2, {"outcome": "nothing_new"}) and "Left out, see above: a.zip." in err
+    assert store.load(settings, "reports/r/run.json", Run).left_out == ("a.zip",)
+    assert "the drop a.zip." in store.get(settings, "reports/r/index.html").decode()
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -44,10 +44,17 @@ _SAID = pa.schema(
 
 
 def new(settings: Settings) -> list[str]:
-    """Names of the drops in the inbox that have files and are not yet in the store in their present form."""
+    """Names of the drops in the inbox that are not yet in the store in their present form.
+
+    Of these, those that have files, and those that cannot be listed.
+    """
     found = []
     for name in names(settings):
-        entries = listing(settings, name)
+        try:
+            entries = listing(settings, name)
+        except Refused:  # it stops no other; its ingest says why
+            found.append(name)
+            continue
         if entries and not store.exists(settings, f"batches/{batch_id(name, entries)}/batch.json"):
             found.append(name)
     return found
