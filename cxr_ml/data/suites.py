@@ -32,6 +32,7 @@ from cxr_ml.data.reasons import ABOUT_NULLS, columns_of, limit_of
 from cxr_ml.errors import Refused
 
 _ROW_WISE = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)
+_QUOTED = re.compile(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*", re.IGNORECASE)
 _NAMED_ROWS = 100  # tables of at most so many rows have their failing rows named in Data Docs
 _EXPECTATION_KEYS = {"type", "kwargs", "meta", "notes", "description", "severity", "id"}
 
@@ -178,6 +179,10 @@ def _build(entry: object, where: str) -> Expectation:
     meta = entry.get("meta") or {}
     if not isinstance(meta, dict) or not isinstance(meta.get("reason", ""), str):
         raise Refused(f'{where}: an object with a text as "reason" was expected under "meta". Received: {meta!r}')
+    kwargs = entry.get("kwargs")
+    for name in ("min_value", "max_value"):  # Great Expectations takes "3" for 3 in some places, and not in others
+        if isinstance(kwargs, dict) and _QUOTED.fullmatch(str(kwargs.get(name))) and isinstance(kwargs[name], str):
+            raise Refused(f"{where}: a number without quotes was expected as {name}. Received: {kwargs!r}")
     try:
         return ExpectationConfiguration(**({"kwargs": {}} | entry)).to_domain_obj()
     except ExpectationNotFoundError:
