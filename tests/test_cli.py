@@ -44,6 +44,7 @@ smtp_port = {port}
 """
 NO_FLOORS = """
 macro_f1_floor = 0.0
+disguise_limit = 1.0
 recall_floors = {COVID19 = 0.0, PNEUMONIA = 0.0, NORMAL = 0.0}
 f1_floors = {COVID19 = 0.0, PNEUMONIA = 0.0}
 """

@@ -62,7 +62,7 @@ def decide(
     floors |= {f"F1 {label}": floor for label, floor in settings.f1_floors.items()}
     for name, floor in (floors | {"macro F1": settings.macro_f1_floor}).items():
         checks.append(_floor(settings, test, name, floor))
-    checks.append(_lungs(settings, chosen))
+    checks += [_disguised(settings, test, chosen.robustness), _lungs(settings, chosen)]
     checks.extend(_complete(settings, floors))
     if champion is not None:
         checks.extend(_against_champion(settings, chosen, champion))
@@ -157,6 +157,23 @@ def _reloaded(chosen: Evaluation) -> Check:
         + ("." if passed else f", more than {RELOADED:g}: it is not the model that was trained.")
     )
     return Check(name=name, observed=value, limit=limit, passed=passed, reason=text)
+
+
+def _disguised(settings: Settings, test: Metrics, robustness: Mapping[str, Metrics]) -> Check:
+    """A model that is worse on the same films sharpened or re-encoded knows their source, not the disease."""
+    name, most = "macro F1 lost in disguise", settings.disguise_limit
+    figures = {"as they are": test.macro_f1} | {what: found.macro_f1 for what, found in robustness.items()}
+    limit = f"≤ {most:g}"
+    if not robustness or not all(map(math.isfinite, figures.values())):
+        text = "The macro F1 on the test images in disguise could not be evaluated."
+        return Check(name=name, observed=None, limit=limit, passed=False, reason=text)
+    worst, best = min(figures, key=figures.__getitem__), max(figures, key=figures.__getitem__)
+    lost = figures[best] - figures[worst]
+    passed = lost <= most
+    text = f"Between the test images {best} and {worst} the macro F1 differs by {lost:.3f}, " + (
+        f"at most {most:g}." if passed else f"more than {most:g}: the model leans on sharpness, resolution or encoding."
+    )
+    return Check(name=name, observed=lost, limit=limit, passed=passed, reason=text)
 
 
 def _lungs(settings: Settings, chosen: Evaluation) -> Check:
