@@ -17,7 +17,8 @@ the champion change. The team gets the report by mail.
 from datetime import timedelta
 
 import cxr_wiring as wiring
-from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task, task_group, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -155,20 +156,20 @@ def cxr_retraining() -> None:
             """Lets the question to a human pass only if the form wants it and the gate is open."""
             return verdict["open"] and params["approval"]
 
-        # Not ApprovalOperator: its "Reject" skips what follows, and a refusal has to be recorded and reported.
-        approval = HITLOperator(
+        approval = ApprovalOperator(
             task_id="approval",
             subject="Promote this chest X-ray model?",
             body="{{ ti.xcom_pull(task_ids='decide.gate')['table'] }}",
-            options=[wiring.APPROVE, "Reject"],
             defaults="Reject",
             params={"why": Param("", type="string", maxLength=2000, title="Why", description="For the history.")},
             response_timeout=timedelta(days=3),
             doc_md="Waits for a human without taking a worker. No answer within three days means no.",
         )
+        # "Reject" skips the step that follows, whatever its rule: not the one that records and reports the refusal.
+        approved = EmptyOperator(task_id="approved", doc_md="Marks in the graph that a human approved the promotion.")
         verdict = gate(models)
-        ask(verdict) >> approval
-        return [verdict, approval]
+        ask(verdict) >> approval >> approved
+        return [verdict, approved]
 
     @task(trigger_rule="none_failed_min_one_success")
     def promote(params: dict) -> dict:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
+from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, Connection, ExceptionRetryPolicy, Param, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,7 +22,6 @@ _SAME = (
     "architectures", "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate",
     "fine_tune_learning_rate", "patience", "seed", "warm_start", "macro_f1_floor", "floors_on_lower_bound",
 )  # fmt: skip
-APPROVE = "Approve"
 # Network, store, mail server and Airflow's API may answer the next time; nothing else gets better by itself. A killed
 # process raises nothing, so it is retried without being asked about.
 _PASSING: list[type[BaseException] | str] = [OSError, BotoCoreError, ClientError, AirflowRuntimeError]
@@ -214,7 +214,7 @@ def answered(answer: dict[str, Any]) -> tuple[bool, str, str]:
     why = (answer.get("params_input") or {}).get("why", "").strip()
     if not human:
         return False, "", "Nobody approved it in time."
-    if answer["chosen_options"] != [APPROVE]:
+    if answer["chosen_options"] != [ApprovalOperator.APPROVE]:
         return False, human, f"Not approved by {human}: {why}" if why else f"Not approved by {human}."
     return True, human, f"approved by {human} ({why})" if why else f"approved by {human}"
 

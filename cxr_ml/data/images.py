@@ -53,7 +53,7 @@ def open_image(data: bytes, settings: Settings, side: int | None = None) -> Open
     Args:
         data: a whole file.
         settings: max_file_bytes, max_pixels.
-        side: px, where the picture is wanted for `shrink` to this side only: a plain JPEG then comes at 1/2, 1/4 or 1/8
+        side: px, where the picture is wanted for `shrink` to this side only: a JPEG then comes at 1/2, 1/4 or 1/8
             of its size, never smaller than `shrink` would make it. All its coded data are read nevertheless, so that
             damage is found as in a full decode.
 
@@ -236,6 +236,9 @@ def _decode(cleaned: bytes, header: Header, side: int | None = None, grey: bool 
                 raise BadImage(
                     "unreadable", f"{header.width} × {header.height} pixels were expected. Received: {image.size}"
                 )
+            if side and image.mode == "CMYK":  # of JPEG only
+                part = _part(header.height, header.width, side)
+                image.draft(image.mode, (header.width // part, header.height // part))
             image.load()
             return image.mode, _pixels(image, grey)
     except Image.DecompressionBombError as error:
@@ -247,14 +250,19 @@ def _decode(cleaned: bytes, header: Header, side: int | None = None, grey: bool 
         raise BadImage(code, f"A sound {header.format.upper()} was expected. Received: {error}") from None
 
 
+def _part(height: int, width: int, side: int | None) -> int:
+    """Of libjpeg's 1/8, 1/4, 1/2 and 1/1 the smallest size that `shrink` would still have to shrink, as its divisor."""
+    times = _squares(height, width, side)[0] if side else 1
+    return next(k for k in (8, 4, 2, 1) if k <= times)
+
+
 def _plain_jpeg(cleaned: bytes, header: Header, side: int | None) -> tuple[str, np.ndarray] | None:
     """The same as Pillow gives, by the same library in half the time; None where Pillow has to say what it is."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(cleaned)
         if (width, height, header.bits) != (header.width, header.height, 8) or colours not in ("Gray", "YCbCr"):
             return None
-        times = _squares(height, width, side)[0] if side else 1
-        part = next(k for k in (8, 4, 2, 1) if k <= times)
+        part = _part(height, width, side)
         reduced = {} if part == 1 else {"min_height": -(-height // part), "min_width": -(-width // part)}
         # The slower ways are Pillow's defaults. `strict` makes warnings errors, which Pillow is to judge.
         wanted = "GRAY" if colours == "Gray" else "RGB"

@@ -3,7 +3,7 @@
 Both are fitted on validation images once, when a model is trained, and are part of it from then on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -13,8 +13,11 @@ from cxr_ml.errors import Refused
 from cxr_ml.records import OperatingPoint
 
 TEMPERATURES = (0.05, 20.0)  # searched between; beyond, probabilities are all alike or all 0 and 1
-_STEP, _MOST = 0.05, 6.0  # nats; 6 is a factor of 400 between the odds of two classes
+_MOST = 6.0  # nats: a factor of 400 between the odds of two classes
+_STEPS = np.arange(-_MOST, _MOST + 0.025, 0.05)  # nats
 _TINY = 1e-12  # a probability of 0 has no logarithm
+
+_Cost = tuple[float, float, float]  # what recalls lack, what is lost by that in specificity, the sum of the offsets
 
 
 def fit(y: np.ndarray, p: np.ndarray, classes: Sequence[str], floors: Mapping[str, float]) -> OperatingPoint:
@@ -23,7 +26,10 @@ def fit(y: np.ndarray, p: np.ndarray, classes: Sequence[str], floors: Mapping[st
     The temperature divides the logits and minimises the log loss: Guo et al. 2017, "On calibration of modern neural
     networks". An offset is added to the logarithm of a class's probability before the largest is taken. All are 0
     where the floors are met so; else one or two at a time are moved in steps until no move helps: first towards the
-    smallest sum of what recalls lack, then towards the largest mean specificity, then towards small offsets.
+    smallest sum of what recalls lack, then towards the largest mean specificity. Of offsets whose mean specificity is
+    within one standard error of the largest, the smallest are taken: a film more or less among a hundred is no reason
+    to move the line by a nat (the rule of one standard error, Breiman et al. 1984, "Classification and Regression
+    Trees", section 3.4.3).
 
     Args:
         y: true class indices of the validation images, int (n,), at least one.
@@ -81,28 +87,43 @@ def _softmax(logs: np.ndarray) -> np.ndarray:
 def _offsets(y: np.ndarray, logs: np.ndarray, wanted: Mapping[int, float]) -> np.ndarray:
     """Offset of each class, 0 to _MOST, float (classes,)."""
     kinds = logs.shape[1]
-    steps = np.arange(-_MOST, _MOST + _STEP / 2, _STEP)
+    others = np.maximum(1, len(y) - np.bincount(y, minlength=kinds))
 
-    def cost(offsets: np.ndarray) -> tuple[float, float, float]:
+    def judged(offsets: np.ndarray) -> tuple[float, np.ndarray]:
+        """Sum of what recalls lack; share of the others' images that are taken for each class."""
         predicted = (logs + offsets).argmax(axis=1)
         counts = np.bincount(y * kinds + predicted, minlength=kinds * kinds).reshape(kinds, kinds)
         lacking = sum(max(0.0, floor - counts[i, i] / counts[i].sum()) for i, floor in wanted.items())
-        others = len(y) - counts.sum(axis=1)
-        alarms = (counts.sum(axis=0) - np.diag(counts)) / np.maximum(1, others)
-        return round(lacking, 9), round(float(alarms.mean()), 9), round(float(offsets.sum()), 4)
+        return round(lacking, 9), (counts.sum(axis=0) - np.diag(counts)) / others
 
-    offsets = np.zeros(kinds)
-    best = cost(offsets)
-    if not best[0]:
-        return offsets
-    # Alone, and two together: what one class gains, a second of the ill would lose to it.
-    ways = [np.isin(np.arange(kinds), pair) for n in (1, 2) for pair in combinations(wanted, n)]
-    while True:
+    def most_specific(offsets: np.ndarray) -> _Cost:
+        lacking, alarms = judged(offsets)
+        return lacking, round(float(alarms.mean()), 9), round(float(offsets.sum()), 4)
+
+    zero = np.zeros(kinds)
+    if not judged(zero)[0]:
+        return zero
+    best = _searched(zero, most_specific, wanted)
+    alarms = judged(best)[1]
+    bound = float(alarms.mean() + np.sqrt((alarms * (1 - alarms) / others).sum()) / kinds)
+
+    def smallest(offsets: np.ndarray) -> _Cost:
+        lacking, mean, size = most_specific(offsets)
+        return lacking, max(0.0, mean - bound), size
+
+    return _searched(best, smallest, wanted)
+
+
+def _searched(offsets: np.ndarray, cost: Callable[[np.ndarray], _Cost], wanted: Iterable[int]) -> np.ndarray:
+    """The offsets after every move, of one of the wanted classes or two together, that lowers the cost."""
+    # Together: what one class gains alone, a second of the ill would lose to it.
+    ways = [np.isin(np.arange(len(offsets)), pair) for n in (1, 2) for pair in combinations(wanted, n)]
+    best, before = cost(offsets), None
+    while best != before:
         before = best
         for way in ways:
-            tried = [np.round(np.clip(offsets + step * way, 0, _MOST), 4) for step in steps]
+            tried = [np.round(np.clip(offsets + step * way, 0, _MOST), 4) for step in _STEPS]
             costs = [cost(t) for t in tried]
             if min(costs) < best:
                 best, offsets = min(costs), tried[costs.index(min(costs))]
-        if best == before:
-            return offsets
+    return offsets

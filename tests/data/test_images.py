@@ -306,6 +306,16 @@ def test_cmyk_jpeg_becomes_the_grey_it_shows():
     assert np.abs(images.decode_grey(data).astype(int) - film()).mean() < 4
 
 
+def test_a_large_cmyk_jpeg_is_decoded_at_a_part_of_its_size_where_little_is_wanted():
+    grey = np.kron(film(), np.ones((8, 8), np.uint8))  # 1600 × 1280 px
+    data = encoded(Image.fromarray(grey).convert("RGB").convert("CMYK"), "JPEG", quality=95, progressive=True)
+    opened = images.open_image(data, SETTINGS, images.SMALL)
+    assert (opened.height, opened.width, opened.pixels.shape) == (1600, 1280, (400, 320, 3))
+    measured, whole = images.measure(data, SETTINGS)[0], images.decode_grey(data)
+    assert whole.shape == (1600, 1280)
+    assert measured["mean"] == pytest.approx(whole.mean(), abs=0.5)
+
+
 def test_what_is_transparent_is_black_whatever_colour_hides_there():
     rgba = np.full((40, 40, 4), 200, np.uint8)
     rgba[..., 3] = 255

@@ -1,10 +1,7 @@
 """Models in a real MLflow server with SQLite: runs, curves, figures, and the alias that follows the champion.
 
-MLflow's server cannot be installed beside pandas 3, and takes a minute to start on few cores. So most of this is
-skipped where MLflow's client is not installed. To run it, with the client laid over the environment of the tests:
-
-    .venv/bin/uv pip install --target /tmp/mlflow mlflow-skinny==3.17.2
-    PYTHONPATH=/tmp/mlflow .venv/bin/python -m pytest tests/release/test_mirror.py
+MLflow's server cannot be installed beside pandas 3: uv gives it an environment of its own, and puts the client into a
+folder beside that of the tests.
 """
 
 import os
@@ -13,7 +10,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -26,7 +22,6 @@ from cxr_ml.release import mirror, registry
 
 VERSION = "3.17.2"
 UV = str(Path(sysconfig.get_path("scripts")) / "uv")
-needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow-skinny is not installed")
 
 
 def free_port() -> int:
@@ -60,6 +55,18 @@ def server(tmp_path_factory):
             process.wait()
 
 
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    """MLflow's client, for as long as the tests here run; of packages that the tests have too, theirs are taken."""
+    folder = str(tmp_path_factory.mktemp("mlflow-client"))
+    subprocess.run([UV, "pip", "install", "-q", "--target", folder, f"mlflow-skinny=={VERSION}"], check=True)
+    sys.path.append(folder)
+    yield
+    sys.path.remove(folder)
+    for name in [n for n in sys.modules if n.split(".")[0] == "mlflow"]:
+        del sys.modules[name]
+
+
 def ask(address, path, **values):
     answer = httpx.request(
         "POST" if path.endswith("search") else "GET", f"{address}/api/2.0/mlflow/{path}", trust_env=False,
@@ -68,9 +75,8 @@ def ask(address, path, **values):
     return answer.raise_for_status().json()
 
 
-@needs_mlflow
 def test_runs_curves_figures_and_the_champion_are_mirrored_once_and_the_alias_follows_a_rollback(
-    settings, server, monkeypatch, caplog
+    settings, server, client, monkeypatch, caplog
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     data = stored.put_dataset(settings)
@@ -113,8 +119,7 @@ def test_runs_curves_figures_and_the_champion_are_mirrored_once_and_the_alias_fo
     assert {t["key"]: t["value"] for t in version["tags"]} == {"cxr.version": "3"}
 
 
-@needs_mlflow
-def test_a_server_that_is_down_is_a_warning_and_not_an_error(settings, monkeypatch, caplog):
+def test_a_server_that_is_down_is_a_warning_and_not_an_error(settings, client, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     data = stored.put_dataset(settings)
     stored.run(settings, "run-1", [stored.put_model(settings, "first", data)])
