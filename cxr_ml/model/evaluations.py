@@ -1,7 +1,8 @@
 """Stored evaluations. Apart from `evaluate`, so that who only reads them need not load a deep-learning framework."""
 
 from cxr_ml import store
-from cxr_ml.records import Evaluation
+from cxr_ml.errors import Refused
+from cxr_ml.records import Decision, Evaluation
 from cxr_ml.settings import Settings
 
 
@@ -29,7 +30,29 @@ def load(settings: Settings, number: int, name: str, champion: str | None) -> Ev
     Raises:
         Refused: there is none.
     """
-    first = store.load(settings, f"models/{name}/evaluation.json", Evaluation)
-    if _judged(first) == (number, champion):
+    return load_hashed(settings, number, name, champion)[0]
+
+
+def load_hashed(settings: Settings, number: int, name: str, champion: str | None) -> tuple[Evaluation, str]:
+    """What `load` gives, and the SHA-256 of its bytes as they are stored."""
+    first = store.load_hashed(settings, f"models/{name}/evaluation.json", Evaluation)
+    if _judged(first[0]) == (number, champion):
         return first
-    return store.load(settings, _later_key(name, number, champion), Evaluation)
+    return store.load_hashed(settings, _later_key(name, number, champion), Evaluation)
+
+
+def decided(settings: Settings, decision: Decision, name: str) -> Evaluation:
+    """The evaluation of a candidate that a decision was made on.
+
+    Raises:
+        Refused: there is none, or it is not the one whose SHA-256 the decision holds. A decision of a version that held
+            none is believed.
+    """
+    found, digest = load_hashed(settings, decision.dataset, name, decision.champion)
+    expected = decision.evaluation_sha256.get(name, digest)
+    if digest != expected:
+        raise Refused(
+            f"The evaluation of {name} is not the one that {decision.run} was decided on: expected SHA-256 {expected}. "
+            f"Received: {digest}. Somebody changed it; the model's other files may be changed, too."
+        )
+    return found
