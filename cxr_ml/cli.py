@@ -164,7 +164,7 @@ def promote(run: RunName, json_: Json = False) -> None:
 
 @app.command()
 def rollback(why: Annotated[str, typer.Option(help="The reason, for the history.")],
-             to: Annotated[str | None, typer.Option(help="A champion before, or its version; default: the last.")] = None,
+             to: Annotated[str | None, typer.Option(help="An earlier champion, or version; default: the last.")] = None,
              json_: Json = False) -> None:  # fmt: skip
     """Make an earlier champion champion again. Airflow's asset is not updated: the DAG's rollback does that."""
     from cxr_ml.release import mirror, registry
