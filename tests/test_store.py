@@ -158,6 +158,15 @@ def test_a_record_is_read_as_it_was_written(settings):
     assert store.load(settings, "champion.json", Champion) == record
 
 
+def test_the_hash_of_an_object_is_that_of_its_bytes_and_none_where_there_is_none(settings):
+    data = b"0123456789" * 300_000
+    store.put_if_absent(settings, "large", data)
+    store.put_if_absent(settings, "empty", b"")
+    assert store.sha256(settings, "large") == hashlib.sha256(data).hexdigest()
+    assert store.sha256(settings, "empty") == hashlib.sha256(b"").hexdigest()
+    assert store.sha256(settings, "absent") is None
+
+
 @pytest.mark.parametrize(
     "data",
     [
