@@ -251,7 +251,17 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
         with ProcessPoolExecutor(1, get_context("spawn")) as other:
             other.submit(evaluates.evaluate, settings, built.dataset, models, beside).result()
         by = getpass.getuser()
-        registry.conclude(settings, runs.decide(settings, run, models, by=by), by=by)
+        decision = runs.decide(settings, run, models, by=by)
+        if settings.approval and decision.promote:
+            then = f"`cxr-ml promote --run {run}`, and then `cxr-ml report --run {run}`"
+            show(
+                decision,
+                json_,
+                decision_table(decision),
+                f"The settings ask for approval, which is yours to give: {then}.",
+            )
+            return
+        registry.conclude(settings, decision, by=by)
         record, key = publish.publish(settings, run, names)
         _mail(settings, run)
         if json_:

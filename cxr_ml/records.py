@@ -212,6 +212,7 @@ class Evaluation(Record):
     difference: Difference | None = None  # to the champion
     reload_difference: float | None = None  # largest, of a validation probability, to those of the training process
     champion_problem: str = ""  # one sentence where the champion could not be evaluated
+    beside: str | None = None  # name of the champion then, evaluated or not
     files: dict[str, str] = {}  # name -> SHA-256, of files of the candidate's folder that it goes with
 
 
@@ -244,6 +245,7 @@ class Prediction(Record):
     file: str  # "" where bytes were handed in
     model: str
     predicted: str | None  # label at the model's operating point; None where the image was refused
+    confidence: float | None  # calibrated probability of that label; below a half where a miss would be worse
     probabilities: dict[str, float] | None  # label -> calibrated, 0 to 1; None where the image was refused
     unlikeness: float | None  # distance to the training images by the limit; None: not measured
     refused: tuple[str, ...] = ()  # codes; unlike_training where unlikeness is above 1

@@ -1,6 +1,7 @@
 """Every setting, typed. Read from `CXR_*` variables first, then from `cxr.toml` or the file named by `CXR_CONFIG`."""
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Literal
@@ -28,6 +29,15 @@ LABEL_SPELLINGS = {
     "turberculosis": "TUBERCULOSIS",
     "tb": "TUBERCULOSIS",
 }
+
+
+# Variables that are read elsewhere: by `make run`, docker's files, tests and benchmarks.
+_NO_SETTINGS = {
+    "CXR_CONFIG", "CXR_LOCAL", "CXR_PROFILE", "CXR_XRAYS", "CXR_AIRFLOW_DB", "CXR_API_SECRET", "CXR_BROKER_PASSWORD",
+    "CXR_FERNET_KEY", "CXR_INBOX_FOLDER", "CXR_JWT_SECRET", "CXR_POSTGRES_PASSWORD", "CXR_S3_ACCESS_KEY",
+    "CXR_S3_SECRET_KEY", "CXR_UI_PASSWORD", "CXR_UI_PORT",
+}  # fmt: skip
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseSettings):
@@ -87,8 +97,8 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0, le=2**31 - 1)
 
     # Gate, on the test split
-    recall_floors: dict[str, float] = {"COVID19": 0.95, "PNEUMONIA": 0.90, "NORMAL": 0.70}
-    f1_floors: dict[str, float] = {"COVID19": 0.85, "PNEUMONIA": 0.85}
+    recall_floors: dict[str, Share] = {"COVID19": 0.95, "PNEUMONIA": 0.90, "NORMAL": 0.70}
+    f1_floors: dict[str, Share] = {"COVID19": 0.85, "PNEUMONIA": 0.85}
     macro_f1_floor: float = Field(0.85, ge=0, le=1)
     min_test_support: int = Field(30, ge=1)  # test images per class
     floors_on_lower_bound: tuple[str, ...] = ()  # e.g. "recall COVID19": whose interval's lower bound must meet it
@@ -138,6 +148,13 @@ def load(**overrides: object) -> Settings:
     config = os.environ.get("CXR_CONFIG")
     if config and not Path(config).is_file():
         raise Refused(f"CXR_CONFIG must name a readable TOML file. Received: {config!r}")
+    known = _NO_SETTINGS | {f"CXR_{name.upper()}" for name in Settings.model_fields}
+    if unknown := sorted(n for n in os.environ if n.upper().startswith("CXR_") and n.upper() not in known):
+        near = get_close_matches(unknown[0].upper(), known, 1)
+        raise Refused(
+            f"Variables that begin with CXR_ must be settings, see cxr_ml/settings.py. Received: {', '.join(unknown)}"
+            + (f". Was {near[0]} meant?" if near else "")
+        )
     try:
         return Settings(**{k: v for k, v in overrides.items() if v is not None})  # type: ignore[arg-type]
     except ValidationError as error:

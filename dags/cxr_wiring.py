@@ -20,7 +20,7 @@ from cxr_ml.settings import Settings
 # Fields of the form that are settings of the same name; the floors are spread over one field per class.
 _SAME = (
     "architectures", "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate",
-    "fine_tune_learning_rate", "patience", "seed", "warm_start", "macro_f1_floor", "floors_on_lower_bound",
+    "fine_tune_learning_rate", "patience", "seed", "warm_start", "macro_f1_floor", "floors_on_lower_bound", "approval",
 )  # fmt: skip
 # Network, store, mail server and Airflow's API may answer the next time; nothing else gets better by itself. A killed
 # process raises nothing, so it is retried without being asked about.

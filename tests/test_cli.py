@@ -345,6 +345,15 @@ def test_a_retraining_that_died_after_its_dataset_is_taken_up_by_the_next(tiny, 
     assert asked == [1, 1, 2]
 
 
+def test_a_retraining_whose_settings_ask_for_approval_promotes_nothing_until_somebody_does(tiny, monkeypatch):
+    monkeypatch.setenv("CXR_APPROVAL", "true")
+    assert answer("retrain", "--run", "asked")["promote"] is True
+    assert not list(store.keys(tiny, "registry/"))
+    _, out, _ = call("retrain", "--run", "asked")
+    assert "yours to give: `cxr-ml promote --run asked`" in " ".join(out.split())
+    assert answer("promote", "--run", "asked")["action"] == "promoted"
+
+
 def test_an_empty_inbox_is_nothing_new(settings):
     assert answer("retrain") == {"outcome": "nothing_new"}
     assert answer("ingest") == {"batches": []}

@@ -88,6 +88,20 @@ def test_an_unknown_name_in_the_file_is_refused_by_name(nowhere, monkeypatch):
         settings.load()
 
 
+def test_an_unknown_variable_is_refused_with_the_name_that_may_be_meant(monkeypatch):
+    monkeypatch.setenv("CXR_MACRO_F1_FLOR", "0.99")
+    with pytest.raises(Refused, match=r"Received: CXR_MACRO_F1_FLOR\. Was CXR_MACRO_F1_FLOOR meant\?"):
+        settings.load()
+
+
+@pytest.mark.parametrize("floor", ["-1", "95", "NaN"])
+@pytest.mark.parametrize("name", ["recall_floors", "f1_floors"])
+def test_a_floor_is_a_share(monkeypatch, name, floor):
+    monkeypatch.setenv(f"CXR_{name.upper()}", f'{{"COVID19": {floor}}}')
+    with pytest.raises(Refused, match=rf"{name}\.COVID19: .*Received: "):
+        settings.load()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

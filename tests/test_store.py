@@ -1,5 +1,6 @@
 """The object store, against a real S3 server: who wins a race, what is never replaced, what is refused."""
 
+import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 

@@ -26,14 +26,21 @@ def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
     """A stored model, with its SHA-256 checked before Keras opens it.
 
     Raises:
-        Refused: no such model, its weights were swept, or its bytes are not those that were recorded.
+        Refused: no such model, its weights were swept, its bytes are not those that were recorded, or Keras does not
+            open them: they are of another version of it, or would run code.
     """
     record = store.load(settings, f"models/{name}/model.json", Model)
     data = artefact.read(settings, record)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
         path.write_bytes(data)
-        return record, keras.saving.load_model(path, compile=False, safe_mode=True)
+        try:
+            return record, keras.saving.load_model(path, compile=False, safe_mode=True)
+        except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError) as error:
+            raise Refused(
+                f"models/{name}/model.keras is the file that was recorded, but Keras {keras.__version__} does not open "
+                f"it, which it was written with {record.packages.get('keras', 'an unknown version')}. Received: {error}"
+            ) from error
 
 
 class _Judged(NamedTuple):
@@ -65,7 +72,7 @@ def evaluate(settings: Settings, number: int, names: Sequence[str], champion: st
     found = []
     for name in names:
         own = _evaluate_one(settings, dataset, name, candidate=True)
-        update: dict[str, object] = {"champion_problem": problem}
+        update: dict[str, object] = {"champion_problem": problem, "beside": champion}
         if beside is not None:
             update |= {"champion": beside.evaluation, "difference": _difference(settings, own, beside)}
         record = own.evaluation.model_copy(update=update)
@@ -101,7 +108,7 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str, candidate: bo
         dataset_sha256=dataset.manifest_sha256,
         validation=measure(rows["validation"], said["validation"]),
         test=measure(test, said["test"], groups),
-        plain=measure(test, operating.apply(raw["test"], None, settings.classes)),
+        plain=measure(test, operating.apply(raw["test"], None, settings.classes), groups),
         robustness={name: measure(test, judge(test, change)) for name, change in disguise.FIXED.items()},
         slices=slices.measure(described, y[test], said["test"], settings),
     )

@@ -1,11 +1,11 @@
-"""Does a model read the lungs? Test images with the lungs hidden, with a white box, mirrored: what it says then."""
+"""Does a model read the lungs? What it says of test images with lungs hidden, a white box, mirrored, re-encoded."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from cxr_ml.data.images import RING
-from cxr_ml.model import metrics
+from cxr_ml.model import disguise, metrics
 from cxr_ml.records import Moved
 
 LUNGS_HIDDEN = "lungs hidden"
@@ -60,6 +60,7 @@ CHANGES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "white box bottom left": _boxed(True, False),
     "white box bottom right": _boxed(True, True),
     "mirrored": mirrored,
+    "re-encoded": disguise.FIXED["shrunk"],  # of 256 px, at 224
 }
 
 

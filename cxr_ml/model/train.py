@@ -58,6 +58,7 @@ def model_name(settings: Settings, dataset: Dataset, architecture: str, champion
     facts = {k: str(getattr(settings, k)) for k in write.HYPERPARAMETERS}
     facts |= {"weights_dir": str(settings.weights_dir), "version": cxr_ml.__version__}
     facts |= {"dataset": dataset.manifest_sha256, "classes": ",".join(settings.classes)}
+    facts |= {"recall_floors": json.dumps(settings.recall_floors, sort_keys=True)}  # the operating point's
     facts |= {"champion": champion.artefact_sha256} if champion else {}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
     return f"{architecture}-d{dataset.dataset}-{digest}"

@@ -23,7 +23,9 @@ class Row(NamedTuple):
 
 
 def write(settings: Settings, run: Run, entry: HistoryEntry) -> None:
-    """Stores `models/<model>/card.md` of each candidate of a concluded run, once; a card is never changed.
+    """Stores the card of each candidate of a concluded run, `models/<model>/card.md`. A card is never changed.
+
+    The same data and settings make the same model; what a later run decides of it is `card-<run>.md`.
 
     Args:
         settings: the store.
@@ -57,7 +59,9 @@ def write(settings: Settings, run: Run, entry: HistoryEntry) -> None:
             lineage=versions,
         )
         key = f"models/{model.model}/card.md"
-        store.put_if_absent(settings, key, text.encode(), "text/markdown; charset=utf-8")
+        kind = "text/markdown; charset=utf-8"
+        if not store.put_if_absent(settings, key, text.encode(), kind) and store.get(settings, key) != text.encode():
+            store.put_if_absent(settings, f"models/{model.model}/card-{run.run}.md", text.encode(), kind)
 
 
 def _counts(dataset: Dataset) -> tuple[list[str], list[tuple[str, list[int]]]]:

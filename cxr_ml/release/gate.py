@@ -51,6 +51,9 @@ def decide(
     chosen = choose(evaluations)
     test = chosen.test
     checks = [_fresh(chosen, dataset), _same_files(chosen, models, champion), _reloaded(chosen)]
+    if not math.isfinite(chosen.validation.macro_f1):
+        text = "The macro F1 on validation, by which the candidate is chosen, is not a number."
+        checks.append(Check(name="macro F1 on validation", observed=None, limit="a number", passed=False, reason=text))
     for label in settings.classes:
         found = test.classes.get(label)
         support = found.support if found else None
@@ -90,7 +93,11 @@ def _at_least(
 ) -> Check:
     limit = f"≥ {floor:g}{' ' + unit if unit else ''}"
     if observed is None or not math.isfinite(observed) or not math.isfinite(floor):
-        return Check(name=name, observed=None, limit=limit, passed=False, reason=f"{name} could not be evaluated.")
+        why = "it is missing" if observed is None else "it is not a number"
+        why = why if math.isfinite(floor) else "its floor is not a number"
+        return Check(
+            name=name, observed=None, limit=limit, passed=False, reason=f"{name} could not be evaluated: {why}."
+        )
     passed = observed >= floor
     shown = f"{observed:.0f}" if unit else f"{observed:.3f}"
     verdict = f"is {shown}, which meets {floor:g}." if passed else f"is {shown}, below the floor {floor:g}."

@@ -112,7 +112,7 @@ def _look(settings: Settings, judge: screen.Screen, size: int, film: bool, sourc
 def _read(settings: Settings, path: Path) -> bytes:
     try:
         return inbox.read(settings, inbox.local_entry(str(path), os.path.realpath(path), path.stat()))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # ValueError: a name with a NUL byte
         raise images.BadImage("file_missing", f"A file was expected. Received: {str(path)!r}, which is none") from None
     except (OSError, Refused) as error:  # a broken disk, or a file that changes at this moment
         raise images.BadImage("unreadable", f"A file that can be read was expected. Received: {error}") from None
@@ -130,8 +130,8 @@ def _answers(
             yield next(rows)
         else:
             yield Prediction(
-                file=look.file, model=record.model, predicted=None, probabilities=None, unlikeness=None,
-                refused=look.refused,
+                file=look.file, model=record.model, predicted=None, confidence=None, probabilities=None,
+                unlikeness=None, refused=look.refused,
             )  # fmt: skip
 
 
@@ -152,6 +152,7 @@ def _predicted(
             file=look.file,
             model=record.model,
             predicted=None if unlike else record.classes[said[i]],
+            confidence=None if unlike else each[record.classes[said[i]]],
             probabilities=None if unlike else each,
             unlikeness=None if distance is None else round(float(distance[i]), 3),
             refused=(UNLIKE,) if unlike else (),

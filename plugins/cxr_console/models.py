@@ -83,7 +83,7 @@ def model(request: Request, user: User, name: str) -> HTMLResponse:
     record, entries = shelf.model(name), shelf.history()
     s, last = shelf.settings(), catalogue.judged(entries, name)
     found = shelf.evaluation(name, entries)
-    card = shelf.card(name)
+    card = shelf.card(name, last and last.run)
     return pages.render(
         request,
         user,

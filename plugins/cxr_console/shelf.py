@@ -149,9 +149,10 @@ def compare(first: str, second: str) -> dict[str, Any]:
     return catalogue.compare(settings(), first, second, _load)
 
 
-def card(name: str) -> bytes | None:
-    """The card of a stored model; None before it is written."""
-    return _if_there(_once, f"models/{name}/card.md")
+def card(name: str, run: str | None) -> bytes | None:
+    """The card of a stored model that this run left, else its first; None before one is written."""
+    later = _if_there(_once, f"models/{name}/card-{run}.md") if run else None
+    return later or _if_there(_once, f"models/{name}/card.md")
 
 
 @lru_cache(64)

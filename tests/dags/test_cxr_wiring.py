@@ -46,8 +46,10 @@ def test_a_form_left_alone_changes_no_setting():
 
 def test_only_what_the_form_changed_overrides_the_settings():
     changed = values(seed=7, architectures=["light"], recall_floor_COVID19=0.5, train_anyway=True, recipients=[CHIEF])
+    changed["approval"] = True
     assert wiring.overrides(changed) == {
         "seed": 7,
+        "approval": True,
         "architectures": ("light",),
         "recall_floors": {"COVID19": 0.5, "PNEUMONIA": 0.9, "NORMAL": 0.7},
     }

@@ -148,7 +148,9 @@ def test_a_human_who_says_no_keeps_the_champion(made):
     entry = registry.history(made.settings)[-1]
     assert (entry.action, entry.by, entry.why) == ("refused", "admin", "Not approved by admin.")
     assert entry.decision.promote
-    assert entry.decision.overrides == {"seed": "1", "head_epochs": "8", "head_learning_rate": "0.003"}
+    assert entry.decision.overrides == {
+        "seed": "1", "head_epochs": "8", "head_learning_rate": "0.003", "approval": "True",
+    }  # fmt: skip
     assert registry.champion(made.settings) == champion
     assert len(made.champions()) == 1
     ((_, subject),) = made.mails().items() - before.items()

@@ -1,16 +1,24 @@
 """What is remembered of the training images, and how far others are from them."""
 
 import hashlib
+import os
+from pathlib import Path
 
+import cv2
 import keras
 import numpy as np
 import pytest
 from model_samples import overwrite, put_dataset, quick
+from sklearn.datasets import load_sample_image
 
 from cxr_ml import store
+from cxr_ml.data import images as decoding
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, likeness, train
+from cxr_ml.model import architectures, inputs, likeness, train
 from cxr_ml.records import Model
+from cxr_ml.settings import Settings
+
+FOLDERS = {name: os.environ.get(name) for name in ("CXR_XRAYS", "CXR_WEIGHTS_DIR")}
 
 
 def network(size=8):
@@ -37,6 +45,37 @@ def learned(classifier, images, train_rows, validation_rows, y, seed=0):
 def seen(classifier, images):
     features = keras.Model(classifier.input, classifier.get_layer("features").output)
     return features.predict(images, verbose=0)
+
+
+def strangers(side=160):
+    """Pictures that are no chest X-rays, uint8 (n, side, side, 1): noise, text, shapes, two photographs."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (side, side), dtype=np.uint8)
+    text = np.full((side, side), 255, np.uint8)
+    for row in range(20, side, 20):
+        cv2.putText(text, "Discharge letter", (4, row), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 0)
+    shapes = np.zeros((side, side), np.uint8)
+    cv2.circle(shapes, (60, 60), 40, 200, -1)
+    cv2.rectangle(shapes, (90, 90), (150, 140), 120, -1)
+    photographs = [cv2.cvtColor(load_sample_image(f"{name}.jpg"), cv2.COLOR_RGB2GRAY) for name in ("flower", "china")]
+    return np.stack(
+        [noise[..., None], text[..., None], shapes[..., None], *(inputs.resize(p, side) for p in photographs)]
+    )
+
+
+@pytest.mark.xrays
+@pytest.mark.skipif(not all(FOLDERS.values()), reason="CXR_XRAYS or CXR_WEIGHTS_DIR names no folder")
+def test_real_films_are_answered_and_noise_text_shapes_and_photographs_are_not():
+    folders = [Path(FOLDERS["CXR_XRAYS"], "drops/2026-01-05/train", c) for c in ("NORMAL", "COVID19", "PNEUMONIA")]
+    paths = [p for f in folders for p in sorted(p for p in f.iterdir() if not p.read_bytes().startswith(b"RIFF"))[:120]]
+    films = np.stack([inputs.resize(decoding.decode_grey(path.read_bytes()), 160) for path in paths])
+    y, rows = np.arange(360) // 120, np.arange(360)
+    settings = Settings(weights_dir=FOLDERS["CXR_WEIGHTS_DIR"], image_size=160)
+    classifier = architectures.classifier(architectures.backbone(settings, "mobilenet_v2"), 3, 0.5)
+    held = rows % 6 == 0
+    known, _ = learned(classifier, films, rows[rows % 3 > 0], rows[(rows % 3 == 0) & ~held], y)
+    assert (likeness.unlikeness(known, seen(classifier, films[held])) <= 1).mean() >= 0.95
+    assert (likeness.unlikeness(known, seen(classifier, strangers())) > 1).all()
 
 
 def test_images_like_the_training_images_are_near_and_others_are_far():

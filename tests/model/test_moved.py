@@ -52,6 +52,13 @@ def test_mirroring_twice_is_nothing():
     assert np.array_equal(moved.mirrored(moved.mirrored(noise())), noise())
 
 
+def test_re_encoded_is_the_film_in_less_detail():
+    smooth = np.tile(np.linspace(0, 250, 64, dtype=np.uint8), (64, 1))[None, ..., None]
+    changed = moved.CHANGES["re-encoded"](smooth).astype(int)
+    assert 0 < np.abs(changed - smooth).mean() < 3
+    assert np.abs(moved.CHANGES["re-encoded"](noise()).astype(int) - noise()).mean() > 10
+
+
 def test_so_many_images_of_each_class_are_looked_at():
     y = np.array([0] * 150 + [1] * 3 + [2] * 100)
     rows = moved.chosen(y, 3)

@@ -94,6 +94,7 @@ def test_a_card_is_written_once_and_is_the_same_for_the_same_run(house):
     store.remove(settings, "models/first/card.md")
     store.put_if_absent(settings, "models/first/card.md", b"the card of an earlier run")
     assert published(settings, "run-1", "first") == "the card of an earlier run"
+    assert store.get(settings, "models/first/card-run-1.md").decode() == text
 
 
 def test_a_card_is_not_written_on_a_dataset_that_was_changed(house):

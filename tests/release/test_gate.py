@@ -93,6 +93,22 @@ def test_a_metric_that_is_no_number_shuts_the_gate_and_is_shown_as_not_evaluated
     assert all(c.observed is None and "could not be evaluated" in c.reason for c in decision.checks if not c.passed)
 
 
+def test_a_macro_f1_on_validation_that_is_no_number_shuts_the_gate():
+    found = candidate()
+    found = found.model_copy(update={"validation": found.validation.model_copy(update={"macro_f1": math.nan})})
+    assert failed(decide(found)) == ["macro F1 on validation"]
+
+
+def test_what_is_missing_what_is_no_number_and_an_empty_class_have_their_own_words():
+    reasons = {c.name: c.reason for c in decide(with_metric("COVID19", recall=math.nan, support=0)).checks}
+    assert reasons["recall COVID19"] == "recall COVID19 could not be evaluated: it is not a number."
+    assert reasons["test images COVID19"] == "test images COVID19 is 0, below the floor 30."
+    found = candidate()
+    rest = {label: of for label, of in found.test.classes.items() if label != "COVID19"}
+    found = found.model_copy(update={"test": found.test.model_copy(update={"classes": rest})})
+    assert "recall COVID19 could not be evaluated: it is missing." in [c.reason for c in decide(found).checks]
+
+
 def test_a_macro_f1_that_is_no_number_shuts_the_gate():
     found = candidate()
     found = found.model_copy(update={"test": found.test.model_copy(update={"macro_f1": math.nan})})

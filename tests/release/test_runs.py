@@ -10,7 +10,7 @@ from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluations
 from cxr_ml.records import Champion
-from cxr_ml.release import gate, runs
+from cxr_ml.release import gate, registry, runs
 
 
 def test_the_gate_decides_on_what_is_stored(filled):
@@ -38,6 +38,25 @@ def test_candidates_that_were_not_evaluated_beside_the_champion_of_now_are_refus
     concluded(filled)
     with pytest.raises(Refused, match=f"evaluation-d3-beside-{MODELS[0]}"):
         runs.decide(filled, "next", MODELS[1:])
+
+
+def test_a_champion_that_could_not_be_evaluated_is_a_refusal_and_no_error(filled):
+    concluded(filled)
+    problem = {"beside": MODELS[0], "champion_problem": f"The champion {MODELS[0]} could not be evaluated: it is gone."}
+    evaluations.save(filled, evaluation("mobilenet_v2", samples.GOOD).model_copy(update=problem))
+    decision = runs.decide(filled, "next", MODELS[1:])
+    assert not decision.promote and "it is gone" in decision.reason
+    assert registry.conclude(filled, decision, "ann").action == "refused"
+
+
+def test_a_decision_keeps_to_the_evaluation_that_it_was_made_on_when_a_later_one_has_the_champion(filled):
+    concluded(filled)
+    problem = {"beside": MODELS[0], "champion_problem": "It is gone."}
+    evaluations.save(filled, evaluation("mobilenet_v2", samples.GOOD).model_copy(update=problem))
+    decision = runs.decide(filled, "next", MODELS[1:])
+    evaluations.save(filled, evaluation("mobilenet_v2", samples.GOOD, champion=evaluation("inception_v3", BETTER)))
+    assert evaluations.load(filled, 3, MODELS[1], MODELS[0]).champion_problem == ""
+    assert evaluations.decided(filled, decision, MODELS[1]).champion_problem == "It is gone."
 
 
 def test_the_next_run_meets_the_champion(filled):
