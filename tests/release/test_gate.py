@@ -6,7 +6,7 @@ import pytest
 import report_samples as samples
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import Decision, Evaluation
+from cxr_ml.records import Champion, Decision, Evaluation
 from cxr_ml.release import gate
 from cxr_ml.settings import Settings
 
@@ -19,11 +19,12 @@ def candidate(test=PERFECT, champion: Evaluation | None = CHAMPION, **changes) -
     return samples.evaluation("inception_v3", test, champion=champion).model_copy(update=changes)
 
 
-def decide(*evaluations: Evaluation, champion: str | None = CHAMPION.model, **settings) -> Decision:
+def decide(*evaluations: Evaluation, champion: str | None = CHAMPION.model, pointed="a" * 64, **settings) -> Decision:
     changed = SETTINGS.model_copy(update=settings)
     named = [*evaluations, *(e.champion for e in evaluations if e.champion)]
     records = {e.model: samples.model(e.architecture) for e in named}
-    return gate.decide(changed, "run-1", samples.dataset(), evaluations, records, champion)
+    pointer = champion and Champion(version=1, model=champion, artefact_sha256=pointed, history=1)
+    return gate.decide(changed, "run-1", samples.dataset(), evaluations, records, pointer)
 
 
 def failed(decision: Decision) -> list[str]:
@@ -241,6 +242,12 @@ def test_an_evaluation_of_another_file_than_the_record_names_shuts_the_gate(who)
     other = {"artefact_sha256": "0" * 64}
     found = candidate(**other) if who == "candidate" else candidate(champion=CHAMPION.model_copy(update=other))
     assert failed(decide(found)) == ["evaluated these files"]
+
+
+def test_a_champion_of_another_file_than_the_pointer_names_shuts_the_gate():
+    decision = decide(candidate(), pointed="0" * 64)
+    assert failed(decision) == ["evaluated these files"]
+    assert f"champion {CHAMPION.model} is of another file than the champion's pointer names" in decision.reason
 
 
 @pytest.mark.parametrize("value", [None, math.nan, 0.0011])
