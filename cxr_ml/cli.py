@@ -22,7 +22,22 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(model_commands.app, name="models")
 app.add_typer(quarantine_commands.app, name="quarantine")
-RunName = Annotated[str, typer.Option("--run", help="Name of the run that decision and report belong to.")]
+
+
+def _run_name(given: str, param: typer.CallbackParam) -> str:
+    """The name as it is used in keys, as Airflow's runs have it; refused where nothing of it can stay."""
+    from cxr_ml.release import registry
+
+    if given == param.default:
+        return given
+    if not any(c.isascii() and c.isalnum() for c in given):
+        raise typer.BadParameter(f"A name with letters or digits was expected. Received: {given!r}")
+    return registry.slug(given)
+
+
+RunName = Annotated[
+    str, typer.Option("--run", help="Name of the run that decision and report belong to.", callback=_run_name)
+]
 
 
 @app.command()
@@ -30,26 +45,42 @@ def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default
            json_: Json = False) -> None:  # fmt: skip
     """Copy drops from the inbox into the store and measure each image."""
     from cxr_ml import store
-    from cxr_ml.data import drops
 
     with opened() as settings:
         store.check(settings)
-        batches = _ingest(settings, drop or drops.new(settings), json_)
+        batches, left_out = _ingest(settings, drop or [], json_)
         show({"batches": batches}, json_, "\n".join(map(plain, batches)) or "Nothing new in the inbox.")
+        _refuse(left_out)
 
 
-def _ingest(settings: Settings, names: list[str], json_: bool) -> list[str]:
+def _ingest(settings: Settings, named: list[str], json_: bool) -> tuple[list[str], list[str]]:
+    """Batches of the drops that are named, or of all new ones; and of these the drops that were refused."""
+    from cxr_ml.data import drops
     from cxr_ml.data import ingest as stage
 
-    batches = []
-    if names:
-        from cxr_ml.data import validate
+    def check() -> None:
+        from cxr_ml.data import validate  # takes seconds to import
 
         validate.check_suites(settings.expectations)
+
+    names, batches, left_out = named or drops.new(settings), [], []
+    if names and not named:
+        check()  # no drop is at fault for a suite
     for name in names:
-        with progress(name, json_) as on_file:
-            batches.append(stage.ingest(settings, name, on_file))
-    return batches
+        try:
+            with progress(name, json_) as on_file:
+                batches.append(stage.ingest(settings, name, on_file, begin=check if named else None))
+        except Refused as error:
+            if named:
+                raise
+            err.print(f"[bold red]Refused:[/] {plain(name)}: {plain(error)}", highlight=False)
+            left_out.append(name)
+    return batches, left_out
+
+
+def _refuse(left_out: list[str]) -> None:
+    if left_out:
+        raise Refused(f"All else is done. Left out, see above: {', '.join(left_out)}.")
 
 
 @app.command()
@@ -139,7 +170,7 @@ def gate(model: list[str], run: RunName, json_: Json = False) -> None:
 
 @app.command()
 def promote(run: RunName, json_: Json = False) -> None:
-    """Carry out the gate's decision of a run: promote, or record the refusal."""
+    """Carry out the gate's decision of a run: promote, or record the refusal. Airflow's asset is not updated."""
     from cxr_ml.release import registry, runs
 
     with opened() as settings:
@@ -149,9 +180,9 @@ def promote(run: RunName, json_: Json = False) -> None:
 
 @app.command()
 def rollback(why: Annotated[str, typer.Option(help="The reason, for the history.")],
-             to: Annotated[str | None, typer.Option(help="A model that was champion; default: the one before.")] = None,
+             to: Annotated[str | None, typer.Option(help="An earlier champion, or version; default: the last.")] = None,
              json_: Json = False) -> None:  # fmt: skip
-    """Make an earlier champion champion again."""
+    """Make an earlier champion champion again. Airflow's asset is not updated: the DAG's rollback does that."""
     from cxr_ml.release import mirror, registry
 
     with opened() as settings:
@@ -175,7 +206,8 @@ def report(run: RunName, batch: Annotated[list[str] | None, typer.Argument()] = 
 
 
 @app.command()
-def predict(files: list[Path], model: Annotated[str | None, typer.Option(help="Default: the champion.")] = None,
+def predict(files: list[Path],
+            model: Annotated[str | None, typer.Option(help="A model or a version; default: the champion.")] = None,
             explain: Annotated[Path | None, typer.Option(help="A folder for pictures of where it looked.")] = None,
             json_: Json = False) -> None:  # fmt: skip
     """Probabilities of X-ray files. Not a diagnosis."""
@@ -205,54 +237,61 @@ def predict(files: list[Path], model: Annotated[str | None, typer.Option(help="D
 def retrain(run: RunName = "", json_: Json = False) -> None:
     """All stages, one after the other, as Airflow does them."""
     from cxr_ml import store
-    from cxr_ml.data import batches, drops
-    from cxr_ml.data import dataset as datasets
-    from cxr_ml.release import publish, registry, runs
+    from cxr_ml.release import registry
 
     with opened() as settings:
         store.check(settings)
         run = registry.slug(run or f"cli-{datetime.now(UTC).isoformat(timespec='seconds')}")
-        names = _ingest(settings, drops.new(settings), json_)
-        for name in names:
-            batches.judge(settings, name)
-        # A dataset that no run brought before the gate, because that run died, is taken up.
-        changed = names or datasets.pending(settings)
-        against = registry.trained_on(settings)
-        built, new = datasets.build(settings, against) if changed else (datasets.latest(settings), False)
-        if built is None or (not new and registry.decided(settings, built.dataset)):
-            publish.nothing_new(settings, run, names)
-            _mail(settings, run)
-            show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
-            return
+        names, left_out = _ingest(settings, [], json_)
+        _retrain(settings, run, names, left_out, json_)
+        _refuse(left_out)
 
-        from cxr_ml.model import evaluate as evaluates  # these load a deep-learning framework
-        from cxr_ml.model import train as trains
 
-        champion = registry.champion(settings)
-        beside = champion.model if champion else None
-        models = [trains.train(settings, built.dataset, a, not json_, beside).model for a in settings.architectures]
-        # In a process of its own, as in Airflow: what the gate judges is the stored file, loaded afresh.
-        with ProcessPoolExecutor(1, get_context("spawn")) as other:
-            other.submit(evaluates.evaluate, settings, built.dataset, models, beside).result()
-        by = getpass.getuser()
-        decision = runs.decide(settings, run, models, by=by)
-        if settings.approval and decision.promote:
-            then = f"`cxr-ml promote --run {run}`, and then `cxr-ml report --run {run}`"
-            show(
-                decision,
-                json_,
-                decision_table(decision),
-                f"The settings ask for approval, which is yours to give: {then}.",
-            )
-            return
-        registry.conclude(settings, decision, by=by)
-        record, key = publish.publish(settings, run, names)
+def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str], json_: bool) -> None:
+    from cxr_ml.data import batches
+    from cxr_ml.data import dataset as datasets
+    from cxr_ml.release import publish, registry, runs
+
+    for name in names:
+        batches.judge(settings, name)
+    # A dataset that no run brought before the gate, because that run died, is taken up.
+    changed = names or datasets.pending(settings)
+    against = registry.trained_on(settings)
+    built, new = datasets.build(settings, against) if changed else (datasets.latest(settings), False)
+    if built is None or (not new and registry.decided(settings, built.dataset)):
+        publish.nothing_new(settings, run, names, left_out=left_out)
         _mail(settings, run)
-        if json_:
-            show(record, True, "")
-            return
-        show_run(record, out)
-        out.print(f"report: s3://{settings.bucket}/{settings.prefix}{key}", highlight=False)
+        show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
+        return
+
+    from cxr_ml.model import evaluate as evaluates  # these load a deep-learning framework
+    from cxr_ml.model import train as trains
+
+    champion = registry.champion(settings)
+    beside = champion.model if champion else None
+    models = [trains.train(settings, built.dataset, a, not json_, beside).model for a in settings.architectures]
+    # In a process of its own, as in Airflow: what the gate judges is the stored file, loaded afresh.
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        other.submit(evaluates.evaluate, settings, built.dataset, models, beside).result()
+    by = getpass.getuser()
+    decision = runs.decide(settings, run, models, by=by)
+    if settings.approval and decision.promote:
+        then = f"`cxr-ml promote --run {run}`, and then `cxr-ml report --run {run}`"
+        show(
+            decision,
+            json_,
+            decision_table(decision),
+            f"The settings ask for approval, which is yours to give: {then}.",
+        )
+        return
+    registry.conclude(settings, decision, by=by)
+    record, key = publish.publish(settings, run, names, left_out=left_out)
+    _mail(settings, run)
+    if json_:
+        show(record, True, "")
+        return
+    show_run(record, out)
+    out.print(f"report: s3://{settings.bucket}/{settings.prefix}{key}", highlight=False)
 
 
 def _mail(settings: Settings, run: str) -> None:

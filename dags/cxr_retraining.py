@@ -8,6 +8,9 @@ the champion change. The team gets the report by mail.
 
 * Nothing new in the inbox, and no new ruling on an image: the run ends early, its steps marked *skipped*, no mail.
 * The gate stays shut, or a human says no: the run succeeds, the champion stays, the report says why.
+* A drop cannot be used (a damaged archive, a broken labels.csv, patients and no salt): the others go on without it.
+  The step *left_out* fails with what is wrong, which is mailed at once; the report names the drop, and the run ends
+  *failed* although all else is done. A drop that the form names stops the run.
 * A step fails: a mail and the run's page say which, why, and what to do. What is stored stays; *Clear* the step to go
   on from there. A dataset that no run brought before the gate is taken up by the next run.
 * A red *mail* in a green run: all is done, but no mail server took the mail. *Clear* it to try again; who has the mail
@@ -21,6 +24,8 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task, task_group, teardown
 from airflow.sdk.exceptions import AirflowSkipException
+
+from cxr_ml.errors import Refused
 
 
 @dag(
@@ -67,17 +72,34 @@ def cxr_retraining() -> None:
 
             with wiring.settings(params) as s:
                 shard = stage.Shard(drop, batch, number, of)
-                return stage.ingest_shard(s, shard, lambda done, all: done % 500 or print(f"{done} of {all} files"))
+                try:
+                    stage.ingest_shard(s, shard, lambda done, all: done % 500 or print(f"{done} of {all} files"))
+                except Refused as error:
+                    if params["drop"]:
+                        raise
+                    print(error)
+                    return f"{drop}: {error}"
+            return ""
+
+        @task
+        def left_out(refusals: list[str]) -> None:
+            """Fails if a drop was refused, with what is wrong with it; the steps of the others go on meanwhile."""
+            with wiring.settings():
+                if said := list(dict.fromkeys(filter(None, refusals))):  # each shard says it
+                    raise Refused("Left out of this run:\n" + "\n".join(said))
 
         @task(trigger_rule="none_failed")
-        def validate(shards: list[dict], batches: list[str] | None, params: dict) -> list[str]:
+        def validate(shards: list[dict], params: dict) -> list[str]:
             """Judges the batches: unfit images are quarantined, duplicates refused, bad classes rejected."""
             from cxr_ml.data import batches as stage
+            from cxr_ml.data import ingest as ingests
 
             if shards is None:
                 raise AirflowSkipException("Nothing new to validate.")
-            names = list(dict.fromkeys(batches or ()))  # each shard names its batch
             with wiring.settings(params) as s:
+                names = [b for b in dict.fromkeys(shard["batch"] for shard in shards) if b and ingests.ingested(s, b)]
+                if shards and not names and not stage.committed(s):
+                    raise AirflowSkipException("No drop could be used, and there is none of earlier.")
                 for name in names:
                     print(stage.judge(s, name).model_dump_json(indent=2))
             return names
@@ -97,7 +119,10 @@ def cxr_retraining() -> None:
                 return [{"number": record.dataset, "architecture": a} for a in s.architectures]
 
         found = find_drops()
-        batches = validate(found, ingest.expand_kwargs(found))
+        refusals = ingest.expand_kwargs(found)
+        left_out(refusals)
+        batches = validate(found)
+        refusals >> batches
         return batches, build_dataset(batches)
 
     @task_group
@@ -205,7 +230,8 @@ def cxr_retraining() -> None:
         with wiring.settings(params) as s:
             print(f"outcome: {outcome['action']}")
             link = wiring.run_link(s, ti)
-            return publish.publish(s, wiring.run_name(context), batches, wiring.seconds(ti), link)[1]
+            seconds, missing = wiring.seconds(ti), wiring.left_out(s, ti)
+            return publish.publish(s, wiring.run_name(context), batches, seconds, link, missing)[1]
 
     @teardown
     @task(**wiring.TELLING)

@@ -224,7 +224,15 @@ def nothing_new(s: Settings, context: Any, batches: Sequence[str] = ()) -> None:
     from cxr_ml.release import publish
 
     ti = context["ti"]
-    publish.nothing_new(s, run_name(context), batches, seconds(ti), run_link(s, ti))
+    publish.nothing_new(s, run_name(context), batches, seconds(ti), run_link(s, ti), left_out(s, ti))
+
+
+def left_out(s: Settings, ti: Any) -> list[str]:  # noqa: ANN401
+    """The drops that this run found and could not use."""
+    from cxr_ml.data.ingest import Shard
+    from cxr_ml.release import runs
+
+    return runs.left_out(s, [Shard(**shard) for shard in ti.xcom_pull(task_ids="data.find_drops") or ()])
 
 
 def announce(outlet_events: Any, model: str, version: int) -> None:  # noqa: ANN401

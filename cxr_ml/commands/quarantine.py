@@ -30,6 +30,8 @@ _COLUMNS = [
     "duplicate_of",
     "ruling",
     "now",
+    "at",
+    "thumbnail",
 ]
 
 
@@ -44,15 +46,20 @@ def list_(
     from cxr_ml.data import quarantine as stage
 
     with opened() as settings:
-        rows = stage.refused(settings, reason, label, drop)
+        rows = stage.dated(settings, stage.refused(settings, reason, label, drop))
+        if reason and rows.empty:
+            known = sorted({code for codes in stage.refused(settings)["reasons"] for code in codes})
+            err.print(f"No such file was refused for {plain(reason)}. Reasons there are: {plain(', '.join(known))}")
         table = Table()
         table.add_column("SHA-256", no_wrap=True)
+        table.add_column("judged", no_wrap=True)
         for title in ("drop", "file", "label", "what became of it", "reasons", "ruling"):
             table.add_column(title, overflow="fold")  # a name that is cut off cannot be asked about
         for row in rows[_COLUMNS].itertuples():
             ruled = f"{row.ruling}: in as {row.now}" if row.now else f"{row.ruling}: out" if row.ruling else ""
             label_shown = row.label or f"({row.label_raw})" if row.label_raw else ""
-            cells = (row.sha256[:12], row.drop, row.file, label_shown, row.state, ", ".join(row.reasons), ruled)
+            said = (row.drop, row.file, label_shown, row.state, ", ".join(row.reasons), ruled)
+            cells = (row.sha256[:12], row.at[:10], *said)
             table.add_row(*map(plain, cells))
         many = f"{len(rows)} files"
         show(rows[_COLUMNS].to_dict("records"), json_, *([table] if len(rows) else []), many)

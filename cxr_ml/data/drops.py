@@ -13,7 +13,7 @@ from cxr_ml import store
 from cxr_ml.data import archives, cache, identity, listings, matching
 from cxr_ml.data.inbox import Entry, batch_id, listing, names, opened, read
 from cxr_ml.data.listings import Listing, printable
-from cxr_ml.data.sheets import spelling
+from cxr_ml.data.sheets import spelling, split_of
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
@@ -31,7 +31,6 @@ __all__ = [
     "spelling",
 ]
 
-SPLITS = {"train": "train", "training": "train", "test": "test", "val": "validation", "validation": "validation"}
 _LABELS = "labels.csv"
 _COLUMNS = ["file", "label", "label_raw", "split_hint", "patient", "source", "view", "reasons", "entry"]
 _SAID = pa.schema(
@@ -45,10 +44,17 @@ _SAID = pa.schema(
 
 
 def new(settings: Settings) -> list[str]:
-    """Names of the drops in the inbox that have files and are not yet in the store in their present form."""
+    """Names of the drops in the inbox that are not yet in the store in their present form.
+
+    Of these, those that have files, and those that cannot be listed.
+    """
     found = []
     for name in names(settings):
-        entries = listing(settings, name)
+        try:
+            entries = listing(settings, name)
+        except Refused:  # it stops no other; its ingest says why
+            found.append(name)
+            continue
         if entries and not store.exists(settings, f"batches/{batch_id(name, entries)}/batch.json"):
             found.append(name)
     return found
@@ -108,8 +114,8 @@ def _said(settings: Settings, drop: str, entries: Listing, table: int, wrapper: 
 
 
 def _read_table(settings: Settings, drop: str, entries: Listing, table: int, wrapper: str) -> Iterator[pa.Table]:
-    said = matching.match(settings, drop, entries, table, wrapper, SPLITS)
-    # In order, so that of two ids that differ only in their signs always the same one gives the mark.
+    said = matching.match(settings, drop, entries, table, wrapper)
+    # In order, so that of two ids that are found as one in texts always the same one gives the mark.
     patients = sorted(pc.unique(said["patient"]).to_pylist())
     ids = identity.known_ids({patient: identity.hashed(settings, patient) for patient in patients})
     del patients
@@ -137,7 +143,7 @@ def _finished(settings: Settings, rows: list[dict], wrapper: str, faulty: set[in
         row = identity.hide_known(row, ids) if ids else row
         if settings.file_names == "hash":
             folders = PurePosixPath(file.removeprefix(wrapper)).parts[:-1]
-            row = identity.nameless(settings, row, file, folders, lambda f: f.lower() in SPLITS or spelling(f) in known)
+            row = identity.nameless(settings, row, file, folders, lambda f: split_of(f) or spelling(f) in known)
         finished.append(row)
     return finished
 
@@ -154,9 +160,9 @@ def _wrapper(entries: Listing, known: dict[str, str]) -> str:
     if not tops:
         return ""
     (top,) = tops
-    if top.lower() in SPLITS or spelling(top) in known:
+    if split_of(top) or spelling(top) in known:
         return ""
-    wraps = any(name.lower() in SPLITS or spelling(name) in known for name in inside)
+    wraps = any(split_of(name) or spelling(name) in known for name in inside)
     return f"{top}/" if wraps or any(e.file.lower() == f"{top}/{_LABELS}".lower() for e in entries) else ""
 
 
@@ -182,5 +188,6 @@ def _from_folders(file: str, wrapper: str) -> dict:
     if archives.outside(file):
         return row
     folders = list(PurePosixPath(file.removeprefix(wrapper)).parts[:-1])
-    split = folders.pop(0) if folders and folders[0].lower() in SPLITS else ""
-    return row | {"label_raw": folders[0].strip() if folders else "", "split_hint": SPLITS.get(split.lower(), "")}
+    split = split_of(folders[0]) if folders else ""
+    label = folders[1:] if split else folders
+    return row | {"label_raw": label[0].strip() if label else "", "split_hint": split or ""}

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
@@ -23,10 +24,15 @@ def _squeezed(text: str) -> str:
 def hashed(settings: Settings, patient: str) -> str:
     """16 hex digits that stand for the patient in all drops; "" where the text names nobody.
 
+    Case, blanks, signs and the form of its letters tell no two patients apart: each hospital writes them otherwise.
+
     Raises:
         Refused: there is a patient, and `patient_salt` is not set.
     """
-    if _squeezed(patient) in _NOBODY:
+    folded = unicodedata.normalize("NFKC", patient).casefold()
+    # Letters, digits, and the marks that belong to letters: without them, many names of India would be one.
+    patient = "".join(c for c in folded if unicodedata.category(c)[0] in "LMN")
+    if patient in _NOBODY:
         return ""
     return _digest(settings, patient, "A drop that names patients needs a secret with which their ids are hashed")
 

@@ -22,6 +22,7 @@ __all__ = [
     "image_key",
     "ingest",
     "ingest_shard",
+    "ingested",
     "plan",
     "read",
     "read_parquet",
@@ -56,7 +57,18 @@ def plan(settings: Settings, drop: str) -> list[Shard]:
         return _plan(settings, drop, batch, entries)
 
 
-def ingest(settings: Settings, drop: str, on_file: OnFile = _nothing, processes: int = 0) -> str:
+def ingested(settings: Settings, batch: str) -> bool:
+    """Whether nothing is left to ingest of the batch."""
+    return store.exists(settings, f"batches/{batch}/batch.json") or tables.complete(settings, batch)
+
+
+def ingest(
+    settings: Settings,
+    drop: str,
+    on_file: OnFile = _nothing,
+    processes: int = 0,
+    begin: Callable[[], None] | None = None,
+) -> str:
     """Copies the readable images of `drop` into the store, free of metadata, and writes what was measured.
 
     What an earlier call did is not done again; of a batch that is judged already, nothing is looked at.
@@ -66,6 +78,7 @@ def ingest(settings: Settings, drop: str, on_file: OnFile = _nothing, processes:
         drop: name of a drop in the inbox.
         on_file: called with (files done, files in all) after each file.
         processes: how many work at the same time; 0: as many as `room.processes` says.
+        begin: called first, if there is something to do.
 
     Returns:
         Name of the batch. Its tables `batches/<batch>/ingested/<shard>.parquet` have one row per file, with the verdict
@@ -75,8 +88,10 @@ def ingest(settings: Settings, drop: str, on_file: OnFile = _nothing, processes:
         Refused: no such drop, it has no files, it changed meanwhile, or its labels.csv cannot be used.
     """
     batch = drops.batch_id(drop, drops.listing(settings, drop))  # no archive is opened for it
-    if store.exists(settings, f"batches/{batch}/batch.json") or tables.complete(settings, batch):
+    if ingested(settings, batch):
         return batch
+    if begin:
+        begin()
     with _opened(settings, drop, batch) as (batch, entries):
         there = set(store.keys(settings, tables.folder(batch)))
         todo = [s for s in _plan(settings, drop, batch, entries) if tables.key(batch, s.number) not in there]

@@ -12,7 +12,7 @@ from cxr_ml.data import archives
 from cxr_ml.data.containers import BadImage
 from cxr_ml.data.inbox import read
 from cxr_ml.data.listings import CHUNK, Listing, decoded, encoded
-from cxr_ml.data.sheets import read_rows, spelling
+from cxr_ml.data.sheets import read_rows, spelling, split_of
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
@@ -20,13 +20,11 @@ _SAID = {"label": "label_raw", "split": "split_hint", "patient_id": "patient", "
 _SCHEMA = pa.schema(
     [("file", pa.large_binary()), *((name, pa.large_string()) for name in _SAID.values()), ("entry", pa.int32())]
 )
-_REASONS = pa.array(["", "path_outside_drop", "file_missing", "conflicting_rows", "not_listed"])
-_FINE, _OUTSIDE, _MISSING, _CONFLICTING, _UNLISTED = range(5)
+_REASONS = pa.array(["", "path_outside_drop", "file_missing", "conflicting_rows", "unknown_split", "not_listed"])
+_FINE, _OUTSIDE, _MISSING, _CONFLICTING, _UNSPLIT, _UNLISTED = range(6)
 
 
-def match(
-    settings: Settings, drop: str, entries: Listing, table: int, wrapper: str, splits: dict[str, str]
-) -> pa.Table:
+def match(settings: Settings, drop: str, entries: Listing, table: int, wrapper: str) -> pa.Table:
     """What labels.csv says, in order of the paths.
 
     Args:
@@ -35,7 +33,6 @@ def match(
         entries: all files of the drop.
         table: which of them is labels.csv.
         wrapper: folder, with "/", below which names may be meant; "": none.
-        splits: what people call a split -> its name.
 
     Returns:
         One row per file of the drop but labels.csv, and per row of labels.csv without a file: file (`encoded`, as in
@@ -61,7 +58,7 @@ def match(
     for said in read_rows(data, drop):
         file = said["filename"].replace("\\", "/")
         file = str(PurePosixPath(file)) if file else ""
-        split = splits.get(said["split"].strip().lower(), "")
+        split = split_of(said["split"])
         # 64 bits each, with the secret of this process, so that nobody can make two that are one.
         fact = hash((spelling(said["label"]), said["patient_id"], split))
         reason, at = _MISSING, -1
@@ -81,12 +78,13 @@ def match(
                 "Received: more. Split the drop, or raise max_drop_files."
             )
         if at >= 0:
-            row_of[at], reason, file = len(reasons), _FINE, entries[at].file if file not in places else file
+            row_of[at], reason = len(reasons), _UNSPLIT if split is None else _FINE
+            file = entries[at].file if file not in places else file
         else:
             lost[file] = len(reasons)
         reasons.append(reason)
         facts.append(fact)
-        values = (encoded(file), said["label"], split, said["patient_id"], said["source"], said["view"], at)
+        values = (encoded(file), said["label"], split or "", said["patient_id"], said["source"], said["view"], at)
         for column, value in zip(kept, values, strict=True):
             column.append(value)
         if len(kept[0]) == CHUNK:

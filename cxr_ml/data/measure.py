@@ -69,9 +69,9 @@ def write(found: Iterable[pd.DataFrame], out: Path) -> dict[str, int]:
         How many files have which reason.
 
     Raises:
-        Refused: another ending, or a folder that does not exist.
+        Refused: another ending, a folder, or in one that does not exist; nothing is measured then.
     """
-    if out.suffix not in (".parquet", ".csv") or not out.parent.is_dir():
+    if out.suffix not in (".parquet", ".csv") or not out.parent.is_dir() or out.is_dir():
         raise Refused(f"A .parquet or .csv file in a folder that exists was expected. Received: {str(out)!r}")
     reasons: dict[str, int] = {}
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")

@@ -202,6 +202,14 @@ def show(settings: Settings, name: str) -> dict:
     }
 
 
+def dated(settings: Settings, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `files` with at (when their batch was committed) and thumbnail (its key, "" where there is none)."""
+    there = set(store.keys(settings, "thumbnails/")) if len(rows) else ()
+    at = {b: store.written(settings, f"batches/{b}/batch.json") for b in rows["batch"].unique()}
+    pictures = [key if (key := thumbnails.key(sha)) in there else "" for sha in rows["sha256"]]
+    return rows.assign(at=rows["batch"].map(at), thumbnail=pictures)
+
+
 def _thumbnail(settings: Settings, sha256: str) -> str:
     key = thumbnails.key(sha256) if sha256 else ""
     return key if key and store.exists(settings, key) else ""

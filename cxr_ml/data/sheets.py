@@ -18,8 +18,11 @@ COLUMNS = {
     "source": ("source", "site", "hospital", "dataset"),
     "split": ("split", "subset", "partition"),
 }
-
-
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validate", "validation", "dev"),
+    "test": ("test", "testing", "eval", "holdout"),
+}
 _CHUNK = 1 << 20
 
 
@@ -27,6 +30,12 @@ _CHUNK = 1 << 20
 def spelling(text: str) -> str:
     """`text` as labels and names of columns are compared: without case, spaces, '-' and '_'."""
     return re.sub(r"[\s_-]+", "", text).casefold()
+
+
+def split_of(text: str) -> str | None:
+    """train, validation or test, whichever the text means; "" where it says nothing, None where nobody knows."""
+    said = spelling(text)
+    return next((name for name, ways in _SPLITS.items() if said.removesuffix("set") in ways), None) if said else ""
 
 
 def read_rows(data: bytes, drop: str) -> Iterator[dict[str, str]]:
@@ -38,8 +47,8 @@ def read_rows(data: bytes, drop: str) -> Iterator[dict[str, str]]:
     Raises:
         Refused: it is no table, or lacks a column for the file or the label.
     """
+    lines = _lines(data)
     try:
-        lines = _lines(data)
         header = [spelling(name) for name in next(lines, [])]
         places = {c: next((header.index(s) for s in names if s in header), len(header)) for c, names in COLUMNS.items()}
         if len(header) in (places["filename"], places["label"]):
@@ -49,7 +58,7 @@ def read_rows(data: bytes, drop: str) -> Iterator[dict[str, str]]:
         for line in filter(None, lines):
             yield {column: line[at].strip() if at < len(line) else "" for column, at in places.items()}
     except csv.Error as error:
-        raise Refused(f"labels.csv of the drop {drop!r} is not a CSV table: {error}") from None
+        raise Refused(f"labels.csv of the drop {drop!r} is not a CSV table: line {lines.line_num}, {error}") from None
 
 
 def _encoding(data: bytes) -> str:
@@ -67,7 +76,7 @@ def _encoding(data: bytes) -> str:
     return "latin-1"
 
 
-def _lines(data: bytes) -> Iterator[list[str]]:
+def _lines(data: bytes) -> "csv._reader":
     # Decoded piece by piece: as one text, it would take four times its size.
     text = io.TextIOWrapper(io.BytesIO(data), _encoding(data), errors="replace", newline="")
     whole = io.TextIOWrapper(io.BytesIO(data), text.encoding, errors="replace", newline="\n").readline()

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +28,11 @@ from great_expectations.expectations.expectation_configuration import Expectatio
 from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 from great_expectations.render.view.view import DefaultJinjaPageView
 
+from cxr_ml.data.reasons import ABOUT_NULLS, columns_of, limit_of
 from cxr_ml.errors import Refused
 
 _ROW_WISE = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)
-_ABOUT_NULLS = {"expect_column_values_to_not_be_null", "expect_column_values_to_be_null"}
+_QUOTED = re.compile(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*", re.IGNORECASE)
 _NAMED_ROWS = 100  # tables of at most so many rows have their failing rows named in Data Docs
 _EXPECTATION_KEYS = {"type", "kwargs", "meta", "notes", "description", "severity", "id"}
 
@@ -56,14 +57,22 @@ def load_suite(folder: Path, name: str) -> gx.ExpectationSuite:
     """
     path = Path(folder) / f"{name}.json"
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
+        data = path.read_bytes()
+        text = data.decode()
+        found = json.loads(text, **_hooks(text))
     except OSError as error:
         raise Refused(f"A Great Expectations suite was expected at {path}. Received: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise Refused(
             f"{path}, line {error.lineno}, column {error.colno}: JSON was expected. Received: {error.msg}. Correct it."
         ) from None
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise Refused(
+            f"{path}, line {line}: JSON in UTF-8 was expected. Received: {error}. Correct the file."
+        ) from None
+    except RecursionError:
+        raise Refused(f"{path}: a suite was expected. Received: JSON nested too deeply. Correct the file.") from None
     except ValueError as error:
         raise Refused(f"{path}: JSON was expected. Received: {error}. Correct the file.") from None
     entries = found.get("expectations") if isinstance(found, dict) else None
@@ -76,14 +85,17 @@ def load_suite(folder: Path, name: str) -> gx.ExpectationSuite:
     if not isinstance(meta, dict):
         raise Refused(f'{path}: an object was expected under "meta". Received: {meta!r}')
     # GX's own loader only logs an entry that it cannot build, and goes on without it.
-    built = [_build(entry, _where(path, text, entries, i)) for i, entry in enumerate(entries)]
-    return gx.ExpectationSuite(name=name, expectations=built, meta=meta)
+    places = [_where(path, text, entries, i) for i in range(len(entries))]
+    built = [_build(entry, where) for entry, where in zip(entries, places, strict=True)]
+    suite = gx.ExpectationSuite(name=name, expectations=built, meta=meta)
+    suite.places = dict(zip(map(_identity, (e.configuration for e in built)), places, strict=True))  # for refusals
+    return suite
 
 
 def reason_of(expectation: Expectation) -> str:
     """The code that a row gets for not meeting the expectation."""
     given = (expectation.meta or {}).get("reason")
-    return given or f"{expectation.expectation_type}:{', '.join(_columns(expectation.configuration.kwargs))}"
+    return given or f"{expectation.expectation_type}:{', '.join(columns_of(expectation.configuration.kwargs))}"
 
 
 def evaluate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise: bool) -> tuple[list[Unmet], str]:
@@ -101,35 +113,54 @@ def evaluate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise
     Raises:
         Refused: an expectation could not be evaluated, or would let rows pass for want of a value.
     """
+    found, validated = judged(suite, table, key, row_wise)
+    gc.collect()  # GX's objects refer to one another, and to the table
+    return found, _page(validated)
+
+
+def judged(
+    suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise: bool
+) -> tuple[list[Unmet], ExpectationSuiteValidationResult]:
+    """As `evaluate`, without its page, which takes longer than the judging of a small table."""
     for expectation in suite.expectations:
         if row_wise and not isinstance(expectation, _ROW_WISE):
             raise Refused(
-                f"{suite.name}.json judges row by row, and {expectation.expectation_type} judges a table as a whole. "
+                f"{suite.places[_identity(expectation.configuration)]}: {suite.name}.json judges row by row, "
+                f"and {expectation.expectation_type} judges a table as a whole. "
                 "Take it out, or put one of the expect_column_values_… expectations in its place."
             )
     validated = _validate(suite, table, key)
-    gc.collect()  # GX's objects refer to one another, and to the table
     order = {_identity(e.configuration): i for i, e in enumerate(suite.expectations)}
     results = sorted(validated.results, key=lambda r: order[_identity(r.expectation_config)])
     if len(results) != len(suite.expectations):
         raise Refused(f"{suite.name}.json has {len(suite.expectations)} expectations. Evaluated: {len(results)}")
-    unmet = [_unmet(suite.name, result, len(table), key) for result in results]
+    unmet = [_unmet(suite.places[_identity(r.expectation_config)], r, len(table), key) for r in results]
     found = [u for u in unmet if u is not None]
     _refuse_nulls(suite.name, results, found, table, key)
     validated.results = results
-    return found, _page(validated)
+    return found, validated
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [k for k, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} twice in one object")
-    return found
+def _hooks(text: str) -> dict[str, Callable]:
+    """For `json.loads` of the text: refuse what JSON allows or lacks, and no suite may have, with its line."""
+    ended = itertools.count()  # objects are handed over in the order of their closing brackets
 
+    def lines(token: str) -> list[int]:
+        found = re.finditer(rf'"(?:[^"\\]|\\.)*"|({token})', text)
+        return [text.count("\n", 0, m.start()) + 1 for m in found if m[1]]
 
-def _no_constant(text: str) -> float:
-    raise ValueError(f"{text}, which JSON does not have")
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        number, found = next(ended), dict(pairs)
+        if len(found) != len(pairs):
+            keys = [k for k, _ in pairs]
+            twice = next(k for k in keys if keys.count(k) > 1)
+            raise ValueError(f"the key {twice!r} twice in the object that ends in line {lines('}')[number]}")
+        return found
+
+    def no_constant(name: str) -> float:
+        raise ValueError(f"{name} in line {lines('NaN|-?Infinity')[0]}, which JSON does not have")
+
+    return {"object_pairs_hook": unique, "parse_constant": no_constant}
 
 
 def _where(path: Path, text: str, entries: list[Any], index: int) -> str:
@@ -148,6 +179,10 @@ def _build(entry: object, where: str) -> Expectation:
     meta = entry.get("meta") or {}
     if not isinstance(meta, dict) or not isinstance(meta.get("reason", ""), str):
         raise Refused(f'{where}: an object with a text as "reason" was expected under "meta". Received: {meta!r}')
+    kwargs = entry.get("kwargs")
+    for name in ("min_value", "max_value"):  # Great Expectations takes "3" for 3 in some places, and not in others
+        if isinstance(kwargs, dict) and _QUOTED.fullmatch(str(kwargs.get(name))) and isinstance(kwargs[name], str):
+            raise Refused(f"{where}: a number without quotes was expected as {name}. Received: {kwargs!r}")
     try:
         return ExpectationConfiguration(**({"kwargs": {}} | entry)).to_domain_obj()
     except ExpectationNotFoundError:
@@ -191,38 +226,33 @@ def _identity(configuration: ExpectationConfiguration) -> str:
     return json.dumps([configuration.type, kwargs, configuration.meta], sort_keys=True, default=str)
 
 
-def _columns(kwargs: dict[str, Any]) -> list[str]:
-    single = [kwargs[k] for k in ("column", "column_A", "column_B") if k in kwargs]
-    return [*single, *kwargs.get("column_list", ()), *kwargs.get("column_set", ())]
-
-
-def _unmet(suite: str, result: ExpectationValidationResult, rows: int, key: str) -> Unmet | None:
+def _unmet(where: str, result: ExpectationValidationResult, rows: int, key: str) -> Unmet | None:
     configuration, details = result.expectation_config, result.result or {}
-    columns = _columns(configuration.kwargs)
+    columns = columns_of(configuration.kwargs)
     name = f"{configuration.type} on {', '.join(columns) or 'the table'}"
     if problem := next(_exceptions(result.exception_info or {}), None):
         raise Refused(
-            f"{suite}.json: {name} could not be evaluated. Received: {problem} "
+            f"{where}: {name} could not be evaluated. Received: {problem} "
             "Correct the expectation, or measure what it needs."
         )
     expectation = configuration.to_domain_obj()
     row_wise = isinstance(expectation, _ROW_WISE)
     if result.success not in (True, False) or (row_wise and details.get("element_count") is None):
-        raise Refused(f"{suite}.json: {name} gave no answer. Received: {result.success!r}, {details!r}")
+        raise Refused(f"{where}: {name} gave no answer. Received: {result.success!r}, {details!r}")
     if result.success:
         return None
     named = [part[key] for part in details.get("unexpected_index_list") or ()]
     failing = tuple(itertools.chain.from_iterable(named)) if rows > _NAMED_ROWS else tuple(named)
     if row_wise and len(failing) != details["unexpected_count"]:
         raise Refused(
-            f"{suite}.json: {name} counts {details['unexpected_count']} failing rows and names {len(failing)}. "
+            f"{where}: {name} counts {details['unexpected_count']} failing rows and names {len(failing)}. "
             "Use an expectation that names the rows it finds."
         )
     return Unmet(
         expectation=configuration.type,
         column=", ".join(columns),
         reason=reason_of(expectation),
-        limit=_limit(configuration),
+        limit=limit_of(configuration.type, configuration.kwargs),
         observed=f"{len(failing)} of {rows} rows" if row_wise else str(details.get("observed_value")),
         rows=failing,
         critical=str(getattr(configuration.severity, "value", configuration.severity)) == "critical",
@@ -243,33 +273,15 @@ def _refuse_nulls(
     stopped = {row for u in found if u.critical for row in u.rows}
     for result in results:
         configuration = result.expectation_config
-        if configuration.type in _ABOUT_NULLS or not (result.result or {}).get("missing_count"):
+        if configuration.type in ABOUT_NULLS or not (result.result or {}).get("missing_count"):
             continue
-        columns = _columns(configuration.kwargs)
+        columns = columns_of(configuration.kwargs)
         empty = set(table.loc[table[columns].isna().any(axis=1), key]) - stopped
         if empty:
             raise Refused(
                 f"{suite}.json: {configuration.type} would let {len(empty)} rows without {', '.join(columns)} pass. "
                 "Add expect_column_values_to_not_be_null for it, or a row_condition that leaves such rows out."
             )
-
-
-def _limit(configuration: ExpectationConfiguration) -> str:
-    kwargs, parts = configuration.kwargs, []
-    for name, sign, strict in (("min_value", "≥", ">"), ("max_value", "≤", "<")):
-        if kwargs.get(name) is not None:
-            value = kwargs[name]
-            text = f"{value:.10g}" if isinstance(value, int | float) else str(value)
-            parts.append(f"{strict if kwargs.get('strict_' + name[:3]) else sign} {text}")
-    if "value_set" in kwargs:
-        parts.append(f"in {{{', '.join(map(str, kwargs['value_set'] or ()))}}}")
-    if configuration.type == "expect_column_values_to_not_be_null":
-        parts.append("not empty")
-    if not parts:
-        rest = {k: v for k, v in kwargs.items() if k not in ("batch_id", "column", "mostly", "result_format")}
-        parts.append(f"{configuration.type} {json.dumps(rest, default=str) if rest else ''}".strip())
-    mostly = kwargs.get("mostly")
-    return " and ".join(parts) + (f" in at least {mostly:.4g} of the rows" if mostly not in (None, 1) else "")
 
 
 def _escaped(value: Any) -> Any:  # noqa: ANN401 - JSON

@@ -8,7 +8,8 @@ from pathlib import Path
 import great_expectations as gx
 import pandas as pd
 
-from cxr_ml.data.suites import Unmet, evaluate, load_suite, reason_of
+from cxr_ml.data import tables
+from cxr_ml.data.suites import Unmet, evaluate, judged, load_suite, reason_of
 from cxr_ml.data.tables import COLUMNS
 from cxr_ml.errors import Refused
 from cxr_ml.records import Drift, Failure
@@ -21,13 +22,29 @@ _Z = 1.96  # normal quantile of a two-sided 95 % interval
 
 
 def check_suites(folder: Path) -> None:
-    """Reads the three suites, so that one that cannot be used is told before any heavy work.
+    """Reads the three suites and judges a tiny table by each, so that one that cannot be used is told before any work.
 
     Raises:
         Refused: with file and line.
     """
-    for name in ("images", "classes", "dataset"):
-        load_suite(folder, name)
+    images, classes, dataset = (load_suite(folder, name) for name in ("images", "classes", "dataset"))
+    texts = {"format": "png", "mode": "L", "label": "NORMAL", "verdict": "accepted", "split_hint": "train"}
+    # Three rows that differ, as an expectation may need.
+    rows = [
+        {
+            name: n + 1 if kind.startswith(("int", "float")) else f"{n}"
+            for name, kind in COLUMNS.items()
+            if kind != "list"
+        }
+        | texts
+        for n in range(3)
+    ]
+    frame = tables.table(rows)
+    judged(images, _image_table(frame, images), "row", row_wise=True)
+    judged(classes, _class_table(frame, classes, set()), "label", row_wise=True)
+    manifest = pd.DataFrame({"sha256": ["a", "b", "c"], "label": "NORMAL", "split": _SPLITS, "group": ["a", "b", "c"]})
+    facts = _facts(manifest, ["NORMAL"], Drift(against=None, class_shares=0.0, measures=0.0))
+    judged(dataset, facts, "dataset", row_wise=False)
 
 
 def columns(folder: Path) -> list[str]:
@@ -60,12 +77,9 @@ def judge_images(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple
     """
     _require(frame, ["verdict", "reasons", "width", "height"])
     suite = load_suite(folder, "images")
-    needed = [c for c in frame if c in ("width", "height") or (c != "reasons" and _names(suite, c))]
-    rows = frame.loc[frame["verdict"] == "accepted", needed]
-    if rows.empty:
+    table = _image_table(frame, suite)
+    if table.empty:
         return frame.copy(), (_nothing(suite, "accepted images"),), _empty_page(suite, "accepted images")
-    sides = rows[["width", "height"]].astype("float64")
-    table = rows.assign(aspect_ratio=sides.max(axis=1) / sides.min(axis=1), row=rows.index)
     unmet, page = evaluate(suite, table, "row", row_wise=True)
     critical = [u for u in unmet if u.critical]
     reasons: dict[int, list[str]] = {}
@@ -142,6 +156,14 @@ def judge_dataset(
         raise Refused(f"A dataset needs images and classes. Received: {len(manifest)} images, classes {list(classes)}")
     if empty := [c for c in needed if (manifest[c].isna() | (manifest[c] == "")).any()]:
         raise Refused(f"Each row of a manifest needs a value in {needed}. Received: rows without {empty}")
+    table = _facts(manifest, classes, drift)
+    unmet, page = evaluate(suite, table, "dataset", row_wise=False)
+    failures = [_failure(suite, u, _value(table.iloc[0], u.column) if u.rows else u.observed) for u in unmet]
+    return tuple(failures), page
+
+
+def _facts(manifest: pd.DataFrame, classes: Sequence[str], drift: Drift) -> pd.DataFrame:
+    """The one row that dataset.json judges."""
     counts = pd.crosstab(manifest["split"], manifest["label"]).reindex(
         index=_SPLITS, columns=list(classes), fill_value=0
     )
@@ -165,10 +187,15 @@ def judge_dataset(
         "measures_compared": int(drift.measures is not None),
         "measure_drift": math.nan if drift.measures is None else drift.measures,
     }
-    table = pd.DataFrame([facts])
-    unmet, page = evaluate(suite, table, "dataset", row_wise=False)
-    failures = [_failure(suite, u, _value(table.iloc[0], u.column) if u.rows else u.observed) for u in unmet]
-    return tuple(failures), page
+    return pd.DataFrame([facts])
+
+
+def _image_table(frame: pd.DataFrame, suite: gx.ExpectationSuite) -> pd.DataFrame:
+    """The accepted rows, with what the suite looks at."""
+    needed = [c for c in frame if c in ("width", "height") or (c != "reasons" and _names(suite, c))]
+    rows = frame.loc[frame["verdict"] == "accepted", needed]
+    sides = rows[["width", "height"]].astype("float64")
+    return rows.assign(aspect_ratio=sides.max(axis=1) / sides.min(axis=1), row=rows.index)
 
 
 def _class_table(frame: pd.DataFrame, suite: gx.ExpectationSuite, image_reasons: set[str]) -> pd.DataFrame:

@@ -73,6 +73,7 @@ def write(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
         operating_point=trained.point,
         validation_sha256=sha256["validation.npy"],
         likeness_sha256=sha256[likeness.FILE],
+        history_sha256=sha256["history.csv"],
     )
     with devices.chief_first():
         if devices.chief():

@@ -18,7 +18,12 @@ _VERSIONS = 60  # of the dataset whose growth is shown, the newest: a year of we
 
 
 def publish(
-    settings: Settings, run: str, batches: Sequence[str], seconds: dict[str, float] | None = None, run_link: str = ""
+    settings: Settings,
+    run: str,
+    batches: Sequence[str],
+    seconds: dict[str, float] | None = None,
+    run_link: str = "",
+    left_out: Sequence[str] = (),
 ) -> tuple[Run, str]:
     """Writes the cards of the candidates and the report of a concluded run, and mirrors it into MLflow.
 
@@ -28,6 +33,7 @@ def publish(
         batches: that came in with it.
         seconds: step -> wall time, where it is known.
         run_link: address of the run in Airflow, "" where Airflow did not make it.
+        left_out: drops that could not be used.
 
     Returns:
         The record of the run, and the key of its report.
@@ -38,7 +44,7 @@ def publish(
     decision, entry = runs.load_decision(settings, run), _entry(settings, run)
     if entry is None:
         raise Refused(f"The run {run} must be concluded before its report: `cxr-ml promote --run {run}`.")
-    record = _assemble(settings, decision, entry, batches, seconds or {})
+    record = _assemble(settings, decision, entry, batches, seconds or {}, left_out)
     card.write(settings, record, entry)
     histories = {
         m.model: pd.read_csv(io.BytesIO(store.get(settings, f"models/{m.model}/history.csv"))) for m in record.models
@@ -58,6 +64,7 @@ def nothing_new(
     batches: Sequence[str] = (),
     seconds: dict[str, float] | None = None,
     run_link: str = "",
+    left_out: Sequence[str] = (),
 ) -> str:
     """Writes the report of a run that had nothing to train on. It yields to another, should the run go on.
 
@@ -69,6 +76,7 @@ def nothing_new(
         batches: that came in with it and brought no image to train on.
         seconds: as for `publish`.
         run_link: likewise.
+        left_out: likewise.
 
     Returns:
         The key of the report.
@@ -86,6 +94,7 @@ def nothing_new(
         decision=None,
         champion=registry.champion(settings),
         seconds=seconds or {},
+        left_out=tuple(left_out),
     )  # fmt: skip
     beside = report.Beside((), examples.find(settings, record.batches), run_link)
     return report.write(settings, record, {}, _copy_documents(settings, record), None, beside)
@@ -101,7 +110,12 @@ def _entry(settings: Settings, run: str) -> HistoryEntry | None:
 
 
 def _assemble(
-    settings: Settings, decision: Decision, entry: HistoryEntry, batches: Sequence[str], seconds: dict[str, float]
+    settings: Settings,
+    decision: Decision,
+    entry: HistoryEntry,
+    batches: Sequence[str],
+    seconds: dict[str, float],
+    left_out: Sequence[str],
 ) -> Run:
     dataset = datasets.load(settings, decision.dataset)
     ruled = ()
@@ -114,13 +128,12 @@ def _assemble(
         batches=_load(settings, batches),
         dataset=dataset,
         models=tuple(runs.load_model_record(settings, name) for name in decision.candidates),
-        evaluations=tuple(
-            evaluations.load(settings, decision.dataset, name, decision.champion) for name in decision.candidates
-        ),
+        evaluations=tuple(evaluations.decided(settings, decision, name) for name in decision.candidates),
         decision=decision,
         champion=registry.champion(settings),
         rulings=ruled,
         seconds=seconds,
+        left_out=tuple(left_out),
     )
 
 

@@ -59,7 +59,17 @@ def version(run: Run) -> int | None:
 
 
 def reason(run: Run) -> str:
-    """One sentence: why the run ended as it did."""
+    """Why the run ended as it did, and which drops it had to leave out."""
+    if not run.left_out:
+        return _reason(run)
+    many = len(run.left_out) > 1
+    return (
+        f"{_reason(run)} Left out, because {'they' if many else 'it'} could not be used: the "
+        f"drop{'s' if many else ''} {', '.join(run.left_out)}. The run's log and its failed step say why."
+    )
+
+
+def _reason(run: Run) -> str:
     if run.decision is not None:
         if run.outcome == "refused" and run.decision.promote:
             return (

@@ -150,9 +150,9 @@ def write(
     key = folder + "index.html"
     found = store.find_record(settings, folder + "run.json", Run)
     stored, etag = found or (None, None)
-    # A rollback may have moved the champion between two tries of the same report, and Airflow counts the seconds of
-    # these; nothing else may differ.
-    passing = {"champion": run.champion, "seconds": run.seconds}
+    # Between two tries of the same report, a rollback may have moved the champion, and another run may have taken in
+    # what was left out; and Airflow counts the seconds of these. Nothing else may differ.
+    passing = {"champion": run.champion, "seconds": run.seconds, "left_out": run.left_out}
     if stored is not None and stored.model_copy(update=passing).to_bytes() == run.to_bytes():
         return key
     if stored is not None and stored.outcome != NOTHING_NEW:

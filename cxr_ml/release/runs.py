@@ -1,6 +1,6 @@
 """What a run has to do, and its decision."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
@@ -17,12 +17,14 @@ MOST_SHARDS = 1000  # of one run: Airflow maps a task over at most 1,024 by defa
 def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest.Shard], list[str]]:
     """What a run has to ingest, and what else there is to do or to know, a sentence each. Neither: nothing is new.
 
+    Of a drop that cannot be cut into shards there is one without a batch, whose ingest says why: no drop stops another.
+
     Args:
         settings: the store, the inbox and the suites.
         drop: the only drop to look at; None or "": all new ones.
 
     Raises:
-        Refused: the bucket, the drop or a suite cannot be used.
+        Refused: the bucket, the only drop or a suite cannot be used.
     """
     store.check(settings)
     new = drops.new(settings)
@@ -36,7 +38,12 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest.Shard]
     shards: list[ingest.Shard] = []
     told = []
     for place, name in enumerate(new):
-        part = ingest.plan(settings, name)
+        try:
+            part = ingest.plan(settings, name)
+        except Refused:
+            if drop:
+                raise
+            part = [ingest.Shard(name, "", 0, 1)]
         if shards and len(shards) + len(part) > MOST_SHARDS:
             told.append(f"Too many files for one run. The next run takes {', '.join(new[place:])}.")
             break
@@ -47,6 +54,12 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest.Shard]
     if pending := datasets.pending(settings):
         told.append(f"{pending} new rulings on single images; the next dataset honours them.")
     return shards, told
+
+
+def left_out(settings: Settings, shards: Iterable[ingest.Shard]) -> list[str]:
+    """The drops that a run had to take in and could not, because something in them was refused."""
+    found = {(shard.drop, shard.batch) for shard in shards}
+    return sorted(drop for drop, batch in found if not store.exists(settings, f"batches/{batch}/batch.json"))
 
 
 def decide(
@@ -77,10 +90,12 @@ def decide(
     champion = registry.champion(settings)
     beside = champion.model if champion else None
     number = load_model_record(settings, models[0]).dataset
-    found = [evaluations.load(settings, number, name, beside) for name in models]
+    found = [evaluations.load_hashed(settings, number, name, beside) for name in models]
     named = [*models, *([beside] if beside else [])]
     records = {name: load_model_record(settings, name) for name in named}
-    decision = gate.decide(settings, run, datasets.load(settings, number), found, records, beside, overrides, by)
+    judged, digests = [e for e, _ in found], {e.model: digest for e, digest in found}
+    decision = gate.decide(settings, run, datasets.load(settings, number), judged, records, champion, overrides, by)
+    decision = decision.model_copy(update={"evaluation_sha256": digests})
     store.put_if_absent(settings, key, decision.to_bytes(), "application/json")
     return decision
 

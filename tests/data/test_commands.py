@@ -30,6 +30,11 @@ def test_a_refused_image_is_listed_shown_released_and_in_the_next_version(here):
         "train/NORMAL/boxed [red].png"
     ]
     assert answer("quarantine", "list", "--drop", "week-2") == []
+    pictures = {r["file"]: r["thumbnail"] for r in listed}
+    assert pictures["train/NORMAL/page.png"] == "" and store.exists(here, pictures["train/NORMAL/boxed [red].png"])
+    assert {r["at"] for r in listed} == {store.written(here, f"batches/{batch}/batch.json")}
+    status, out, err = call("quarantine", "list", "--reason", "whit_box", "--json")
+    assert (status, out.strip()) == (0, "[]") and "Reasons there are: not_an_image, white_box" in err
     _, out, _ = call("quarantine", "list")
     assert "boxed [red].png" in out and "not_an_image" in out and "2 files" in out
     _, out, _ = call("quarantine", "show", "boxed [red].png")

@@ -43,6 +43,10 @@ def labelled(settings, rows, *files, header="filename,label"):
         ("test/COVID19/site-3/a.png", "COVID19", "test"),
         ("val/Pneumonia/a.png", "PNEUMONIA", "validation"),
         ("validation/No Finding/a.png", "NORMAL", "validation"),
+        ("testing/NORMAL/a.png", "NORMAL", "test"),
+        ("Hold-Out/NORMAL/a.png", "NORMAL", "test"),
+        ("test set/NORMAL/a.png", "NORMAL", "test"),
+        ("dev/NORMAL/a.png", "NORMAL", "validation"),
         ("train/TURBERCULOSIS/a.png", "TUBERCULOSIS", "train"),
         ("TB/a.png", "TUBERCULOSIS", ""),
     ],
@@ -168,6 +172,38 @@ def test_rows_that_give_one_file_two_patients_or_splits_contradict_each_other(in
     assert list(table["reasons"]) == [["conflicting_rows"]] * 2
 
 
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("Training", "train"),
+        ("valid", "validation"),
+        ("validate", "validation"),
+        ("dev", "validation"),
+        ("Test set", "test"),
+        ("testing", "test"),
+        ("eval", "test"),
+        ("hold_out", "test"),
+        (" ", ""),
+    ],
+)
+def test_a_split_may_be_called_what_people_call_it(inbox, text, split):
+    table = labelled(inbox, [f"a.png,normal,{text}"], "a.png", header="filename,label,split")
+    assert table.loc["a.png", ["split_hint", "reasons"]].to_list() == [split, []]
+
+
+@pytest.mark.parametrize("text", ["tst", "1", "set", "train/test"])
+def test_an_image_in_a_split_that_nobody_knows_is_never_guessed_into_train(inbox, text):
+    rows = [f"a.png,normal,{text}", "b.png,normal,", f"c.png,measles,{text}", f"d.png,normal,{text}"]
+    table = labelled(inbox, rows, "a.png", "b.png", "c.png", header="filename,label,split")
+    reasons = table["reasons"].to_dict()
+    assert reasons == {
+        "a.png": ["unknown_split"],
+        "b.png": [],
+        "c.png": ["unknown_split"],
+        "d.png": ["file_missing"],
+    }
+
+
 def test_a_table_of_too_many_rows_is_refused(inbox):
     with pytest.raises(Refused, match="max_drop_files"):
         labelled(inbox.model_copy(update={"max_drop_files": 3}), [f"{i}.png,normal" for i in range(4)], "0.png")
@@ -252,10 +288,10 @@ def test_a_patient_becomes_a_salted_hash(inbox):
     [
         (b"", "filename and label"),
         (b"name,class\na.png,normal\n", "filename and label.*Received"),
-        (b'filename,label\n"a.png,normal\n', "not a CSV table"),
+        (b'filename,label\nb.png,normal\n"a.png"x,normal\n', "not a CSV table: line 3"),
         (b"filename,label\na.png," + b"x" * 200_000 + b"\n", "not a CSV table"),
     ],
-    ids=["empty", "other columns", "an open quote", "a giant field"],
+    ids=["empty", "other columns", "an odd quote", "a giant field"],
 )
 def test_a_labels_csv_that_cannot_be_used_refuses_the_drop_by_name(inbox, data, words):
     with pytest.raises(Refused, match=f"'drop'.*{words}|{words}.*'drop'"):

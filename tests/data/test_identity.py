@@ -28,6 +28,19 @@ def test_a_patient_is_the_same_in_all_drops_and_another_with_another_salt():
     assert len(identity.hashed(SETTINGS, "P7")) == 16
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [("Pat-077", "pat077"), ("DOE^JANE", "Doe^Jane"), ("abc 9", "ABC-9"), ("ＡＢ１", "ab1"), ("Jose\u0301", "JOSÉ")],
+)
+def test_a_patient_is_the_same_however_the_id_is_written(text, same):
+    assert identity.hashed(SETTINGS, text) == identity.hashed(SETTINGS, same)
+
+
+@pytest.mark.parametrize(("one", "other"), [("077", "77"), ("Pat-1-23", "Pat-2-13"), ("राम", "रमा")])
+def test_ids_of_other_letters_or_digits_are_other_patients(one, other):
+    assert identity.hashed(SETTINGS, one) != identity.hashed(SETTINGS, other)
+
+
 @pytest.mark.parametrize("text", ["", "  ", "-", "n/a", "NaN", "Anonymous", "ANON^", "unknown", "0"])
 def test_what_stands_for_nobody_is_no_patient_and_needs_no_salt(text):
     assert identity.hashed(Settings(), text) == ""

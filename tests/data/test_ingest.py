@@ -218,3 +218,11 @@ def test_an_inbox_in_s3_gives_the_same_images_and_measurements_as_a_folder(setti
     assert remote.to_json() == local.to_json()
     stored = {k for k in snapshot(away) if k.startswith("images/")}
     assert stored == {k for k in snapshot(settings) if k.startswith("images/")} and len(stored) == 3
+
+
+def test_only_where_something_is_to_be_done_it_is_told_of_the_beginning(settings):
+    put_drop(settings, "drop", {"NORMAL/a.png": png(1)})
+    begun = []
+    for _ in range(2):
+        ingest.ingest(settings, "drop", begin=lambda: begun.append(1))
+    assert begun == [1]

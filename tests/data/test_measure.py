@@ -108,9 +108,11 @@ def test_for_people_there_is_a_table(folder):
         (["lost"], "Received: 'lost'"),
         (["films", "--out", "t.xlsx"], "'t.xlsx'"),
         (["films", "--out", "lost/t.csv"], "'lost/t.csv'"),
+        (["films", "--out", "folder.csv"], "'folder.csv'"),
     ],
 )
 def test_what_cannot_be_used_ends_with_status_2_and_writes_nothing(folder, args, words):
+    Path("folder.csv").mkdir()
     before = sorted(Path().rglob("*"))
     status, out, err = call(*args, "--json")
     assert (status, out) == (2, "") and words in err

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,46 @@ def test_an_unknown_expectation_is_refused_with_its_line(folder):
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(Refused, match=rf"dataset\.json, line {number + 1}, expectation 3"):
         validate.load_suite(folder, "dataset")
+
+
+def test_the_shipped_suites_can_be_used():
+    validate.check_suites(Path(__file__).parents[2] / "expectations")
+
+
+@pytest.mark.parametrize(
+    ("suite", "entry", "words"),
+    [
+        ("images", ("between", {"column": "whit_box", "max_value": 1}), "whit_box"),
+        ("images", ("between", {"column": "std", "min_value": 3, "max_value": 2}), "std"),
+        ("images", ("between", {"column": "std", "max_value": "3"}), "std"),
+        ("images", ("match_regex", {"column": "file", "regex": "("}), "file"),
+        ("classes", ("between", {"column": "artefact_rat", "max_value": 1}), "artefact_rat"),
+        ("dataset", ("between", {"column": "smallest_clas", "min_value": 1}), "smallest_clas"),
+    ],
+)
+def test_an_expectation_that_could_not_be_evaluated_is_refused_with_its_line_before_any_drop(
+    folder, suite, entry, words
+):
+    kind, kwargs = entry
+    kind = f"expect_column_values_to_{'be_' if kind == 'between' else ''}{kind}"
+    edit(folder, suite, lambda s: s["expectations"].insert(1, {"type": kind, "kwargs": kwargs}))
+    with pytest.raises(Refused, match=rf"{suite}\.json, line 1, expectation 2: .*{words}"):
+        validate.check_suites(folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b'{"name": "images",\n"notes": "\xff"}', "images.json, line 2: "),
+        (b'{"name": "NaN",\n"expectations": [\n{"a": -Infinity}]}', "-Infinity in line 3"),
+        (b'{"name": "}",\n"expectations": [{},\n{"a": {},\n"a": 1}\n]}', "'a' twice in the object that ends in line 4"),
+        (b"[" * 200_000, "nested too deeply"),
+    ],
+)
+def test_what_is_no_json_for_a_suite_is_refused_with_its_line(folder, data, words):
+    (folder / "images.json").write_bytes(data)
+    with pytest.raises(Refused, match=re.escape(words)):
+        validate.load_suite(folder, "images")
 
 
 @pytest.mark.parametrize(

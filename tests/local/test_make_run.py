@@ -24,8 +24,9 @@ from local import airflow_api
 pytestmark = pytest.mark.airflow
 
 STEPS = {
-    "data.find_drops", "data.ingest", "data.validate", "data.build_dataset", "learn.train", "learn.evaluate",
-    "decide.gate", "decide.ask", "decide.approval", "decide.approved", "promote", "announce", "report", "mail",
+    "data.find_drops", "data.ingest", "data.left_out", "data.validate", "data.build_dataset", "learn.train",
+    "learn.evaluate", "decide.gate", "decide.ask", "decide.approval", "decide.approved", "promote", "announce",
+    "report", "mail",
 }  # fmt: skip
 BETTER = {"train_anyway": True, "approval": True, "seed": 1, "head_epochs": 8, "head_learning_rate": 3e-3}
 
