@@ -144,12 +144,13 @@ def _train(
         if _best_loss(progress) > min(map(_best_loss, done.values()), default=math.inf):
             classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
         done[stage.name] = progress
+    sha256 = write.artefact(settings, name, classifier)  # before all that is measured of its weights
     p = evaluate.probabilities(classifier, images, rows["validation"])
     point = operating.fit(y[rows["validation"]], p, settings.classes, settings.recall_floors)
     started = time.monotonic()
     known = likeness.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed)
     seconds["likeness"] = time.monotonic() - started
-    trained = write.Trained(name, architecture, backbone, classifier, done, seconds, p, point, known)
+    trained = write.Trained(name, architecture, backbone, sha256, done, seconds, p, point, known)
     return write.write(settings, dataset, trained)
 
 

@@ -17,7 +17,7 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data.ingest import to_parquet
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, devices, epochs, evaluate, inputs, train
+from cxr_ml.model import architectures, devices, epochs, evaluate, inputs, likeness, operating, train, write
 from cxr_ml.records import Model
 
 
@@ -231,19 +231,26 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     assert len(history(s, record)) == 1
 
 
-def test_two_runs_that_write_the_same_model_are_told(settings, monkeypatch):
+@pytest.mark.parametrize("moment", [(inputs, "load"), (operating, "fit"), (likeness, "learn"), (write, "_beside")])
+def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_model_and_returns_it(
+    settings, monkeypatch, moment
+):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
-    dataset = put_dataset(s)
-    name = train.model_name(s, dataset, "light")
-    materialise = inputs.load
+    put_dataset(s)
+    owner, step = moment
+    real, other = getattr(owner, step), []
 
-    def other_run_finishes_meanwhile(*args):
-        store.put_if_absent(s, f"models/{name}/model.json", b"{}")
-        return materialise(*args)
+    def other_run_comes_first(*args):
+        monkeypatch.setattr(owner, step, real)
+        other.append(train.train(s, 1, "light", verbose=0))
+        return real(*args)
 
-    monkeypatch.setattr(inputs, "load", other_run_finishes_meanwhile)
-    with pytest.raises(RuntimeError, match=f"{name} was written by two runs at once"):
-        train.train(s, 1, "light", verbose=0)
+    monkeypatch.setattr(owner, step, other_run_comes_first)
+    assert train.train(s, 1, "light", verbose=0) == other[0]
+    assert evaluate.load_model(s, other[0].model)[0] == other[0]
+    assert likeness.load(s, other[0]) is not None
+    (found,) = evaluate.evaluate(s, 1, [other[0].model], None)
+    assert found.reload_difference < 1e-6
 
 
 def test_a_learning_rate_beyond_all_measure_is_refused(settings):
