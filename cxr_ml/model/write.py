@@ -119,7 +119,8 @@ def _beside(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
         image_size=settings.image_size,
         weights=trained.backbone.weights,
         weights_sha256=trained.backbone.weights_sha256,
-        settings={k: getattr(settings, k) for k in (*HYPERPARAMETERS, "warm_start")},
+        settings={k: getattr(settings, k) for k in (*HYPERPARAMETERS, "warm_start")}
+        | {"precision": devices.precision()},
         epochs={stage: len(p.epochs) for stage, p in done.items()},
         seconds={k: round(s, 1) for k, s in trained.seconds.items()}
         | {stage: round(spent[stage] + p.prepared, 1) for stage, p in done.items()},

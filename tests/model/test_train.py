@@ -197,7 +197,7 @@ def test_the_same_inputs_give_the_same_network(settings):
         {"image_size": 48}, {"batch_size": 4}, {"head_epochs": 3}, {"fine_tune_epochs": 2}, {"dropout": 0.3},
         {"head_learning_rate": 1e-2}, {"fine_tune_learning_rate": 1e-6}, {"patience": 2}, {"head_views": 2},
         {"freeze_normalisation": False},
-        {"seed": 1}, {"weights": "imagenet"}, {"weights_dir": "elsewhere"}, {"classes": CLASSES[::-1]},
+        {"seed": 1}, {"weights": "imagenet"}, {"classes": CLASSES[::-1]},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -207,6 +207,19 @@ def test_whatever_changes_the_training_changes_the_name(settings, change):
     name = train.model_name(s, dataset, "light")
     assert train.model_name(s, dataset, "light") == name
     assert train.model_name(s.model_copy(update=change), dataset, "light") != name
+
+
+def test_other_weights_in_the_same_file_change_the_name_and_the_same_ones_elsewhere_do_not(settings, tmp_path):
+    s = quick(settings, weights="imagenet")
+    dataset = put_dataset(s, counts={"train": 1})
+    names = []
+    for folder, content in (("one", b"1"), ("other", b"1"), ("one", b"22")):
+        file = tmp_path / folder / "mobilenet_v2_notop.weights.h5"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        own = s.model_copy(update={"weights_dir": file.parent})
+        names.append(train.model_name(own, dataset, "mobilenet_v2"))
+    assert names[0] == names[1] != names[2]
 
 
 def test_another_dataset_changes_the_name_and_where_the_store_is_does_not(settings):
