@@ -204,7 +204,7 @@ def test_a_validation_loss_that_explodes_stops_the_stage_and_the_last_good_epoch
     run(settings, small_network(), Stage("head", 1, 1e-2))
     network = small_network()
     step = network.test_step
-    network.test_step = lambda batch: step(batch) | {"loss": tf.constant(loss)}
+    network.test_step = lambda batch: {"loss": 0 * step(batch)["loss"] + loss}
     with pytest.raises(Refused, match=r"in epoch 2 of head\.\n.*Received: the validation loss is (nan|1e\+06)\."):
         run(settings, network, Stage("head", 4, 1e-2))
     assert {re.search(r"-(\d+)-", key)[1] for key in keys(settings)} == {"00001"}
