@@ -22,7 +22,22 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(model_commands.app, name="models")
 app.add_typer(quarantine_commands.app, name="quarantine")
-RunName = Annotated[str, typer.Option("--run", help="Name of the run that decision and report belong to.")]
+
+
+def _run_name(given: str, param: typer.CallbackParam) -> str:
+    """The name as it is used in keys, as Airflow's runs have it; refused where nothing of it can stay."""
+    from cxr_ml.release import registry
+
+    if given == param.default:
+        return given
+    if not any(c.isascii() and c.isalnum() for c in given):
+        raise typer.BadParameter(f"A name with letters or digits was expected. Received: {given!r}")
+    return registry.slug(given)
+
+
+RunName = Annotated[
+    str, typer.Option("--run", help="Name of the run that decision and report belong to.", callback=_run_name)
+]
 
 
 @app.command()
@@ -139,7 +154,7 @@ def gate(model: list[str], run: RunName, json_: Json = False) -> None:
 
 @app.command()
 def promote(run: RunName, json_: Json = False) -> None:
-    """Carry out the gate's decision of a run: promote, or record the refusal."""
+    """Carry out the gate's decision of a run: promote, or record the refusal. Airflow's asset is not updated."""
     from cxr_ml.release import registry, runs
 
     with opened() as settings:
@@ -149,9 +164,9 @@ def promote(run: RunName, json_: Json = False) -> None:
 
 @app.command()
 def rollback(why: Annotated[str, typer.Option(help="The reason, for the history.")],
-             to: Annotated[str | None, typer.Option(help="A model that was champion; default: the one before.")] = None,
+             to: Annotated[str | None, typer.Option(help="An earlier champion, or version; default: the last.")] = None,
              json_: Json = False) -> None:  # fmt: skip
-    """Make an earlier champion champion again."""
+    """Make an earlier champion champion again. Airflow's asset is not updated: the DAG's rollback does that."""
     from cxr_ml.release import mirror, registry
 
     with opened() as settings:
@@ -175,7 +190,8 @@ def report(run: RunName, batch: Annotated[list[str] | None, typer.Argument()] = 
 
 
 @app.command()
-def predict(files: list[Path], model: Annotated[str | None, typer.Option(help="Default: the champion.")] = None,
+def predict(files: list[Path],
+            model: Annotated[str | None, typer.Option(help="A model or a version; default: the champion.")] = None,
             explain: Annotated[Path | None, typer.Option(help="A folder for pictures of where it looked.")] = None,
             json_: Json = False) -> None:  # fmt: skip
     """Probabilities of X-ray files. Not a diagnosis."""

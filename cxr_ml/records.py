@@ -132,6 +132,7 @@ class Model(Record):
     likeness_sha256: str = ""  # of likeness.npz, by which an image unlike the training images is known
     operating_point: OperatingPoint | None = None
     validation_sha256: str = ""  # of validation.npy: what the training process predicted for the validation images
+    history_sha256: str = ""  # of history.csv
 
 
 class ClassMetrics(Record):
@@ -212,6 +213,7 @@ class Evaluation(Record):
     reload_difference: float | None = None  # largest, of a validation probability, to those of the training process
     champion_problem: str = ""  # one sentence where the champion could not be evaluated
     beside: str | None = None  # name of the champion then, evaluated or not
+    files: dict[str, str] = {}  # name -> SHA-256, of files of the candidate's folder that it goes with
 
 
 class Shown(Record):
@@ -299,6 +301,7 @@ class Decision(Record):
     reason: str  # one sentence
     overrides: dict[str, str] = {}  # settings changed in the form for this run
     by: str = ""  # who started the run, and changed them
+    evaluation_sha256: dict[str, str] = {}  # candidate -> of its stored evaluation; {}: by a version without it
 
 
 class Champion(Record):

@@ -3,6 +3,7 @@
 Only what a training no longer needs to go on from, and the weights of old refused candidates, are ever removed.
 """
 
+import hashlib
 import io
 from collections.abc import Iterator
 from functools import lru_cache
@@ -192,6 +193,12 @@ def get(settings: Settings, key: str) -> bytes:
     return found[0]
 
 
+def sha256(settings: Settings, key: str) -> str | None:
+    """SHA-256 of the bytes of `key`, which are never in memory as a whole; None when it does not exist."""
+    answer = _answer(settings, settings.bucket, settings.prefix + key)
+    return None if answer is None else hashlib.file_digest(answer["Body"], "sha256").hexdigest()
+
+
 def _missing(settings: Settings, key: str) -> Refused:
     return Refused(
         f"The store has no object s3://{settings.bucket}/{settings.prefix}{key}. "
@@ -269,7 +276,17 @@ def load(settings: Settings, key: str, kind: type[R]) -> R:
     Raises:
         Refused: no such key, or it does not hold such a record.
     """
-    return _record(key, get(settings, key), kind)
+    return load_hashed(settings, key, kind)[0]
+
+
+def load_hashed(settings: Settings, key: str, kind: type[R]) -> tuple[R, str]:
+    """The record stored under `key` and the SHA-256 of its bytes as they are stored.
+
+    Raises:
+        Refused: no such key, or it does not hold such a record.
+    """
+    data = get(settings, key)
+    return _record(key, data, kind), hashlib.sha256(data).hexdigest()
 
 
 def load_dated(settings: Settings, key: str, kind: type[R]) -> tuple[R, str]:

@@ -23,7 +23,8 @@ from airflow.sdk.exceptions import AirflowSkipException
             type=["null", "string"],
             maxLength=255,
             title="To which model",
-            description="A model that was champion once. Empty: the one that the present champion was promoted over.",
+            description="A model that was champion once, or its version, such as v1. "
+            "Empty: the one that the present champion was promoted over.",
         ),
         "why": Param(
             type="string", minLength=1, maxLength=2000, pattern=r"\S", title="Why", description="For the history."

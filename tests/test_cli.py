@@ -44,6 +44,7 @@ smtp_port = {port}
 """
 NO_FLOORS = """
 macro_f1_floor = 0.0
+disguise_limit = 1.0
 recall_floors = {COVID19 = 0.0, PNEUMONIA = 0.0, NORMAL = 0.0}
 f1_floors = {COVID19 = 0.0, PNEUMONIA = 0.0}
 """
@@ -384,6 +385,19 @@ def test_what_cannot_be_used_ends_with_status_2_its_name_and_an_empty_output(set
     assert (status, out) == (2, "")
     assert err.startswith("Refused:") and words in err
     assert snapshot(settings) == {}
+
+
+@pytest.mark.parametrize("command", [["gate", "m"], ["promote"], ["report"]])
+@pytest.mark.parametrize("name", ["", "/", "..", "…", "\n"])
+def test_a_name_of_a_run_of_which_nothing_can_be_in_a_key_is_refused(settings, command, name):
+    status, out, err = call(*command, "--run", name)
+    assert (status, out) == (2, "") and "A name with letters or digits was expected" in err
+
+
+@pytest.mark.parametrize("command", [["promote"], ["report"]])
+def test_the_name_of_a_run_is_made_fit_for_a_key_as_retrain_does(settings, command):
+    for name in ("a/../b", "a\nb", "a__b"):
+        assert "reports/a-" in (said := call(*command, "--run", name)[2]) and "b/decision.json" in said
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,15 @@ def test_every_profile_of_the_repository_can_be_used(monkeypatch, profile):
     monkeypatch.setenv("CXR_CONFIG", str(profile))
     s = settings.load()
     assert s.model_fields_set >= {"architectures", "image_size", "head_epochs"}
-    for name in ("recall_floors", "f1_floors", "macro_f1_floor", "min_test_support", "margins", "lungs_hidden_limit"):
+    for name in (
+        "recall_floors",
+        "f1_floors",
+        "macro_f1_floor",
+        "min_test_support",
+        "margins",
+        "disguise_limit",
+        "lungs_hidden_limit",
+    ):
         assert getattr(s, name) == Settings.model_fields[name].default, "no profile lowers the gate"
 
 

@@ -1,5 +1,6 @@
 """The object store, against a real S3 server: who wins a race, what is never replaced, what is refused."""
 
+import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -156,6 +157,15 @@ def test_a_record_is_read_as_it_was_written(settings):
     record = Champion(version=3, model="light-d1-0a1b2c3d", artefact_sha256="a" * 64, history=7)
     store.put_if_absent(settings, "champion.json", record.to_bytes())
     assert store.load(settings, "champion.json", Champion) == record
+
+
+def test_the_hash_of_an_object_is_that_of_its_bytes_and_none_where_there_is_none(settings):
+    data = b"0123456789" * 300_000
+    store.put_if_absent(settings, "large", data)
+    store.put_if_absent(settings, "empty", b"")
+    assert store.sha256(settings, "large") == hashlib.sha256(data).hexdigest()
+    assert store.sha256(settings, "empty") == hashlib.sha256(b"").hexdigest()
+    assert store.sha256(settings, "absent") is None
 
 
 @pytest.mark.parametrize(

@@ -73,21 +73,24 @@ def _largest(darkest: np.ndarray, level: int) -> float | None:
     x, y, w, h = cv2.boundingRect(solid)
     top, left = max(0, y - _MARGIN), max(0, x - _MARGIN)
     around = np.s_[top : y + h + _MARGIN, left : x + w + _MARGIN]
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(solid[around], connectivity=4)
     straight = max(5, round(STRAIGHT * max(height, width))) | 1
+    edges, runs = _outline(solid[around], darkest[around], straight)
+    if not any(map(cv2.countNonZero, runs)):
+        return 0.0
+    count, labels = cv2.connectedComponents(solid[around], connectivity=4)
     largest = 0
     sides: list[_Side] = []
     for i in range(1, count):
-        x, y, w, h, area = stats[i].tolist()
+        region = (labels == i).view(np.uint8)
+        area = cv2.countNonZero(region)
         if area < max(SMALL * white.size, largest):
             continue
-        window = np.s_[max(0, y - _MARGIN) : y + h + _MARGIN, max(0, x - _MARGIN) : x + w + _MARGIN]
-        region = (labels[window] == i).view(np.uint8)
-        share, runs = _outline(region, darkest[around][window], straight)
-        if share >= SHARE:
+        own = [cv2.bitwise_and(run, region) for run in runs]
+        steep = sum(map(cv2.countNonZero, own))
+        if steep and steep / sum(cv2.countNonZero(cv2.bitwise_and(edge, region)) for edge in edges) >= SHARE:
             largest = area
-        elif share:
-            sides += _sides(runs, top + max(0, y - _MARGIN), left + max(0, x - _MARGIN))
+        elif steep:
+            sides += _sides(own, top, left)
     return max(largest, _melted(solid, darkest, sides, thin) if sides else 0) / white.size
 
 
@@ -95,34 +98,48 @@ def _fill_writing(white: np.ndarray, thin: int) -> None:
     """Fills the small holes of each white part, in place, but for those too wide for a letter: film in an outline."""
     contours, tree = cv2.findContours(white, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     parents = [] if tree is None else tree[0, :, 3].tolist()
+    holes: dict[int, list[np.ndarray]] = {}
     for contour, parent in zip(contours, parents, strict=True):
-        if parent < 0:
+        if parent >= 0:
+            holes.setdefault(parent, []).append(contour)
+    for parent, inside in holes.items():
+        whole = cv2.contourArea(contours[parent])
+        if whole < (thin - 1) ** 2:  # opening with `thin` leaves nothing of it, filled or not
             continue
-        area = cv2.contourArea(contour)
-        if area <= HOLE * cv2.contourArea(contours[parent]) and 2 * area <= thin * cv2.arcLength(contour, True):
-            cv2.drawContours(white, [contour], -1, 1, cv2.FILLED)
+        writing = []
+        for contour in inside:
+            area = cv2.contourArea(contour)
+            # Around at most 3 * thin² px no outline is too short: it is longest around a disc.
+            if area <= HOLE * whole and (area <= 3 * thin**2 or 2 * area <= thin * cv2.arcLength(contour, True)):
+                writing.append(contour)
+        cv2.drawContours(white, writing, -1, 1, cv2.FILLED)
 
 
-def _outline(region: np.ndarray, darkest: np.ndarray, straight: int) -> tuple[float, list[np.ndarray]]:
-    """How far the outline of `region` is axis-aligned runs of `straight` px or more at which the grey falls by STEP.
+def _outline(solid: np.ndarray, darkest: np.ndarray, straight: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The outline of all that is solid, and its axis-aligned runs of `straight` px or more at which grey falls by STEP.
 
     Returns:
-        Their share of the outline, 0 where the region fills the picture; masks of the runs: above, below, left, right.
-        What runs along the picture's own frame is not outline.
+        Masks of the outline, masks of the runs: above, below, left, right. What runs along the picture's own frame is
+        not outline.
     """
     level = cv2.copyMakeBorder(darkest, 2, 2, 2, 2, cv2.BORDER_REPLICATE)
-    inner = cv2.copyMakeBorder(region, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    height, width = region.shape
-    outline, runs = 0, []
+    inner = cv2.copyMakeBorder(solid, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    height, width = solid.shape
+    edges, runs = [], []
     for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
         beyond = inner[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
         further = level[2 + 2 * dy : 2 + 2 * dy + height, 2 + 2 * dx : 2 + 2 * dx + width]
-        edge = cv2.subtract(region, beyond)  # saturates at 0: 1 where the region ends
-        step = cv2.bitwise_and(edge, cv2.inRange(cv2.subtract(darkest, further), STEP, 255))
-        run = np.ones((1, straight) if dy else (straight, 1), np.uint8)
-        runs.append(cv2.morphologyEx(step, cv2.MORPH_OPEN, run, borderValue=0))
-        outline += cv2.countNonZero(edge)
-    return (sum(map(cv2.countNonZero, runs)) / outline if outline else 0.0), runs
+        edge = cv2.subtract(solid, beyond)  # saturates at 0: 1 where the white ends
+        step = cv2.threshold(cv2.subtract(darkest, further), STEP - 1, 1, cv2.THRESH_BINARY)[1]
+        step = cv2.bitwise_and(edge, step)
+        if cv2.countNonZero(step) >= straight:
+            run = np.ones((1, straight) if dy else (straight, 1), np.uint8)
+            step = cv2.morphologyEx(step, cv2.MORPH_OPEN, run, borderValue=0)
+        else:
+            step[:] = 0
+        edges.append(edge)
+        runs.append(step)
+    return edges, runs
 
 
 class _Side(NamedTuple):

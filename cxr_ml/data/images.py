@@ -115,9 +115,9 @@ def measure_and_decode(data: bytes, settings: Settings) -> tuple[dict[str, str |
 
 def _measures(opened: Opened, size: int) -> dict[str, str | int | float]:
     small = _small(opened)
-    grey = _grey(small)
-    darkest, brightest = _extremes(small)
-    share = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64) / grey.size
+    grey, darkest, brightest = _channels(small)
+    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64)
+    share = counts / grey.size
     mean = float(share @ _LEVELS)
     below = np.cumsum(share)
     middle = square(grey, 256)
@@ -136,8 +136,8 @@ def _measures(opened: Opened, size: int) -> dict[str, str | int | float]:
         "p99": float(np.searchsorted(below, 0.99)),
         "saturation": _saturation(darkest, brightest),
         "sharpness": _sharpness(middle),
-        "black_border": _border(grey, 0, BLACK),
-        "white_border": _border(grey, WHITE, 255),
+        "black_border": _border(grey, counts, 0, BLACK),
+        "white_border": _border(grey, counts, WHITE, 255),
         "white_box": white_box(darkest),
         "phash": perceptual_hash(tiny),
         "fine_hash": fine_hash(tiny),
@@ -193,6 +193,8 @@ def _small(opened: Opened) -> np.ndarray:
 
 def square(grey: np.ndarray, side: int) -> np.ndarray:
     """The picture stretched to side × side px, averaged where it shrinks."""
+    if grey.shape == (side, side):
+        return grey
     if side < min(grey.shape) and max(grey.shape) <= 2 * side:
         # Averages over 2 × 2 px of a picture laid out at twice the side: a third of the time of uneven averages.
         grey = cv2.resize(grey, (2 * side, 2 * side), interpolation=cv2.INTER_LINEAR)
@@ -316,15 +318,19 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
 
 
-def _extremes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The darkest and the brightest colour channel of each pixel."""
+def _channels(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grey, the darkest and the brightest colour channel of each pixel; one array thrice where there is no colour."""
     if pixels.ndim == 2:
-        return pixels, pixels
+        return pixels, pixels, pixels
     red, green, blue = cv2.split(pixels)
-    return cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+    if not (cv2.norm(red, green, cv2.NORM_INF) or cv2.norm(red, blue, cv2.NORM_INF)):
+        return red, red, red
+    return _grey(pixels), cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
 
 
 def _saturation(darkest: np.ndarray, brightest: np.ndarray) -> float:
+    if darkest is brightest:
+        return 0.0
     total = cv2.sumElems(brightest)[0]
     return cv2.sumElems(brightest - darkest)[0] / total if total else 0.0
 
@@ -335,15 +341,20 @@ def _sharpness(square: np.ndarray) -> float:
     return max(0.0, cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - (cv2.sumElems(edges)[0] / edges.size) ** 2)
 
 
-def _border(grey: np.ndarray, low: int, high: int) -> float:
-    """Share of the frame in whole rows, then in whole columns of what remains, from the edges, at `low` to `high`."""
+def _border(grey: np.ndarray, counts: np.ndarray, low: int, high: int) -> float:
+    """Share of the frame in whole rows, then in whole columns of what remains, from the edges, at `low` to `high`.
+
+    `counts`: pixels of each grey level, [256].
+    """
 
     def inside(shares: np.ndarray) -> slice:
         rest = np.flatnonzero(shares < 255 * BORDER_SHARE)
         return slice(rest[0], rest[-1] + 1) if len(rest) else slice(0, 0)
 
-    edges = grey[:1], grey[-1:], grey[:, :1], grey[:, -1:]
-    if all(cv2.countNonZero(cv2.inRange(edge, low, high)) < BORDER_SHARE * edge.size for edge in edges):
+    if counts[low : high + 1].sum() < BORDER_SHARE * min(grey.shape):
+        return 0.0
+    edges = grey[0], grey[-1], grey[:, 0], grey[:, -1]
+    if all(np.count_nonzero((edge >= low) & (edge <= high)) < BORDER_SHARE * edge.size for edge in edges):
         return 0.0
     mask = cv2.inRange(grey, low, high)
     rows = mask[inside(cv2.reduce(mask, 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel())]

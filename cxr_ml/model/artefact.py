@@ -21,13 +21,29 @@ def read(settings: Settings, record: Model) -> bytes:
     """
     found = store.find(settings, key(record.model))
     if found is None:
-        if gone := swept(settings, record.model):
-            raise Refused(
-                f"{key(record.model)} was expected. Received: nothing, its weights were swept at {gone.at} by "
-                f"{gone.by} ({gone.why}). Use another model; to have this one again, train with another seed."
-            )
-        raise Refused(f"{key(record.model)} was expected. Received: nothing, and nobody swept it. Use another model.")
+        raise _gone(settings, record.model)
     return checked(key(record.model), found[0], record.artefact_sha256)
+
+
+def check(settings: Settings, record: Model) -> None:
+    """Makes sure, as `read` does, that model.keras is the recorded file, without holding it in memory.
+
+    Raises:
+        Refused: as `read`.
+    """
+    digest = store.sha256(settings, key(record.model))
+    if digest is None:
+        raise _gone(settings, record.model)
+    _compare(key(record.model), digest, record.artefact_sha256)
+
+
+def _gone(settings: Settings, model: str) -> Refused:
+    if gone := swept(settings, model):
+        return Refused(
+            f"{key(model)} was expected. Received: nothing, its weights were swept at {gone.at} by {gone.by} "
+            f"({gone.why}). Use another model; to have this one again, train with another seed."
+        )
+    return Refused(f"{key(model)} was expected. Received: nothing, and nobody swept it. Use another model.")
 
 
 def checked(key: str, data: bytes, recorded: str) -> bytes:
@@ -36,13 +52,16 @@ def checked(key: str, data: bytes, recorded: str) -> bytes:
     Raises:
         Refused: it is another.
     """
-    digest = hashlib.sha256(data).hexdigest()
+    _compare(key, hashlib.sha256(data).hexdigest(), recorded)
+    return data
+
+
+def _compare(key: str, digest: str, recorded: str) -> None:
     if digest != recorded:
         raise Refused(
             f"{key} is not the file that model.json records: expected SHA-256 {recorded}. Received: {digest}. Do not "
             "use it; promote or roll back to another model."
         )
-    return data
 
 
 def swept(settings: Settings, model: str) -> HistoryEntry | None:

@@ -18,6 +18,7 @@ from cxr_ml.model.pieces import Evenly, Pieces
 from cxr_ml.settings import Settings
 
 _log = logging.getLogger(__name__)
+LOSS = "sparse_categorical_crossentropy"
 EXPLODED = 100.0  # times the loss of the beginning, or of guessing; what is less may be a bad start that passes
 _SEED = 2  # tells the random numbers of the layers from those of augmentation
 
@@ -124,7 +125,7 @@ def run(
 def _compile(network: keras.Model, rate: float, pieces: int) -> None:
     optimizer = keras.optimizers.Adam(rate, gradient_accumulation_steps=pieces if pieces > 1 else None)
     metrics = ["accuracy", MacroF1(network.output_shape[-1])]
-    network.compile(optimizer, "sparse_categorical_crossentropy", metrics=metrics)
+    network.compile(optimizer, LOSS, metrics=metrics)
 
 
 def _fit(

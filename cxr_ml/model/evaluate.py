@@ -134,6 +134,9 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str, candidate: bo
         evaluation = evaluation.model_copy(update={"moved": tuple(changed), "reload_difference": reload})
         _store_predictions(settings, evaluation, manifest, rows, said)
         contact_sheets.write(settings, record, dataset, network, images, manifest, test, *said["test"])
+        stored = ("model.json", f"predictions-d{dataset.dataset}.parquet", f"explanation-d{dataset.dataset}.json")
+        files = {file: store.sha256(settings, f"models/{name}/{file}") for file in stored}
+        evaluation = evaluation.model_copy(update={"files": files})
     return _Judged(evaluation, said["test"], y[test], groups)
 
 

@@ -1,7 +1,10 @@
 """Stored evaluations. Apart from `evaluate`, so that who only reads them need not load a deep-learning framework."""
 
+from collections.abc import Iterator
+
 from cxr_ml import store
-from cxr_ml.records import Evaluation
+from cxr_ml.errors import Refused
+from cxr_ml.records import Decision, Evaluation
 from cxr_ml.settings import Settings
 
 _Judged = tuple[int, str | None, bool]  # dataset, champion, and whether that was to be evaluated and could not be
@@ -35,11 +38,40 @@ def load(settings: Settings, number: int, name: str, champion: str | None) -> Ev
     Raises:
         Refused: there is none.
     """
-    first = store.load(settings, f"models/{name}/evaluation.json", Evaluation)
+    return load_hashed(settings, number, name, champion)[0]
+
+
+def load_hashed(settings: Settings, number: int, name: str, champion: str | None) -> tuple[Evaluation, str]:
+    """What `load` gives, and the SHA-256 of its bytes as they are stored."""
+    wanted = _later_key(name, (number, champion, False))
+    return next(_stored(settings, number, name, champion), None) or store.load_hashed(settings, wanted, Evaluation)
+
+
+def _stored(settings: Settings, number: int, name: str, champion: str | None) -> Iterator[tuple[Evaluation, str]]:
+    """At most two, with their SHA-256: the one with the champion evaluated, and that where it could not be."""
+    first = store.load_hashed(settings, f"models/{name}/evaluation.json", Evaluation)
     for failed in (False, True):
         wanted = (number, champion, failed)
-        if _judged(first) == wanted:
-            return first
-        if found := store.find_record(settings, _later_key(name, wanted), Evaluation):
-            return found[0]
-    return store.load(settings, _later_key(name, (number, champion, False)), Evaluation)
+        if _judged(first[0]) == wanted:
+            yield first
+        elif store.exists(settings, _later_key(name, wanted)):
+            yield store.load_hashed(settings, _later_key(name, wanted), Evaluation)
+
+
+def decided(settings: Settings, decision: Decision, name: str) -> Evaluation:
+    """The evaluation of a candidate that a decision was made on.
+
+    Raises:
+        Refused: there is none, or none with the SHA-256 that the decision holds. A decision of a version that held none
+            is believed.
+    """
+    expected = decision.evaluation_sha256.get(name)
+    if expected is None:
+        return load(settings, decision.dataset, name, decision.champion)
+    found = {digest: e for e, digest in _stored(settings, decision.dataset, name, decision.champion)}
+    if expected not in found:
+        raise Refused(
+            f"The evaluation of {name} is not the one that {decision.run} was decided on: expected SHA-256 {expected}. "
+            f"Received: {', '.join(found) or 'none'}. Somebody changed it; the model's other files may be changed, too."
+        )
+    return found[expected]

@@ -104,8 +104,7 @@ def _beside(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
     predicted = io.BytesIO()
     np.save(predicted, trained.validation)
     history = _history(done)
-    files = {"history.csv": history.to_csv(index=False).encode()} | curves.events(history)
-    for name, data in files.items():
+    for name, data in curves.events(history).items():
         store.put_uncommitted(settings, f"{model}/{name}", data)
     images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in done.items()}
     spent = {stage: sum(e.seconds for e in p.epochs) for stage, p in done.items()}
@@ -131,6 +130,7 @@ def _beside(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
         operating_point=trained.point,
         validation_sha256=_kept(settings, f"{model}/validation.npy", predicted.getvalue()),
         likeness_sha256=_kept(settings, f"{model}/{likeness.FILE}", trained.likeness),
+        history_sha256=_kept(settings, f"{model}/history.csv", history.to_csv(index=False).encode()),
     )
 
 

@@ -28,12 +28,12 @@ def resolve(settings: Settings, name: str) -> str:
     Raises:
         Refused: neither.
     """
-    if match := re.fullmatch(r"v?(\d+)", name):
-        made = {e.version: e.model for e in registry.history(settings) if e.version is not None}
-        if int(match[1]) in made:
-            return made[int(match[1])]
-    elif re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) and store.exists(settings, f"models/{name}/model.json"):
-        return name
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        if store.exists(settings, f"models/{name}/model.json"):
+            return name
+        model = registry.named(registry.history(settings), name)
+        if model != name:
+            return model
     raise Refused(
         f"A model or a champion version such as v1 was expected. Received: {name!r}. `cxr-ml models list` names them."
     )

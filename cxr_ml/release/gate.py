@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from cxr_ml.errors import Refused
 from cxr_ml.model import metrics
 from cxr_ml.model.moved import LUNGS_HIDDEN
-from cxr_ml.records import Check, Dataset, Decision, Difference, Evaluation, Metrics, Model
+from cxr_ml.records import Champion, Check, Dataset, Decision, Difference, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
 
 # Where a miss harms a patient; NORMAL has its floor so that a model that calls everyone ill does not pass.
@@ -32,7 +32,7 @@ def decide(
     dataset: Dataset,
     evaluations: Sequence[Evaluation],
     models: Mapping[str, Model],
-    champion: str | None,
+    champion: Champion | None,
     overrides: dict[str, str] | None = None,
     by: str = "",
 ) -> Decision:
@@ -44,13 +44,13 @@ def decide(
         dataset: the version that the candidates were trained on.
         evaluations: one per candidate, with the champion's inside.
         models: the records of the candidates, and of the champion, by name.
-        champion: name of the model that is champion now; None before the first promotion.
+        champion: the pointer to the model that is champion now; None before the first promotion.
         overrides: settings that were changed for this run, kept with the decision.
         by: who started the run and changed them.
     """
     chosen = choose(evaluations)
     test = chosen.test
-    checks = [_fresh(chosen, dataset), _same_files(chosen, models), _reloaded(chosen)]
+    checks = [_fresh(chosen, dataset), _same_files(chosen, models, champion), _reloaded(chosen)]
     if not math.isfinite(chosen.validation.macro_f1):
         text = "The macro F1 on validation, by which the candidate is chosen, is not a number."
         checks.append(Check(name="macro F1 on validation", observed=None, limit="a number", passed=False, reason=text))
@@ -62,10 +62,10 @@ def decide(
     floors |= {f"F1 {label}": floor for label, floor in settings.f1_floors.items()}
     for name, floor in (floors | {"macro F1": settings.macro_f1_floor}).items():
         checks.append(_floor(settings, test, name, floor))
-    checks.append(_lungs(settings, chosen))
+    checks += [_disguised(settings, test, chosen.robustness), _lungs(settings, chosen)]
     checks.extend(_complete(settings, floors))
     if champion is not None:
-        checks.extend(_against_champion(settings, chosen, champion))
+        checks.extend(_against_champion(settings, chosen, champion.model))
     failed = [c for c in checks if not c.passed]
     if failed:
         more = len(failed) - 1
@@ -73,12 +73,12 @@ def decide(
     elif champion is None:
         reason = "Every floor is met; there is no champion yet to compare with."
     else:
-        reason = f"Every floor is met and the macro F1 is above that of the champion {champion}."
+        reason = f"Every floor is met and the macro F1 is above that of the champion {champion.model}."
     return Decision(
         run=run,
         model=chosen.model,
         dataset=dataset.dataset,
-        champion=champion,
+        champion=champion.model if champion else None,
         candidates=tuple(e.model for e in evaluations),
         promote=bool(checks) and not failed,
         checks=tuple(checks),
@@ -129,20 +129,28 @@ def _fresh(chosen: Evaluation, dataset: Dataset) -> Check:
     )
 
 
-def _same_files(chosen: Evaluation, models: Mapping[str, Model]) -> Check:
-    """What was evaluated must be the very files that the models' records name."""
+def _same_files(chosen: Evaluation, models: Mapping[str, Model], champion: Champion | None) -> Check:
+    """What was evaluated must be the very files that the models' records name, and the champion's pointer."""
     stale = []
     for evaluation in [chosen, *([chosen.champion] if chosen.champion else [])]:
         record = models.get(evaluation.model)
         if record is None or record.artefact_sha256 != evaluation.artefact_sha256:
             stale.append(evaluation.model)
-    reason = (
-        f"The evaluation of {', '.join(stale)} is of another file than its record names."
-        if stale
-        else "The files that were evaluated are those that the records name."
+    beside = chosen.champion
+    moved = (
+        champion and beside and beside.model == champion.model and beside.artefact_sha256 != champion.artefact_sha256
     )
+    if stale:
+        reason = f"The evaluation of {', '.join(stale)} is of another file than its record names."
+    elif moved:
+        reason = (
+            f"The evaluation of the champion {champion.model} is of another file than the champion's pointer names."
+        )
+    else:
+        reason = "The files that were evaluated are those that the records name."
+    passed = not (stale or moved)
     limit = "the recorded files"
-    return Check(name="evaluated these files", observed=float(not stale), limit=limit, passed=not stale, reason=reason)
+    return Check(name="evaluated these files", observed=float(passed), limit=limit, passed=passed, reason=reason)
 
 
 def _reloaded(chosen: Evaluation) -> Check:
@@ -157,6 +165,23 @@ def _reloaded(chosen: Evaluation) -> Check:
         + ("." if passed else f", more than {RELOADED:g}: it is not the model that was trained.")
     )
     return Check(name=name, observed=value, limit=limit, passed=passed, reason=text)
+
+
+def _disguised(settings: Settings, test: Metrics, robustness: Mapping[str, Metrics]) -> Check:
+    """A model that is worse on the same films sharpened or re-encoded knows their source, not the disease."""
+    name, most = "macro F1 lost in disguise", settings.disguise_limit
+    figures = {"as they are": test.macro_f1} | {what: found.macro_f1 for what, found in robustness.items()}
+    limit = f"≤ {most:g}"
+    if not robustness or not all(map(math.isfinite, figures.values())):
+        text = "The macro F1 on the test images in disguise could not be evaluated."
+        return Check(name=name, observed=None, limit=limit, passed=False, reason=text)
+    worst, best = min(figures, key=figures.__getitem__), max(figures, key=figures.__getitem__)
+    lost = figures[best] - figures[worst]
+    passed = lost <= most
+    text = f"Between the test images {best} and {worst} the macro F1 differs by {lost:.3f}, " + (
+        f"at most {most:g}." if passed else f"more than {most:g}: the model leans on sharpness, resolution or encoding."
+    )
+    return Check(name=name, observed=lost, limit=limit, passed=passed, reason=text)
 
 
 def _lungs(settings: Settings, chosen: Evaluation) -> Check:

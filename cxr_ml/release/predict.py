@@ -17,7 +17,7 @@ from cxr_ml.data import files, images, inbox, room, screen
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluate, explain, inputs, likeness, operating
 from cxr_ml.records import Model, Prediction
-from cxr_ml.release import overlays, registry
+from cxr_ml.release import catalogue, overlays, registry
 from cxr_ml.settings import Settings
 
 UNLIKE = "unlike_training"  # code of an image that is unlike those the model was trained on
@@ -51,15 +51,16 @@ def load(settings: Settings, model: str | None = None) -> Predict:
 
     Args:
         settings: the store, the limits on files, and the suites.
-        model: name of a stored model; None: the champion.
+        model: name of a stored model, or a champion version such as v3; None: the champion.
 
     Raises:
-        Refused: there is no champion, the stored model cannot be trusted, or a suite cannot be used.
+        Refused: there is no champion or no such model, the stored model cannot be trusted, or a suite cannot be used.
     """
     champion = registry.champion(settings) if model is None else None
     if model is None and champion is None:
         raise Refused("There is no champion yet. Run a retraining, or name a model.")
-    record, network = evaluate.load_model(settings, model or champion.model)
+    name = champion.model if model is None else catalogue.resolve(settings, model)
+    record, network = evaluate.load_model(settings, name)
     if champion and champion.artefact_sha256 != record.artefact_sha256:
         raise Refused(
             f"The champion's pointer and models/{champion.model}/model.json must name the same file. Received: SHA-256 "

@@ -114,9 +114,7 @@ def _assemble(
         batches=_load(settings, batches),
         dataset=dataset,
         models=tuple(runs.load_model_record(settings, name) for name in decision.candidates),
-        evaluations=tuple(
-            evaluations.load(settings, decision.dataset, name, decision.champion) for name in decision.candidates
-        ),
+        evaluations=tuple(evaluations.decided(settings, decision, name) for name in decision.candidates),
         decision=decision,
         champion=registry.champion(settings),
         rulings=ruled,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
+from cxr_ml.model import artefact, evaluations
 from cxr_ml.records import Champion, Decision, HistoryEntry, Model
 from cxr_ml.settings import Settings
 
@@ -45,15 +46,22 @@ def versions(entries: Sequence[HistoryEntry], model: str) -> list[int]:
     return [e.version for e in entries if e.version is not None and e.model == model]
 
 
+def named(entries: Sequence[HistoryEntry], name: str) -> str:
+    """The model that a champion version, `v3` or `3`, means; any other name as it is."""
+    match = re.fullmatch(r"v?(\d+)", name)
+    return next((e.model for e in entries if match and e.version == int(match[1])), name)
+
+
 def conclude(settings: Settings, decision: Decision, by: str) -> HistoryEntry:
     """Carries out a decision: promotes the candidate, or records the refusal. Safe to repeat.
 
     Raises:
-        Refused: the champion is no longer the one that the decision was made against, or the model is gone.
+        Refused: the champion is no longer the one that the decision was made against, or the model's weights are gone,
+            or are not those that the gate judged.
     """
     passed = decision.promote and decision.checks and all(c.passed for c in decision.checks)
     if passed:
-        _artefact(settings, decision.model)
+        _check_weights(settings, decision.model, decision)
     action = "promoted" if passed else "refused"
     return _append(settings, action, decision.model, by, decision.reason, decision.run, decision, decision.champion)
 
@@ -71,14 +79,16 @@ def rollback(settings: Settings, to: str | None, by: str, why: str, run: str = "
 
     Args:
         settings: the store.
-        to: a model that was champion once; None: the one that the present one was promoted over. After a rollback
-            that is not the one rolled back from, so that asking twice never brings a bad model back.
+        to: a model that was champion once, or its version, such as v3; None: the one that the present one was promoted
+            over. After a rollback that is not the one rolled back from, so that asking twice never brings a bad model
+            back.
         by: who asks.
         why: the reason, for the history.
         run: name of this rollback, with which it is safe to repeat; "": a new one.
 
     Raises:
-        Refused: no reason, no such earlier champion, or the champion changed at this very moment.
+        Refused: no reason, no such earlier champion, its weights are gone or not those that it was promoted with, or
+            the champion changed at this very moment.
     """
     if not why.strip():
         raise Refused("A rollback needs a reason. Received: none.")
@@ -91,12 +101,12 @@ def rollback(settings: Settings, to: str | None, by: str, why: str, run: str = "
     now = past[-1].model if past else None
     earlier = sorted({e.model for e in past} - {now})
     before = next((e.previous for e in reversed(past) if e.model == now and e.action == "promoted"), None)
-    if (to or before) not in earlier:
+    model = named(past, to) if to else before
+    if model not in earlier:
         there = f"one of {', '.join(earlier)}" if earlier else "and there is none yet"
         asked = repr(to) if to else f"none, and {now} was promoted over no other. Name one" if earlier else "none"
         raise Refused(f"A rollback goes to an earlier champion, {there}. Received: {asked}.")
-    model = to or before
-    _artefact(settings, model)
+    _check_weights(settings, model, next((e.decision for e in reversed(past) if e.model == model and e.decision), None))
     return _append(settings, "rolled_back", model, by, why, run or _named("rollback"), None, now)
 
 
@@ -171,6 +181,25 @@ def _append(
 def _bytes(decision: Decision | None) -> bytes:
     # Compared as stored: a NaN is not equal to itself.
     return decision.to_bytes() if decision else b""
+
+
+def _check_weights(settings: Settings, model: str, decision: Decision | None) -> None:
+    """Refused unless the weights are those of model.json, and that is what the decision was made on."""
+    record, digest = store.load_hashed(settings, f"models/{model}/model.json", Model)
+    try:
+        artefact.check(settings, record)
+        bound = decision is not None and model in decision.evaluation_sha256  # earlier versions held no SHA-256
+        judged = evaluations.decided(settings, decision, model) if bound else None
+    except Refused as error:
+        raise Refused(f"{error} The champion stays as it is.") from None
+    found = {"model.keras": record.artefact_sha256, "model.json": digest}
+    expected = found | (judged.files | {"model.keras": judged.artefact_sha256} if judged else {})
+    for file, sha256 in found.items():
+        if sha256 != expected[file]:
+            raise Refused(
+                f"models/{model}/{file} is not what {decision.run} was decided on: expected SHA-256 {expected[file]}. "
+                f"Received: {sha256}. The champion stays as it is."
+            )
 
 
 def _artefact(settings: Settings, model: str) -> str:

@@ -77,10 +77,12 @@ def decide(
     champion = registry.champion(settings)
     beside = champion.model if champion else None
     number = load_model_record(settings, models[0]).dataset
-    found = [evaluations.load(settings, number, name, beside) for name in models]
+    found = [evaluations.load_hashed(settings, number, name, beside) for name in models]
     named = [*models, *([beside] if beside else [])]
     records = {name: load_model_record(settings, name) for name in named}
-    decision = gate.decide(settings, run, datasets.load(settings, number), found, records, beside, overrides, by)
+    judged, digests = [e for e, _ in found], {e.model: digest for e, digest in found}
+    decision = gate.decide(settings, run, datasets.load(settings, number), judged, records, champion, overrides, by)
+    decision = decision.model_copy(update={"evaluation_sha256": digests})
     store.put_if_absent(settings, key, decision.to_bytes(), "application/json")
     return decision
 

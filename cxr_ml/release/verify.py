@@ -1,6 +1,5 @@
 """Checks that a stored model is what the records say: every hash from the champion's pointer to the pixels."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -11,8 +10,8 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data.files import image_key
 from cxr_ml.errors import Refused
-from cxr_ml.model import artefact, evaluations
-from cxr_ml.records import Champion, Dataset, Decision, HistoryEntry, Model
+from cxr_ml.model import artefact, evaluations, explanations
+from cxr_ml.records import Champion, Dataset, Decision, Evaluation, HistoryEntry, Model
 from cxr_ml.release import catalogue, registry
 from cxr_ml.settings import Settings
 
@@ -26,12 +25,13 @@ class Step(NamedTuple):
     name: str  # the object that was checked
     said: str  # what was found, in a sentence
     differs: tuple[str, ...] = ()  # what is not as recorded, each named; (): all is
+    checked: bool = True  # False: a version of this program that recorded nothing to check by wrote it
 
 
 def verify(
     settings: Settings, name: str, on_image: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Step]:
-    """Checks pointer, history, decision, model.json, model.keras, evaluation, dataset.json, manifest and each image.
+    """Checks pointer, history, decisions, evaluations, the files of the model, dataset.json, manifest and each image.
 
     Args:
         settings: the store.
@@ -54,11 +54,12 @@ def _steps(settings: Settings, name: str, on_image: Callable[[int, int], None]) 
         yield _history(entries)
         record = store.load(settings, f"models/{name}/model.json", Model)
         yield _pointer(settings, entries, record)
-        yield from _decision(settings, entries, record)
+        yield from _decisions(settings, entries, record)
         yield _weights(settings, record)
-        for file, sha256 in (("validation.npy", record.validation_sha256), ("likeness.npz", record.likeness_sha256)):
+        recorded = {"validation.npy": record.validation_sha256, "likeness.npz": record.likeness_sha256}
+        for file, sha256 in (recorded | {"history.csv": record.history_sha256}).items():
             if sha256:  # models of earlier versions have none
-                yield _beside(settings, f"models/{name}/{file}", sha256)
+                yield _beside(settings, f"models/{name}/{file}", sha256, "model.json")
         dataset = datasets.load(settings, record.dataset)
         yield _dataset(record, dataset)
         manifest = datasets.manifest(settings, dataset)
@@ -107,11 +108,15 @@ def _pointer(settings: Settings, entries: list[HistoryEntry], record: Model) -> 
     return Step(_POINTER, f"{role} is champion, version {now.version}", tuple(differs))
 
 
-def _decision(settings: Settings, entries: list[HistoryEntry], record: Model) -> Iterator[Step]:
-    entry = catalogue.judged(entries, record.model)
-    if entry is None:
+def _decisions(settings: Settings, entries: list[HistoryEntry], record: Model) -> Iterator[Step]:
+    about = [e for e in entries if e.decision and record.model in e.decision.candidates]
+    if not about:
         yield Step("decision", "no run brought this model before the gate")
-        return
+    for entry in about:
+        yield from _decision(settings, entry, record)
+
+
+def _decision(settings: Settings, entry: HistoryEntry, record: Model) -> Iterator[Step]:
     decision, key = entry.decision, f"reports/{entry.run}/decision.json"
     stored = store.load(settings, key, Decision)
     differs = [
@@ -123,10 +128,39 @@ def _decision(settings: Settings, entries: list[HistoryEntry], record: Model) ->
     if entry.action == "promoted" and (failed or not decision.promote or not decision.checks):
         differs.append(f"it was promoted, although not every check passed: {', '.join(failed) or 'there is none'}")
     yield Step(key, f"{entry.action}, with {len(decision.checks)} checks, as entry {entry.number} says", tuple(differs))
-    evaluation = evaluations.load(settings, decision.dataset, record.model, decision.champion)
+    key, bound = f"models/{record.model}/evaluation", record.model in decision.evaluation_sha256
+    try:
+        evaluation = evaluations.decided(settings, decision, record.model)
+    except Refused as error:
+        yield Step(key, "not what was decided on", (str(error),))
+        return
     differs = _unlike(evaluation, "artefact_sha256", record.artefact_sha256)
     differs += _unlike(evaluation, "dataset_sha256", datasets.load(settings, decision.dataset).manifest_sha256)
-    yield Step(f"models/{record.model}/evaluation", "of these weights and this dataset", tuple(differs))
+    said = f"of these weights and this dataset, and its SHA-256 is the one of the decision of {entry.run}"
+    if not bound:
+        said = (
+            f"of these weights and this dataset; but the decision of {entry.run} is of a version of this program that "
+            "did not record its SHA-256, so that nothing tells whether figures were changed since"
+        )
+    yield Step(key, said, tuple(differs), bound)
+    for file, sha256 in evaluation.files.items():
+        yield _beside(settings, f"models/{record.model}/{file}", sha256, "the evaluation")
+    yield from _sheets(settings, evaluation)
+
+
+def _sheets(settings: Settings, evaluation: Evaluation) -> Iterator[Step]:
+    name = f"models/{evaluation.model}/explanation-d{evaluation.dataset}"
+    try:
+        found = explanations.load(settings, evaluation.model, evaluation.dataset)
+        if found is None:  # judged by an earlier version
+            return
+        explanations.sheets(settings, found)
+    except Refused as error:
+        yield Step(name, "not as recorded", (str(error),))
+        return
+    differs = _unlike(found, "artefact_sha256", evaluation.artefact_sha256)
+    differs += _unlike(found, "dataset_sha256", evaluation.dataset_sha256)
+    yield Step(name, f"its {len(found.sheets)} contact sheets have the SHA-256 that it records", tuple(differs))
 
 
 def _unlike(record: object, field: str, expected: str) -> list[str]:
@@ -140,16 +174,20 @@ def _weights(settings: Settings, record: Model) -> Step:
     if gone and not store.exists(settings, key):
         return Step(key, f"swept at {gone.at} by {gone.by}: {gone.why}")
     try:
-        artefact.read(settings, record)
+        artefact.check(settings, record)
     except Refused as error:
         return Step(key, "not what model.json records", (str(error),))
     return Step(key, "its SHA-256 is the one of model.json")
 
 
-def _beside(settings: Settings, key: str, sha256: str) -> Step:
-    digest = hashlib.sha256(store.get(settings, key)).hexdigest()
-    differs = () if digest == sha256 else (f"its SHA-256 is {digest}; model.json records {sha256}",)
-    return Step(key, "its SHA-256 is the one of model.json", differs)
+def _beside(settings: Settings, key: str, sha256: str, where: str) -> Step:
+    digest = store.sha256(settings, key)
+    differs = (
+        ()
+        if digest == sha256
+        else (f"{f'its SHA-256 is {digest}' if digest else 'it is missing'}; {where} records {sha256}",)
+    )
+    return Step(key, f"its SHA-256 is the one of {where}", differs)
 
 
 def _dataset(record: Model, dataset: Dataset) -> Step:
@@ -169,8 +207,7 @@ def _images(settings: Settings, manifest: pd.DataFrame, on_image: Callable[[int,
 
 def _image(settings: Settings, sha256: str, format: str) -> str:
     key = image_key(sha256, format)
-    found = store.find(settings, key)
-    if found is None:
+    digest = store.sha256(settings, key)
+    if digest is None:
         return f"{key} is missing"
-    digest = hashlib.sha256(found[0]).hexdigest()
     return "" if digest == sha256 else f"{key} holds other bytes: their SHA-256 is {digest}"

@@ -83,7 +83,8 @@ def model(request: Request, user: User, name: str) -> HTMLResponse:
     record, entries = shelf.model(name), shelf.history()
     s, last = shelf.settings(), catalogue.judged(entries, name)
     found = shelf.evaluation(name, entries)
-    card = shelf.card(name, last and last.run)
+    judged = [e for e in entries if e.decision and name in e.decision.candidates]
+    card = shelf.card(name, last.run if last and len(judged) > 1 else None)
     return pages.render(
         request,
         user,

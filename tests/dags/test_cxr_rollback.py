@@ -1,5 +1,6 @@
 """The rollback as a DAG: a form with the reason, two thin steps, and the asset that other DAGs follow."""
 
+import hashlib
 from types import SimpleNamespace
 
 import pytest
@@ -85,8 +86,9 @@ def roll_back(settings, monkeypatch):
 def put_champions(settings, *names):
     for number, name in enumerate(names, 1):
         model = Model(
-            model=name, architecture="light", dataset=1, dataset_sha256="d", artefact_sha256="a", classes=(),
-            image_size=32, weights="", weights_sha256="", settings={}, epochs={}, seconds={},
+            model=name, architecture="light", dataset=1, dataset_sha256="d", classes=(), image_size=32, weights="",
+            weights_sha256="", settings={}, epochs={}, seconds={},
+            artefact_sha256=hashlib.sha256(b"weights").hexdigest(),
         )  # fmt: skip
         store.put_if_absent(settings, f"models/{name}/model.keras", b"weights")
         store.put_if_absent(settings, f"models/{name}/model.json", model.to_bytes())
@@ -105,6 +107,11 @@ def test_the_champion_before_is_back_with_who_and_why_in_the_history_also_if_the
     entry = registry.history(settings)[-1]
     assert (entry.number, entry.action, entry.by, entry.why) == (4, "rolled_back", "eve", "Misses too much.")
     assert registry.champion(settings).model == "second"
+
+
+def test_the_form_takes_a_champion_version(settings, roll_back):
+    put_champions(settings, "first", "second", "third")
+    assert roll_back(to="v1") == {"model": "first", "version": 4}
 
 
 def test_a_model_that_was_never_champion_fails_the_step_for_good(settings, roll_back):

@@ -33,6 +33,7 @@ fine_tune_epochs = 0
 min_test_support = 5
 macro_f1_floor = 0.0
 margins = {}
+disguise_limit = 1.0
 lungs_hidden_limit = 1.0
 recall_floors = {NORMAL = 0.0, COVID19 = 0.0, PNEUMONIA = 0.0}
 f1_floors = {COVID19 = 0.0, PNEUMONIA = 0.0}

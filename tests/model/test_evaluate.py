@@ -132,6 +132,14 @@ def test_the_evaluation_is_stored_and_read_back_by_dataset_and_champion(judged):
         evaluations.load(s, 2, "good", "bad")
 
 
+def test_the_evaluation_holds_the_hashes_of_what_lies_beside_it(judged):
+    s, _ = judged
+    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    stored = {name: store.get(s, f"models/good/{name}") for name in found.files}
+    assert {"model.json", "predictions-d1.parquet", "explanation-d1.json"} == set(stored)
+    assert found.files == {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()}
+
+
 def test_evaluating_twice_changes_nothing_in_the_store(judged):
     s, _ = judged
     for champion in (None, "bad"):

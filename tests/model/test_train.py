@@ -66,6 +66,8 @@ def test_a_training_stores_model_history_and_record(settings):
     assert record.settings["batch_size"] == 8 and record.settings["fine_tune_learning_rate"] == 1e-4
     artefact = store.get(s, f"models/{record.model}/model.keras")
     assert hashlib.sha256(artefact).hexdigest() == record.artefact_sha256
+    curve = store.get(s, f"models/{record.model}/history.csv")
+    assert hashlib.sha256(curve).hexdigest() == record.history_sha256
     table = history(s, record)
     assert list(table["stage"]) == ["head", "head", "fine_tune"] and list(table["epoch"]) == [1, 2, 3]
     assert list(table.columns[2:6]) == ["loss", "accuracy", "val_loss", "val_accuracy"]
@@ -237,7 +239,6 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     dataset = put_dataset(s)
     name = train.model_name(s, dataset, "light")
     store.put_if_absent(s, f"models/{name}/model.keras", b"half a file")
-    store.put_if_absent(s, f"models/{name}/history.csv", b"stage")
     record = train.train(s, 1, "light", verbose=0)
     assert record.model == name
     assert evaluate.load_model(s, name)[0] == record

@@ -24,13 +24,14 @@ DATASET = samples.dataset().model_copy(update={"manifest_sha256": hashlib.sha256
 
 def evaluation(*args, **kwargs) -> Evaluation:
     found = samples.evaluation(*args, **kwargs)
-    return found.model_copy(update={"dataset_sha256": DATASET.manifest_sha256})
+    weights = hashlib.sha256(found.model.encode()).hexdigest()
+    return found.model_copy(update={"dataset_sha256": DATASET.manifest_sha256, "artefact_sha256": weights})
 
 
 def put_model(settings, evaluation: Evaluation) -> str:
     """A stored model with its record, history and evaluation."""
     folder = f"models/{evaluation.model}"
-    record = samples.model(evaluation.architecture)
+    record = samples.model(evaluation.architecture).model_copy(update={"artefact_sha256": evaluation.artefact_sha256})
     store.put_if_absent(settings, f"{folder}/model.keras", evaluation.model.encode())
     store.put_if_absent(settings, f"{folder}/history.csv", samples.history().to_csv(index=False).encode())
     store.put_if_absent(settings, f"{folder}/model.json", record.to_bytes())

@@ -52,10 +52,15 @@ def put_model(s, name, dataset, test=BEST, champion=None, **changes) -> str:
         facts[field] = hashlib.sha256(file.encode()).hexdigest()
         store.put_if_absent(s, f"models/{name}/{file}", file.encode())
     store.put_if_absent(s, f"models/{name}/model.keras", weights)
-    store.put_if_absent(s, f"models/{name}/history.csv", samples.history().to_csv(index=False).encode())
+    history = samples.history().to_csv(index=False).encode()
+    facts["history_sha256"] = hashlib.sha256(history).hexdigest()
+    store.put_if_absent(s, f"models/{name}/history.csv", history)
     record = samples.model().model_copy(update=facts | changes)
-    store.put_if_absent(s, f"models/{name}/model.json", record.to_bytes())
-    evaluations.save(s, evaluate(name, dataset, test, champion))
+    files = {"model.json": record.to_bytes(), f"predictions-d{dataset.dataset}.parquet": f"said by {name}".encode()}
+    for file, data in files.items():
+        store.put_if_absent(s, f"models/{name}/{file}", data)
+    held = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
+    evaluations.save(s, evaluate(name, dataset, test, champion).model_copy(update={"files": held}))
     return name
 
 

@@ -6,7 +6,7 @@ import pytest
 import report_samples as samples
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import Decision, Evaluation
+from cxr_ml.records import Champion, Decision, Evaluation
 from cxr_ml.release import gate
 from cxr_ml.settings import Settings
 
@@ -19,11 +19,12 @@ def candidate(test=PERFECT, champion: Evaluation | None = CHAMPION, **changes) -
     return samples.evaluation("inception_v3", test, champion=champion).model_copy(update=changes)
 
 
-def decide(*evaluations: Evaluation, champion: str | None = CHAMPION.model, **settings) -> Decision:
+def decide(*evaluations: Evaluation, champion: str | None = CHAMPION.model, pointed="a" * 64, **settings) -> Decision:
     changed = SETTINGS.model_copy(update=settings)
     named = [*evaluations, *(e.champion for e in evaluations if e.champion)]
     records = {e.model: samples.model(e.architecture) for e in named}
-    return gate.decide(changed, "run-1", samples.dataset(), evaluations, records, champion)
+    pointer = champion and Champion(version=1, model=champion, artefact_sha256=pointed, history=1)
+    return gate.decide(changed, "run-1", samples.dataset(), evaluations, records, pointer)
 
 
 def failed(decision: Decision) -> list[str]:
@@ -44,7 +45,7 @@ def test_a_candidate_that_meets_every_floor_and_beats_the_champion_is_promoted()
         "evaluated on this dataset", "evaluated these files", "reloaded artefact",
         "test images NORMAL", "test images COVID19", "test images PNEUMONIA",
         "recall COVID19", "recall PNEUMONIA", "recall NORMAL", "F1 COVID19", "F1 PNEUMONIA", "macro F1",
-        "balanced accuracy, lungs hidden",
+        "macro F1 lost in disguise", "balanced accuracy, lungs hidden",
         "recall COVID19 against champion", "recall PNEUMONIA against champion", "macro F1 against champion",
     }  # fmt: skip
 
@@ -111,7 +112,7 @@ def test_what_is_missing_what_is_no_number_and_an_empty_class_have_their_own_wor
 def test_a_macro_f1_that_is_no_number_shuts_the_gate():
     found = candidate()
     found = found.model_copy(update={"test": found.test.model_copy(update={"macro_f1": math.nan})})
-    assert failed(decide(found)) == ["macro F1", "macro F1 against champion"]
+    assert failed(decide(found)) == ["macro F1", "macro F1 lost in disguise", "macro F1 against champion"]
 
 
 @pytest.mark.parametrize("label", samples.CLASSES)
@@ -174,6 +175,20 @@ def test_the_whole_interval_of_the_difference_must_lie_above_the_margin(low, pas
     assert (check.passed, check.observed, check.interval) == (passes, low, (low, 0.1))
 
 
+def test_a_model_that_a_disguise_deceives_is_refused():
+    found = candidate()
+    other = {"shrunk": found.test, "sharpened": found.test.model_copy(update={"macro_f1": found.test.macro_f1 - 0.06})}
+    decision = decide(found.model_copy(update={"robustness": other}))
+    assert failed(decision) == ["macro F1 lost in disguise"]
+    assert "as they are and sharpened the macro F1 differs by 0.060, more than 0.05" in decision.reason
+    assert decide(found.model_copy(update={"robustness": other}), disguise_limit=0.07).promote
+
+
+@pytest.mark.parametrize("robustness", [{}, {"shrunk": candidate().test.model_copy(update={"macro_f1": math.nan})}])
+def test_disguises_that_were_not_evaluated_shut_the_gate(robustness):
+    assert failed(decide(candidate(robustness=robustness))) == ["macro F1 lost in disguise"]
+
+
 def test_a_margin_of_a_figure_that_is_better_when_low_is_judged_the_other_way_round():
     figures = candidate().difference.figures | {"log loss": 0.2}
     spans = candidate().difference.intervals | {"log loss": (0.1, 0.3)}
@@ -227,6 +242,12 @@ def test_an_evaluation_of_another_file_than_the_record_names_shuts_the_gate(who)
     other = {"artefact_sha256": "0" * 64}
     found = candidate(**other) if who == "candidate" else candidate(champion=CHAMPION.model_copy(update=other))
     assert failed(decide(found)) == ["evaluated these files"]
+
+
+def test_a_champion_of_another_file_than_the_pointer_names_shuts_the_gate():
+    decision = decide(candidate(), pointed="0" * 64)
+    assert failed(decision) == ["evaluated these files"]
+    assert f"champion {CHAMPION.model} is of another file than the champion's pointer names" in decision.reason
 
 
 @pytest.mark.parametrize("value", [None, math.nan, 0.0011])

@@ -1,5 +1,6 @@
 """`cxr-ml models`: what there is, what differs, what was tampered with, and what is swept."""
 
+import hashlib
 import json
 import re
 
@@ -10,8 +11,8 @@ from cli_calls import answer, call
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.model import artefact
-from cxr_ml.records import Model
+from cxr_ml.model import artefact, evaluations, explanations
+from cxr_ml.records import Evaluation, Model
 from cxr_ml.release import catalogue, prune, registry, runs
 
 FAIR = ((84, 3, 3), (0, 88, 2), (2, 2, 86))
@@ -217,6 +218,88 @@ def test_a_promotion_of_what_did_not_pass_is_named(house):
     assert f"it was promoted, although not every check passed: {checks[0].name}" in said
 
 
+def tampered(settings, name="first"):
+    """Weights, the record of them and the hash in the evaluation, all replaced to fit each other."""
+    weights = b"weights that nobody judged"
+    digest = hashlib.sha256(weights).hexdigest()
+    for file, kind in (("model.json", Model), ("evaluation.json", Evaluation)):
+        record = store.load(settings, f"models/{name}/{file}", kind)
+        overwrite(settings, f"models/{name}/{file}", record.model_copy(update={"artefact_sha256": digest}).to_bytes())
+    overwrite(settings, f"models/{name}/model.keras", weights)
+
+
+def test_a_past_champion_replaced_with_its_record_and_its_evaluation_is_named_and_not_rolled_back_to(house):
+    tampered(house)
+    assert (
+        "The evaluation of first is not the one that run-1 was decided on" in differing("v1")["models/first/evaluation"]
+    )
+    with pytest.raises(
+        Refused, match=r"evaluation of first is not the one that run-1 was.*The champion stays as it is"
+    ):
+        registry.rollback(house, "first", "eve", "Misses too much.")
+    assert registry.champion(house).model == "second" and len(registry.history(house)) == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("model.keras", {"artefact_sha256": hashlib.sha256(b"weights that nobody judged").hexdigest()}),
+        ("model.json", {"operating_point": None}),
+    ],
+)
+def test_a_past_champion_that_is_not_what_its_evaluation_names_is_not_rolled_back_to(house, file, changes):
+    record = store.load(house, "models/first/model.json", Model)
+    overwrite(house, "models/first/model.json", record.model_copy(update=changes).to_bytes())
+    if file == "model.keras":
+        overwrite(house, "models/first/model.keras", b"weights that nobody judged")
+    with pytest.raises(Refused, match=rf"models/first/{file} is not what run-1 was decided on.*The champion stays"):
+        registry.rollback(house, "first", "eve", "Misses too much.")
+    assert registry.champion(house).model == "second"
+    assert "models/first/model.json" in differing("first")
+
+
+def test_faked_figures_are_named_also_those_of_a_decision_before_the_last(house):
+    beside = stored.evaluate("second", stored.put_dataset(house), stored.BEST)
+    evaluations.save(house, stored.evaluate("first", stored.put_dataset(house), FAIR, beside))
+    stored.run(house, "run-4", ["first"])
+    found = store.load(house, "models/first/evaluation.json", Evaluation)
+    faked = found.model_copy(update={"test": found.test.model_copy(update={"macro_f1": 0.999})})
+    overwrite(house, "models/first/evaluation.json", faked.to_bytes())
+    assert "is not the one that run-1 was decided on" in differing("first")["models/first/evaluation"]
+
+
+def test_an_evaluation_that_no_decision_holds_a_hash_of_is_told_as_not_checked(house):
+    entry = registry.history(house)[1]
+    decision = entry.decision.model_copy(update={"evaluation_sha256": {}})
+    overwrite(house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
+    overwrite(house, "reports/run-2/decision.json", decision.to_bytes())
+    steps = {s["name"]: s for s in answer("models", "verify", "second")}
+    assert [name for name, s in steps.items() if not s["checked"]] == ["models/second/evaluation"]
+    assert "did not record its SHA-256" in steps["models/second/evaluation"]["said"]
+    assert "NOT CHECKED models/second/evaluation" in " ".join(call("models", "verify", "second")[1].split())
+
+
+def test_other_predictions_and_another_curve_are_named(house):
+    files = {"models/second/predictions-d1.parquet", "models/second/history.csv"}
+    for key in files:
+        overwrite(house, key, b"other bytes")
+    assert set(differing()) == files
+    store.remove(house, "models/second/history.csv")
+    assert differing()["models/second/history.csv"].startswith("it is missing; model.json records")
+
+
+def test_a_contact_sheet_that_was_changed_is_named(house):
+    model = store.load(house, "models/second/model.json", Model)
+    sheets = {label: f"sheet of {label}".encode() for label in samples.CLASSES}
+    facts = {"dataset": 1, "dataset_sha256": model.dataset_sha256, "artefact_sha256": model.artefact_sha256}
+    facts["sheets"] = {label: hashlib.sha256(png).hexdigest() for label, png in sheets.items()}
+    explanations.save(house, samples.explanation("second").model_copy(update=facts), sheets)
+    steps = {s["name"]: s["said"] for s in answer("models", "verify", "second")}
+    assert steps["models/second/explanation-d1"].startswith("its 3 contact sheets")
+    overwrite(house, "models/second/explanation-d1-1.png", b"another sheet")
+    assert "explanation-d1-1.png is not the sheet that was recorded" in differing()["models/second/explanation-d1"]
+
+
 def test_other_weights_a_record_of_others_and_no_weights_are_named(house):
     key = "models/second/model.keras"
     overwrite(house, key, b"other weights")
@@ -227,7 +310,9 @@ def test_other_weights_a_record_of_others_and_no_weights_are_named(house):
     overwrite(house, key, b"weights of second")
     changed = record.model_copy(update={"artefact_sha256": "1" * 64})
     overwrite(house, "models/second/model.json", changed.to_bytes())
-    assert set(differing()) == {"registry/champion.json", key, "models/second/evaluation"}
+    assert set(differing()) == {
+        "registry/champion.json", key, "models/second/evaluation", "models/second/model.json",
+    }  # fmt: skip
 
 
 def test_other_predictions_of_the_training_process_and_another_likeness_are_named(house):
@@ -241,7 +326,7 @@ def test_an_evaluation_of_other_images_is_named(house):
     data = store.get(house, "models/poor/evaluation.json").replace(stored.put_dataset(house).manifest_sha256.encode(),
                                                                    b"f" * 64)  # fmt: skip
     overwrite(house, "models/poor/evaluation.json", data)
-    assert "dataset_sha256 is " + "f" * 64 in differing("poor")["models/poor/evaluation"]
+    assert "is not the one that run-3 was decided on" in differing("poor")["models/poor/evaluation"]
 
 
 def test_another_dataset_record_or_manifest_is_named(house):

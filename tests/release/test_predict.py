@@ -83,6 +83,13 @@ def test_the_champion_predicts_unless_another_model_is_named(settings, tmp_path)
     }
     assert row.unlikeness is None and row.overlay is None
     assert predict(settings, [file], "other")[0].predicted == "PNEUMONIA"
+    assert predict(settings, [file], "v1")[0].predicted == "COVID19"
+
+
+def test_a_name_that_is_no_model_is_refused_also_where_it_is_no_key(settings):
+    for name in ("../x", "..", "", "nobody", "v1"):
+        with pytest.raises(Refused, match="A model or a champion version such as v1 was expected"):
+            stage.load(settings, name)
 
 
 def test_the_label_is_that_of_the_operating_point_and_probabilities_are_calibrated(settings, tmp_path):

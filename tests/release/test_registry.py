@@ -1,5 +1,6 @@
 """The pointer moves only for what passed; the history is only added to; every step can be repeated."""
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,8 +16,10 @@ FAILED = Check(name="recall COVID19", observed=0.5, limit="≥ 0.95", passed=Fal
 
 
 def put_model(settings, name: str) -> str:
-    record = samples.model().model_copy(update={"model": name})
-    store.put_if_absent(settings, f"models/{name}/model.keras", b"weights of " + name.encode())
+    weights = b"weights of " + name.encode()
+    facts = {"model": name, "artefact_sha256": hashlib.sha256(weights).hexdigest()}
+    record = samples.model().model_copy(update=facts)
+    store.put_if_absent(settings, f"models/{name}/model.keras", weights)
     store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
     return name
 
@@ -44,7 +47,7 @@ def test_a_promotion_moves_the_pointer_and_is_told_by_the_history(settings):
     entry = promoted(settings, "run-1", "first")
     champion = registry.champion(settings)
     assert (champion.model, champion.version, champion.history) == ("first", 1, 1)
-    assert champion.artefact_sha256 == samples.model().artefact_sha256
+    assert champion.artefact_sha256 == hashlib.sha256(b"weights of first").hexdigest()
     assert registry.history(settings) == [entry]
     assert (entry.action, entry.by, entry.why, entry.previous, entry.run) == (
         "promoted", "ann", "Because.", None, "run-1",
@@ -105,16 +108,39 @@ def test_repeating_an_old_promotion_does_not_bring_the_old_champion_back(setting
 def test_a_model_without_its_artefact_does_not_become_champion(settings):
     record = samples.model().model_copy(update={"model": "hollow"})
     store.put_if_absent(settings, "models/hollow/model.json", record.to_bytes())
-    with pytest.raises(Refused, match=r"model\.keras is not in the store"):
+    with pytest.raises(Refused, match=r"hollow/model\.keras was expected\. Received: nothing"):
         registry.conclude(settings, decision("run-1", "hollow"), "ann")
     assert registry.champion(settings) is None and registry.history(settings) == []
+
+
+def test_weights_that_are_not_those_recorded_are_not_promoted_and_not_rolled_back_to(settings):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    for name in (put_model(settings, "third"), "first"):
+        store.remove(settings, f"models/{name}/model.keras")
+        store.put_if_absent(settings, f"models/{name}/model.keras", b"garbage")
+    with pytest.raises(Refused, match=r"third/model\.keras is not the file that model\.json records.*champion stays"):
+        promoted(settings, "run-3", "third", "second")
+    with pytest.raises(Refused, match=r"first/model\.keras is not the file that model\.json records.*champion stays"):
+        registry.rollback(settings, None, "ann", "Misses too much.")
+    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
+
+
+@pytest.mark.parametrize("version", ["v2", "2"])
+def test_a_rollback_goes_to_a_champion_version(settings, version):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    promoted(settings, "run-3", "third", "second")
+    assert registry.rollback(settings, version, "ann", "Misses too much.").model == "second"
+    with pytest.raises(Refused, match="an earlier champion"):
+        registry.rollback(settings, "v9", "ann", "Misses too much.")
 
 
 def test_a_rollback_to_a_model_that_is_gone_is_refused_and_not_told_as_done(settings):
     promoted(settings, "run-1", "first")
     promoted(settings, "run-2", "second", "first")
     store.client(settings.s3_endpoint_url).delete_object(Bucket=settings.bucket, Key="models/first/model.keras")
-    with pytest.raises(Refused, match=r"first/model\.keras is not in the store; the champion stays"):
+    with pytest.raises(Refused, match=r"first/model\.keras was expected\. Received: nothing.*The champion stays"):
         registry.rollback(settings, None, "ann", "Misses too much.")
     assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
 

@@ -1,11 +1,15 @@
 """What a run decides: once, on what is stored."""
 
+import hashlib
+
 import pytest
 import report_samples as samples
 from run_samples import BETTER, DATASET, MODELS, RUN, concluded, evaluation
 
+from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluations
+from cxr_ml.records import Champion
 from cxr_ml.release import gate, registry, runs
 
 
@@ -45,6 +49,16 @@ def test_a_champion_that_could_not_be_evaluated_is_a_refusal_and_no_error(filled
     assert registry.conclude(filled, decision, "ann").action == "refused"
 
 
+def test_a_decision_keeps_to_the_evaluation_that_it_was_made_on_when_a_later_one_has_the_champion(filled):
+    concluded(filled)
+    problem = {"beside": MODELS[0], "champion_problem": "It is gone."}
+    evaluations.save(filled, evaluation("mobilenet_v2", samples.GOOD).model_copy(update=problem))
+    decision = runs.decide(filled, "next", MODELS[1:])
+    evaluations.save(filled, evaluation("mobilenet_v2", samples.GOOD, champion=evaluation("inception_v3", BETTER)))
+    assert evaluations.load(filled, 3, MODELS[1], MODELS[0]).champion_problem == ""
+    assert evaluations.decided(filled, decision, MODELS[1]).champion_problem == "It is gone."
+
+
 def test_the_next_run_meets_the_champion(filled):
     concluded(filled)
     champion = evaluation("inception_v3", BETTER)
@@ -57,7 +71,24 @@ def test_the_next_run_meets_the_champion(filled):
 def test_the_stored_decision_is_what_the_gate_said(filled):
     found = [evaluations.load(filled, 3, name, None) for name in MODELS]
     records = {name: runs.load_model_record(filled, name) for name in MODELS}
-    assert runs.decide(filled, RUN, MODELS) == gate.decide(filled, RUN, DATASET, found, records, None)
+    said = runs.decide(filled, RUN, MODELS)
+    assert said.model_copy(update={"evaluation_sha256": {}}) == gate.decide(filled, RUN, DATASET, found, records, None)
+
+
+def test_the_decision_holds_the_hash_of_each_evaluation_that_it_was_made_on(filled):
+    held = runs.decide(filled, RUN, MODELS).evaluation_sha256
+    stored = {name: store.get(filled, f"models/{name}/evaluation.json") for name in MODELS}
+    assert held == {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()}
+
+
+def test_the_gate_stays_shut_where_the_pointer_names_another_file_than_was_evaluated(filled):
+    concluded(filled)
+    evaluations.save(filled, evaluation("mobilenet_v2", champion=evaluation("inception_v3", BETTER)))
+    pointer, etag = store.find_record(filled, "registry/champion.json", Champion)
+    tampered = pointer.model_copy(update={"artefact_sha256": "0" * 64})
+    assert store.swap(filled, "registry/champion.json", tampered.to_bytes(), etag)
+    decision = runs.decide(filled, "next", MODELS[1:])
+    assert "evaluated these files" in [c.name for c in decision.checks if not c.passed]
 
 
 def test_a_run_without_a_decision_is_refused_by_name(filled):

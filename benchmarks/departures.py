@@ -1,0 +1,165 @@
+"""What each departure from the study is worth: trainings with the defaults, and with one of them taken back.
+
+    CXR_XRAYS=… CXR_WEIGHTS_DIR=… .venv/bin/python benchmarks/departures.py [--architecture mobilenet_v2] [--size 160]
+        [--seeds 0 1 2] [--epochs 8] [--variants NAME …]
+
+The first drop is ingested and judged into a SeaweedFS of its own, and becomes a dataset as in a run: its train/ is
+split into training and validation by patient, test/ is the test set. Every variant is a whole training of the pipeline
+with profiles/cpu.toml, both stages; features of the frozen backbone are shared by all that see the same views. Two
+ideas that are no settings are tried in the same way: label smoothing of 0.1 (Szegedy et al. 2016) in both stages, whose
+best epoch is chosen by the smoothed loss, and a fine-tuning of the upper third of the backbone's layers only.
+
+Decided is by the largest probability, without an operating point. The validation loss is the unweighted cross-entropy
+of the weights that are kept, beside it that after the best temperature, which is fitted on the same images: smoothed
+labels make a network doubt, and that alone should not count against them. A line for each training; after each seed,
+mean and range over the seeds.
+"""
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import ingest as bench_ingest
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.metrics import f1_score, log_loss, recall_score
+
+from cxr_ml import settings as all_settings
+from cxr_ml import store
+from cxr_ml.data import batches, ingest
+from cxr_ml.data import dataset as datasets
+from cxr_ml.model import architectures, epochs, evaluate, inputs, likeness, operating, train
+from cxr_ml.model.disguise import FIXED
+from cxr_ml.settings import Settings
+
+DROP = "2026-01-05"
+SMOOTHING = 0.1  # share of a target that is spread over all classes
+
+
+class Variant(NamedTuple):
+    """What differs from the defaults."""
+
+    settings: dict[str, object]
+    around: Callable[[], AbstractContextManager[object]] = nullcontext  # the block in which it is trained
+
+
+def smoothed(y: keras.KerasTensor, p: keras.KerasTensor) -> keras.KerasTensor:
+    """Cross-entropy with smoothed labels: int (n,) or (n, 1) against probabilities (n, classes) -> (n,)."""
+    one_hot = keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y, (-1,)), "int32"), p.shape[-1])
+    return keras.losses.categorical_crossentropy(one_hot, p, label_smoothing=SMOOTHING)
+
+
+@contextmanager
+def upper_third() -> Iterator[None]:
+    """A block in which the lower two thirds of a backbone's layers never learn."""
+    whole = architectures.backbone
+
+    def build(settings: Settings, architecture: str) -> architectures.Backbone:
+        found = whole(settings, architecture)
+        for layer in found.network.layers[: len(found.network.layers) * 2 // 3]:
+            layer.trainable = False
+        return found
+
+    with mock.patch.object(architectures, "backbone", build):
+        yield
+
+
+VARIANTS = {
+    "defaults": Variant({}),
+    "freeze_normalisation=false": Variant({"freeze_normalisation": False}),
+    "fine_tune_decay=false": Variant({"fine_tune_decay": False}),
+    "label smoothing": Variant({}, lambda: mock.patch.object(epochs, "LOSS", smoothed)),
+    "upper third": Variant({}, upper_third),
+    "disguised=0": Variant({"disguised": 0.0}),
+}
+
+
+def measured(settings: Settings, variant: str, architecture: str) -> dict[str, float]:
+    """Trains a variant and measures it on validation and test."""
+    keras.utils.clear_session()
+    own = settings.model_copy(update=VARIANTS[variant].settings)
+    name = f"{variant.replace(' ', '-')}-{own.seed}"
+    began, spent = time.monotonic(), time.process_time()
+    # Nothing here asks whether an image is unlike the training's, which would take a tenth of the time.
+    unasked = mock.patch.object(likeness, "learn", lambda *_: b"")
+    named = mock.patch.object(train, "model_name", lambda *_: name)
+    with VARIANTS[variant].around(), named, unasked:
+        record = train.train(own, 1, architecture, verbose=False)
+    figures = {"minutes": (time.monotonic() - began) / 60, "processor minutes": (time.process_time() - spent) / 60}
+    _, network = evaluate.load_model(own, name)
+    images, manifest = inputs.load(own, datasets.load(own, 1), own.image_size)
+    y = inputs.targets(manifest, own.classes)
+    held, test = (np.flatnonzero(manifest["split"] == split) for split in ("validation", "test"))
+    p = evaluate.probabilities(network, images, held)
+    figures["validation loss"] = log_loss(y[held], p)
+    figures["at its best temperature"] = log_loss(y[held], operating.apply(p, record.operating_point, own.classes)[0])
+    figures["validation macro F1"] = f1_score(y[held], p.argmax(axis=1), average="macro")
+    for kind, change in {"as is": None, **FIXED}.items():
+        decided = evaluate.probabilities(network, images, test, change).argmax(axis=1)
+        figures[f"macro F1 {kind}"] = f1_score(y[test], decided, average="macro")
+        if change is None:
+            recalls = recall_score(y[test], decided, average=None)
+            figures |= {f"recall {c}": r for c, r in zip(own.classes, recalls, strict=True)}
+    history = pd.read_csv(io.BytesIO(store.get(own, f"models/{name}/history.csv")))
+    losses = history.loc[history["stage"] == "fine_tune", "val_loss"]
+    told = ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
+    print(
+        f"{variant}, seed {own.seed}: {told}; epochs {record.epochs}, seconds {record.seconds}, validation loss of the "
+        f"fine-tuning's epochs {' '.join(f'{v:.3f}' for v in losses)}", flush=True
+    )  # fmt: skip
+    return figures
+
+
+def table(rows: pd.DataFrame) -> str:
+    """Mean and range over the seeds, a variant a row, a figure a column."""
+    grouped = rows.drop(columns="seed").groupby("variant", sort=False)
+    mean, low, high = grouped.mean(), grouped.min(), grouped.max()
+    cells = {
+        c: [f"{m:.3f} ({a:.3f} to {b:.3f})" for m, a, b in zip(mean[c], low[c], high[c], strict=True)] for c in mean
+    }
+    return pd.DataFrame(cells, index=mean.index).T.to_string()
+
+
+def main() -> None:
+    """Prints a line for each training, then a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", default="mobilenet_v2")
+    parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="of the fine-tuning; default: the profile's")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    given = parser.parse_args()
+    if not {"CXR_XRAYS", "CXR_WEIGHTS_DIR"} <= set(os.environ):
+        sys.exit("CXR_XRAYS must name the folder of X-rays, and CXR_WEIGHTS_DIR that of the weights.")
+    inbox = str(Path(os.environ.pop("CXR_XRAYS")) / "drops")
+    os.environ["CXR_CONFIG"] = str(Path(__file__).parents[1] / "profiles" / "cpu.toml")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, bench_ingest.store(Path(folder)):
+        settings = all_settings.load(
+            inbox=inbox, cache_dir=Path(folder) / "cache", image_size=given.size, fine_tune_epochs=given.epochs
+        )
+        batches.judge(settings, ingest.ingest(settings, DROP))
+        built, _ = datasets.build(settings)
+        counts = datasets.manifest(settings, built).groupby(["split", "label"]).size()
+        print(f"{given.architecture}, {given.size} px, images: {counts.to_dict()}", flush=True)
+        for seed in given.seeds:
+            for variant in given.variants:
+                own = settings.model_copy(update={"seed": seed})
+                rows.append({"variant": variant, "seed": seed} | measured(own, variant, given.architecture))
+            print(table(pd.DataFrame(rows)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
