@@ -22,7 +22,7 @@ from cxr_ml.settings import Settings
 SETTINGS = Settings()
 CROP = 0.03  # of each side, at most
 # duplicate_bits, FINE_BITS, duplicate_correlation; the first of the equally good ones is chosen, the strictest
-GRID = list(product((10, 12, 14, 16), (248, 260, 272, 284, 296), (0.96, 0.94, 0.92, 0.9, 0.88)))
+GRID = list(product((14, 16, 18, 19, 20), (224, 236, 248, 260, 272), (0.96, 0.94, 0.92, 0.9, 0.88)))
 SHIPPED = (SETTINGS.duplicate_bits, duplicates.FINE_BITS, SETTINGS.duplicate_correlation)
 
 
@@ -56,7 +56,19 @@ def cropped(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.ascontiguousarray(grey[top : height - bottom, left : width - right])
 
 
+def cropped_most(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = (round(CROP * side) for side in grey.shape)
+    return jpeg(np.ascontiguousarray(grey[height:-height, width:-width]), rng)
+
+
+def cropped_corner(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = (round(CROP * side) for side in grey.shape)
+    rows, columns = (slice(size, None) if rng.random() < 0.5 else slice(None, -size) for size in (height, width))
+    return jpeg(np.ascontiguousarray(grey[rows, columns]), rng)
+
+
 CHANGES = (cropped, mirrored, contrast, brighter, resized, jpeg)  # in this order where there are two
+EDGE = (cropped_most, cropped_corner)  # the most that is asked for
 
 
 def facts(name: str, kind: str, grey: np.ndarray) -> dict:
@@ -82,7 +94,7 @@ def copies(numbered: tuple[int, Path]) -> list[dict]:
         return []
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     rng, name = np.random.default_rng([7, number]), str(path)
-    rows = [facts(name, "original", grey)] + [facts(name, f.__name__, f(grey, rng)) for f in CHANGES]
+    rows = [facts(name, "original", grey)] + [facts(name, f.__name__, f(grey, rng)) for f in (*CHANGES, *EDGE)]
     first, second = (CHANGES[i] for i in sorted(rng.choice(len(CHANGES), 2, replace=False)))
     return [*rows, facts(name, f"{first.__name__} + {second.__name__}", second(first(grey, rng), rng))]
 
@@ -93,7 +105,7 @@ def found_and_merged(folder: Path) -> pd.DataFrame:
         table = pd.DataFrame([row for rows in pool.map(copies, enumerate(paths), chunksize=8) for row in rows])
     pictures = dict(zip(table["sha256"], table["grey"], strict=True))
     originals, changed = table[table["kind"] == "original"], table[table["kind"] != "original"]
-    loads = []
+    loads: list[str] = []
 
     def load(sha: str) -> np.ndarray:
         loads.append(sha)
@@ -113,11 +125,20 @@ def found_and_merged(folder: Path) -> pd.DataFrame:
         right = (answer == own) | (answer == own.map(same)) | (answer.map(same) == own)
         hits[kind] = (len(part), right.sum(), ((answer != "") & ~right).sum())
     seconds = time.perf_counter() - start
+    compared = strangers(originals)
+    print(f"pairs of originals to compare on pixels: {compared / len(originals):.3f} for each")
     result = pd.DataFrame(hits, index=["copies", "found", "merged with a stranger"]).T.astype(int)
     print(result.to_string())
     print(f"all: {result['found'].sum() / len(changed):.4%} of {len(changed)} found, {seconds:.1f} s")
     held_out(changed, originals, same)
     return originals
+
+
+def strangers(originals: pd.DataFrame) -> int:
+    """Pairs of the originals that are candidates."""
+    hashes = np.array([int(h, 16) for h in originals["phash"]], np.uint64)
+    fine = np.frombuffer(bytes.fromhex("".join(originals["fine_hash"])), np.uint64).reshape(-1, 16)
+    return sum(len(likest) for _, likest in duplicates.candidates(hashes, fine, 0, SETTINGS.duplicate_bits))
 
 
 def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
@@ -126,15 +147,17 @@ def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
     mine, other = (np.array([int(h, 16) for h in t["phash"]], np.uint64) for t in (changed, originals))
     far, near = (np.frombuffer(bytes.fromhex("".join(t["fine_hash"])), np.uint64).reshape(-1, 16) for t in
                  (changed, originals))  # fmt: skip
-    found = []
+    found, near = [], np.ascontiguousarray(near.T)
     for mirrored, mask in ((False, np.uint64(0)), (True, duplicates.MIRRORED)):
-        turned = duplicates.mirror(far) if mirrored else far
-        for i, phash in enumerate(mine):
-            differing = np.bitwise_count((phash ^ mask) ^ other)
-            for j in np.flatnonzero(differing <= bits):
-                apart = int(np.bitwise_count(turned[i] ^ near[j]).sum())
-                if apart <= fine:
-                    found.append((i, int(j), mirrored, int(differing[j]), apart))
+        for top in range(0, len(mine), 64):
+            part = far[top : top + 64]
+            turned = duplicates.stretched(duplicates.mirror(part) if mirrored else part)
+            differing = np.bitwise_count((mine[top : top + 64, None] ^ mask) ^ other)
+            places = duplicates.alike(turned, near, *np.nonzero(differing <= bits), fine)
+            found += [
+                (top + i, j, mirrored, int(differing[i, j]), apart)
+                for i, j, apart in zip(*(p.tolist() for p in places), strict=True)
+            ]
     one, two = (list(map(duplicates.normalise, t["grey"])) for t in (changed, originals))
 
     def alike(pair: tuple) -> float:

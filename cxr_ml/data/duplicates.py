@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import product
 
 import cv2
 import numpy as np
@@ -18,13 +19,30 @@ MIRRORED = np.uint64(0xAAAAAAAAAAAAAAAA)
 SIDE = 128  # px, at which two pictures are compared
 RADIUS = SIDE / 16  # px, of the blur that takes out what chest films have in common: exposure and large shapes
 NOISE = 2.0  # grey levels: contrast below it is not amplified
-WORTH_ALIGNING = 0.45  # correlation before alignment; copies cropped by 3 % keep 0.59 or more on real films
-FINE_BITS = 272  # of 1024: benchmarks/duplicates.py; it lets 1 in 2,000 of the strangers that share a phash through
+WORTH_ALIGNING = 0.35  # correlation before alignment; copies cropped by 3 % keep 0.43 or more on real films
+FINE_BITS = 260  # of 1024, of the likest of `stretched`: benchmarks/duplicates.py
 CONFIRMED = 16  # pictures at most that one image is compared with on pixels, the likest by its fine hash
 _UNKNOWN = -1  # distance of fine hashes of which one was not measured
-_BLOCK = (64, 16_384)  # hashes compared at a time by one thread: 9 MiB, whatever the number of images
+_BLOCK = (64, 1 << 14)  # hashes compared at a time by one thread: 9 MiB, whatever the number of images
 _PACKED = pa.binary(128)
-_PAIRS = 32_768  # fine hashes compared at a time: 8 MiB
+_PAIRS = 4_096  # stretched fine hashes compared at a time: 1 MiB
+# Two rows of a fine hash are a word. Most strangers are told by few words, each from elsewhere, so not all are read.
+# Limits are those that nearly all copies cropped by 3 % keep.
+_WORDS = (4, 12, 8, 2, 6, 10, 14, 0, 1, 3, 5, 7, 9, 11, 13, 15)
+_SIEVE = {2: 54, 4: 104, 8: 194, 16: 360}  # words compared so far: bits at most
+_SIDEWAYS = 312  # bits at most, of the likest that is moved sideways only
+_EDGE = 10  # pixels of 32 at each side
+# How far the top, the bottom, the left and the right edge are moved: see `stretched`.
+_MOVES = sorted(
+    {
+        (sign * top, -sign * bottom, sign * left, -sign * right)
+        for sign in (1, -1)
+        for top, bottom, left, right in product((0, 1), repeat=4)
+    },
+    key=lambda move: (any(move), any(move[:2]), move),
+)
+_LEFT, _RIGHT = np.uint32((1 << _EDGE) - 1 << 32 - _EDGE), np.uint32((1 << _EDGE) - 1)
+_MIDDLE = ~(_LEFT | _RIGHT)
 
 
 def find(
@@ -33,9 +51,10 @@ def find(
     """For each image of `frame` the earlier image that it repeats: one of `known`, or an earlier row of `frame`.
 
     Exact: the same sha256. Near: at most `duplicate_bits` between the hashes, mirrored or not, at most FINE_BITS
-    between the fine hashes, and a correlation of at least `duplicate_correlation` once the local contrast of both is
-    evened out and one is laid over the other by an affine map. Of more than CONFIRMED such candidates the likest are
-    compared on pixels, and all whose fine hash is unknown. A copy of a copy names the first of them.
+    between the fine hashes, one of them `stretched`, and a correlation of at least `duplicate_correlation` once the
+    local contrast of both is evened out and one is laid over the other by an affine map. Of more than CONFIRMED such
+    candidates the likest are compared on pixels, and all whose fine hash is unknown. A copy of a copy names the first
+    of them.
 
     Args:
         frame: rows with sha256, phash and fine_hash, from `images.measure` or `packed`; other columns are not used.
@@ -89,7 +108,7 @@ def packed(frame: pd.DataFrame) -> pd.DataFrame:
 def candidates(
     hashes: np.ndarray, fine: np.ndarray, old: int, bits: int
 ) -> Iterator[tuple[int, list[tuple[int, bool]]]]:
-    """The earlier pictures that each picture may repeat, exactly those within both radii, the likest first.
+    """The earlier pictures that each picture may repeat, those within both radii, the likest first.
 
     Args:
         hashes: uint64 [n], in order of time.
@@ -101,41 +120,131 @@ def candidates(
         (later, [(earlier, mirrored), …]), `later` ascending; CONFIRMED at most of each, and those whose
         fine hash is unknown. Memory does not grow with n.
     """
+    words = np.ascontiguousarray(fine.T)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         # A few blocks ahead, so that results do not pile up while a caller waits for pictures.
         ahead = 4 * (os.cpu_count() or 1) * _BLOCK[0]
         for begin in range(old, len(hashes), ahead):
             tops = range(begin, min(begin + ahead, len(hashes)), _BLOCK[0])
-            for found in pool.map(lambda top: _block(hashes, fine, top, bits), tops):
+            for found in pool.map(lambda top: _block(hashes, words, top, bits), tops):
                 yield from found
 
 
-def _block(hashes: np.ndarray, fine: np.ndarray, top: int, bits: int) -> list[tuple[int, list[tuple[int, bool]]]]:
+def _block(hashes: np.ndarray, words: np.ndarray, top: int, bits: int) -> list[tuple[int, list[tuple[int, bool]]]]:
     rows, columns = _BLOCK
+    shift = columns.bit_length() - 1
     later = hashes[top : top + rows, None]
-    flipped = mirror(fine[top : top + rows])
+    mine = np.ascontiguousarray(words[:, top : top + rows].T)
+    ways = ((False, np.uint64(0), stretched(mine)), (True, MIRRORED, stretched(mirror(mine))))
     kept: dict[int, list[tuple[int, int, bool]]] = {}
+    left_over: dict[bool, list[tuple[np.ndarray, ...]]] = {False: [], True: []}
     # Written over and over: fresh memory for each comparison would keep threads waiting for one another.
     differing = np.empty((len(later), columns), np.uint64)
-    counted = np.empty((len(later), columns), np.uint8)
+    counted = np.full((len(later), columns), 255, np.uint8)
     for left in range(0, top + len(later), columns):
-        part = hashes[None, left : left + columns]
-        for mirrored, mask in ((False, np.uint64(0)), (True, MIRRORED)):
-            width = part.shape[1]
+        part, other = hashes[None, left : left + columns], words[:, left : left + columns]
+        width = part.shape[1]
+        counted[:, width:] = 255
+        for mirrored, mask, turned in ways:
             np.bitwise_xor(later ^ mask, part, out=differing[:, :width])
             np.bitwise_count(differing[:, :width], out=counted[:, :width])
-            near = np.flatnonzero(counted[:, :width] <= bits)
-            i, j = np.divmod(near, width)
-            i, j = i + top, j + left
-            i, j = i[j < i], j[j < i]
-            for start in range(0, len(i), _PAIRS):
-                a, b = i[start : start + _PAIRS], j[start : start + _PAIRS]
-                mine, other = (flipped[a - top] if mirrored else fine[a]), fine[b]
-                apart = np.bitwise_count(mine ^ other).sum(1, dtype=np.int32)
-                apart[~mine.any(1) | ~other.any(1)] = _UNKNOWN
-                for k in np.flatnonzero(apart <= FINE_BITS).tolist():
-                    kept.setdefault(int(a[k]), []).append((int(apart[k]), int(b[k]), mirrored))
+            near = np.flatnonzero(counted <= bits)
+            i, j, apart = _sieved(turned[0], other, near >> shift, near & columns - 1)
+            left_over[mirrored].append((i, j + left, apart))
+    # Few pairs of each part are left: stretched together, they take fewer calls.
+    for mirrored, _, turned in ways:
+        i, j, apart = map(np.concatenate, zip(*left_over[mirrored], strict=True))
+        earlier = np.flatnonzero(j < i + top)
+        found = _stretched_apart(turned, words, i[earlier], j[earlier], apart[earlier], FINE_BITS)
+        for i, j, apart in zip(*(f.tolist() for f in found), strict=True):
+            kept.setdefault(top + i, []).append((apart, j, mirrored))
     return [(i, _likest(kept[i])) for i in sorted(kept)]
+
+
+def alike(
+    turned: np.ndarray, other: np.ndarray, i: np.ndarray, j: np.ndarray, limit: int = FINE_BITS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the pairs (i, j) of fine hashes those at most `limit` apart, of the likest way to stretch one of them.
+
+    Pairs that differ by far more as they are, and sideways, are not stretched: see _SIEVE.
+
+    Args:
+        turned: uint64 [31, 16, rows], from `stretched`.
+        other: uint64 [16, columns].
+        i, j: int [pairs], places in `turned` and in `other`.
+
+    Returns:
+        i, j and the distance, _UNKNOWN where one of the hashes is, in no particular order.
+    """
+    return _stretched_apart(turned, other, *_sieved(turned[0], other, i, j), limit)
+
+
+def _sieved(mine: np.ndarray, other: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, ...]:
+    """i, j and distance of the pairs that pass _SIEVE as they are, and _UNKNOWN of those with an unknown hash."""
+    # A single word tells nearly all of them; the others are looked at in full.
+    known = (mine[0].take(i) != 0) & (other[0].take(j) != 0)
+    doubtful = np.flatnonzero(~known)
+    known[doubtful] = mine[:, i[doubtful]].any(0) & other[:, j[doubtful]].any(0)
+    unknown = np.flatnonzero(~known)
+    blank = i[unknown], j[unknown]
+    if len(unknown):
+        i, j = i[known], j[known]
+    apart = np.zeros(len(i), np.int16)
+    for number, word in enumerate(_WORDS, 1):
+        apart += np.bitwise_count(mine[word].take(i) ^ other[word].take(j))
+        if number in _SIEVE:
+            i, j, apart = _within(_SIEVE[number], i, j, apart)
+    return np.append(i, blank[0]), np.append(j, blank[1]), np.append(apart, np.full(len(unknown), _UNKNOWN, np.int16))
+
+
+def _stretched_apart(
+    turned: np.ndarray, other: np.ndarray, i: np.ndarray, j: np.ndarray, apart: np.ndarray, limit: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those of `_sieved` that are at most `limit` apart the likest way."""
+    for ways, most in ((turned[1:7], max(limit, _SIDEWAYS)), (turned[7:], limit)):
+        for start in range(0, len(i), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            theirs = other[:, j[part]]
+            for way in ways:
+                differing = np.bitwise_count(way[:, i[part]] ^ theirs).sum(0, dtype=np.int16)
+                np.minimum(apart[part], differing, out=apart[part])  # _UNKNOWN stays, it is the least
+        i, j, apart = _within(most, i, j, apart)
+    return i, j, apart
+
+
+def _within(limit: int, i: np.ndarray, j: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, ...]:
+    kept = np.flatnonzero(apart <= limit)
+    return i.take(kept), j.take(kept), apart.take(kept)
+
+
+def stretched(fine: np.ndarray) -> np.ndarray:
+    """The fine hashes as they are, and as they would be without a crop by 3 % at some of the sides, or with one.
+
+    Such a crop moves what is at that side by 1 of 32 pixels and what is at the opposite side not at all. So the
+    outer _EDGE pixels are moved by 1: inwards at some of the sides if the picture was cropped, else outwards.
+
+    Args:
+        fine: uint64 [n, 16].
+
+    Returns:
+        uint64 [31, 16, n]: the first as they are, the next 6 moved sideways only.
+    """
+    rows = fine.view(">u4").T.astype(np.uint32)  # [32, n], the leftmost pixel is the highest bit
+    inner = np.arange(_EDGE, 32 - _EDGE)
+    result = []
+    for top, bottom, left, right in _MOVES:
+        first, last = np.arange(_EDGE) + top, np.arange(32 - _EDGE, 32) + bottom
+        moved = rows[np.concatenate([first, inner, last]).clip(0, 31)]
+        result.append((moved & _MIDDLE) | (_moved(moved, left) & _LEFT) | (_moved(moved, right) & _RIGHT))
+    turned = np.stack(result).transpose(0, 2, 1).astype(">u4")  # [31, n, 32]
+    return np.ascontiguousarray(np.ascontiguousarray(turned).view(np.uint64).transpose(0, 2, 1))
+
+
+def _moved(rows: np.ndarray, by: int) -> np.ndarray:
+    """Rows of 32 pixels, each pixel replaced by its neighbour, to the right for 1; the outermost stays as it is."""
+    if by > 0:
+        return rows << np.uint32(1) | rows & np.uint32(1)
+    return rows >> np.uint32(1) | rows & np.uint32(1 << 31) if by < 0 else rows
 
 
 def _likest(found: list[tuple[int, int, bool]]) -> list[tuple[int, bool]]:

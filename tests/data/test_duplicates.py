@@ -55,6 +55,13 @@ def jpeg(picture, quality):
     return cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 0)
 
 
+def crop(picture, top, bottom, left, right):
+    height, width = picture.shape
+    return np.ascontiguousarray(
+        picture[round(height * top) : round(height * (1 - bottom)), round(width * left) : round(width * (1 - right))]
+    )
+
+
 CHANGES = {
     "half the size": lambda p: cv2.resize(p, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
     "half as large again": lambda p: cv2.resize(p, None, fx=1.5, fy=1.5),
@@ -63,6 +70,9 @@ CHANGES = {
     "less contrast": lambda p: (128 + (p.astype(float) - 128) * 0.9).astype(np.uint8),
     "mirrored": lambda p: p[:, ::-1].copy(),
     "cropped": lambda p: p[6:-4, 9:-2],
+    "cropped by 3 % at all sides": lambda p: jpeg(crop(p, 0.03, 0.03, 0.03, 0.03), 90),
+    "cropped by 3 % at a corner": lambda p: jpeg(crop(p, 0.03, 0, 0.03, 0), 90),
+    "cropped by 3 % at the opposite corner": lambda p: jpeg(crop(p, 0, 0.03, 0, 0.03), 90),
     "cropped, small and JPEG 60": lambda p: jpeg(
         cv2.resize(p[5:-5, 5:-5], (200, 200), interpolation=cv2.INTER_AREA), 60
     ),
@@ -71,10 +81,35 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_of_a_known_image_is_near(change):
-    known = [(f"known{i}", film(i)) for i in range(8)]
-    found = asked([(f"copy{i}", CHANGES[change](film(i))) for i in range(8)], known)
-    assert list(found["duplicate_of"]) == [f"known{i}" for i in range(8)]
+    known = [(f"known{i}", film(i)) for i in range(7)]
+    found = asked([(f"copy{i}", CHANGES[change](film(i))) for i in range(7)], known)
+    assert list(found["duplicate_of"]) == [f"known{i}" for i in range(7)]
     assert set(found["duplicate_kind"]) == {"near"}
+
+
+@pytest.mark.parametrize("change", [c for c in CHANGES if "3 %" in c])
+def test_the_whole_picture_is_near_to_its_crop_that_came_earlier(change):
+    known = [(f"crop{i}", CHANGES[change](film(i))) for i in range(7)]
+    found = asked([(f"whole{i}", film(i)) for i in range(7)], known)
+    assert list(found["duplicate_of"]) == [f"crop{i}" for i in range(7)]
+
+
+def test_a_fine_hash_is_stretched_by_one_pixel_at_some_edges_and_first_sideways_only():
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (3, 32, 32), np.uint8)
+    turned = duplicates.stretched(np.packbits(bits).view(np.uint64).reshape(3, 16))
+    pixels = np.unpackbits(np.ascontiguousarray(turned.transpose(0, 2, 1)).view(np.uint8)).reshape(-1, 3, 32, 32)
+    edge = np.arange(32)
+
+    def looks(first, last):
+        return (edge + np.where(edge < 10, first, np.where(edge > 21, last, 0))).clip(0, 31)
+
+    sides = [(first, last) for first in (0, 1) for last in (0, -1)]
+    inwards = {(rows, columns) for rows in sides for columns in sides}
+    expected = inwards | {tuple((-a, -b) for a, b in ways) for ways in inwards}
+    found = [next(w for w in expected if (each == bits[:, looks(*w[0])][:, :, looks(*w[1])]).all()) for each in pixels]
+    assert len(found) == 31 and set(found) == expected
+    assert found[0] == ((0, 0), (0, 0)) and {rows for rows, _ in found[:7]} == {(0, 0)}
 
 
 def test_strangers_are_not_merged_even_when_every_pair_is_compared_on_pixels():
@@ -132,22 +167,46 @@ def test_pixels_are_loaded_for_candidates_alone_and_once_each():
 
 
 def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
-    pictures = [film(i) for i in range(6)] + [film(i)[:, ::-1] for i in range(3)] + [jpeg(film(4), 60)]
+    pictures = [film(i) for i in range(6)] + [film(i)[:, ::-1] for i in range(3)] + [crop(film(4), 0.03, 0, 0, 0.03)]
     hexes = [(images.perceptual_hash(p), images.fine_hash(p)) for p in pictures]
-    mirror = [np.unpackbits(np.frombuffer(bytes.fromhex(f), np.uint8)).reshape(32, 32)[:, ::-1] for _, f in hexes]
+    fine = duplicates._words(pd.Series([f for _, f in hexes]))
+    ways = {False: duplicates.stretched(fine), True: duplicates.stretched(duplicates.mirror(fine))}
+    bits = SETTINGS.duplicate_bits
     expected = {}
     for i in range(2, len(hexes)):
         for j in range(i):
-            for mirrored in (False, True):
+            for mirrored, turned in ways.items():
                 mask = 0xAAAAAAAAAAAAAAAA if mirrored else 0
-                mine = mirror[i] if mirrored else mirror[i][:, ::-1]
                 coarse = (int(hexes[i][0], 16) ^ int(hexes[j][0], 16) ^ mask).bit_count()
-                if coarse <= 14 and (mine != mirror[j][:, ::-1]).sum() <= duplicates.FINE_BITS:
+                apart = min(
+                    sum((int(a) ^ int(b)).bit_count() for a, b in zip(way[:, i], fine[j], strict=True))
+                    for way in turned
+                )
+                if coarse <= bits and apart <= duplicates.FINE_BITS:
                     expected.setdefault(i, set()).add((j, mirrored))
     hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
-    found = duplicates.candidates(hashes, duplicates._words(pd.Series([f for _, f in hexes])), 2, 14)
+    found = duplicates.candidates(hashes, fine, 2, bits)
     assert {i: set(pairs) for i, pairs in found} == expected
     assert {(6, 0, True), (7, 1, True), (8, 2, True), (9, 4, False)} <= {(i, *p) for i in expected for p in expected[i]}
+
+
+def test_a_mirrored_fine_hash_is_that_of_the_mirrored_pixels():
+    bits = np.random.default_rng(0).integers(0, 2, (2, 32, 32), np.uint8)
+    found = duplicates.mirror(np.packbits(bits).view(np.uint64).reshape(2, 16))
+    assert (found.view(np.uint8).ravel() == np.packbits(bits[:, :, ::-1])).all()
+
+
+@pytest.mark.xrays
+@pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays")
+@pytest.mark.parametrize("sides", [(0.03, 0.03, 0.03, 0.03), (0.03, 0, 0.03, 0), (0.03, 0, 0, 0.03)])
+def test_crops_of_real_films_by_3_percent_are_found_and_the_films_among_their_crops(sides):
+    folder = Path(os.environ["CXR_XRAYS"]) / "drops/2026-01-05/test"
+    paths = [p for label in ("COVID19", "NORMAL", "PNEUMONIA") for p in sorted((folder / label).iterdir())[:20]]
+    whole = [images.measure_and_decode(p.read_bytes(), SETTINGS)[1] for p in paths]
+    films = [(f"whole{i}", film) for i, film in enumerate(whole)]
+    crops = [(f"crop{i}", jpeg(crop(film, *sides), 90)) for i, film in enumerate(whole)]
+    assert (asked(crops, films)["duplicate_of"].to_numpy() == [n for n, _ in films]).mean() >= 0.98
+    assert (asked(films, crops)["duplicate_of"].to_numpy() == [n for n, _ in crops]).mean() >= 0.98
 
 
 @pytest.mark.xrays
@@ -172,8 +231,12 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_mer
         return images.decode_grey(data[sha])
 
     inside = duplicates.find(first, first.iloc[:0], load, SETTINGS)
-    # One film of the public set is there twice: plain in test/, with arrows and a date in train/.
-    assert list(first["path"][inside["duplicate_of"] != ""]) == ["2026-01-05/train/COVID19/422.JPG"]
+    # Two films of the public set are there twice, in test/ and in train/: one plain and with arrows and a date, one
+    # whole and cropped.
+    assert list(first["path"][inside["duplicate_of"] != ""]) == [
+        "2026-01-05/train/COVID19/422.JPG",
+        "2026-01-05/train/COVID19/469.jpg",
+    ]
 
     found = duplicates.find(second, first, load, SETTINGS)
     names = second["path"].str.split("/").str[-1]
