@@ -176,6 +176,7 @@ def test_the_profile_paper_departs_from_the_study_in_nothing(monkeypatch):
     assert (s.image_size, s.batch_size, s.head_epochs, s.fine_tune_epochs, s.patience) == (256, 128, 30, 30, 5)
     assert (s.head_learning_rate, s.fine_tune_learning_rate, s.fine_tune_decay, s.dropout) == (1e-3, 1e-5, False, 0.5)
     assert (s.head_views, s.freeze_normalisation, s.disguised, s.warm_start) == (0, False, 0, False)
+    assert s.model_fields_set >= {"weights", "warm_start"}, "no default that becomes another changes it"
 
 
 def test_settings_cannot_be_changed_after_they_were_read():

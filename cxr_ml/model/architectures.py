@@ -6,9 +6,12 @@ What its `preprocess_input` does to pixels is named there as a factor and an off
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
+import numpy as np
 
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
@@ -69,12 +72,11 @@ def backbone(settings: Settings, architecture: str) -> Backbone:
         Refused: unknown architecture, an image size it cannot take, a weights file that is missing or does not fit.
         ConnectionError: Keras could not download its ImageNet weights.
     """
-    if architecture not in ARCHITECTURES:
-        raise Refused(f"The architecture must be one of {sorted(ARCHITECTURES)}. Received: {architecture!r}")
+    file = weights_file(settings, architecture)
     entry = ARCHITECTURES[architecture]
     shape = (settings.image_size, settings.image_size, 3)
     scratch = not entry.pretrained or settings.weights == "none"
-    downloaded = not scratch and settings.weights_dir is None
+    downloaded = not scratch and not file
     try:
         network = entry.build(input_shape=shape, include_top=False, weights=None)
     except ValueError as error:
@@ -90,18 +92,40 @@ def backbone(settings: Settings, architecture: str) -> Backbone:
             ) from error
     if scratch:
         return Backbone(network, "from scratch", "", entry.scale, entry.offset)
-    if downloaded:
+    if not file:
         return Backbone(network, "imagenet", _digest_of_variables(network), entry.scale, entry.offset)
-    path = settings.weights_dir / f"{architecture}_notop.weights.h5"
-    if not path.is_file():
-        there = sorted(p.name for p in settings.weights_dir.glob("*.h5"))
-        raise Refused(f"CXR_WEIGHTS_DIR must hold {path.name}. Received: {settings.weights_dir}, there: {there}")
+    path, sha256 = file
     try:
         network.load_weights(path)
     except (ValueError, OSError) as error:
         raise Refused(f"{path} does not hold weights of {architecture} without its top: {error}") from None
+    if not all(np.isfinite(weight).all() for weight in network.get_weights()):
+        raise Refused(f"All weights in {path} must be numbers. Received: NaN or infinity. Use another file.")
+    return Backbone(network, path.name, sha256, entry.scale, entry.offset)
+
+
+def weights_file(settings: Settings, architecture: str) -> tuple[Path, str] | None:
+    """The file that a backbone's first weights are read from, and its SHA-256; None where they come from no file.
+
+    Raises:
+        Refused: unknown architecture, or the folder that the settings name does not hold the file.
+    """
+    if architecture not in ARCHITECTURES:
+        raise Refused(f"The architecture must be one of {sorted(ARCHITECTURES)}. Received: {architecture!r}")
+    if not ARCHITECTURES[architecture].pretrained or settings.weights == "none" or settings.weights_dir is None:
+        return None
+    path = settings.weights_dir / f"{architecture}_notop.weights.h5"
+    if not path.is_file():
+        there = sorted(p.name for p in settings.weights_dir.glob("*.h5"))
+        raise Refused(f"CXR_WEIGHTS_DIR must hold {path.name}. Received: {settings.weights_dir}, there: {there}")
+    now = path.stat()
+    return path, _sha256(path, now.st_mtime_ns, now.st_size)
+
+
+@lru_cache
+def _sha256(path: Path, changed: int, size: int) -> str:
     with path.open("rb") as file:
-        return Backbone(network, path.name, hashlib.file_digest(file, "sha256").hexdigest(), entry.scale, entry.offset)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of_variables(network: keras.Model) -> str:
@@ -150,4 +174,5 @@ def classifier(backbone: Backbone, classes: int, dropout: float, freeze_normalis
     scaled = keras.layers.Rescaling(backbone.scale, backbone.offset, name="scale")(wide)
     features = keras.layers.GlobalAveragePooling2D(name="features")(network(scaled))
     dropped = keras.layers.Dropout(dropout, name="dropout")(features)
-    return keras.Model(images, keras.layers.Dense(classes, activation="softmax", name="head")(dropped))
+    head = keras.layers.Dense(classes, activation="softmax", name="head", dtype="float32")  # in mixed precision, too
+    return keras.Model(images, head(dropped))

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -60,9 +61,9 @@ def assemble(
     settings: Settings,
     manifest: pd.DataFrame,
     sources: Sequence[Source],
-    path: Path,
     shape: tuple[int, ...],
     dtype: type[np.generic],
+    path: Path | None = None,
 ) -> np.ndarray:
     """An array of all rows of a manifest by each source: from `path`, else from the store, else computed.
 
@@ -70,9 +71,9 @@ def assemble(
         settings: the store.
         manifest: one row per image, with sha256 and batch.
         sources: what the rows come from; those of the first source come first.
-        path: the file of this machine, .npy; it may be deleted at any time.
         shape: of one row.
         dtype: of the array.
+        path: the file of this machine, .npy; it may be deleted at any time. None: no file is left.
 
     Returns:
         (sources · rows, *shape), memory-mapped, read only. At most one block is in memory while it is laid together.
@@ -80,41 +81,60 @@ def assemble(
     Raises:
         Refused: the disk has no room for it.
     """
-    if not path.exists():
-        _lay(settings, manifest, sources, path, shape, np.dtype(dtype))
-    return np.load(path, mmap_mode="r")
+    whole = (len(sources) * len(manifest), *shape)
+    if path and (found := _mapped(path, whole, np.dtype(dtype))) is not None:
+        return found
+    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    # Not by the number of the process: containers that share the folder have the same numbers.
+    part = settings.cache_dir / f"{uuid.uuid4().hex}.part.npy"
+    try:
+        _lay(settings, manifest, sources, part, whole, np.dtype(dtype))
+        laid = np.load(part, mmap_mode="r")
+        if path:
+            part.replace(path)
+        return laid
+    finally:
+        part.unlink(missing_ok=True)  # what is mapped stays readable; the blocks are in the store
+
+
+def _mapped(path: Path, whole: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+    """The array in a file; None where there is no file, or a broken one."""
+    try:
+        found = np.load(path, mmap_mode="r")
+        if (found.shape, found.dtype) == (whole, dtype):
+            return found
+        why: object = f"it holds {found.dtype} {found.shape} instead of {dtype} {whole}"
+    except FileNotFoundError:
+        return None
+    except (ValueError, EOFError) as error:  # cut off, or empty
+        why = error
+    _log.warning("%s is broken and is laid together again: %s.", path, why)
+    return None
 
 
 def _lay(
     settings: Settings,
     manifest: pd.DataFrame,
     sources: Sequence[Source],
-    path: Path,
-    shape: tuple[int, ...],
+    part: Path,
+    whole: tuple[int, ...],
     dtype: np.dtype,
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob("*.part.npy"):
+    for left in part.parent.glob("*.part.npy"):
         if time.time() - left.stat().st_mtime > _DAY:  # by a process that was killed: a living one writes to it
             left.unlink(missing_ok=True)
-    row = math.prod(shape) * dtype.itemsize
-    _room(path.parent, len(sources) * len(manifest) * row)
+    row = math.prod(whole[1:]) * dtype.itemsize
+    _room(part.parent, whole[0] * row)
     blocks = cut(manifest, min(_ROWS, max(1, _BYTES // row)))
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part.npy")
-    try:
-        whole = (len(sources) * len(manifest), *shape)
-        offset = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=whole).offset
-        with part.open("r+b") as file:
-            for number, source in enumerate(sources):
-                for block in blocks:
-                    rows = _block(settings, source, block, shape, dtype)
-                    # Written, not assigned to a memory map: its pages would count as this process's memory.
-                    for i, values in zip(block.rows + number * len(manifest), rows, strict=True):
-                        os.pwrite(file.fileno(), values.tobytes(), offset + int(i) * row)
-            os.fsync(file.fileno())
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+    offset = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=whole).offset
+    with part.open("r+b") as file:
+        for number, source in enumerate(sources):
+            for block in blocks:
+                rows = _block(settings, source, block, whole[1:], dtype)
+                # Written, not assigned to a memory map: its pages would count as this process's memory.
+                for i, values in zip(block.rows + number * len(manifest), rows, strict=True):
+                    os.pwrite(file.fileno(), values.tobytes(), offset + int(i) * row)
+        os.fsync(file.fileno())
 
 
 def _room(folder: Path, wanted: int) -> None:

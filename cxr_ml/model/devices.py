@@ -1,5 +1,7 @@
 """On what a training runs: one device, all GPUs of a machine, or those of several hosts."""
 
+import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -8,22 +10,78 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from cxr_ml.errors import Refused
+
 
 def _cluster() -> tf.distribute.cluster_resolver.TFConfigClusterResolver:
     return tf.distribute.cluster_resolver.TFConfigClusterResolver()
 
 
 def hosts() -> int:
-    """How many processes train together: those that TF_CONFIG, TensorFlow's own variable, names; 1 without it."""
-    jobs = _cluster().cluster_spec().as_dict()
-    return sum(len(addresses) for job, addresses in jobs.items() if job in ("chief", "worker")) or 1
+    """How many processes train together: those that TF_CONFIG, TensorFlow's own variable, names; 1 without it.
+
+    Raises:
+        Refused: TF_CONFIG does not say which processes there are and which of them this is.
+    """
+    given = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        config = json.loads(given)
+        jobs = {job: addresses for job, addresses in config.get("cluster", {}).items() if job in ("chief", "worker")}
+        count = sum(map(len, jobs.values()))
+        fits = all(isinstance(addresses, list) for addresses in jobs.values())
+        fits &= count < 2 or int(config["task"]["index"]) in range(len(jobs[config["task"]["type"]]))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        fits = False
+    if not fits:
+        raise Refused(
+            'TF_CONFIG must be JSON like {"cluster": {"worker": ["host-a:2222", "host-b:2222"]}, "task": {"type": '
+            '"worker", "index": 0}}, where the task is one of the cluster: on each host its own. Received: '
+            f"{given[:1000]}. Set it so, or unset it to train on this machine alone."
+        )
+    return count or 1
 
 
 def chief() -> bool:
     """Whether this process is the one that writes: the only one, or the first of those that train together."""
+    if hosts() == 1:
+        return True
     cluster = _cluster()
     jobs = cluster.cluster_spec().as_dict()
-    return hosts() == 1 or cluster.task_type == "chief" or ("chief" not in jobs and cluster.task_id == 0)
+    return cluster.task_type == "chief" or ("chief" not in jobs and cluster.task_id == 0)
+
+
+def precision() -> str:
+    """In which numbers the GPUs train best that this process sees: the name of a dtype policy of Keras.
+
+    Tensor cores multiply float16 since compute capability 7.0, and bfloat16, which needs no scaled loss, since 8.0. The
+    least able GPU decides; hosts that train together need GPUs of one kind.
+    """
+    gpus = tf.config.get_visible_devices("GPU")
+    able = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
+    least = min(able, default=(0, 0))
+    return "mixed_bfloat16" if least >= (8, 0) else "mixed_float16" if least >= (7, 0) else "float32"
+
+
+@contextmanager
+def mixed() -> Iterator[None]:
+    """A block in which new layers compute in the numbers of `precision`; their weights are float32 all the same."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision())
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def exact(network: keras.Model) -> keras.Model:
+    """The same network with the same weights, computing in float32: itself, if it does."""
+    policy = network.dtype_policy.name
+    if policy == "float32":
+        return network
+    described = keras.Model(network.input, network.output).to_json()
+    same = keras.models.model_from_json(described.replace(f'"{policy}"', '"float32"'))
+    same.set_weights(network.get_weights())
+    return same
 
 
 def strategy() -> tf.distribute.Strategy:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from cxr_ml.errors import Refused
-from cxr_ml.model import checkpoints, devices
+from cxr_ml.model import checkpoints, devices, memory
 from cxr_ml.model.checkpoints import Epoch, Progress
 from cxr_ml.model.pieces import Evenly, Pieces
 from cxr_ml.settings import Settings
@@ -105,7 +105,7 @@ def run(
         try:
             _fit(network, batches, validation, loop, settings.batch_size, verbose)
         except Exception as error:
-            if not _out_of_memory(error) or devices.hosts() > 1:  # the other hosts know nothing of it
+            if not memory.full(error) or devices.hosts() > 1:  # the other hosts know nothing of it
                 raise
             pieces *= 2
             if pieces >= 2 * min(settings.batch_size, len(batches.y)):
@@ -156,11 +156,6 @@ def _fit(
     )
 
 
-def _out_of_memory(error: Exception) -> bool:
-    # By name: what the backends raise is TensorFlow's, JAX's or PyTorch's own.
-    return type(error).__name__ in ("ResourceExhaustedError", "OutOfMemoryError") or "RESOURCE_EXHAUSTED" in str(error)
-
-
 def _state(optimizer: keras.Optimizer) -> list[keras.Variable]:
     """The variables that outlive an epoch: accumulated gradients are used up at its end."""
     return [v for v in optimizer.variables if "gradient_accumulator" not in v.path]
@@ -172,8 +167,9 @@ def _restore(network: keras.Model, saved: checkpoints.Checkpoint, pieces: int) -
     if saved.optimizer:
         for variable, value in zip(_state(network.optimizer), saved.optimizer, strict=True):
             variable.assign(value)
-        # Keras counts pieces; the steps are what has to go on.
-        network.optimizer._iterations.assign(int(saved.optimizer[0]) // saved.progress.pieces * pieces)
+        # Keras counts pieces; the steps are what has to go on. With float16, the optimizer is inside one that scales.
+        steps = getattr(network.optimizer, "inner_optimizer", network.optimizer)._iterations
+        steps.assign(int(steps) // saved.progress.pieces * pieces)
 
 
 class _Loop(keras.callbacks.Callback):
@@ -217,7 +213,7 @@ class _Loop(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         found = {name: float(value) for name, value in (logs or {}).items()}
-        if not math.isfinite(found["val_loss"]):
+        if not (math.isfinite(found["val_loss"]) and found["val_loss"] <= self.limit):
             self._stop("the validation loss", found["val_loss"])
         seconds = time.monotonic() - self.started
         row = Epoch(

@@ -15,7 +15,18 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data import tables
 from cxr_ml.errors import Refused
-from cxr_ml.model import artefact, contact_sheets, disguise, evaluations, inputs, metrics, moved, operating, slices
+from cxr_ml.model import (
+    artefact,
+    contact_sheets,
+    disguise,
+    evaluations,
+    inputs,
+    memory,
+    metrics,
+    moved,
+    operating,
+    slices,
+)
 from cxr_ml.records import Dataset, Difference, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
 
@@ -194,7 +205,9 @@ def probabilities(
     rows = np.arange(len(images)) if rows is None else rows
     if not len(rows):
         raise Refused("A model is evaluated on at least one image. Received: none.")
-    output = network.predict(inputs.Batches(images, rows, 32, change=change), verbose=0)
+    output = memory.predicted(
+        lambda size: network.predict(inputs.Batches(images, rows, size, change=change), verbose=0), 32
+    )
     if not np.isfinite(output).all():
         raise Refused("Probabilities must be numbers. Received: NaN or infinity; the model cannot be used.")
     return output

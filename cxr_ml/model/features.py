@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 from functools import partial
 
 import keras
 import numpy as np
 import pandas as pd
 
-from cxr_ml.model import augment, blocks, disguise, inputs
+from cxr_ml.model import augment, blocks, disguise, inputs, memory
 from cxr_ml.settings import Settings
 
 _SEED = 1  # tells the random numbers of these views from those of the fine-tuning
@@ -54,17 +53,13 @@ def load(
             shown = inputs.views(shown, np.random.default_rng(seed), settings.disguised)
         if verbose:
             print(f"features: view {view + 1} of {views}, {len(which)} of {len(rows)} images", flush=True)
-        return network.predict(shown, batch_size=min(settings.batch_size, 32), verbose=0)
+        first = min(settings.batch_size, 32)
+        return memory.predicted(lambda size: network.predict(shown, batch_size=size, verbose=0), first)
 
     drawn = f"view-{augment.VERSION}-{disguise.VERSION}-{settings.disguised:g}-{settings.seed}"
     names = ["as-is", *(f"{drawn}-{view}" for view in range(1, views))]
     sources = [blocks.Source(f"{folder}/{name}", partial(see, view)) for view, name in enumerate(names)]
-    path = settings.cache_dir / f"features-{os.getpid()}.npy"
-    path.unlink(missing_ok=True)
-    try:
-        return blocks.assemble(settings, chosen, sources, path, network.output_shape[1:], np.float32)
-    finally:
-        path.unlink(missing_ok=True)  # what is mapped stays readable; the blocks are in the store
+    return blocks.assemble(settings, chosen, sources, network.output_shape[1:], np.float32)
 
 
 def _digest(network: keras.Model) -> str:

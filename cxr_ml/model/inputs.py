@@ -46,7 +46,7 @@ def load(settings: Settings, dataset: Dataset, size: int) -> tuple[np.ndarray, p
             return np.stack(list(pool.map(one, chosen["sha256"], chosen["format"])))
 
     source = blocks.Source(f"inputs/{VERSION}-{size}", decode)
-    images = blocks.assemble(settings, manifest, [source], path, (size, size, 1), np.uint8)
+    images = blocks.assemble(settings, manifest, [source], (size, size, 1), np.uint8, path)
     for other in settings.cache_dir.glob(f"{kind}-*.npy"):
         if other != path and not other.name.endswith(".part.npy"):
             other.unlink(missing_ok=True)  # of another version of the dataset; whoever has it mapped keeps it

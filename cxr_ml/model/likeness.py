@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from cxr_ml import store
-from cxr_ml.model import artefact, inputs
+from cxr_ml.model import artefact, inputs, memory
 from cxr_ml.records import Model
 from cxr_ml.settings import Settings
 
@@ -58,7 +58,7 @@ def learn(
     seen = keras.Model(classifier.input, classifier.get_layer("features").output)
 
     def features(rows: np.ndarray) -> np.ndarray:
-        return seen.predict(inputs.Batches(images, rows, 32), verbose=0)
+        return memory.predicted(lambda size: seen.predict(inputs.Batches(images, rows, size), verbose=0), 32)
 
     seen_in_training = _unit(features(np.sort(np.concatenate(chosen))).astype(np.float64))
     mean = seen_in_training.mean(axis=0)

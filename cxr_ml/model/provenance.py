@@ -9,7 +9,10 @@ from pathlib import Path
 import cxr_ml
 from cxr_ml.data import room
 
-PACKAGES = ("cxr-ml", "keras", "numpy", "opencv-python-headless", "pandas", "scikit-learn", "tensorflow")
+PACKAGES = (
+    "cxr-ml", "keras", "numpy", "opencv-python-headless", "pandas", "pillow", "scikit-learn", "scipy", "simplejpeg",
+    "tensorflow",
+)  # fmt: skip
 
 
 def code() -> str:

@@ -54,9 +54,17 @@ def model_name(settings: Settings, dataset: Dataset, architecture: str, champion
         dataset: what is trained on.
         architecture: name of the network.
         champion: whose weights the training begins with; None: those that the settings name.
+
+    Raises:
+        Refused: unknown architecture, or the file of its weights is missing.
     """
     facts = {k: str(getattr(settings, k)) for k in write.HYPERPARAMETERS}
-    facts |= {"weights_dir": str(settings.weights_dir), "version": cxr_ml.__version__}
+    file = None if champion else architectures.weights_file(settings, architecture)
+    facts |= {
+        "weights_sha256": file[1] if file else "",
+        "precision": devices.precision(),
+        "version": cxr_ml.__version__,
+    }
     facts |= {"dataset": dataset.manifest_sha256, "classes": ",".join(settings.classes)}
     facts |= {"recall_floors": json.dumps(settings.recall_floors, sort_keys=True)}  # the operating point's
     facts |= {"champion": champion.artefact_sha256} if champion else {}
@@ -92,7 +100,7 @@ def train(
     spread = devices.strategy()
     keras.utils.set_random_seed(settings.seed)
     _check(settings, datasets.manifest(settings, dataset))
-    with spread.scope():
+    with spread.scope(), devices.mixed():
         if first:
             classifier, backbone = _from_champion(settings, first)
         else:
@@ -144,12 +152,15 @@ def _train(
         if _best_loss(progress) > min(map(_best_loss, done.values()), default=math.inf):
             classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
         done[stage.name] = progress
+    # What is stored computes as exactly as any machine can; it comes before all that is measured of it.
+    classifier = devices.exact(classifier)
+    sha256 = write.artefact(settings, name, classifier)
     p = evaluate.probabilities(classifier, images, rows["validation"])
     point = operating.fit(y[rows["validation"]], p, settings.classes, settings.recall_floors)
     started = time.monotonic()
     known = likeness.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed)
     seconds["likeness"] = time.monotonic() - started
-    trained = write.Trained(name, architecture, backbone, classifier, done, seconds, p, point, known)
+    trained = write.Trained(name, architecture, backbone, sha256, done, seconds, p, point, known)
     return write.write(settings, dataset, trained)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class Trained(NamedTuple):
     name: str
     architecture: str
     backbone: architectures.Backbone
-    classifier: keras.Model  # with the weights of the best epoch
+    artefact_sha256: str  # of model.keras, in the store
     done: dict[str, Progress]  # stage -> its epochs
     seconds: dict[str, float]  # step -> wall time, of all that is no epoch
     validation: np.ndarray  # probabilities of the validation images, float32 (images, classes)
@@ -37,32 +38,91 @@ class Trained(NamedTuple):
     likeness: bytes
 
 
-def write(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
-    """Stores `models/<name>/`, `model.json` last; of several hosts that train together, the first one does.
+def artefact(settings: Settings, name: str, classifier: keras.Model) -> str:
+    """Stores `model.keras`. Where another run of the same training was faster, its weights become the classifier's.
+
+    Once it can be opened it is never replaced: the other run may write the record of it at any moment.
+
+    Args:
+        settings: the store.
+        name: name of the model.
+        classifier: with the weights of the best epoch.
 
     Returns:
-        The record that is in the store.
+        SHA-256 of the file that is in the store, whose weights the classifier now has.
     """
+    key = f"models/{name}/model.keras"
+    with devices.chief_first():
+        if devices.chief():
+            data = _saved(classifier)
+            if store.put_if_absent(settings, key, data):
+                return hashlib.sha256(data).hexdigest()
+            if _opened(store.get(settings, key)) is None:
+                store.put_uncommitted(settings, key, data)
+    data = store.get(settings, key)
+    classifier.set_weights(_opened(data))
+    return hashlib.sha256(data).hexdigest()
+
+
+def _saved(classifier: keras.Model) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        # Another model of the same layers: with the optimizer's memory, the file would be three times as large.
+        keras.Model(classifier.input, classifier.output).save(path)
+        return path.read_bytes()
+
+
+def _opened(data: bytes) -> list[np.ndarray] | None:
+    """The weights in the bytes of model.keras; None where Keras does not open them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        path.write_bytes(data)
+        try:
+            # In a thread of its own, where no strategy holds: of several hosts, only some come here.
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(lambda: keras.saving.load_model(path, compile=False).get_weights()).result()
+        except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError):
+            return None
+
+
+def write(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
+    """Stores what lies beside `model.keras`, the record last; of several hosts that train together, the first one does.
+
+    Returns:
+        The record that is in the store: of another run of the same training, if that one was faster.
+    """
+    key = f"models/{trained.name}/model.json"
+    with devices.chief_first():
+        if devices.chief():
+            if not store.exists(settings, key):
+                record = _beside(settings, dataset, trained)
+                store.put_if_absent(settings, key, record.to_bytes(), "application/json")
+            checkpoints.sweep(settings, trained.name)
+    return store.load(settings, key, Model)
+
+
+def _beside(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
+    """Stores the other files of the model; the record of all of them."""
     model, done = f"models/{trained.name}", trained.done
     predicted = io.BytesIO()
     np.save(predicted, trained.validation)
     history = _history(done)
-    files = {"model.keras": _artefact(trained.classifier), "validation.npy": predicted.getvalue()}
-    files |= {likeness.FILE: trained.likeness, "history.csv": history.to_csv(index=False).encode()}
-    sha256 = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    for name, data in curves.events(history).items():
+        store.put_uncommitted(settings, f"{model}/{name}", data)
     images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in done.items()}
     spent = {stage: sum(e.seconds for e in p.epochs) for stage, p in done.items()}
-    record = Model(
+    return Model(
         model=trained.name,
         architecture=trained.architecture,
         dataset=dataset.dataset,
         dataset_sha256=dataset.manifest_sha256,
-        artefact_sha256=sha256["model.keras"],
+        artefact_sha256=trained.artefact_sha256,
         classes=settings.classes,
         image_size=settings.image_size,
         weights=trained.backbone.weights,
         weights_sha256=trained.backbone.weights_sha256,
-        settings={k: getattr(settings, k) for k in (*HYPERPARAMETERS, "warm_start")},
+        settings={k: getattr(settings, k) for k in (*HYPERPARAMETERS, "warm_start")}
+        | {"precision": devices.precision()},
         epochs={stage: len(p.epochs) for stage, p in done.items()},
         seconds={k: round(s, 1) for k, s in trained.seconds.items()}
         | {stage: round(spent[stage] + p.prepared, 1) for stage, p in done.items()},
@@ -71,26 +131,16 @@ def write(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
         packages=provenance.packages(),
         hardware=provenance.hardware(),
         operating_point=trained.point,
-        validation_sha256=sha256["validation.npy"],
-        likeness_sha256=sha256[likeness.FILE],
-        history_sha256=sha256["history.csv"],
+        validation_sha256=_kept(settings, f"{model}/validation.npy", predicted.getvalue()),
+        likeness_sha256=_kept(settings, f"{model}/{likeness.FILE}", trained.likeness),
+        history_sha256=_kept(settings, f"{model}/history.csv", history.to_csv(index=False).encode()),
     )
-    with devices.chief_first():
-        if devices.chief():
-            for name, data in (files | curves.events(history)).items():
-                store.put_uncommitted(settings, f"{model}/{name}", data)
-            if not store.put_if_absent(settings, f"{model}/model.json", record.to_bytes(), "application/json"):
-                raise RuntimeError(f"{trained.name} was written by two runs at once. Run this step again.")
-            checkpoints.sweep(settings, trained.name)
-    return store.load(settings, f"{model}/model.json", Model)
 
 
-def _artefact(classifier: keras.Model) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        # Another model of the same layers: with the optimizer's memory, the file would be three times as large.
-        keras.Model(classifier.input, classifier.output).save(path)
-        return path.read_bytes()
+def _kept(settings: Settings, key: str, data: bytes) -> str:
+    """SHA-256 of what is under a key, which is never replaced: another run may write its record at any moment."""
+    there = data if store.put_if_absent(settings, key, data) else store.get(settings, key)
+    return hashlib.sha256(there).hexdigest()
 
 
 def _history(done: dict[str, Progress]) -> pd.DataFrame:

@@ -11,9 +11,9 @@ _RIGHTS = (
     "connection named by CXR_AWS_CONN_ID) and the bucket's policy, then clear the failed task. Waiting does not help."
 )
 _MEMORY = (
-    "The step was stopped from outside or ran out of memory. Look whether the machine or its accelerator was full; "
-    "lower the batch size (CXR_BATCH_SIZE, or the form of a new run), or give the worker more memory, then clear the "
-    "failed task: training goes on from what was stored."
+    "The step was stopped from outside or ran out of memory. Look whether the machine or its accelerator was full. "
+    "Give the worker more memory and clear the failed task: training goes on from what was stored. Or lower the batch "
+    "size: start a new run with CXR_BATCH_SIZE={half} (or in the form; now {now}), which trains anew."
 )
 _SLOW = (
     "The step took longer than its time-out. See in the log how far it came: a slow network or a busy machine is worth "
@@ -58,9 +58,15 @@ def _causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def advise(error: BaseException | str) -> str:
-    """What to do about an error, by its kind and those of its causes; says so where nothing is known about it."""
+def advise(error: BaseException | str, batch_size: int) -> str:
+    """What to do about an error, by its kind and those of its causes; says so where nothing is known about it.
+
+    Args:
+        error: what was raised, or what is known about it.
+        batch_size: images per step, as the settings have it now.
+    """
     chain = [] if isinstance(error, str) else _causes(error)
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
     text = error if isinstance(error, str) else " ".join(str(link) for link in chain)
-    return next((what for kinds, words, what in _TABLE if kinds & names or re.search(words, text, re.I)), _UNKNOWN)
+    found = (what for kinds, words, what in _TABLE if kinds & names or re.search(words, text, re.I))
+    return next(found, _UNKNOWN).format(half=max(1, batch_size // 2), now=batch_size)

@@ -33,7 +33,7 @@ def tell(
         step=words.plain(step, 120),
         kind="" if isinstance(error, str) else type(error).__name__,
         said=tuple(lines) or ("(the error came without a message)",),
-        advice=advise(error),
+        advice=advise(error, settings.batch_size),
         log_link=log_link,
         run_link=run_link,
         at=datetime.now(UTC).isoformat(timespec="seconds"),

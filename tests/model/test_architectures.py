@@ -101,6 +101,15 @@ def test_a_file_that_holds_no_weights_is_refused_by_name(tmp_path):
         architectures.backbone(local(tmp_path), "mobilenet_v2")
 
 
+def test_weights_that_are_no_numbers_are_refused(mobilenet, tmp_path):
+    network = architectures.backbone(local(mobilenet[0]), "mobilenet_v2").network
+    first = network.get_layer("Conv1").kernel
+    first.assign(np.where(np.arange(first.shape[-1]) == 3, np.nan, first))
+    network.save_weights(tmp_path / "mobilenet_v2_notop.weights.h5")
+    with pytest.raises(Refused, match=r"mobilenet_v2_notop\.weights\.h5 must be numbers\. Received: NaN"):
+        architectures.backbone(local(tmp_path), "mobilenet_v2")
+
+
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
 def test_weights_of_another_network_are_refused(tmp_path):
     other = architectures.light((SMALL, SMALL, 3))

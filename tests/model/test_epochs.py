@@ -16,7 +16,7 @@ from model_samples import CLASSES, overwrite, quick
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.model import checkpoints, epochs, inputs, pieces
+from cxr_ml.model import checkpoints, devices, epochs, inputs, pieces
 from cxr_ml.model.checkpoints import Epoch, Progress
 from cxr_ml.model.epochs import Stage
 
@@ -29,7 +29,7 @@ def small_network(dropout: float = 0.0) -> keras.Model:
     x = inputs = keras.Input((6,))
     x = keras.layers.Dense(8, activation="tanh")(x)
     x = keras.layers.Dropout(dropout)(x)
-    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    return keras.Model(inputs, keras.layers.Dense(3, activation="softmax", dtype="float32")(x))
 
 
 def data(batch_size: int):
@@ -197,6 +197,35 @@ def test_a_loss_that_explodes_within_an_epoch_stops_the_stage_there_and_the_last
         run(settings, network, Stage("head", 4, 1e-2))
     assert len(steps) < 4, "stopped within the epoch"
     assert {re.search(r"-(\d+)-", key)[1] for key in keys(settings)} == {"00001", "00002"}
+
+
+@pytest.mark.parametrize("loss", [np.nan, 1e6])
+def test_a_validation_loss_that_explodes_stops_the_stage_and_the_last_good_epoch_is_kept(settings, loss):
+    run(settings, small_network(), Stage("head", 1, 1e-2))
+    network = small_network()
+    step = network.test_step
+    network.test_step = lambda batch: {"loss": 0 * step(batch)["loss"] + loss}
+    with pytest.raises(Refused, match=r"in epoch 2 of head\.\n.*Received: the validation loss is (nan|1e\+06)\."):
+        run(settings, network, Stage("head", 4, 1e-2))
+    assert {re.search(r"-(\d+)-", key)[1] for key in keys(settings)} == {"00001"}
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_in_mixed_precision_a_stage_goes_on_from_its_checkpoint_also_in_pieces(settings, monkeypatch, policy):
+    monkeypatch.setattr(devices, "precision", lambda: policy)
+    with devices.mixed():
+        whole, killed = small_network(dropout=0.5), small_network(dropout=0.5)
+        expected = run(settings.model_copy(update={"prefix": "whole/"}), whole)
+        run(settings, killed, Stage("head", 2, 1e-2))
+        found = run(settings, again := small_network(dropout=0.5))
+        assert [e.loss for e in found.epochs] == pytest.approx([e.loss for e in expected.epochs], abs=1e-6)
+        for now, then in zip(again.get_weights(), whole.get_weights(), strict=True):
+            np.testing.assert_allclose(now, then, atol=1e-6)
+        limit_memory(pieced := small_network(dropout=0.5), 8)
+        more = run(settings, pieced, Stage("head", 4, 1e-2))
+    assert more.pieces == 2 and len(more.epochs) == 4
+    assert int(pieced.optimizer.iterations) == 4 * 3, "steps, not pieces"
+    assert ("LossScale" in type(pieced.optimizer).__name__) == (policy == "mixed_float16")
 
 
 def test_a_line_says_what_the_epoch_gave_and_how_long_the_rest_takes_at_most():

@@ -87,6 +87,20 @@ def test_a_run_that_was_killed_goes_on_from_the_views_that_it_had(ready, predict
     assert not list(s.cache_dir.glob("features*")), "no file is left beside what is mapped"
 
 
+def test_two_processes_of_the_same_number_that_share_a_cache_do_not_disturb_each_other(ready, monkeypatch):
+    s, _, load = ready
+    shown, other = inputs.views, []
+
+    def other_process_comes_first(*args):
+        monkeypatch.setattr(inputs, "views", shown)
+        other.append(load(2)[0])
+        return shown(*args)
+
+    monkeypatch.setattr(inputs, "views", other_process_comes_first)
+    np.testing.assert_allclose(load(2)[0], other[0], atol=1e-6)
+    assert not list(s.cache_dir.glob("*.part.npy"))
+
+
 def test_other_weights_another_seed_another_augmentation_or_split_are_other_features(ready, monkeypatch):
     s, classifier, load = ready
     found = load(2)[0]

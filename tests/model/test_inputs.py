@@ -162,6 +162,37 @@ def test_a_file_that_a_killed_process_left_is_removed_a_day_later_and_a_living_o
     assert not old.exists() and new.exists()
 
 
+@pytest.mark.parametrize("harm", [lambda d: d[:-1000], lambda d: b"", lambda d: b"no array", lambda d: d + d])
+def test_a_broken_file_in_the_cache_is_laid_together_again(settings, caplog, harm):
+    dataset = put_dataset(settings, counts=FEW)
+    whole = np.array(inputs.load(settings, dataset, 32)[0])
+    (path,) = settings.cache_dir.iterdir()
+    good = path.read_bytes()
+    broken = harm(good)
+    if broken == good + good:  # an array, but of another number of images
+        broken = good.replace(b"(12, ", b"(11, ")
+        assert broken != good
+    path.write_bytes(broken)
+    np.testing.assert_array_equal(inputs.load(settings, dataset, 32)[0], whole)
+    assert path.read_bytes() == good and f"{path} is broken" in caplog.text
+
+
+def test_two_processes_of_the_same_number_that_share_a_cache_do_not_disturb_each_other(settings, monkeypatch):
+    dataset = put_dataset(settings, counts=FEW)
+    real = inputs.resize
+
+    def other_process_comes_first(*args):
+        monkeypatch.setattr(inputs, "resize", real)
+        inputs.load(settings, dataset, 32)
+        return real(*args)
+
+    monkeypatch.setattr(inputs.os, "cpu_count", lambda: 0.25)  # one thread
+    monkeypatch.setattr(inputs, "resize", other_process_comes_first)
+    found, _ = inputs.load(settings, dataset, 32)
+    np.testing.assert_array_equal(found, inputs.load(settings, dataset, 32)[0])
+    assert len(list(settings.cache_dir.iterdir())) == 1
+
+
 def test_another_size_or_another_dataset_is_decoded_anew(settings):
     one, other = put_dataset(settings, 1, FEW), put_dataset(settings, 2, FEW, seed=1)
     assert inputs.load(settings, one, 32)[0].shape[1:] == (32, 32, 1)

@@ -51,4 +51,6 @@ def test_the_machine_is_described():
     found = provenance.hardware()
     assert found["cores"] >= 1 and found["memory_gib"] >= 1 and found["cpu"]
     assert isinstance(found["gpus"], str)
-    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", provenance.packages()["tensorflow"])
+    packages = provenance.packages()
+    for name in ("tensorflow", "simplejpeg", "pillow", "scipy"):  # the latter decide pixels and the operating point
+        assert re.fullmatch(r"\d+\.\d+\.\d+\S*", packages[name]), name

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from model_samples import put_dataset, quick
 from spread import train_on, train_together
 
 from cxr_ml import store
+from cxr_ml.errors import Refused
 from cxr_ml.model import devices, evaluate
 
 SMALL = {"head_epochs": 2, "fine_tune_epochs": 1, "batch_size": 16, "dropout": 0.0}
@@ -31,6 +33,25 @@ def test_tf_config_says_how_many_hosts_there_are_and_one_of_them_is_the_chief(mo
     if config:
         monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     assert (devices.hosts(), devices.chief()) == (hosts, chief)
+
+
+TWO = {"worker": ["a:1", "b:1"]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{bad", "[]", '{"cluster": 3}', '{"cluster": {"worker": "a:1"}}', json.dumps({"cluster": TWO}),
+        json.dumps({"cluster": TWO, "task": {"index": 0}}),
+        json.dumps({"cluster": TWO, "task": {"type": "worker", "index": 2}}),
+        json.dumps({"cluster": TWO, "task": {"type": "worker", "index": -1}}),
+        json.dumps({"cluster": TWO, "task": {"type": "chief", "index": 0}}),
+    ],
+)  # fmt: skip
+def test_a_tf_config_in_which_this_process_has_no_place_is_refused(monkeypatch, config):
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(Refused, match=rf"TF_CONFIG must be JSON like (?s:.*)Received: {re.escape(config)}\. Set it"):
+        devices.strategy()
 
 
 def result(s) -> tuple[pd.DataFrame, list[np.ndarray]]:

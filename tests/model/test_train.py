@@ -17,7 +17,7 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data.ingest import to_parquet
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, devices, epochs, evaluate, inputs, train
+from cxr_ml.model import architectures, devices, epochs, evaluate, inputs, likeness, operating, train, write
 from cxr_ml.records import Model
 
 
@@ -199,7 +199,7 @@ def test_the_same_inputs_give_the_same_network(settings):
         {"image_size": 48}, {"batch_size": 4}, {"head_epochs": 3}, {"fine_tune_epochs": 2}, {"dropout": 0.3},
         {"head_learning_rate": 1e-2}, {"fine_tune_learning_rate": 1e-6}, {"patience": 2}, {"head_views": 2},
         {"freeze_normalisation": False},
-        {"seed": 1}, {"weights": "imagenet"}, {"weights_dir": "elsewhere"}, {"classes": CLASSES[::-1]},
+        {"seed": 1}, {"weights": "imagenet"}, {"classes": CLASSES[::-1]},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -209,6 +209,19 @@ def test_whatever_changes_the_training_changes_the_name(settings, change):
     name = train.model_name(s, dataset, "light")
     assert train.model_name(s, dataset, "light") == name
     assert train.model_name(s.model_copy(update=change), dataset, "light") != name
+
+
+def test_other_weights_in_the_same_file_change_the_name_and_the_same_ones_elsewhere_do_not(settings, tmp_path):
+    s = quick(settings, weights="imagenet")
+    dataset = put_dataset(s, counts={"train": 1})
+    names = []
+    for folder, content in (("one", b"1"), ("other", b"1"), ("one", b"22")):
+        file = tmp_path / folder / "mobilenet_v2_notop.weights.h5"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        own = s.model_copy(update={"weights_dir": file.parent})
+        names.append(train.model_name(own, dataset, "mobilenet_v2"))
+    assert names[0] == names[1] != names[2]
 
 
 def test_another_dataset_changes_the_name_and_where_the_store_is_does_not(settings):
@@ -226,26 +239,32 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     dataset = put_dataset(s)
     name = train.model_name(s, dataset, "light")
     store.put_if_absent(s, f"models/{name}/model.keras", b"half a file")
-    store.put_if_absent(s, f"models/{name}/history.csv", b"stage")
     record = train.train(s, 1, "light", verbose=0)
     assert record.model == name
     assert evaluate.load_model(s, name)[0] == record
     assert len(history(s, record)) == 1
 
 
-def test_two_runs_that_write_the_same_model_are_told(settings, monkeypatch):
+@pytest.mark.parametrize("moment", [(inputs, "load"), (operating, "fit"), (likeness, "learn"), (write, "_beside")])
+def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_model_and_returns_it(
+    settings, monkeypatch, moment
+):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
-    dataset = put_dataset(s)
-    name = train.model_name(s, dataset, "light")
-    materialise = inputs.load
+    put_dataset(s)
+    owner, step = moment
+    real, other = getattr(owner, step), []
 
-    def other_run_finishes_meanwhile(*args):
-        store.put_if_absent(s, f"models/{name}/model.json", b"{}")
-        return materialise(*args)
+    def other_run_comes_first(*args):
+        monkeypatch.setattr(owner, step, real)
+        other.append(train.train(s, 1, "light", verbose=0))
+        return real(*args)
 
-    monkeypatch.setattr(inputs, "load", other_run_finishes_meanwhile)
-    with pytest.raises(RuntimeError, match=f"{name} was written by two runs at once"):
-        train.train(s, 1, "light", verbose=0)
+    monkeypatch.setattr(owner, step, other_run_comes_first)
+    assert train.train(s, 1, "light", verbose=0) == other[0]
+    assert evaluate.load_model(s, other[0].model)[0] == other[0]
+    assert likeness.load(s, other[0]) is not None
+    (found,) = evaluate.evaluate(s, 1, [other[0].model], None)
+    assert found.reload_difference < 1e-6
 
 
 def test_a_learning_rate_beyond_all_measure_is_refused(settings):

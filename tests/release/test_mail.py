@@ -208,15 +208,16 @@ def caused(outer: BaseException, inner: BaseException) -> BaseException:
         (ClientError({"Error": {"Code": "403", "Message": "Forbidden"}}, "HeadBucket"), "Check the keys"),
         (ClientError({"Error": {"Code": "AccessDenied", "Message": ""}}, "PutObject"), "Check the keys"),
         (NoCredentialsError(), "Check the keys"),
-        (MemoryError(), "lower the batch size"),
-        ("The task was killed from outside", "lower the batch size"),
+        (MemoryError(), "lower the batch size: start a new run with CXR_BATCH_SIZE=24 (or in the form; now 48)"),
+        ("The task was killed from outside", "CXR_BATCH_SIZE=24"),
         (AirflowTaskTimeout("Timeout, PID: 7"), "longer than its time-out"),
         (OSError(28, "No space left on device"), "disk is full"),
         (ZeroDivisionError("epoch 403, skilled"), "There is no advice"),
     ],
 )
 def test_advice_fits_the_kind_of_error(error, says):
-    assert says in advice.advise(error)
+    assert says in advice.advise(error, 48)
+    assert says in failures.tell(SETTINGS.model_copy(update={"batch_size": 48}), "r", "train", error, "").advice
 
 
 MANY = tuple(tuple(80 if t == p else (t * p) % 7 for p in range(12)) for t in range(12))
