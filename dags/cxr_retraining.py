@@ -20,8 +20,7 @@ the champion change. The team gets the report by mail.
 from datetime import timedelta
 
 import cxr_wiring as wiring
-from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task, task_group, teardown
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -181,20 +180,21 @@ def cxr_retraining() -> None:
             """Lets the question to a human pass only if the form wants it and the gate is open."""
             return verdict["open"] and params["approval"]
 
-        approval = ApprovalOperator(
+        # Not ApprovalOperator: its "Reject" skips what follows before its answer can be read, so that a step behind it
+        # that runs all the same, to record the refusal, would take it for a run that asks nobody.
+        approval = HITLOperator(
             task_id="approval",
             subject="Promote this chest X-ray model?",
             body="{{ ti.xcom_pull(task_ids='decide.gate')['table'] }}",
+            options=[wiring.APPROVE, "Reject"],
             defaults="Reject",
             params={"why": Param("", type="string", maxLength=2000, title="Why", description="For the history.")},
             response_timeout=timedelta(days=3),
             doc_md="Waits for a human without taking a worker. No answer within three days means no.",
         )
-        # "Reject" skips the step that follows, whatever its rule: not the one that records and reports the refusal.
-        approved = EmptyOperator(task_id="approved", doc_md="Marks in the graph that a human approved the promotion.")
         verdict = gate(models)
-        ask(verdict) >> approval >> approved
-        return [verdict, approved]
+        ask(verdict) >> approval
+        return [verdict, approval]
 
     @task(trigger_rule="none_failed_min_one_success")
     def promote(params: dict) -> dict:
@@ -206,6 +206,8 @@ def cxr_retraining() -> None:
         with wiring.settings(params) as s:
             decision = runs.load_decision(s, wiring.run_name(context))
             by = wiring.actor(context)
+            if decision.promote and params["approval"] and not answer:
+                return registry.decline(s, decision, by, "The answer is missing.").model_dump(include=wiring.OUTCOME)
             if answer:
                 approved, human, said = wiring.answered(answer)
                 if not approved:

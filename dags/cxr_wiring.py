@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, Connection, ExceptionRetryPolicy, Param, RetryAction, RetryRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 from botocore.exceptions import BotoCoreError, ClientError
@@ -29,6 +28,7 @@ RETRY_POLICY = ExceptionRetryPolicy([RetryRule(_PASSING)], default=RetryAction.F
 _log = logging.getLogger(__name__)
 # Other teams' DAGs can be scheduled on it: `@dag(schedule=[Asset("cxr_champion")])`.
 CHAMPION = Asset("cxr_champion")
+APPROVE = "Approve"
 OUTCOME = {"action", "model", "version"}  # fields of a history entry that the steps after it need
 MAILED = "failure_mailed"
 _KILLED = RuntimeError("The step's process was killed from outside; see its log and the scheduler's.")
@@ -214,7 +214,7 @@ def answered(answer: dict[str, Any]) -> tuple[bool, str, str]:
     why = (answer.get("params_input") or {}).get("why", "").strip()
     if not human:
         return False, "", "Nobody approved it in time."
-    if answer["chosen_options"] != [ApprovalOperator.APPROVE]:
+    if answer["chosen_options"] != [APPROVE]:
         return False, human, f"Not approved by {human}: {why}" if why else f"Not approved by {human}."
     return True, human, f"approved by {human} ({why})" if why else f"approved by {human}"
 

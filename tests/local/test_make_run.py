@@ -25,7 +25,7 @@ pytestmark = pytest.mark.airflow
 
 STEPS = {
     "data.find_drops", "data.ingest", "data.left_out", "data.validate", "data.build_dataset", "learn.train",
-    "learn.evaluate", "decide.gate", "decide.ask", "decide.approval", "decide.approved", "promote", "announce",
+    "learn.evaluate", "decide.gate", "decide.ask", "decide.approval", "promote", "announce",
     "report", "mail",
 }  # fmt: skip
 BETTER = {"train_anyway": True, "approval": True, "seed": 1, "head_epochs": 8, "head_learning_rate": 3e-3}
@@ -61,8 +61,8 @@ def test_the_first_run_takes_the_drop_to_a_champion_and_reports_it(made):
     run_id = re.search(r"/runs/(manual__\S+)", made.output)[1]
     tasks = made.tasks(run_id)
     assert set(tasks) == STEPS
-    assert {name for name, (state, _) in tasks.items() if state != "success"} == {"decide.approval", "decide.approved"}
-    assert tasks["decide.approval"][0] == tasks["decide.approved"][0] == "skipped"
+    assert {name for name, (state, _) in tasks.items() if state != "success"} == {"decide.approval"}
+    assert tasks["decide.approval"][0] == "skipped"
     champion = registry.champion(made.settings)
     (entry,) = registry.history(made.settings)
     assert (champion.version, champion.model) == (1, entry.model)
@@ -144,7 +144,6 @@ def test_a_human_who_says_no_keeps_the_champion(made):
     tasks = made.tasks(run_id)
     assert tasks.pop("data.ingest")[0] == "skipped"  # nothing new, trained anyway
     assert tasks.pop("announce")[0] == "skipped"  # the champion stays
-    assert tasks.pop("decide.approved")[0] == "skipped"
     assert {state for state, _ in tasks.values()} == {"success"}
     entry = registry.history(made.settings)[-1]
     assert (entry.action, entry.by, entry.why) == ("refused", "admin", "Not approved by admin.")
