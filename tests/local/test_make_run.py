@@ -200,7 +200,9 @@ def test_a_run_triggered_from_the_form_and_approved_in_the_console_makes_a_champ
     entry = registry.history(made.settings)[-1]
     by = "admin, approved by admin (two readers agree)"
     assert (entry.action, entry.by, entry.version) == ("promoted", by, 2)
-    assert entry.decision.overrides == {"seed": "1", "head_epochs": "8", "head_learning_rate": "0.003"}
+    assert entry.decision.overrides == {
+        "seed": "1", "head_epochs": "8", "head_learning_rate": "0.003", "approval": "True",
+    }  # fmt: skip
     assert registry.champion(made.settings).model == entry.model
     assert made.champions()[1:] == [{"model": entry.model, "version": 2}]
 
