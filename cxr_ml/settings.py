@@ -104,9 +104,7 @@ class Settings(BaseSettings):
     floors_on_lower_bound: tuple[str, ...] = ()  # e.g. "recall COVID19": whose interval's lower bound must meet it
     # How far below the champion's a figure may lie, at the lower end of the 95 % interval of the paired difference
     margins: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {"recall COVID19": 0.05, "recall PNEUMONIA": 0.05}
-    disguise_limit: float = Field(
-        0.05, ge=0, le=1
-    )  # macro F1 lost between the test images as is and a disguise, at most
+    disguise_limit: float = Field(0.05, ge=0, le=1)  # macro F1 lost between the test images and a disguise, at most
     lungs_hidden_limit: float = Field(0.8, ge=0, le=1)  # balanced accuracy with the lungs blacked out, at most
 
     approval: bool = False  # whether a human must approve what passed the gate

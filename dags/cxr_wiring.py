@@ -21,6 +21,7 @@ _SAME = (
     "architectures", "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate",
     "fine_tune_learning_rate", "patience", "seed", "warm_start", "macro_f1_floor", "floors_on_lower_bound", "approval",
 )  # fmt: skip
+APPROVE = "Approve"
 # Network, store, mail server and Airflow's API may answer the next time; nothing else gets better by itself. A killed
 # process raises nothing, so it is retried without being asked about.
 _PASSING: list[type[BaseException] | str] = [OSError, BotoCoreError, ClientError, AirflowRuntimeError]
@@ -28,7 +29,6 @@ RETRY_POLICY = ExceptionRetryPolicy([RetryRule(_PASSING)], default=RetryAction.F
 _log = logging.getLogger(__name__)
 # Other teams' DAGs can be scheduled on it: `@dag(schedule=[Asset("cxr_champion")])`.
 CHAMPION = Asset("cxr_champion")
-APPROVE = "Approve"
 OUTCOME = {"action", "model", "version"}  # fields of a history entry that the steps after it need
 MAILED = "failure_mailed"
 _KILLED = RuntimeError("The step's process was killed from outside; see its log and the scheduler's.")
