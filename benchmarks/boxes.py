@@ -83,6 +83,15 @@ def padding(grey: Grey, rng: np.random.Generator) -> Grey:
     return cv2.copyMakeBorder(grey, *sides.tolist(), cv2.BORDER_CONSTANT, value=255)
 
 
+def strips(grey: Grey, rng: np.random.Generator) -> Grey:
+    """Along one side, or two that make an L: 1 % to 4 % of each side, too thin for the other rules."""
+    grey = brighter(grey, rng.uniform(1, 1.2))
+    share = rng.uniform(0.01, 0.04) * max(grey.shape)
+    sides = np.zeros(4, int)
+    sides[[rng.integers(2), 2 + rng.integers(2)] if rng.random() < 0.5 else rng.integers(4)] = round(share)
+    return cv2.copyMakeBorder(grey, *sides.tolist(), cv2.BORDER_CONSTANT, value=255)
+
+
 def over_exposed(grey: Grey, rng: np.random.Generator) -> Grey:
     return brighter(grey, rng.uniform(1.15, 1.8))
 
@@ -113,7 +122,7 @@ def drawn_on(grey: Grey, rng: np.random.Generator) -> Grey:
     return grey
 
 
-WITH = (box, box_beside_clipped_film, box_on_over_exposed_film, padding)
+WITH = (box, box_beside_clipped_film, box_on_over_exposed_film, padding, strips)
 WITHOUT = (over_exposed, clipped_spots, collimated, drawn_on)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 # 0-255, of the darkest colour channel. Each level is tried: the low one finds boxes that are not quite white or frayed
 # by JPEG, the high one parts a box from the bright tissue that it lies on.
 WHITES = (230, 242, 251)
-THIN = 0.03  # of the short side: narrower white is a line, a letter, an arrow or the edge of a film
+THIN = 0.03  # of the short side: narrower white inside the picture is a line, a letter or an arrow
+STRIP = 2  # px of white along one or two whole sides of the picture, at least; a single one is left by many a scanner
 SMALL = 0.002  # of the area: smaller white is not looked at
 HOLE = 0.1  # of the area of a white part: smaller holes in it are writing
 STRAIGHT = (
@@ -27,7 +28,9 @@ SHARE = 0.6  # of the outline inside the frame that is straight and steep, at le
 # A box that melts into burnt-out film on some of its sides
 ALIGNED = 2  # px between the rows (columns) of two parts of one side, at most
 CORNER = 6  # px that the ends of two sides are apart where they meet, at most
-FILLED = 0.97  # of what they bound is white, at least
+LASTING = 0.8  # of the edge of a strip is steep, at least
+ROUND = 2  # px at an end of a strip where its edge is lost, at most
+FILLED = 0.97  # of what they bound is white, at least, and of each row of a strip
 FLAT = 3.0  # grey levels, standard deviation of what they bound, at most; JPEG makes 1 to 2 of a solid white
 BEYOND = 6  # px outwards of a side: what lies beyond it, past the ringing of JPEG
 VARIES = 8  # grey levels between the tenth and the ninetieth percentile of film along a side, at least
@@ -44,13 +47,47 @@ def white_box(darkest: np.ndarray) -> float:
     Args:
         darkest: uint8 [height, width], the darkest colour channel of each pixel; about 512 px on the long side.
     """
-    largest = 0.0
+    largest = _strips(darkest)
     for level in WHITES:
         found = _largest(darkest, level)
         if found is None:  # what is brighter still is no thicker
             break
         largest = max(largest, found)
     return largest
+
+
+def _strips(darkest: np.ndarray) -> float:
+    """Share of the area under thin white strips along whole sides of the picture: one, or two, as of an L.
+
+    A strip is white in each of its rows (columns), and ends in one straight, steep edge from end to end; the light
+    surround of a scanned film has round corners. At more than two sides it is an outline. What is wider than thin may
+    be left to `_largest`.
+    """
+    height, width = darkest.shape
+    widest = max(3, round(THIN * min(height, width))) + 1
+    sides = (darkest, darkest[::-1], darkest.T, darkest.T[::-1])
+    depths = [_depth(lines, widest) for lines in sides]
+    for side, (lines, depth) in enumerate(zip(sides, depths, strict=True)):
+        before, after = depths[2:] if side < 2 else depths[:2]
+        depths[side] = depth if depth and _ends_steeply(lines[depth - 1 :, before : lines.shape[1] - after]) else 0
+    top, bottom, left, right = depths
+    if sum(depths) < STRIP or depths.count(0) < 2:
+        return 0.0
+    return 1 - (height - top - bottom) * (width - left - right) / darkest.size
+
+
+def _depth(lines: np.ndarray, widest: int) -> int:
+    """Rows that are white from the first on; 0 where they are more than `widest`, or all."""
+    for depth, line in enumerate(lines[: widest + 1]):
+        if np.count_nonzero(line >= WHITES[0]) < FILLED * len(line):
+            return depth if depth + 2 < len(lines) else 0
+    return 0
+
+
+def _ends_steeply(lines: np.ndarray) -> bool:
+    """Whether grey falls from the first row to 2 px beyond it, at both of its ends too."""
+    steep = lines[0].astype(int) - lines[2] >= STEP
+    return bool(steep[: ROUND + 1].any() and steep[-ROUND - 1 :].any() and steep.mean() >= LASTING)
 
 
 def _largest(darkest: np.ndarray, level: int) -> float | None:

@@ -56,6 +56,14 @@ def test_boxes_that_overlap_and_an_l_of_padding_are_found_whole():
     assert white_box(padded) == pytest.approx(1 - 300**2 / 400**2, rel=0.05)
 
 
+@pytest.mark.parametrize("level, quality", [(255, None), (247, 75), (255, 50)])
+@pytest.mark.parametrize("sides", [(0, 3, 0, 0), (0, 0, 8, 0), (2, 0, 0, 1), (0, 5, 0, 5)])
+def test_a_thin_white_strip_along_a_whole_side_or_an_l_of_two_is_a_box(sides, level, quality):
+    padded = cv2.copyMakeBorder(film(), *sides, cv2.BORDER_CONSTANT, value=level)
+    picture = jpeg(padded, quality) if quality else padded
+    assert white_box(picture) == pytest.approx(1 - 300**2 / padded.size, rel=0.35)
+
+
 def test_writing_on_a_box_does_not_hide_it():
     picture = film()
     picture[240:290, 30:270] = 255
@@ -139,6 +147,24 @@ def line_along_the_frame():
     return cv2.copyMakeBorder(film(), 3, 3, 3, 3, cv2.BORDER_CONSTANT, value=255)
 
 
+def one_row_that_a_scanner_left():
+    return cv2.copyMakeBorder(film(), 1, 0, 0, 0, cv2.BORDER_CONSTANT, value=255)
+
+
+def burnt_out_up_to_the_frame():
+    """White in each of the last rows, and no straight edge above."""
+    picture = film()
+    for column in range(300):
+        picture[int(285 + 10 * np.sin(column / 30)) :, column] = 255
+    return picture
+
+
+def strip_of_half_a_side():
+    picture = film()
+    picture[296:, :150] = 255
+    return picture
+
+
 def grey_rectangle():
     picture = film()
     picture[200:260, 60:200] = 215
@@ -176,6 +202,9 @@ def blank_white():
         large_letter,
         wedge_beside_a_film_scanned_askew,
         line_along_the_frame,
+        one_row_that_a_scanner_left,
+        burnt_out_up_to_the_frame,
+        strip_of_half_a_side,
         grey_rectangle,
         burnt_out_up_to_the_collimator,
         outline_on_burnt_out_film,
@@ -245,6 +274,8 @@ def test_rectangles_drawn_on_real_films_are_found_and_films_spoilt_otherwise_hav
         boxed[top : top + high, left : left + wide] = rng.choice([255, 252, 246])
         found += [looked_at(jpeg(resized(boxed, 224), 80)), looked_at(jpeg(boxed, 50)), looked_at(resized(boxed, 1500))]
         found.append(looked_at(cv2.copyMakeBorder(plain, 0, high, 0, wide, cv2.BORDER_CONSTANT, value=255)))
+        strip = cv2.copyMakeBorder(plain, 0, height // 70, 0, width // 100, cv2.BORDER_CONSTANT, value=255)
+        found += [looked_at(jpeg(resized(strip, side), 70)) for side in (224, 1500)]
         bright = np.clip(plain.astype(np.float32) * 1.2, 0, 255).astype(np.uint8)
         shield = cv2.ellipse(plain.copy(), (width // 2, height), (wide, high), 0, 0, 360, 255, -1)
         outline = cv2.rectangle(plain.copy(), (left, top), (left + wide, top + high), 255, width // 100)
