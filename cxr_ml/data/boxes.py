@@ -17,7 +17,7 @@ import numpy as np
 # by JPEG, the high one parts a box from the bright tissue that it lies on.
 WHITES = (230, 242, 251)
 THIN = 0.03  # of the short side: narrower white inside the picture is a line, a letter or an arrow
-STRIP = 2  # px of white along one or two whole sides of the picture, at least; a single one is left by many a scanner
+STRIP = 2  # px of white along a whole side of the picture, at least; a single one is a line, left by scanners and crops
 SMALL = 0.002  # of the area: smaller white is not looked at
 HOLE = 0.1  # of the area of a white part: smaller holes in it are writing
 STRAIGHT = (
@@ -71,7 +71,7 @@ def _strips(darkest: np.ndarray) -> float:
         before, after = depths[2:] if side < 2 else depths[:2]
         depths[side] = depth if depth and _ends_steeply(lines[depth - 1 :, before : lines.shape[1] - after]) else 0
     top, bottom, left, right = depths
-    if sum(depths) < STRIP or depths.count(0) < 2:
+    if max(depths) < STRIP or depths.count(0) < 2:
         return 0.0
     return 1 - (height - top - bottom) * (width - left - right) / darkest.size
 

@@ -28,6 +28,7 @@ REFUSED_FIRST = {
     "train/COVID19/841.jpg": ("quarantined", "white_box"),
     "train/COVID19/842.jpg": ("quarantined", "white_box"),
     "train/COVID19/764-.jpg": ("quarantined", "white_box"),
+    "train/COVID19/072.jpeg": ("quarantined", "white_box"),  # a strip along the upper side
     "train/COVID19/465.webp": ("quarantined", "unsupported_format"),
     "train/COVID19/884.png": ("quarantined", "unsupported_format"),
     # The film of test/COVID19/038.jpg, with arrows and a date drawn into it.
@@ -102,7 +103,7 @@ def test_of_the_three_classes_only_files_with_a_fault_that_an_eye_sees_are_refus
     _, _, tables, _ = drops
     assert refused(tables[FIRST]) == REFUSED_FIRST
     accepted = tables[FIRST][tables[FIRST]["verdict"] == "accepted"]
-    assert accepted["label"].value_counts().to_dict() == {"PNEUMONIA": 650, "NORMAL": 340, "COVID19": 212}
+    assert accepted["label"].value_counts().to_dict() == {"PNEUMONIA": 650, "NORMAL": 340, "COVID19": 211}
 
 
 def test_each_listed_fault_of_the_second_drop_is_refused_for_its_reason_and_nothing_else_is(drops, folder):
