@@ -219,8 +219,10 @@ def scale(originals: pd.DataFrame, number: int = 100_000, flips: float = 0.12) -
     for _, pairs in duplicates.candidates(hashes, far, number, SETTINGS.duplicate_bits):
         asked += len(pairs)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    pairs = number * number + number * (number - 1) / 2
     print(
         f"{number:,} against {number:,} and against one another, mirrored too: {wall:.1f} s wall, {cpu:.1f} s CPU, "
+        f"so {wall * number * number / pairs:.1f} s for {number:,} against {number:,} alone, "
         f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB, {asked / number:.2f} candidates each"
     )
 

@@ -23,7 +23,8 @@ WORTH_ALIGNING = 0.35  # correlation before alignment; copies cropped by 3 % kee
 FINE_BITS = 260  # of 1024, of the likest of `stretched`: benchmarks/duplicates.py
 CONFIRMED = 16  # pictures at most that one image is compared with on pixels, the likest by its fine hash
 _UNKNOWN = -1  # distance of fine hashes of which one was not measured
-_BLOCK = (64, 1 << 14)  # hashes compared at a time by one thread: 9 MiB, whatever the number of images
+_BLOCK = (128, 1 << 14)  # later and earlier hashes that a thread takes at a time
+_ROWS = 16
 _PACKED = pa.binary(128)
 _PAIRS = 4_096  # stretched fine hashes compared at a time: 1 MiB
 # Two rows of a fine hash are a word. Most strangers are told by few words, each from elsewhere, so not all are read.
@@ -133,32 +134,46 @@ def candidates(
 def _block(hashes: np.ndarray, words: np.ndarray, top: int, bits: int) -> list[tuple[int, list[tuple[int, bool]]]]:
     rows, columns = _BLOCK
     shift = columns.bit_length() - 1
-    later = hashes[top : top + rows, None]
+    later = hashes[top : top + rows]
     mine = np.ascontiguousarray(words[:, top : top + rows].T)
-    ways = ((False, np.uint64(0), stretched(mine)), (True, MIRRORED, stretched(mirror(mine))))
+    ways = ((False, stretched(mine)), (True, stretched(mirror(mine))))
     kept: dict[int, list[tuple[int, int, bool]]] = {}
     left_over: dict[bool, list[tuple[np.ndarray, ...]]] = {False: [], True: []}
     # Written over and over: fresh memory for each comparison would keep threads waiting for one another.
-    differing = np.empty((len(later), columns), np.uint64)
-    counted = np.full((len(later), columns), 255, np.uint8)
+    differing = np.empty((_ROWS, columns), np.uint64)
+    counted = np.full((3, _ROWS, columns), 255, np.uint8)
     for left in range(0, top + len(later), columns):
-        part, other = hashes[None, left : left + columns], words[:, left : left + columns]
-        width = part.shape[1]
-        counted[:, width:] = 255
-        for mirrored, mask, turned in ways:
-            np.bitwise_xor(later ^ mask, part, out=differing[:, :width])
-            np.bitwise_count(differing[:, :width], out=counted[:, :width])
-            near = np.flatnonzero(counted <= bits)
-            i, j, apart = _sieved(turned[0], other, near >> shift, near & columns - 1)
+        other = words[:, left : left + columns]
+        near: dict[bool, list[np.ndarray]] = {False: [], True: []}
+        for row in range(0, len(later), _ROWS):
+            _count(later[row : row + _ROWS], hashes[left : left + columns], differing, counted)
+            either = np.flatnonzero(counted[2] <= bits)
+            for mirrored in near:
+                near[mirrored].append(either[counted[int(mirrored)].take(either) <= bits] + (row << shift))
+        for mirrored, turned in ways:
+            places = np.concatenate(near[mirrored])
+            i, j, apart = _sieved(turned[0], other, places >> shift, places & columns - 1)
             left_over[mirrored].append((i, j + left, apart))
     # Few pairs of each part are left: stretched together, they take fewer calls.
-    for mirrored, _, turned in ways:
+    for mirrored, turned in ways:
         i, j, apart = map(np.concatenate, zip(*left_over[mirrored], strict=True))
         earlier = np.flatnonzero(j < i + top)
         found = _stretched_apart(turned, words, i[earlier], j[earlier], apart[earlier], FINE_BITS)
         for i, j, apart in zip(*(f.tolist() for f in found), strict=True):
             kept.setdefault(top + i, []).append((apart, j, mirrored))
     return [(i, _likest(kept[i])) for i in sorted(kept)]
+
+
+def _count(later: np.ndarray, earlier: np.ndarray, differing: np.ndarray, counted: np.ndarray) -> None:
+    """Bits by which hashes differ, into `counted`: as they are, mirrored, and the fewer of both."""
+    rows, columns = np.s_[: len(later)], np.s_[: len(earlier)]
+    counted[2] = 255
+    apart, part = differing[rows, columns], counted[:, rows, columns]
+    np.bitwise_xor(later[:, None], earlier, out=apart)
+    np.bitwise_count(apart, out=part[0])
+    np.bitwise_xor(apart, MIRRORED, out=apart)
+    np.bitwise_count(apart, out=part[1])
+    np.minimum(part[0], part[1], out=part[2])
 
 
 def alike(
