@@ -1,8 +1,9 @@
-"""Whether an image is like those a model was trained on: its distance to them in the features that the model sees."""
+"""Whether an image is like those a model was trained on: by the features that it sees, and by its large shapes."""
 
 import io
 from typing import NamedTuple
 
+import cv2
 import keras
 import numpy as np
 
@@ -14,16 +15,25 @@ from cxr_ml.settings import Settings
 FILE = "likeness.npz"  # beside the model
 MOST = 3000  # training images that are looked at
 VARIANCE = 0.9  # share of the training features' variance that lies in the principal space
+SHAPES = 0.8  # the same of thumbnails; with more, inverted films lie in it too
+SIDE = 24  # px, of the thumbnails
 QUANTILE = 0.99  # of the validation images' distances is the limit
 _ROUNDING = 1e-5  # below it, distances of features of four bytes mean nothing
 
 
-class Likeness(NamedTuple):
-    """What is remembered of a model's training images; no image among them."""
+class Space(NamedTuple):
+    """Where the training images lie, of which none is remembered."""
 
-    mean: np.ndarray  # of their features of length 1, float32 (channels,)
-    principal: np.ndarray  # orthonormal directions in which they vary most, float32 (directions, channels)
+    mean: np.ndarray  # of the images' vectors of length 1, float32 (length,)
+    principal: np.ndarray  # orthonormal directions in which they vary most, float32 (directions, length)
     limit: float  # distance from the principal space beyond which an image is unlike them
+
+
+class Likeness(NamedTuple):
+    """What is remembered of a model's training images."""
+
+    features: Space  # of what the network's layer "features" says of them
+    shapes: Space | None  # of their thumbnails; None of a model of a version that looked at features only
 
 
 def key(model: str) -> str:
@@ -34,12 +44,14 @@ def key(model: str) -> str:
 def learn(
     classifier: keras.Model, images: np.ndarray, train: np.ndarray, validation: np.ndarray, y: np.ndarray, seed: int
 ) -> bytes:
-    """What is to be stored beside a model: the space in which its training images lie, and the limit.
+    """What is to be stored beside a model: the spaces in which its training images lie, and the limits.
 
     An image is as unlike as its features lie far from the principal space of the training images' features: the
     residual of Wang, Li, Feng and Zhang, ViM: Out-of-distribution with virtual-logit matching, CVPR 2022. Before that
     the features are brought to length 1, and the limit is a quantile of held-out images, both as Sun, Ming, Zhu and Li
-    have it, Out-of-distribution detection with deep nearest neighbors, ICML 2022.
+    have it, Out-of-distribution detection with deep nearest neighbors, ICML 2022. A network that was fine-tuned on
+    films looks for what tells these apart, not for what makes a film, so the same is done with thumbnails of SIDE px,
+    mean taken out; the larger of both counts, each by its limit.
 
     Args:
         classifier: with its final weights.
@@ -55,23 +67,36 @@ def learn(
     rng = np.random.default_rng(seed)
     each = MOST // len(np.unique(y[train]))
     chosen = [rng.permutation(train[y[train] == label])[:each] for label in np.unique(y[train])]
+    rows = np.sort(np.concatenate(chosen))
     seen = keras.Model(classifier.input, classifier.get_layer("features").output)
 
     def features(rows: np.ndarray) -> np.ndarray:
         return memory.predicted(lambda size: seen.predict(inputs.Batches(images, rows, size), verbose=0), 32)
 
-    seen_in_training = _unit(features(np.sort(np.concatenate(chosen))).astype(np.float64))
-    mean = seen_in_training.mean(axis=0)
-    variances, directions = np.linalg.eigh(np.cov(seen_in_training - mean, rowvar=False))
-    shares = np.cumsum(variances[::-1]) / max(variances.sum(), _ROUNDING**2)
-    # Of features that are all alike no direction is the principal one, but any that rounding makes.
-    count = 1 + int((shares < VARIANCE).sum()) if variances.sum() > _ROUNDING**2 else 0
-    principal = directions[:, ::-1][:, :count].T
-    found = Likeness(mean.astype(np.float32), np.ascontiguousarray(principal, np.float32), 1.0)
-    limit = max(np.quantile(unlikeness(found, features(validation)), QUANTILE), _ROUNDING)
+    spaces = _space(_unit(features(rows)), VARIANCE), _space(_thumbnails(images, rows), SHAPES)
+    held = _unit(features(validation)), _thumbnails(images, validation)
+    apart = [_distance(space, vectors) for space, vectors in zip(spaces, held, strict=True)]
+    limits = np.array([max(np.quantile(distances, QUANTILE), _ROUNDING) for distances in apart])
+    # So that of both together, too, no more than a hundredth is above 1.
+    limits *= max(1.0, np.quantile((np.array(apart) / limits[:, None]).max(axis=0), QUANTILE))
+    found = {}
+    for name, space, limit in zip(Likeness._fields, spaces, limits, strict=True):
+        found |= {f"{name}_{field}": value for field, value in space._replace(limit=limit)._asdict().items()}
     buffer = io.BytesIO()
-    np.savez(buffer, mean=found.mean, principal=found.principal, limit=np.float64(limit))
+    np.savez(buffer, **found)
     return buffer.getvalue()
+
+
+def _space(vectors: np.ndarray, share: float) -> Space:
+    """The principal space that holds a share of the variance of vectors, float (n, length); without its limit yet."""
+    vectors = vectors.astype(np.float64)
+    mean = vectors.mean(axis=0)
+    variances, directions = np.linalg.eigh(np.cov(vectors - mean, rowvar=False))
+    shares = np.cumsum(variances[::-1]) / max(variances.sum(), _ROUNDING**2)
+    # Of vectors that are all alike no direction is the principal one, but any that rounding makes.
+    count = 1 + int((shares < share).sum()) if variances.sum() > _ROUNDING**2 else 0
+    principal = directions[:, ::-1][:, :count].T
+    return Space(mean.astype(np.float32), np.ascontiguousarray(principal, np.float32), 1.0)
 
 
 def load(settings: Settings, record: Model) -> Likeness | None:
@@ -89,23 +114,45 @@ def load(settings: Settings, record: Model) -> Likeness | None:
 def read(data: bytes) -> Likeness:
     """What `learn` gave."""
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return Likeness(found["mean"], found["principal"], float(found["limit"]))
+        if "features_mean" not in found:  # of a version that looked at features only
+            return Likeness(Space(found["mean"], found["principal"], float(found["limit"])), None)
+        spaces = [
+            Space(found[f"{name}_mean"], found[f"{name}_principal"], float(found[f"{name}_limit"]))
+            for name in Likeness._fields
+        ]
+    return Likeness(*spaces)
 
 
-def unlikeness(likeness: Likeness, features: np.ndarray) -> np.ndarray:
+def unlikeness(likeness: Likeness, features: np.ndarray, images: np.ndarray) -> np.ndarray:
     """How unlike the training images some images are.
 
     Args:
         likeness: of the model.
         features: what its layer "features" says of the images, float (n, channels).
+        images: uint8 (n, size, size, 1).
 
     Returns:
         Distance by the limit, float64 (n,): above 1, an image is unlike those that the model was trained on.
     """
-    from_mean = _unit(np.asarray(features, np.float32)) - likeness.mean
-    residual = from_mean - (from_mean @ likeness.principal.T) @ likeness.principal
-    return np.linalg.norm(residual.astype(np.float64), axis=1) / likeness.limit
+    apart = _distance(likeness.features, _unit(np.asarray(features, np.float32))) / likeness.features.limit
+    if likeness.shapes is None:
+        return apart
+    thumbnails = _thumbnails(images, np.arange(len(images)))
+    return np.maximum(apart, _distance(likeness.shapes, thumbnails) / likeness.shapes.limit)
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+def _distance(space: Space, vectors: np.ndarray) -> np.ndarray:
+    from_mean = vectors - space.mean
+    residual = from_mean - (from_mean @ space.principal.T) @ space.principal
+    return np.linalg.norm(residual.astype(np.float64), axis=1)
+
+
+def _thumbnails(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Pictures of SIDE × SIDE px without their mean, of length 1: float32 (rows, SIDE²)."""
+    small = [cv2.resize(images[row, :, :, 0], (SIDE, SIDE), interpolation=cv2.INTER_AREA).ravel() for row in rows]
+    small = np.array(small, np.float32)
+    return _unit(small - small.mean(axis=1, keepdims=True))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

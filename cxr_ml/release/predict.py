@@ -124,7 +124,7 @@ def _answers(
     fit = [look for look in looks if look.pixels is not None]
     rows: Iterator[Prediction] = iter(())
     if fit:
-        rows = _predicted(record, known, network.predict_on_batch(np.stack([f.pixels for f in fit])), fit, folder)
+        rows = _predicted(record, known, network, fit, folder)
     for look in looks:
         if look.pixels is not None:
             yield next(rows)
@@ -136,14 +136,15 @@ def _answers(
 
 
 def _predicted(
-    record: Model, known: likeness.Likeness | None, output: list[np.ndarray], fit: list[_Look], folder: Path | None
+    record: Model, known: likeness.Likeness | None, network: keras.Model, fit: list[_Look], folder: Path | None
 ) -> Iterator[Prediction]:
-    raw, features = output[:2]
+    pixels = np.stack([look.pixels for look in fit])
+    raw, features, *maps = network.predict_on_batch(pixels)
     if not np.isfinite(raw).all():
         raise Refused(f"Probabilities must be numbers. Received: NaN or infinity; {record.model} cannot be used.")
     probabilities, said = operating.apply(raw, record.operating_point, record.classes)
-    distance = None if known is None else likeness.unlikeness(known, features)
-    heat = None if folder is None else explain.relative(output[2], said)
+    distance = None if known is None else likeness.unlikeness(known, features, pixels)
+    heat = None if folder is None else explain.relative(maps[0], said)
     for i, look in enumerate(fit):
         unlike = distance is not None and distance[i] > 1
         each = {c: round(float(p), 6) for c, p in zip(record.classes, probabilities[i], strict=True)}

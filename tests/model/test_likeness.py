@@ -1,6 +1,7 @@
 """What is remembered of the training images, and how far others are from them."""
 
 import hashlib
+import io
 import os
 from pathlib import Path
 
@@ -42,9 +43,9 @@ def learned(classifier, images, train_rows, validation_rows, y, seed=0):
     return likeness.read(data), data
 
 
-def seen(classifier, images):
+def unlikeness(known, classifier, images):
     features = keras.Model(classifier.input, classifier.get_layer("features").output)
-    return features.predict(images, verbose=0)
+    return likeness.unlikeness(known, features.predict(images, verbose=0), images)
 
 
 def strangers(side=160):
@@ -65,7 +66,7 @@ def strangers(side=160):
 
 @pytest.mark.xrays
 @pytest.mark.skipif(not all(FOLDERS.values()), reason="CXR_XRAYS or CXR_WEIGHTS_DIR names no folder")
-def test_real_films_are_answered_and_noise_text_shapes_and_photographs_are_not():
+def test_real_films_are_answered_and_strangers_and_films_on_their_side_or_inverted_are_not():
     folders = [Path(FOLDERS["CXR_XRAYS"], "drops/2026-01-05/train", c) for c in ("NORMAL", "COVID19", "PNEUMONIA")]
     paths = [p for f in folders for p in sorted(p for p in f.iterdir() if not p.read_bytes().startswith(b"RIFF"))[:120]]
     films = np.stack([inputs.resize(decoding.decode_grey(path.read_bytes()), 160) for path in paths])
@@ -74,29 +75,32 @@ def test_real_films_are_answered_and_noise_text_shapes_and_photographs_are_not()
     classifier = architectures.classifier(architectures.backbone(settings, "mobilenet_v2"), 3, 0.5)
     held = rows % 6 == 0
     known, _ = learned(classifier, films, rows[rows % 3 > 0], rows[(rows % 3 == 0) & ~held], y)
-    assert (likeness.unlikeness(known, seen(classifier, films[held])) <= 1).mean() >= 0.95
-    assert (likeness.unlikeness(known, seen(classifier, strangers())) > 1).all()
+    assert (unlikeness(known, classifier, films[held]) <= 1).mean() >= 0.95
+    assert (unlikeness(known, classifier, strangers()) > 1).all()
+    for turns in (1, 3):
+        assert (unlikeness(known, classifier, np.rot90(films[held], turns, (1, 2))) > 1).mean() >= 0.9
+    assert (unlikeness(known, classifier, 255 - films[held]) > 1).mean() >= 0.6
 
 
 def test_images_like_the_training_images_are_near_and_others_are_far():
     classifier, images = network(), films(260, 0)
     known, _ = learned(classifier, images, np.arange(100), np.arange(100, 200), np.arange(260) % 2)
-    own = likeness.unlikeness(known, seen(classifier, images[200:]))
+    own = unlikeness(known, classifier, images[200:])
     assert (own <= 1).mean() >= 0.9
-    mirrored = likeness.unlikeness(known, seen(classifier, images[200:, :, ::-1]))
+    mirrored = unlikeness(known, classifier, images[200:, :, ::-1])
     assert (mirrored > 5).all()
 
 
 def test_the_limit_is_passed_by_one_validation_image_in_a_hundred():
     classifier, images = network(), films(300, 1)
     known, _ = learned(classifier, images, np.arange(100), np.arange(100, 300), np.zeros(300, int))
-    assert (likeness.unlikeness(known, seen(classifier, images[100:])) > 1).sum() == 2
+    assert (unlikeness(known, classifier, images[100:]) > 1).sum() == 2
 
 
 def test_brightness_alone_makes_no_film_unlike():
     classifier, images = network(), films(200, 2)
     known, _ = learned(classifier, images, np.arange(100), np.arange(100, 200), np.zeros(200, int))
-    found = likeness.unlikeness(known, seen(classifier, images[100:] // 2))
+    found = unlikeness(known, classifier, images[100:] // 2)
     assert (found < 1.5).all()
 
 
@@ -106,14 +110,36 @@ def test_of_each_class_equally_many_images_count(monkeypatch):
     images = np.concatenate([films(90, 3), films(12, 4, 20, 200), films(20, 5)])
     known, _ = learned(classifier, images, np.arange(102), np.arange(102, 122), y)
     # The two kinds are each other's mirror image, so that of equally many the mean is its own.
-    assert known.mean[0] == pytest.approx(known.mean[2], abs=0.02)
+    assert known.features.mean[0] == pytest.approx(known.features.mean[2], abs=0.02)
 
 
 def test_few_training_images_are_enough_and_equal_ones_do_not_divide_by_zero():
     classifier, images = network(), np.repeat(films(1, 6), 4, axis=0)
     known, _ = learned(classifier, images, np.arange(2), np.arange(2, 4), np.zeros(4, int))
-    assert (likeness.unlikeness(known, seen(classifier, images)) <= 1).all()
-    assert np.isfinite(likeness.unlikeness(known, np.zeros((1, 3)))).all()
+    assert (unlikeness(known, classifier, images) <= 1).all()
+    assert np.isfinite(likeness.unlikeness(known, np.zeros((1, 3)), np.zeros((1, 8, 8, 1), np.uint8))).all()
+
+
+def test_large_shapes_count_where_the_network_is_blind_to_them():
+    classifier, images = network(), films(160, 8)
+    images[:, 4:, :3] = images[:, 4:, :3] // 4
+    known, _ = learned(classifier, images, np.arange(60), np.arange(60, 120), np.zeros(160, int))
+    own, upside_down = images[120:], images[120:, ::-1]
+    blind = known._replace(shapes=None)
+    np.testing.assert_allclose(
+        unlikeness(blind, classifier, upside_down), unlikeness(blind, classifier, own), atol=1e-3
+    )
+    assert (unlikeness(known, classifier, own) <= 1).mean() >= 0.9
+    assert (unlikeness(known, classifier, upside_down) > 2).all()
+
+
+def test_what_an_earlier_version_stored_is_read_and_counts_features_alone():
+    buffer = io.BytesIO()
+    np.savez(buffer, mean=np.zeros(3, np.float32), principal=np.eye(3, dtype=np.float32)[:1], limit=np.float64(0.5))
+    known = likeness.read(buffer.getvalue())
+    assert known.shapes is None
+    found = likeness.unlikeness(known, np.array([[2.0, 0, 0], [0, 3.0, 0]]), np.zeros((2, 8, 8, 1), np.uint8))
+    np.testing.assert_allclose(found, [0, 2])
 
 
 def test_the_same_images_and_seed_give_the_same_bytes():
@@ -134,8 +160,9 @@ def test_a_training_leaves_it_beside_the_model_with_its_hash_in_the_record(train
     data = store.get(s, f"models/{record.model}/likeness.npz")
     assert record.likeness_sha256 == hashlib.sha256(data).hexdigest()
     known = likeness.load(s, record)
-    assert known.mean.shape == (96,) and known.principal.shape[1] == 96 and known.limit > 0
-    np.testing.assert_allclose(known.principal @ known.principal.T, np.eye(len(known.principal)), atol=1e-5)
+    for space, length in ((known.features, 96), (known.shapes, likeness.SIDE**2)):
+        assert space.mean.shape == (length,) and space.principal.shape[1] == length and space.limit > 0
+        np.testing.assert_allclose(space.principal @ space.principal.T, np.eye(len(space.principal)), atol=1e-5)
     # What was changed is not used.
     overwrite(s, f"models/{record.model}/likeness.npz", data[:-1] + b"!")
     with pytest.raises(Refused, match=r"likeness\.npz is not the file that model\.json records"):
