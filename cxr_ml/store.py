@@ -159,6 +159,8 @@ def fetch(settings: Settings, bucket: str, key: str) -> tuple[bytes, str] | None
 
 def _answer(settings: Settings, bucket: str, key: str, head: bool = False, **more: str) -> dict[str, Any] | None:
     """What the server says of an object, its bytes still to be read, or only its head; None when it does not exist."""
+    if ".." in key.split("/"):  # from a name that somebody gave; servers answer it in ways of their own
+        return None
     s3 = client(settings.s3_endpoint_url)
     try:
         return (s3.head_object if head else s3.get_object)(Bucket=bucket, Key=key, **more)

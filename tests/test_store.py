@@ -134,6 +134,13 @@ def test_a_key_that_is_missing_is_refused_by_its_whole_name(settings):
         store.get(inside, "models/x/model.json")
 
 
+def test_a_name_that_climbs_out_names_nothing_whatever_the_server_makes_of_it(settings):
+    store.put_if_absent(settings, "secrets/model.json", b"{}")
+    assert not store.exists(settings, "models/../secrets/model.json")
+    with pytest.raises(Refused, match="has no object"):
+        store.get(settings, "models/../secrets/model.json")
+
+
 def test_a_prefix_keeps_two_projects_apart_in_one_bucket(settings):
     one, other = (settings.model_copy(update={"prefix": f"{name}/"}) for name in ("one", "other"))
     for project in (one, other):
