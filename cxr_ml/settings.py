@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     head_learning_rate: float = Field(1e-3, gt=0, le=1)
     fine_tune_learning_rate: float = Field(1e-5, gt=0, le=1)
     fine_tune_decay: bool = True  # it falls along half a cosine over the fine-tuning's epochs; the study's stays
-    patience: int = Field(5, ge=1, le=1000)  # epochs without a better validation loss before a stage ends
+    patience: int = Field(5, ge=1, le=1000)  # epochs without a better calibrated validation loss that end a stage
     dropout: float = Field(0.5, ge=0, lt=1)  # share dropped before the softmax
     head_views: int = Field(4, ge=0, le=64)  # views of an image that the frozen backbone sees, once; 0: one per epoch
     freeze_normalisation: bool = True  # batch normalisation of a pretrained backbone keeps its statistics and weights

@@ -16,7 +16,10 @@ _KEY = re.compile(r".*/(?P<stage>[a-z_]+)-(?P<epoch>\d{5})-(?P<sha256>[0-9a-f]{6
 
 
 class Epoch(Record):
-    """What one epoch gave. Losses are cross-entropies, the training loss weighted by class; F1 is macro F1."""
+    """What one epoch gave. Losses are cross-entropies, the training loss weighted by class; F1 is macro F1.
+
+    `calibrated` is the loss at its best temperature: see `epochs.Calibrated`.
+    """
 
     loss: float
     accuracy: float
@@ -24,6 +27,8 @@ class Epoch(Record):
     val_accuracy: float
     f1: float
     val_f1: float
+    calibrated: float
+    val_calibrated: float
     learning_rate: float
     images_per_second: float  # training images, by the time of the whole epoch with its validation
     seconds: float
@@ -49,8 +54,8 @@ class Checkpoint(NamedTuple):
 
 
 def best(progress: Progress) -> int:
-    """Number of the epoch with the lowest validation loss, from 1; the first of equal ones. Needs an epoch."""
-    losses = [epoch.val_loss for epoch in progress.epochs]
+    """Number of the epoch with the lowest calibrated validation loss, from 1; the first of equal ones."""
+    losses = [epoch.val_calibrated for epoch in progress.epochs]
     return 1 + losses.index(min(losses))
 
 

@@ -10,10 +10,13 @@ from tensorflow.core.framework.summary_pb2 import DATA_CLASS_SCALAR, SummaryMeta
 # As keras.callbacks.TensorBoard names them, which needs the package tensorboard; reading them does, writing does not.
 SERIES = {
     "train": {
-        "epoch_loss": "loss", "epoch_accuracy": "accuracy", "epoch_f1": "f1", "learning_rate": "learning_rate",
-        "images_per_second": "images_per_second",
+        "epoch_loss": "loss", "epoch_accuracy": "accuracy", "epoch_f1": "f1", "epoch_calibrated": "calibrated",
+        "learning_rate": "learning_rate", "images_per_second": "images_per_second",
     },
-    "validation": {"epoch_loss": "val_loss", "epoch_accuracy": "val_accuracy", "epoch_f1": "val_f1"},
+    "validation": {
+        "epoch_loss": "val_loss", "epoch_accuracy": "val_accuracy", "epoch_f1": "val_f1",
+        "epoch_calibrated": "val_calibrated",
+    },
 }  # fmt: skip
 
 

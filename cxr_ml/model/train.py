@@ -217,7 +217,7 @@ def _check(settings: Settings, manifest: pd.DataFrame) -> None:
 
 
 def _best_loss(progress: Progress) -> float:
-    return min(epoch.val_loss for epoch in progress.epochs)
+    return min(epoch.val_calibrated for epoch in progress.epochs)
 
 
 def _head(classifier: keras.Model) -> keras.Model:

@@ -16,9 +16,13 @@ STAGES = {"head": "head", "fine_tune": "fine-tune"}
 
 
 def best_epochs(history: pd.DataFrame) -> dict[str, int]:
-    """Stage -> the epoch with its lowest finite validation loss; stages without one are left out."""
-    finite = history[np.isfinite(history["val_loss"])]
-    return {str(stage): int(part.loc[part["val_loss"].idxmin(), "epoch"]) for stage, part in finite.groupby("stage")}
+    """Stage -> the epoch by which it is kept; stages without one are left out.
+
+    It is that of the lowest finite validation loss at its best temperature, of earlier versions' as it is.
+    """
+    judged = "val_calibrated" if "val_calibrated" in history else "val_loss"
+    finite = history[np.isfinite(history[judged])]
+    return {str(stage): int(part.loc[part[judged].idxmin(), "epoch"]) for stage, part in finite.groupby("stage")}
 
 
 def losses(model: str, history: pd.DataFrame | None) -> bytes:
@@ -27,8 +31,8 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
     Args:
         model: name of the model, shown in the title.
         history: columns `stage` (head or fine_tune), `epoch` (through both stages, from 1), `loss, accuracy, val_loss,
-            val_accuracy`, and `f1, val_f1` (without them, accuracy is shown instead); None or no rows where it is not
-            known.
+            val_accuracy`, and, if they are there, `val_calibrated` and `f1, val_f1` (without them, accuracy is shown
+            instead); None or no rows where it is not known.
     """
     if history is None or history.empty:
         return canvas.empty(f"No loss curve: {canvas.name(model, 40)} has no training history.")
@@ -55,10 +59,13 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
         axes.grid(axis="y", color="#e4e4e4")
         canvas.axes(axes)
     best = best_epochs(history)
-    rows = history.set_index("epoch")
+    rows, judged = history.set_index("epoch"), "val_loss"
+    if "val_calibrated" in history:
+        judged = "val_calibrated"
+        top.plot(epochs, history[judged], ":", color=BLUE, linewidth=2, label="validation, best temperature")
     for number, epoch in enumerate(sorted(best.values())):
         top.plot(
-            [epoch], [rows.loc[epoch, "val_loss"]], "*", color=VERMILION, markeredgecolor=INK, markersize=15, zorder=5,
+            [epoch], [rows.loc[epoch, judged]], "*", color=VERMILION, markeredgecolor=INK, markersize=15, zorder=5,
             label="" if number else "best epoch of a stage",
         )  # fmt: skip
     starts = history.groupby("stage", sort=False)["epoch"].min()

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from model_samples import CLASSES, overwrite, quick
+from scipy.special import softmax
+from sklearn.metrics import log_loss
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
@@ -230,17 +232,17 @@ def test_in_mixed_precision_a_stage_goes_on_from_its_checkpoint_also_in_pieces(s
 
 def test_a_line_says_what_the_epoch_gave_and_how_long_the_rest_takes_at_most():
     row = Epoch(
-        loss=0.5, accuracy=0.8, val_loss=0.4, val_accuracy=0.9, f1=0.7, val_f1=0.8123, learning_rate=1e-5,
-        images_per_second=12.34, seconds=100,
+        loss=0.5, accuracy=0.8, val_loss=0.4, val_accuracy=0.9, f1=0.7, val_f1=0.8123, calibrated=0.45,
+        val_calibrated=0.36, learning_rate=1e-5, images_per_second=12.34, seconds=100,
     )  # fmt: skip
-    worse = row.model_copy(update={"val_loss": 0.6, "seconds": 80})
+    worse = row.model_copy(update={"val_calibrated": 0.37, "seconds": 80})
     progress = Progress(stage="fine_tune", backbone_sha256="", epochs=(row, worse))
     assert epochs.line(Stage("fine_tune", 50, 1e-5), progress) == (
-        "fine_tune: epoch 2 of 50, loss 0.5000, val loss 0.6000, val macro F1 0.812, learning rate 1e-05, "
-        "12.3 images/s, at most 1:12:00 left"
+        "fine_tune: epoch 2 of 50, loss 0.5000, val loss 0.4000, calibrated 0.3700, val macro F1 0.812, "
+        "learning rate 1e-05, 12.3 images/s, at most 1:12:00 left"
     )
     progress = progress.model_copy(update={"epochs": (worse, row)})
-    assert "val loss 0.4000 (best so far)," in epochs.line(Stage("fine_tune", 50, 1e-5), progress)
+    assert "calibrated 0.3600 (best so far)," in epochs.line(Stage("fine_tune", 50, 1e-5), progress)
 
 
 def printed(settings, monkeypatch, ends: tuple[int, int]) -> str:
@@ -293,3 +295,21 @@ def test_a_learning_rate_that_decays_falls_along_half_a_cosine_and_another_stays
     np.testing.assert_allclose([e.learning_rate for e in falling.epochs], expected, rtol=1e-5)
     steady = run(settings, small_network(), Stage("head", 3, 1e-2))
     np.testing.assert_allclose([e.learning_rate for e in steady.epochs], 1e-2)
+
+
+def test_an_epoch_is_chosen_by_its_validation_loss_at_the_best_temperature(settings):
+    def overconfident(batch_size):  # one target in five is wrong: the surer the network, the larger the plain loss
+        batches, validation = data(batch_size)
+        validation.y = np.where(np.arange(20) % 5 == 0, (validation.y + 1) % 3, validation.y)
+        return batches, validation
+
+    progress = run(settings, network := small_network(), Stage("head", 40, 5e-2), overconfident, patience=40)
+    _, validation = overconfident(16)
+    p = np.concatenate([network.predict(validation[i][0], verbose=0) for i in range(len(validation))])
+    logits = np.log(p)
+    calibrated = min(log_loss(validation.y, softmax(logits / t, axis=1), labels=[0, 1, 2]) for t in epochs.TEMPERATURES)
+    chosen = checkpoints.best(progress)
+    assert progress.epochs[chosen - 1].val_calibrated == pytest.approx(calibrated, abs=1e-5)
+    assert calibrated == pytest.approx(min(epoch.val_calibrated for epoch in progress.epochs), abs=1e-5)
+    plain = [epoch.val_loss for epoch in progress.epochs]
+    assert chosen != 1 + int(np.argmin(plain)), "or this test shows less"
