@@ -6,7 +6,7 @@
 The same real X-rays (train/ of the first drop, every sixth image to validate with), the same settings of the study
 (Adam 1e-3, batch 128, dropout 0.5, class weights), the same augmentation. The peer shows every image to the backbone
 once per epoch, with its own view each time; its cost is that of `--epochs` epochs at the mean of those it runs, and its
-macro F1, where it runs them all, is that of its best epoch by validation loss, as a training keeps it. Ours shows each
+macro F1, where it runs them all, is that of its best epoch by validation loss, likewise ours. Ours shows each
 image K times, and trains the head for as many epochs on what it saw; the time is that of features and head together.
 Heads are trained with several seeds, since validation is small.
 """

@@ -82,7 +82,7 @@ def test_two_virtual_devices_give_the_loss_of_one_also_where_batches_are_odd(set
         ended_well([train_on(s, processors)])
         found.append(result(s))
     # Copies that fill up the odd batch count in the training loss.
-    assert_same(found[1], found[0], ["val_loss"])
+    assert_same(found[1], found[0], ["val_loss", "val_calibrated"])
 
 
 def test_two_hosts_give_the_losses_of_one_and_only_the_first_of_them_writes(settings):
@@ -92,4 +92,4 @@ def test_two_hosts_give_the_losses_of_one_and_only_the_first_of_them_writes(sett
         put_dataset(s, counts={"train": 8, "validation": 4})
         ended_well(start(s))
         found.append(result(s))
-    assert_same(found[1], found[0], ["loss", "val_loss"])
+    assert_same(found[1], found[0], ["loss", "val_loss", "val_calibrated"])
