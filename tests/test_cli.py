@@ -309,9 +309,12 @@ def test_the_stages_one_by_one_print_json_and_end_with_a_champion(tiny, smtp, mo
     for _ in range(2):
         answer("report", batch, "--run", "r1", "--to", TEAM)
     assert len(smtp[1].mails) == mails + 1
-    film = next(Path(tiny.inbox, "demo/test/NORMAL").iterdir())
-    assert answer("predict", film)[0]["predicted"] in CLASSES
-    assert answer("predict", film, "--model", model["model"]) == answer("predict", film)
+    films = sorted(Path(tiny.inbox, "demo/test/NORMAL").iterdir())
+    rows = answer("predict", *films)
+    # By so few validation images some films are unlike the training's.
+    assert all(row["predicted"] in CLASSES or row["refused"] == ["unlike_training"] for row in rows)
+    assert any(row["predicted"] for row in rows)
+    assert answer("predict", *films, "--model", model["model"]) == rows
 
 
 def test_without_json_the_stages_print_tables_for_people(tiny):
@@ -348,9 +351,9 @@ def test_a_retraining_that_died_after_its_dataset_is_taken_up_by_the_next(tiny, 
 
 def test_a_retraining_whose_settings_ask_for_approval_promotes_nothing_until_somebody_does(tiny, monkeypatch):
     monkeypatch.setenv("CXR_APPROVAL", "true")
-    assert answer("retrain", "--run", "asked")["promote"] is True
+    status, out, _ = call("retrain", "--run", "asked")
+    assert status == 0 and json.loads(store.get(tiny, "reports/asked/decision.json"))["promote"] is True
     assert not list(store.keys(tiny, "registry/"))
-    _, out, _ = call("retrain", "--run", "asked")
     assert "yours to give: `cxr-ml promote --run asked`" in " ".join(out.split())
     assert answer("promote", "--run", "asked")["action"] == "promoted"
 

@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 
 from cxr_ml import store
 from cxr_ml.records import Record
@@ -123,7 +124,11 @@ def _read(settings: Settings, key: str, fresh: Progress, shapes: list[tuple[int,
         _warn(key, f"its bytes are not those that were written: their SHA-256 is {digest}")
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        progress = Progress.model_validate_json(arrays["progress"].tobytes())
+        try:
+            progress = Progress.model_validate_json(arrays["progress"].tobytes())
+        except ValidationError:
+            _warn(key, "it is of another version of cxr-ml")
+            return None
         weights, optimizer = (
             [arrays[f"{kind}{i}"] for i in range(sum(name.startswith(kind) for name in arrays.files))]
             for kind in ("weight", "optimizer")

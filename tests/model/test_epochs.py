@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from model_samples import CLASSES, overwrite, quick
+from pydantic import create_model
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 
@@ -161,7 +162,7 @@ def test_a_broken_checkpoint_is_left_out_loudly_in_favour_of_the_one_before(sett
     assert len(caplog.messages) >= 2
 
 
-def test_a_checkpoint_of_other_first_weights_or_another_network_is_not_gone_on_from(settings, caplog):
+def test_a_checkpoint_of_other_first_weights_network_or_version_is_not_gone_on_from(settings, caplog, monkeypatch):
     run(settings, network := small_network(), Stage("head", 2, 1e-2))
     shapes = [w.shape for w in network.weights]
     fresh = Progress(stage="head", backbone_sha256="f" * 64)
@@ -170,6 +171,9 @@ def test_a_checkpoint_of_other_first_weights_or_another_network_is_not_gone_on_f
     assert "from other first weights" in caplog.text
     assert checkpoints.newest(settings, "m", fresh, shapes[:-1]) is None
     assert "do not fit the network" in caplog.text
+    monkeypatch.setattr(checkpoints, "Progress", create_model("Progress", __base__=Progress, more=(int, ...)))
+    assert checkpoints.newest(settings, "m", fresh, shapes) is None
+    assert "of another version of cxr-ml" in caplog.text
 
 
 STOPPED = (

@@ -39,7 +39,12 @@ def test_whoever_predicts_gets_along_with_memory_for_four_images(settings, monke
     def all_of_them(own):
         p = evaluate.probabilities(classifier, images)
         known = likeness.read(likeness.learn(classifier, images, *rows, y, 0))
-        return p, known.mean, known.limit, np.array(features.load(own, classifier, manifest, images, rows[0], 2))
+        return (
+            p,
+            known.features.mean,
+            known.features.limit,
+            np.array(features.load(own, classifier, manifest, images, rows[0], 2)),
+        )
 
     expected = all_of_them(s)
     real, sizes = keras.Model.predict, []

@@ -39,7 +39,8 @@ def test_killed_again_and_again_it_ends_with_the_weights_of_an_undisturbed_train
     s = settings_with_weights(settings, tmp_path) if pretrained else quick(settings, **SHORT)
     put_dataset(s)
     deaths = 0
-    for what, number in MOMENTS:
+    # The way of both is the same but for stored features, so half of the moments do for one of them.
+    for what, number in MOMENTS if pretrained else MOMENTS[::2]:
         # A network from scratch has no stored features: its head's batches are those of all.
         moment = (what if pretrained else what.removesuffix(" of the head"), number)
         code = train_in_a_process(s, pretrained, moment)
@@ -47,7 +48,7 @@ def test_killed_again_and_again_it_ends_with_the_weights_of_an_undisturbed_train
         deaths += code == -9
     assert train_in_a_process(s, pretrained) == 0
     name, weights = final_weights(s)
-    assert deaths >= 9, "or this test shows little"
+    assert deaths >= (9 if pretrained else 4), "or this test shows little"
     assert not list(store.keys(s, f"models/{name}/checkpoints/"))
 
     undisturbed = s.model_copy(update={"prefix": "undisturbed/"})
