@@ -18,6 +18,8 @@ import numpy as np
 WHITES = (230, 242, 251)
 THIN = 0.03  # of the short side: narrower white inside the picture is a line, a letter or an arrow
 STRIP = 2  # px of white along a whole side of the picture, at least; a single one is a line, left by scanners and crops
+LASTING = 0.8  # of the edge of a strip is steep, at least
+ROUND = 2  # px at an end of a strip where its edge is lost, at most
 SMALL = 0.002  # of the area: smaller white is not looked at
 HOLE = 0.1  # of the area of a white part: smaller holes in it are writing
 STRAIGHT = (
@@ -28,8 +30,6 @@ SHARE = 0.6  # of the outline inside the frame that is straight and steep, at le
 # A box that melts into burnt-out film on some of its sides
 ALIGNED = 2  # px between the rows (columns) of two parts of one side, at most
 CORNER = 6  # px that the ends of two sides are apart where they meet, at most
-LASTING = 0.8  # of the edge of a strip is steep, at least
-ROUND = 2  # px at an end of a strip where its edge is lost, at most
 FILLED = 0.97  # of what they bound is white, at least, and of each row of a strip
 FLAT = 3.0  # grey levels, standard deviation of what they bound, at most; JPEG makes 1 to 2 of a solid white
 BEYOND = 6  # px outwards of a side: what lies beyond it, past the ringing of JPEG

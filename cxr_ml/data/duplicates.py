@@ -24,7 +24,7 @@ FINE_BITS = 260  # of 1024, of the likest of `stretched`: benchmarks/duplicates.
 CONFIRMED = 16  # pictures at most that one image is compared with on pixels, the likest by its fine hash
 _UNKNOWN = -1  # distance of fine hashes of which one was not measured
 _BLOCK = (128, 1 << 14)  # later and earlier hashes that a thread takes at a time
-_ROWS = 16
+_ROWS = 16  # later ones of them that are compared at a time: 3 MiB, whatever the number of images
 _PACKED = pa.binary(128)
 _PAIRS = 4_096  # stretched fine hashes compared at a time: 1 MiB
 # Two rows of a fine hash are a word. Most strangers are told by few words, each from elsewhere, so not all are read.

@@ -1,11 +1,17 @@
-"""Reads model.keras and checks that files of a model are what was recorded. Loads no deep-learning framework."""
+"""Reads model.keras and checks that files of a model are what was recorded. Only `opened` loads Keras."""
 
 import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import HistoryEntry, Model
 from cxr_ml.settings import Settings
+
+# What Keras raises for a file that is damaged, of another version, or would run code.
+UNOPENED = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError)
 
 
 def key(model: str) -> str:
@@ -62,6 +68,20 @@ def _compare(key: str, digest: str, recorded: str) -> None:
             f"{key} is not the file that model.json records: expected SHA-256 {recorded}. Received: {digest}. Do not "
             "use it; promote or roll back to another model."
         )
+
+
+def opened(data: bytes) -> Any:  # noqa: ANN401 - a keras.Model
+    """The network in the bytes of model.keras, not compiled.
+
+    Raises:
+        UNOPENED: one of them, where Keras does not open it.
+    """
+    import keras  # takes seconds, and most who check files need none of it
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        path.write_bytes(data)
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
 def swept(settings: Settings, model: str) -> HistoryEntry | None:

@@ -33,6 +33,10 @@ class Stage(NamedTuple):
     decay: bool = False  # whether it falls along half a cosine, from epoch to epoch
 
 
+def _one_hot(y: Any, classes: int) -> Any:  # noqa: ANN401 - tensors
+    return keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y, (-1,)), "int32"), classes)
+
+
 class MacroF1(keras.metrics.F1Score):
     """Mean of the classes' F1, from targets that are class indices."""
 
@@ -42,8 +46,7 @@ class MacroF1(keras.metrics.F1Score):
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:  # noqa: ANN401 - tensors
         """Counts a batch: int (n,) or (n, 1) against probabilities (n, classes)."""
-        one_hot = keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y_true, (-1,)), "int32"), self.classes)
-        super().update_state(one_hot, y_pred, sample_weight)
+        super().update_state(_one_hot(y_true, self.classes), y_pred, sample_weight)
 
 
 class Calibrated(keras.metrics.Metric):
@@ -63,9 +66,8 @@ class Calibrated(keras.metrics.Metric):
         """Counts a batch: int (n,) or (n, 1) against probabilities (n, classes), each image by its weight."""
         ops = keras.ops
         logits = ops.log(ops.clip(ops.cast(y_pred, "float32"), 1e-12, 1.0))
-        classes = ops.cast(ops.reshape(y_true, (-1,)), "int32")
         for_each = ops.log_softmax(logits[None] / np.array(TEMPERATURES, "float32")[:, None, None])
-        true = ops.one_hot(classes, logits.shape[-1])
+        true = _one_hot(y_true, logits.shape[-1])
         if sample_weight is not None:
             true *= ops.reshape(ops.cast(sample_weight, "float32"), (-1, 1))
         self.sums.assign_add(-ops.sum(for_each * true, axis=(1, 2)))

@@ -1,9 +1,7 @@
 """Evaluates candidates, and the champion beside them on the same images."""
 
 import io
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -42,16 +40,13 @@ def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
     """
     record = store.load(settings, f"models/{name}/model.json", Model)
     data = artefact.read(settings, record)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        path.write_bytes(data)
-        try:
-            return record, keras.saving.load_model(path, compile=False, safe_mode=True)
-        except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError) as error:
-            raise Refused(
-                f"models/{name}/model.keras is the file that was recorded, but Keras {keras.__version__} does not open "
-                f"it, which it was written with {record.packages.get('keras', 'an unknown version')}. Received: {error}"
-            ) from error
+    try:
+        return record, artefact.opened(data)
+    except artefact.UNOPENED as error:
+        raise Refused(
+            f"models/{name}/model.keras is the file that was recorded, but Keras {keras.__version__} does not open "
+            f"it, which it was written with {record.packages.get('keras', 'an unknown version')}. Received: {error}"
+        ) from error
 
 
 class _Judged(NamedTuple):

@@ -13,6 +13,7 @@ import pandas as pd
 
 from cxr_ml import store
 from cxr_ml.model import architectures, checkpoints, curves, devices, likeness, provenance
+from cxr_ml.model.artefact import UNOPENED, opened
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.records import Dataset, Model, OperatingPoint
 from cxr_ml.settings import Settings
@@ -74,15 +75,12 @@ def _saved(classifier: keras.Model) -> bytes:
 
 def _opened(data: bytes) -> list[np.ndarray] | None:
     """The weights in the bytes of model.keras; None where Keras does not open them."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        path.write_bytes(data)
-        try:
-            # In a thread of its own, where no strategy holds: of several hosts, only some come here.
-            with ThreadPoolExecutor(1) as pool:
-                return pool.submit(lambda: keras.saving.load_model(path, compile=False).get_weights()).result()
-        except (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError):
-            return None
+    try:
+        # In a thread of its own, where no strategy holds: of several hosts, only some come here.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: opened(data).get_weights()).result()
+    except UNOPENED:
+        return None
 
 
 def write(settings: Settings, dataset: Dataset, trained: Trained) -> Model:

@@ -16,13 +16,15 @@ STAGES = {"head": "head", "fine_tune": "fine-tune"}
 
 
 def best_epochs(history: pd.DataFrame) -> dict[str, int]:
-    """Stage -> the epoch by which it is kept; stages without one are left out.
-
-    It is that of the lowest finite validation loss at its best temperature, of earlier versions' as it is.
-    """
-    judged = "val_calibrated" if "val_calibrated" in history else "val_loss"
+    """Stage -> the epoch that is kept of it, with the lowest finite loss of `_judged`; stages without are left out."""
+    judged = _judged(history)
     finite = history[np.isfinite(history[judged])]
     return {str(stage): int(part.loc[part[judged].idxmin(), "epoch"]) for stage, part in finite.groupby("stage")}
+
+
+def _judged(history: pd.DataFrame) -> str:
+    """The column by which epochs are chosen: validation loss at its best temperature, in earlier versions as it is."""
+    return "val_calibrated" if "val_calibrated" in history else "val_loss"
 
 
 def losses(model: str, history: pd.DataFrame | None) -> bytes:
@@ -59,9 +61,8 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
         axes.grid(axis="y", color="#e4e4e4")
         canvas.axes(axes)
     best = best_epochs(history)
-    rows, judged = history.set_index("epoch"), "val_loss"
-    if "val_calibrated" in history:
-        judged = "val_calibrated"
+    rows, judged = history.set_index("epoch"), _judged(history)
+    if judged != "val_loss":
         top.plot(epochs, history[judged], ":", color=BLUE, linewidth=2, label="validation, best temperature")
     for number, epoch in enumerate(sorted(best.values())):
         top.plot(
