@@ -88,8 +88,8 @@ class Settings(BaseSettings):
     fine_tune_epochs: int = Field(30, ge=0, le=1000)  # epochs with everything trained
     head_learning_rate: float = Field(1e-3, gt=0, le=1)
     fine_tune_learning_rate: float = Field(1e-5, gt=0, le=1)
-    fine_tune_decay: bool = True  # it falls along half a cosine over the fine-tuning's epochs; the study's stays
-    patience: int = Field(5, ge=1, le=1000)  # epochs without a better calibrated validation loss that end a stage
+    fine_tune_decay: bool = True  # it falls along half a cosine to the last epoch, which is kept; the study's stays
+    patience: int = Field(5, ge=1, le=1000)  # epochs without a better validation loss that end a stage of constant rate
     dropout: float = Field(0.5, ge=0, lt=1)  # share dropped before the softmax
     head_views: int = Field(4, ge=0, le=64)  # views of an image that the frozen backbone sees, once; 0: one per epoch
     freeze_normalisation: bool = True  # batch normalisation of a pretrained backbone keeps its statistics and weights

@@ -40,6 +40,7 @@ class Progress(Record):
 
     stage: str
     backbone_sha256: str  # of the first weights that the stage stands on; they are not part of a checkpoint
+    decay: bool = False  # whether its learning rate falls to its last epoch
     epochs: tuple[Epoch, ...] = ()
     pieces: int = 1  # in which a batch goes through memory
     prepared: float = 0.0  # seconds that went into what it trains on, before the first epoch and each new start
@@ -51,11 +52,18 @@ class Checkpoint(NamedTuple):
     progress: Progress
     weights: list[np.ndarray]  # after the last epoch, in the order of the network's weights
     optimizer: list[np.ndarray]  # likewise, of the optimizer's variables
-    best: list[np.ndarray]  # the weights after the best epoch
+    kept: list[np.ndarray]  # the weights after the epoch that is kept
 
 
-def best(progress: Progress) -> int:
-    """Number of the epoch with the lowest calibrated validation loss, from 1; the first of equal ones."""
+def kept(progress: Progress) -> int:
+    """Number of the epoch whose weights a stage ends with, from 1.
+
+    Where the learning rate falls it is the last: there the weights have come to rest, and a choice among epochs by a
+    hundred or two of validation images would be left to chance. Else it is the one with the lowest calibrated
+    validation loss, the first of equal ones.
+    """
+    if progress.decay:
+        return len(progress.epochs)
     losses = [epoch.val_calibrated for epoch in progress.epochs]
     return 1 + losses.index(min(losses))
 
@@ -75,7 +83,7 @@ def save(
 ) -> str:
     """Stores the state after the last epoch of `progress`, named by the hash of its bytes; drops what is outlived.
 
-    Kept of a stage are the newest two, and the one of its best epoch.
+    Kept of a stage are the newest two, and the one that is kept.
 
     Returns:
         The key.
@@ -88,7 +96,7 @@ def save(
     key = f"{_folder(model)}{progress.stage}-{number:05d}-{hashlib.sha256(data).hexdigest()}.npz"
     store.put_if_absent(settings, key, data)
     for epoch, other in _keys(settings, model, progress.stage):
-        if epoch < number - 1 and epoch != best(progress):
+        if epoch < number - 1 and epoch != kept(progress):
             store.remove(settings, other)
     return key
 
@@ -107,13 +115,13 @@ def newest(settings: Settings, model: str, fresh: Progress, shapes: list[tuple[i
         found = _read(settings, key, fresh, shapes)
         if found is None:
             continue
-        chosen = best(found.progress)
+        chosen = kept(found.progress)
         if chosen == number:
             return found
         for epoch, other in keys:
             if epoch == chosen and (then := _read(settings, other, fresh, shapes)):
-                return found._replace(best=then.weights)
-        _warn(key, f"that of its best epoch, {chosen}, is missing or broken")
+                return found._replace(kept=then.weights)
+        _warn(key, f"that of the epoch to be kept, {chosen}, is missing or broken")
     return None
 
 

@@ -50,7 +50,7 @@ class MacroF1(keras.metrics.F1Score):
 
 
 class Calibrated(keras.metrics.Metric):
-    """Mean cross-entropy at the temperature, one for all images, that makes it least; by it epochs are chosen.
+    """Mean cross-entropy at the temperature, one for all images, that makes it least; by it epochs are judged.
 
     A network goes on learning classes long after its confidence has run away, so its loss rises while its errors get
     fewer; the temperature that is fitted to a finished model takes that back: Guo et al. (2017), On calibration of
@@ -87,9 +87,9 @@ def rate(stage: Stage, epoch: int) -> float:
 
 
 def ended(progress: Progress, stage: Stage, patience: int) -> bool:
-    """Whether a stage has run all its epochs, or `patience` of them without a better calibrated validation loss."""
+    """Whether a stage has run all its epochs, or where its rate stays, `patience` of them without a better one."""
     n = len(progress.epochs)
-    return n >= stage.epochs or (n > 0 and n - checkpoints.best(progress) >= patience)
+    return n >= stage.epochs or (n > 0 and n - checkpoints.kept(progress) >= patience)
 
 
 def run(
@@ -101,7 +101,7 @@ def run(
     data: Callable[[], tuple[keras.utils.PyDataset, keras.utils.PyDataset]],
     verbose: bool,
 ) -> Progress:
-    """Trains `network` from where this stage was left, to its end; it is left with the weights of the best epoch.
+    """Trains `network` from where this stage was left, to its end; it is left with the weights that are kept.
 
     Args:
         settings: batch size, patience, seed, and the store.
@@ -117,13 +117,13 @@ def run(
     Raises:
         Refused: the loss is no longer a number or has exploded, or one image is too large for the memory.
     """
-    fresh = Progress(stage=stage.name, backbone_sha256=backbone_sha256)
+    fresh = Progress(stage=stage.name, backbone_sha256=backbone_sha256, decay=stage.decay)
     shapes = [tuple(weight.shape) for weight in network.weights]
     saved = checkpoints.newest(settings, model, fresh, shapes)
     if saved and verbose:
         print(f"{stage.name}: {len(saved.progress.epochs)} epochs were stored before; going on from there", flush=True)
     if saved and ended(saved.progress, stage, settings.patience):
-        network.set_weights(saved.best)
+        network.set_weights(saved.kept)
         return saved.progress
     started = time.monotonic()
     batches, validation = data()
@@ -134,7 +134,7 @@ def run(
         _compile(network, stage.rate, pieces)
         _restore(network, saved, pieces)
         progress = saved.progress.model_copy(update={"pieces": pieces, "prepared": round(prepared, 3)})
-        loop = _Loop(settings, model, stage, progress, saved.best, len(batches.y), verbose)
+        loop = _Loop(settings, model, stage, progress, saved.kept, len(batches.y), verbose)
         try:
             _fit(network, batches, validation, loop, settings.batch_size, verbose)
         except Exception as error:
@@ -151,7 +151,7 @@ def run(
             stored = checkpoints.newest(settings, model, fresh, shapes)
             saved = stored or saved
             continue
-        network.set_weights(loop.best)
+        network.set_weights(loop.kept)
         return loop.progress
 
 
@@ -214,13 +214,13 @@ class _Loop(keras.callbacks.Callback):
         model: str,
         stage: Stage,
         progress: Progress,
-        best: list[np.ndarray],
+        kept: list[np.ndarray],
         images: int,
         verbose: bool,
     ) -> None:
         super().__init__()
         self.settings, self.name, self.stage, self.images, self.verbose = settings, model, stage, images, verbose
-        self.progress, self.best, self.limit = progress, best, math.inf
+        self.progress, self.kept, self.limit = progress, kept, math.inf
         if self.progress.epochs:
             self._limit(self.progress.epochs[0].loss)
 
@@ -257,8 +257,8 @@ class _Loop(keras.callbacks.Callback):
         )
         self.progress = self.progress.model_copy(update={"epochs": (*self.progress.epochs, row)})
         weights = self.model.get_weights()
-        if checkpoints.best(self.progress) == epoch + 1:
-            self.best = weights
+        if checkpoints.kept(self.progress) == epoch + 1:
+            self.kept = weights
         optimizer = [keras.ops.convert_to_numpy(v) for v in _state(self.model.optimizer)]
         if devices.chief():
             checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
@@ -284,7 +284,7 @@ def line(stage: Stage, progress: Progress) -> str:
     """The last epoch of a stage in one line, for the log."""
     last, n = progress.epochs[-1], len(progress.epochs)
     left = round(sum(e.seconds for e in progress.epochs) / n * (stage.epochs - n))
-    better = " (best so far)" if checkpoints.best(progress) == n else ""
+    better = " (best so far)" if not stage.decay and checkpoints.kept(progress) == n else ""
     return (
         f"{stage.name}: epoch {n} of {stage.epochs}, loss {last.loss:.4f}, val loss {last.val_loss:.4f}, calibrated "
         f"{last.val_calibrated:.4f}{better}, val macro F1 {last.val_f1:.3f}, learning rate {last.learning_rate:.3g}, "

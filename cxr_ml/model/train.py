@@ -149,8 +149,8 @@ def _train(
             part, data = classifier, partial(_all_data, *given)
         with architectures.frozen(backbone) if only_head else nullcontext():
             progress = epochs.run(settings, name, part, stage, backbone.weights_sha256, data, verbose)
-        if _best_loss(progress) > min(map(_best_loss, done.values()), default=math.inf):
-            classifier.set_weights(before)  # the best epoch of both stages is kept, be it one of the frozen stage
+        if _kept_loss(progress) > min(map(_kept_loss, done.values()), default=math.inf):
+            classifier.set_weights(before)  # a fine-tuning that made the head's model worse is not kept
         done[stage.name] = progress
     # What is stored computes as exactly as any machine can; it comes before all that is measured of it.
     classifier = devices.exact(classifier)
@@ -216,8 +216,8 @@ def _check(settings: Settings, manifest: pd.DataFrame) -> None:
         )
 
 
-def _best_loss(progress: Progress) -> float:
-    return min(epoch.val_calibrated for epoch in progress.epochs)
+def _kept_loss(progress: Progress) -> float:
+    return progress.epochs[checkpoints.kept(progress) - 1].val_calibrated
 
 
 def _head(classifier: keras.Model) -> keras.Model:

@@ -47,7 +47,7 @@ def artefact(settings: Settings, name: str, classifier: keras.Model) -> str:
     Args:
         settings: the store.
         name: name of the model.
-        classifier: with the weights of the best epoch.
+        classifier: with the weights that are kept.
 
     Returns:
         SHA-256 of the file that is in the store, whose weights the classifier now has.
@@ -142,8 +142,12 @@ def _kept(settings: Settings, key: str, data: bytes) -> str:
 
 
 def _history(done: dict[str, Progress]) -> pd.DataFrame:
-    """A row per epoch, counted through both stages from 1."""
-    rows = [{"stage": stage} | epoch.model_dump() for stage, p in done.items() for epoch in p.epochs]
+    """A row per epoch, counted through both stages from 1, and which of each stage is kept."""
+    rows = [
+        {"stage": stage} | epoch.model_dump() | {"kept": number == checkpoints.kept(p)}
+        for stage, p in done.items()
+        for number, epoch in enumerate(p.epochs, 1)
+    ]
     table = pd.DataFrame(rows)
     table.insert(1, "epoch", range(1, len(table) + 1))
     return table

@@ -15,26 +15,28 @@ from cxr_ml.release.reading import chosen
 STAGES = {"head": "head", "fine_tune": "fine-tune"}
 
 
-def best_epochs(history: pd.DataFrame) -> dict[str, int]:
-    """Stage -> the epoch that is kept of it, with the lowest finite loss of `_judged`; stages without are left out."""
+def kept_epochs(history: pd.DataFrame) -> dict[str, int]:
+    """Stage -> the epoch that is kept of it; in earlier versions the one with the lowest finite loss of `_judged`."""
+    if "kept" in history:
+        return history[history["kept"]].set_index("stage")["epoch"].to_dict()
     judged = _judged(history)
     finite = history[np.isfinite(history[judged])]
     return {str(stage): int(part.loc[part[judged].idxmin(), "epoch"]) for stage, part in finite.groupby("stage")}
 
 
 def _judged(history: pd.DataFrame) -> str:
-    """The column by which epochs are chosen: validation loss at its best temperature, in earlier versions as it is."""
+    """The column by which epochs are judged: validation loss at its best temperature, in earlier versions as it is."""
     return "val_calibrated" if "val_calibrated" in history else "val_loss"
 
 
 def losses(model: str, history: pd.DataFrame | None) -> bytes:
-    """Loss and macro F1 over the epochs of both stages, with each stage's best epoch and the start of fine-tuning.
+    """Loss and macro F1 over the epochs of both stages, with the one kept of each and the start of fine-tuning.
 
     Args:
         model: name of the model, shown in the title.
         history: columns `stage` (head or fine_tune), `epoch` (through both stages, from 1), `loss, accuracy, val_loss,
-            val_accuracy`, and, if they are there, `val_calibrated` and `f1, val_f1` (without them, accuracy is shown
-            instead); None or no rows where it is not known.
+            val_accuracy`, and, if they are there, `kept`, `val_calibrated` and `f1, val_f1` (without them, accuracy is
+            shown instead); None or no rows where it is not known.
     """
     if history is None or history.empty:
         return canvas.empty(f"No loss curve: {canvas.name(model, 40)} has no training history.")
@@ -60,14 +62,14 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
         axes.set_ylabel(label)
         axes.grid(axis="y", color="#e4e4e4")
         canvas.axes(axes)
-    best = best_epochs(history)
+    kept = kept_epochs(history)
     rows, judged = history.set_index("epoch"), _judged(history)
     if judged != "val_loss":
         top.plot(epochs, history[judged], ":", color=BLUE, linewidth=2, label="validation, best temperature")
-    for number, epoch in enumerate(sorted(best.values())):
+    for number, epoch in enumerate(sorted(kept.values())):
         top.plot(
             [epoch], [rows.loc[epoch, judged]], "*", color=VERMILION, markeredgecolor=INK, markersize=15, zorder=5,
-            label="" if number else "best epoch of a stage",
+            label="" if number else "epoch that is kept of a stage",
         )  # fmt: skip
     starts = history.groupby("stage", sort=False)["epoch"].min()
     if "fine_tune" in starts and len(starts) > 1:
@@ -78,7 +80,7 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
             )  # fmt: skip
     bottom.set_xlabel(
         "epoch · "
-        + " · ".join(f"best of {STAGES.get(s, canvas.name(s))}: {best[s]}" for s in starts.index if s in best)
+        + " · ".join(f"kept of {STAGES.get(s, canvas.name(s))}: {kept[s]}" for s in starts.index if s in kept)
     )
     bottom.set_xlim(0.5, float(history["epoch"].max()) + 0.5)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -89,7 +89,7 @@ def render(
         points={m.model: m.operating_point for m in run.models},
         failed=reading.failed(run),
         losses=[(name, _picture(figures.losses(name, histories.get(name)))) for name in names],
-        best={n: figures.best_epochs(h) for n, h in histories.items() if h is not None and not h.empty},
+        kept={n: figures.kept_epochs(h) for n, h in histories.items() if h is not None and not h.empty},
         matrices=matrices,
         explained=explained[0] if explained else None,
         sheets=[(label, _picture(png)) for label, png in explained[1].items()] if explained else [],

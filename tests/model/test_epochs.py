@@ -128,19 +128,21 @@ def test_a_stage_goes_on_with_the_random_numbers_that_it_would_have_drawn(settin
         assert (now.loss, now.val_loss) == pytest.approx((then.loss, then.val_loss), abs=1e-6)
 
 
-def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
-    def misleading(batch_size):  # the more is learned, the worse the validation loss
-        batches, validation = data(batch_size)
-        validation.y = (validation.y + 1) % 3
-        return batches, validation
+def misleading(batch_size: int):
+    """The more is learned, the worse the validation loss."""
+    batches, validation = data(batch_size)
+    validation.y = (validation.y + 1) % 3
+    return batches, validation
 
+
+def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
     run(settings, small_network(), Stage("head", 9, 1e-2), misleading, patience=9)
     found = checkpoints.newest(
         settings, "m", Progress(stage="head", backbone_sha256="f" * 64), [w.shape for w in small_network().weights]
     )
     kept = {int(re.search(r"head-(\d+)", key)[1]) for key in keys(settings)}
-    assert kept == {checkpoints.best(found.progress), 8, 9}
-    assert checkpoints.best(found.progress) < 8, "or this test shows less"
+    assert kept == {checkpoints.kept(found.progress), 8, 9}
+    assert checkpoints.kept(found.progress) < 8, "or this test shows less"
 
 
 def test_a_broken_checkpoint_is_left_out_loudly_in_favour_of_the_one_before(settings, caplog):
@@ -247,6 +249,7 @@ def test_a_line_says_what_the_epoch_gave_and_how_long_the_rest_takes_at_most():
     )
     progress = progress.model_copy(update={"epochs": (worse, row)})
     assert "calibrated 0.3600 (best so far)," in epochs.line(Stage("fine_tune", 50, 1e-5), progress)
+    assert "calibrated 0.3600, val" in epochs.line(Stage("fine_tune", 50, 1e-5, decay=True), progress)
 
 
 def printed(settings, monkeypatch, ends: tuple[int, int]) -> str:
@@ -301,6 +304,33 @@ def test_a_learning_rate_that_decays_falls_along_half_a_cosine_and_another_stays
     np.testing.assert_allclose([e.learning_rate for e in steady.epochs], 1e-2)
 
 
+def test_a_stage_whose_rate_falls_is_run_to_its_end_and_kept_there_also_when_it_was_killed(settings, monkeypatch):
+    stage = Stage("fine_tune", 7, 1e-2, decay=True)
+    progress = run(
+        settings.model_copy(update={"prefix": "whole/"}), whole := small_network(), stage, misleading, patience=1
+    )
+    losses = [epoch.val_calibrated for epoch in progress.epochs]
+    assert len(losses) == 7 and losses[-1] > min(losses), "or this test shows nothing"
+    p = whole.predict(misleading(16)[1][0][0], verbose=0)
+    assert log_loss(misleading(16)[1].y, p, labels=[0, 1, 2]) == pytest.approx(progress.epochs[-1].val_loss, abs=1e-5)
+
+    def save(*args):
+        stored(*args)
+        if len(args[2].epochs) == 4:
+            sys.exit("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stored = checkpoints.save
+        patch.setattr(checkpoints, "save", save)
+        run(settings, small_network(), stage, misleading, patience=1)
+    assert {re.search(r"-(\d+)-", key)[1] for key in keys(settings)} == {"00003", "00004"}, "the newest two are enough"
+    for _ in range(2):  # the second finds the stage ended
+        again = small_network()
+        run(settings, again, stage, misleading, patience=1)
+        for now, then in zip(again.get_weights(), whole.get_weights(), strict=True):
+            np.testing.assert_allclose(now, then, atol=1e-6)
+
+
 def test_an_epoch_is_chosen_by_its_validation_loss_at_the_best_temperature(settings):
     def overconfident(batch_size):  # one target in five is wrong: the surer the network, the larger the plain loss
         batches, validation = data(batch_size)
@@ -312,7 +342,7 @@ def test_an_epoch_is_chosen_by_its_validation_loss_at_the_best_temperature(setti
     p = np.concatenate([network.predict(validation[i][0], verbose=0) for i in range(len(validation))])
     logits = np.log(p)
     calibrated = min(log_loss(validation.y, softmax(logits / t, axis=1), labels=[0, 1, 2]) for t in epochs.TEMPERATURES)
-    chosen = checkpoints.best(progress)
+    chosen = checkpoints.kept(progress)
     assert progress.epochs[chosen - 1].val_calibrated == pytest.approx(calibrated, abs=1e-5)
     assert calibrated == pytest.approx(min(epoch.val_calibrated for epoch in progress.epochs), abs=1e-5)
     plain = [epoch.val_loss for epoch in progress.epochs]

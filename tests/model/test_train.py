@@ -297,7 +297,7 @@ def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoc
     record = train.train(s, 1, "light", verbose=0)
     table = history(s, record)
     best = table["val_calibrated"].idxmin()
-    assert 3 <= len(table) < 40
+    assert 3 <= len(table) < 40 and list(table["epoch"][table["kept"]]) == [best + 1]
     assert best == len(table) - 3, "two epochs without a better one end it"
     classifier = evaluate.load_model(s, record.model)[1]
     assert validation_loss(s, dataset, classifier) == pytest.approx(table["val_loss"][best], abs=1e-4)
@@ -308,10 +308,11 @@ def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
     dataset = put_dataset(s)
     record = train.train(s, 1, "light", verbose=0)
     table = history(s, record)
-    best = table.loc[table.groupby("stage")["val_calibrated"].idxmin()].set_index("stage")
-    assert best["val_calibrated"]["fine_tune"] > best["val_calibrated"]["head"], "or this test shows nothing"
+    kept = table[table["kept"]].set_index("stage")
+    assert kept["epoch"]["fine_tune"] == len(table), "its rate falls to the end"
+    assert kept["val_calibrated"]["fine_tune"] > kept["val_calibrated"]["head"], "or this test shows nothing"
     classifier = evaluate.load_model(s, record.model)[1]
-    assert validation_loss(s, dataset, classifier) == pytest.approx(best["val_loss"]["head"], abs=1e-4)
+    assert validation_loss(s, dataset, classifier) == pytest.approx(kept["val_loss"]["head"], abs=1e-4)
 
 
 def test_no_fine_tuning_leaves_one_stage(settings):
