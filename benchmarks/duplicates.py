@@ -138,7 +138,10 @@ def strangers(originals: pd.DataFrame) -> int:
     """Pairs of the originals that are candidates."""
     hashes = np.array([int(h, 16) for h in originals["phash"]], np.uint64)
     fine = np.frombuffer(bytes.fromhex("".join(originals["fine_hash"])), np.uint64).reshape(-1, 16)
-    return sum(len(likest) for _, likest in duplicates.candidates(hashes, fine, 0, SETTINGS.duplicate_bits))
+    return sum(
+        len(likest)
+        for _, likest in duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.duplicate_bits)
+    )
 
 
 def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
@@ -213,6 +216,7 @@ def scale(originals: pd.DataFrame, number: int = 100_000, flips: float = 0.12) -
     for top in range(0, 2 * number, 10_000):
         noise = np.packbits(rng.random((10_000, 1024)) < 0.2, axis=1).view(np.uint64)
         far[top : top + 10_000] = fine[which[top : top + 10_000]] ^ noise
+    far = np.ascontiguousarray(far.T)
     del turned
     start, cpu, asked = time.perf_counter(), time.process_time(), 0
     # The 100,000 known, then 100,000 new: as find() does it, the new ones are also compared with one another.

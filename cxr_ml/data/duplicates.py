@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ _BLOCK = (128, 1 << 14)  # later and earlier hashes that a thread takes at a tim
 _ROWS = 16  # later ones of them that are compared at a time: 3 MiB, whatever the number of images
 _PACKED = pa.binary(128)
 _PAIRS = 4_096  # stretched fine hashes compared at a time: 1 MiB
+_HELD = 1_000_000  # pairs that a thread collects to stretch together, 18 MB; a drop may be one picture all over
 # Two rows of a fine hash are a word. Most strangers are told by few words, each from elsewhere, so not all are read.
 # Limits are those that nearly all copies cropped by 3 % keep.
 _WORDS = (4, 12, 8, 2, 6, 10, 14, 0, 1, 3, 5, 7, 9, 11, 13, 15)
@@ -74,6 +75,7 @@ def find(
     old = int(np.searchsorted(first, len(known)))
     hashes = _numbers(pd.concat([known["phash"], frame["phash"]], ignore_index=True))[first]
     fine = _words(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~again)
+    fine = np.ascontiguousarray(fine.T)
     tables.give_back()  # before pictures are decoded
 
     @lru_cache(maxsize=256)  # 64 KiB each
@@ -113,7 +115,7 @@ def candidates(
 
     Args:
         hashes: uint64 [n], in order of time.
-        fine: uint64 [n, 16], row-major 32×32 bits; a row of zeros is unknown.
+        fine: uint64 [16, n], of each 32×32 bits row by row; zeros are unknown.
         old: only pictures from this number on are asked about.
         bits: largest distance of `hashes`.
 
@@ -121,13 +123,12 @@ def candidates(
         (later, [(earlier, mirrored), …]), `later` ascending; CONFIRMED at most of each, and those whose
         fine hash is unknown. Memory does not grow with n.
     """
-    words = np.ascontiguousarray(fine.T)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         # A few blocks ahead, so that results do not pile up while a caller waits for pictures.
         ahead = 4 * (os.cpu_count() or 1) * _BLOCK[0]
         for begin in range(old, len(hashes), ahead):
             tops = range(begin, min(begin + ahead, len(hashes)), _BLOCK[0])
-            for found in pool.map(lambda top: _block(hashes, words, top, bits), tops):
+            for found in pool.map(lambda top: _block(hashes, fine, top, bits), tops):
                 yield from found
 
 
@@ -137,7 +138,7 @@ def _block(hashes: np.ndarray, words: np.ndarray, top: int, bits: int) -> list[t
     later = hashes[top : top + rows]
     mine = np.ascontiguousarray(words[:, top : top + rows].T)
     ways = ((False, stretched(mine)), (True, stretched(mirror(mine))))
-    kept: dict[int, list[tuple[int, int, bool]]] = {}
+    likest = tuple(np.zeros(0, kind) for kind in (np.intp, np.intp, np.int16, bool))
     left_over: dict[bool, list[tuple[np.ndarray, ...]]] = {False: [], True: []}
     # Written over and over: fresh memory for each comparison would keep threads waiting for one another.
     differing = np.empty((_ROWS, columns), np.uint64)
@@ -154,14 +155,21 @@ def _block(hashes: np.ndarray, words: np.ndarray, top: int, bits: int) -> list[t
             places = np.concatenate(near[mirrored])
             i, j, apart = _sieved(turned[0], other, places >> shift, places & columns - 1)
             left_over[mirrored].append((i, j + left, apart))
-    # Few pairs of each part are left: stretched together, they take fewer calls.
-    for mirrored, turned in ways:
-        i, j, apart = map(np.concatenate, zip(*left_over[mirrored], strict=True))
-        earlier = np.flatnonzero(j < i + top)
-        found = _stretched_apart(turned, words, i[earlier], j[earlier], apart[earlier], FINE_BITS)
-        for i, j, apart in zip(*(f.tolist() for f in found), strict=True):
-            kept.setdefault(top + i, []).append((apart, j, mirrored))
-    return [(i, _likest(kept[i])) for i in sorted(kept)]
+        # Few pairs of each part are left: stretched together, they take fewer calls.
+        held = sum(len(i) for parts in left_over.values() for i, _, _ in parts)
+        if held < _HELD and left + columns < top + len(later):
+            continue
+        for mirrored, turned in ways:
+            i, j, apart = map(np.concatenate, zip(*left_over[mirrored], strict=True))
+            left_over[mirrored] = []
+            earlier = np.flatnonzero(j < i + top)
+            found = _stretched_apart(turned, words, i[earlier], j[earlier], apart[earlier], FINE_BITS)
+            found = (*found, np.full(len(found[0]), mirrored))
+            likest = _likest(*map(np.concatenate, zip(likest, found, strict=True)))
+    i, j, _, mirrored = likest
+    pairs = list(zip(j.tolist(), mirrored.tolist(), strict=True))
+    starts = np.flatnonzero(np.diff(i, prepend=-1)).tolist()
+    return [(top + int(i[start]), pairs[start:end]) for start, end in pairwise([*starts, len(i)])]
 
 
 def _count(later: np.ndarray, earlier: np.ndarray, differing: np.ndarray, counted: np.ndarray) -> None:
@@ -262,11 +270,12 @@ def _moved(rows: np.ndarray, by: int) -> np.ndarray:
     return rows >> np.uint32(1) | rows & np.uint32(1 << 31) if by < 0 else rows
 
 
-def _likest(found: list[tuple[int, int, bool]]) -> list[tuple[int, bool]]:
-    # Where the fine hash is unknown it cannot say which are the likest, so none of them is left out.
-    found = sorted(found)
-    known = [f for f in found if f[0] != _UNKNOWN][:CONFIRMED]
-    return [(j, m) for _, j, m in known + [f for f in found if f[0] == _UNKNOWN]]
+def _likest(i: np.ndarray, j: np.ndarray, apart: np.ndarray, mirrored: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The CONFIRMED pairs least apart of each i, in this order, and then those whose distance is unknown."""
+    order = np.lexsort((mirrored, j, apart.view(np.uint16), i))  # _UNKNOWN becomes the largest
+    i, j, apart, mirrored = i[order], j[order], apart[order], mirrored[order]
+    kept = (np.arange(len(i)) - np.searchsorted(i, i) < CONFIRMED) | (apart == _UNKNOWN)
+    return i[kept], j[kept], apart[kept], mirrored[kept]
 
 
 def _numbers(hashes: pd.Series) -> np.ndarray:

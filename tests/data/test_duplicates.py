@@ -166,6 +166,23 @@ def test_pixels_are_loaded_for_candidates_alone_and_once_each():
     assert len(loaded) == len(set(loaded)) < len(pictures)
 
 
+def test_a_drop_that_is_one_picture_over_and_over_names_the_likest_few_whatever_is_collected_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    fine = np.tile(rng.integers(0, 2**63, (16, 1), dtype=np.uint64), 200)
+    fine[0] ^= np.uint64(1) << rng.integers(0, 64, 200, dtype=np.uint64)
+    fine[:, 50] = 0  # unknown: never left out
+    hashes = np.full(200, 7, np.uint64)
+    found = list(duplicates.candidates(hashes, fine, 0, 19))
+    monkeypatch.setattr(duplicates, "_BLOCK", (16, 32))
+    monkeypatch.setattr(duplicates, "_HELD", 100)
+    assert list(duplicates.candidates(hashes, fine, 0, 19)) == found
+    pairs = dict(found)
+    assert [len(pairs[i]) for i in (1, 16, 49, 150, 199)] == [1, 16, 16, 17, 17]
+    assert len(pairs[50]) == 50 and all((50, False) in pairs[i] for i in range(51, 200))
+    apart = {j: int(np.bitwise_count(fine[0, 199] ^ fine[0, j])) for j, _ in pairs[199][:-1]}
+    assert max(apart.values()) <= 2 and list(apart) == sorted(apart, key=lambda j: (apart[j], j))
+
+
 def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
     pictures = [film(i) for i in range(6)] + [film(i)[:, ::-1] for i in range(3)] + [crop(film(4), 0.03, 0, 0, 0.03)]
     hexes = [(images.perceptual_hash(p), images.fine_hash(p)) for p in pictures]
@@ -185,7 +202,7 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
                 if coarse <= bits and apart <= duplicates.FINE_BITS:
                     expected.setdefault(i, set()).add((j, mirrored))
     hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
-    found = duplicates.candidates(hashes, fine, 2, bits)
+    found = duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 2, bits)
     assert {i: set(pairs) for i, pairs in found} == expected
     assert {(6, 0, True), (7, 1, True), (8, 2, True), (9, 4, False)} <= {(i, *p) for i in expected for p in expected[i]}
 
