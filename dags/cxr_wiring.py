@@ -70,11 +70,13 @@ def form() -> dict[str, Param]:
         ),
         "image_size": number("image_size", "integer", "Training", "Pixels, square", 1024, 32),
         "head_epochs": number("head_epochs", "integer", "Training", "With the backbone frozen, at most", 1000, 1),
-        "fine_tune_epochs": number("fine_tune_epochs", "integer", "Training", "With everything trained, at most", 1000),
+        "fine_tune_epochs": number("fine_tune_epochs", "integer", "Training", "With everything trained", 1000),
         "batch_size": number("batch_size", "integer", "Training", "Images per step", 4096, 1),
         "head_learning_rate": number("head_learning_rate", "number", "Training", "Frozen stage", 1),
         "fine_tune_learning_rate": number("fine_tune_learning_rate", "number", "Training", "Fine-tuning", 1),
-        "patience": number("patience", "integer", "Training", "Epochs without a better validation loss", 1000, 1),
+        "patience": number(
+            "patience", "integer", "Training", "Epochs without a better loss, while the rate stays", 1000, 1
+        ),
         "seed": number("seed", "integer", "Training", "Same data and seed, same model", 2**31 - 1),
         "warm_start": Param(
             s.warm_start,
