@@ -1,13 +1,14 @@
 """What each departure from the study is worth: trainings with the defaults, and with one of them taken back.
 
     CXR_XRAYS=… CXR_WEIGHTS_DIR=… .venv/bin/python benchmarks/departures.py [--architecture mobilenet_v2] [--size 160]
-        [--seeds 0 1 2] [--epochs 8] [--variants NAME …]
+        [--seeds 0 1 2] [--epochs 8] [--variants NAME …] [--each-epoch]
 
 The first drop is ingested and judged into a SeaweedFS of its own, and becomes a dataset as in a run: its train/ is
 split into training and validation by patient, test/ is the test set. Every variant is a whole training of the pipeline
 with profiles/cpu.toml, both stages; features of the frozen backbone are shared by all that see the same views. Two
-ideas that are no settings are tried in the same way: label smoothing of 0.1 (Szegedy et al. 2016) in both stages, whose
-best epoch is chosen by the smoothed loss, and a fine-tuning of the upper third of the backbone's layers only.
+ideas that are no settings are tried in the same way: label smoothing of 0.1 (Szegedy et al. 2016) in both stages, and a
+fine-tuning of the upper third of the backbone's layers only. With --each-epoch, every epoch of the fine-tuning is
+tested, be it kept or not, so that one sees what a choice among them is worth.
 
 Decided is by the largest probability, without an operating point. The validation loss is the unweighted cross-entropy
 of the weights that are kept, beside it that after the best temperature, which is fitted on the same images: smoothed
@@ -86,6 +87,39 @@ VARIANTS = {
 }
 
 
+def tested(settings: Settings, network: keras.Model) -> dict[str, float]:
+    """Macro F1 on the test images, as they are and in each fixed disguise, and recalls."""
+    images, manifest = inputs.load(settings, datasets.load(settings, 1), settings.image_size)
+    y, test = inputs.targets(manifest, settings.classes), np.flatnonzero(manifest["split"] == "test")
+    figures = {}
+    for kind, change in {"as is": None, **FIXED}.items():
+        decided = evaluate.probabilities(network, images, test, change).argmax(axis=1)
+        figures[f"macro F1 {kind}"] = f1_score(y[test], decided, average="macro")
+        if change is None:
+            recalls = recall_score(y[test], decided, average=None)
+            figures |= {f"recall {c}": r for c, r in zip(settings.classes, recalls, strict=True)}
+    return figures
+
+
+@contextmanager
+def each_epoch() -> Iterator[None]:
+    """A block in which every epoch of a fine-tuning is tested and printed."""
+    ended = epochs._Loop.on_epoch_end
+
+    def on_epoch_end(loop: epochs._Loop, epoch: int, logs: dict[str, float] | None = None) -> None:
+        ended(loop, epoch, logs)
+        if loop.stage.name == "fine_tune":
+            print(epochs.line(loop.stage, loop.progress), told(tested(loop.settings, loop.model)), sep="; ", flush=True)
+
+    with mock.patch.object(epochs._Loop, "on_epoch_end", on_epoch_end):
+        yield
+
+
+def told(figures: dict[str, float]) -> str:
+    """All figures in a line."""
+    return ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
+
+
 def measured(settings: Settings, variant: str, architecture: str) -> dict[str, float]:
     """Trains a variant and measures it on validation and test."""
     keras.utils.clear_session()
@@ -100,24 +134,17 @@ def measured(settings: Settings, variant: str, architecture: str) -> dict[str, f
     figures = {"minutes": (time.monotonic() - began) / 60, "processor minutes": (time.process_time() - spent) / 60}
     _, network = evaluate.load_model(own, name)
     images, manifest = inputs.load(own, datasets.load(own, 1), own.image_size)
-    y = inputs.targets(manifest, own.classes)
-    held, test = (np.flatnonzero(manifest["split"] == split) for split in ("validation", "test"))
+    y, held = inputs.targets(manifest, own.classes), np.flatnonzero(manifest["split"] == "validation")
     p = evaluate.probabilities(network, images, held)
     figures["validation loss"] = log_loss(y[held], p)
     figures["at its best temperature"] = log_loss(y[held], operating.apply(p, record.operating_point, own.classes)[0])
     figures["validation macro F1"] = f1_score(y[held], p.argmax(axis=1), average="macro")
-    for kind, change in {"as is": None, **FIXED}.items():
-        decided = evaluate.probabilities(network, images, test, change).argmax(axis=1)
-        figures[f"macro F1 {kind}"] = f1_score(y[test], decided, average="macro")
-        if change is None:
-            recalls = recall_score(y[test], decided, average=None)
-            figures |= {f"recall {c}": r for c, r in zip(own.classes, recalls, strict=True)}
+    figures |= tested(own, network)
     history = pd.read_csv(io.BytesIO(store.get(own, f"models/{name}/history.csv")))
     losses = history.loc[history["stage"] == "fine_tune", "val_loss"]
-    told = ", ".join(f"{k} {v:.3f}" for k, v in figures.items())
     print(
-        f"{variant}, seed {own.seed}: {told}; epochs {record.epochs}, seconds {record.seconds}, validation loss of the "
-        f"fine-tuning's epochs {' '.join(f'{v:.3f}' for v in losses)}", flush=True
+        f"{variant}, seed {own.seed}: {told(figures)}; epochs {record.epochs}, seconds {record.seconds}, "
+        f"validation loss of the fine-tuning's epochs {' '.join(f'{v:.3f}' for v in losses)}", flush=True
     )  # fmt: skip
     return figures
 
@@ -140,6 +167,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="of the fine-tuning; default: the profile's")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--each-epoch", action="store_true", help="test every epoch of the fine-tuning")
     given = parser.parse_args()
     if not {"CXR_XRAYS", "CXR_WEIGHTS_DIR"} <= set(os.environ):
         sys.exit("CXR_XRAYS must name the folder of X-rays, and CXR_WEIGHTS_DIR that of the weights.")
@@ -157,7 +185,8 @@ def main() -> None:
         for seed in given.seeds:
             for variant in given.variants:
                 own = settings.model_copy(update={"seed": seed})
-                rows.append({"variant": variant, "seed": seed} | measured(own, variant, given.architecture))
+                with each_epoch() if given.each_epoch else nullcontext():
+                    rows.append({"variant": variant, "seed": seed} | measured(own, variant, given.architecture))
             print(table(pd.DataFrame(rows)), flush=True)
 
 
