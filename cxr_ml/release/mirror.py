@@ -17,7 +17,7 @@ from cxr_ml.settings import Settings
 
 NAME = "cxr"  # of the experiment and of the registered model
 ALIAS = "champion"
-_NOT_CURVES = ("stage", "epoch")  # columns of history.csv
+_NOT_CURVES = ("stage", "epoch", "kept")  # columns of history.csv
 
 
 def mirror(settings: Settings, models: Sequence[str] = ()) -> None:
