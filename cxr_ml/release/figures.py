@@ -69,7 +69,7 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
     for number, epoch in enumerate(sorted(kept.values())):
         top.plot(
             [epoch], [rows.loc[epoch, judged]], "*", color=VERMILION, markeredgecolor=INK, markersize=15, zorder=5,
-            label="" if number else "epoch that is kept of a stage",
+            label="" if number else "epoch kept of a stage",
         )  # fmt: skip
     starts = history.groupby("stage", sort=False)["epoch"].min()
     if "fine_tune" in starts and len(starts) > 1:
@@ -82,7 +82,8 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
         "epoch · "
         + " · ".join(f"kept of {STAGES.get(s, canvas.name(s))}: {kept[s]}" for s in starts.index if s in kept)
     )
-    bottom.set_xlim(0.5, float(history["epoch"].max()) + 0.5)
+    last = float(history["epoch"].max())
+    bottom.set_xlim(0.5, last + max(0.5, 0.02 * last))  # room for a star at the last epoch
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels = top.get_legend_handles_labels()
     figure.legend(
