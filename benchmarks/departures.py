@@ -103,15 +103,19 @@ def tested(settings: Settings, network: keras.Model) -> dict[str, float]:
 
 @contextmanager
 def each_epoch() -> Iterator[None]:
-    """A block in which every epoch of a fine-tuning is tested and printed."""
-    ended = epochs._Loop.on_epoch_end
+    """A block in which what a fine-tuning begins with, and every epoch of it, are tested and printed."""
+    ended, prepare = epochs._Loop.on_epoch_end, train._all_data
 
     def on_epoch_end(loop: epochs._Loop, epoch: int, logs: dict[str, float] | None = None) -> None:
         ended(loop, epoch, logs)
         if loop.stage.name == "fine_tune":
             print(epochs.line(loop.stage, loop.progress), told(tested(loop.settings, loop.model)), sep="; ", flush=True)
 
-    with mock.patch.object(epochs._Loop, "on_epoch_end", on_epoch_end):
+    def all_data(settings: Settings, classifier: keras.Model, *given: object) -> object:
+        print("the head's model:", told(tested(settings, classifier)), flush=True)
+        return prepare(settings, classifier, *given)
+
+    with mock.patch.object(epochs._Loop, "on_epoch_end", on_epoch_end), mock.patch.object(train, "_all_data", all_data):
         yield
 
 
