@@ -40,7 +40,7 @@ class Progress(Record):
 
     stage: str
     backbone_sha256: str  # of the first weights that the stage stands on; they are not part of a checkpoint
-    decay: bool = False  # whether its learning rate falls to its last epoch
+    decay: bool  # whether its learning rate falls to its last epoch
     epochs: tuple[Epoch, ...] = ()
     pieces: int = 1  # in which a batch goes through memory
     prepared: float = 0.0  # seconds that went into what it trains on, before the first epoch and each new start
@@ -83,7 +83,7 @@ def save(
 ) -> str:
     """Stores the state after the last epoch of `progress`, named by the hash of its bytes; drops what is outlived.
 
-    Kept of a stage are the newest two, and the one that is kept.
+    What remains of a stage are the newest two, and the one that is to be kept.
 
     Returns:
         The key.

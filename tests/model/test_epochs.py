@@ -138,7 +138,10 @@ def misleading(batch_size: int):
 def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
     run(settings, small_network(), Stage("head", 9, 1e-2), misleading, patience=9)
     found = checkpoints.newest(
-        settings, "m", Progress(stage="head", backbone_sha256="f" * 64), [w.shape for w in small_network().weights]
+        settings,
+        "m",
+        Progress(stage="head", backbone_sha256="f" * 64, decay=False),
+        [w.shape for w in small_network().weights],
     )
     kept = {int(re.search(r"head-(\d+)", key)[1]) for key in keys(settings)}
     assert kept == {checkpoints.kept(found.progress), 8, 9}
@@ -167,7 +170,7 @@ def test_a_broken_checkpoint_is_left_out_loudly_in_favour_of_the_one_before(sett
 def test_a_checkpoint_of_other_first_weights_network_or_version_is_not_gone_on_from(settings, caplog, monkeypatch):
     run(settings, network := small_network(), Stage("head", 2, 1e-2))
     shapes = [w.shape for w in network.weights]
-    fresh = Progress(stage="head", backbone_sha256="f" * 64)
+    fresh = Progress(stage="head", backbone_sha256="f" * 64, decay=False)
     assert checkpoints.newest(settings, "m", fresh, shapes) is not None
     assert checkpoints.newest(settings, "m", fresh.model_copy(update={"backbone_sha256": "e" * 64}), shapes) is None
     assert "from other first weights" in caplog.text
@@ -242,7 +245,7 @@ def test_a_line_says_what_the_epoch_gave_and_how_long_the_rest_takes_at_most():
         val_calibrated=0.36, learning_rate=1e-5, images_per_second=12.34, seconds=100,
     )  # fmt: skip
     worse = row.model_copy(update={"val_calibrated": 0.37, "seconds": 80})
-    progress = Progress(stage="fine_tune", backbone_sha256="", epochs=(row, worse))
+    progress = Progress(stage="fine_tune", backbone_sha256="", decay=False, epochs=(row, worse))
     assert epochs.line(Stage("fine_tune", 50, 1e-5), progress) == (
         "fine_tune: epoch 2 of 50, loss 0.5000, val loss 0.4000, calibrated 0.3700, val macro F1 0.812, "
         "learning rate 1e-05, 12.3 images/s, at most 1:12:00 left"
