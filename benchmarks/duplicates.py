@@ -138,10 +138,8 @@ def strangers(originals: pd.DataFrame) -> int:
     """Pairs of the originals that are candidates."""
     hashes = np.array([int(h, 16) for h in originals["phash"]], np.uint64)
     fine = np.frombuffer(bytes.fromhex("".join(originals["fine_hash"])), np.uint64).reshape(-1, 16)
-    return sum(
-        len(likest)
-        for _, likest in duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.duplicate_bits)
-    )
+    found = duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.duplicate_bits)
+    return sum(len(likest) for _, likest in found)
 
 
 def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
