@@ -36,6 +36,7 @@ BEYOND = 6  # px outwards of a side: what lies beyond it, past the ringing of JP
 VARIES = 8  # grey levels between the tenth and the ninetieth percentile of film along a side, at least
 SPAN = 0.35  # of a side that crosses the picture is seen, at least
 WIDEST = 0.35  # of the picture beyond such a side, or between two that only the frame joins, at most
+_WHITE = bytes(range(WHITES[0], 256))
 _MARGIN = 4  # px kept around a candidate, at least the reach of a step
 
 
@@ -47,13 +48,23 @@ def white_box(darkest: np.ndarray) -> float:
     Args:
         darkest: uint8 [height, width], the darkest colour channel of each pixel; about 512 px on the long side.
     """
+    white = _white(darkest, WHITES[0])
+    if white is None:
+        return 0.0
     largest = _strips(darkest)
     for level in WHITES:
-        found = _largest(darkest, level)
+        white = _white(darkest, level) if level > WHITES[0] else white
+        found = None if white is None else _largest(white, darkest)
         if found is None:  # what is brighter still is no thicker
             break
         largest = max(largest, found)
     return largest
+
+
+def _white(darkest: np.ndarray, level: int) -> np.ndarray | None:
+    """Mask of what is at least as bright as `level`; None where that is too small for a box or a strip."""
+    white = cv2.threshold(darkest, level - 1, 1, cv2.THRESH_BINARY)[1]
+    return white if cv2.countNonZero(white) >= SMALL * white.size else None
 
 
 def _strips(darkest: np.ndarray) -> float:
@@ -79,7 +90,7 @@ def _strips(darkest: np.ndarray) -> float:
 def _depth(lines: np.ndarray, widest: int) -> int:
     """Rows that are white from the first on; 0 where they are more than `widest`, or all."""
     for depth, line in enumerate(lines[: widest + 1]):
-        if np.count_nonzero(line >= WHITES[0]) < FILLED * len(line):
+        if len(line.tobytes().translate(None, _WHITE)) > (1 - FILLED) * len(line):
             return depth if depth + 2 < len(lines) else 0
     return 0
 
@@ -90,27 +101,25 @@ def _ends_steeply(lines: np.ndarray) -> bool:
     return bool(steep[: ROUND + 1].any() and steep[-ROUND - 1 :].any() and steep.mean() >= LASTING)
 
 
-def _largest(darkest: np.ndarray, level: int) -> float | None:
-    """`white_box` among what is at least as bright as `level`; None where that is too small or too thin for a box."""
-    height, width = darkest.shape
-    white = cv2.threshold(darkest, level - 1, 1, cv2.THRESH_BINARY)[1]
-    if cv2.countNonZero(white) < SMALL * white.size:
-        return None
-    thin = max(3, round(THIN * min(height, width))) | 1  # odd, or morphology shifts the mask
+def _largest(white: np.ndarray, darkest: np.ndarray) -> float | None:
+    """`white_box` among what is white; None where that is too thin for a box."""
+    thin = max(3, round(THIN * min(white.shape))) | 1  # odd, or morphology shifts the mask
+    x, y, w, h = cv2.boundingRect(white)  # what follows is dear: only where something is
     # Beyond the frame counts as dark, so that a white line along the frame stays thin.
-    padded = cv2.copyMakeBorder(white, thin, thin, thin, thin, cv2.BORDER_CONSTANT, value=0)
+    padded = cv2.copyMakeBorder(white[y : y + h, x : x + w], thin, thin, thin, thin, cv2.BORDER_CONSTANT, value=0)
     half = np.ones((thin // 2 + 1, thin // 2 + 1), np.uint8)  # writing leaves so much of a box whole
     if not cv2.countNonZero(cv2.erode(padded, half)):
         return None
     _fill_writing(padded, thin)
-    solid = cv2.morphologyEx(padded, cv2.MORPH_OPEN, np.ones((thin, thin), np.uint8))[thin:-thin, thin:-thin]
-    if cv2.countNonZero(solid) < SMALL * white.size:
+    opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, np.ones((thin, thin), np.uint8))
+    if cv2.countNonZero(opened) < SMALL * white.size:
         return None
-    # Labelling is the dear part: only where something is.
+    solid = np.zeros_like(white)
+    solid[y : y + h, x : x + w] = opened[thin:-thin, thin:-thin]
     x, y, w, h = cv2.boundingRect(solid)
     top, left = max(0, y - _MARGIN), max(0, x - _MARGIN)
     around = np.s_[top : y + h + _MARGIN, left : x + w + _MARGIN]
-    straight = max(5, round(STRAIGHT * max(height, width))) | 1
+    straight = max(5, round(STRAIGHT * max(white.shape))) | 1
     edges, runs = _outline(solid[around], darkest[around], straight)
     if not any(map(cv2.countNonZero, runs)):
         return 0.0

@@ -9,6 +9,7 @@ import threading
 import zlib
 from pathlib import Path
 
+import kornia_rs
 import numpy as np
 import pytest
 import simplejpeg
@@ -153,6 +154,7 @@ def test_random_damage_is_measured_or_refused_but_never_another_error():
 def test_limits_are_checked_before_any_pixel_is_decoded(monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(kornia_rs.io, "decode_image_png_u8", lambda *_: pytest.fail("decoded"))
     assert refused(PNG, Settings(max_pixels=100)) == "too_many_pixels"
     assert refused(JPEG, Settings(max_pixels=100)) == "too_many_pixels"
     assert refused(PNG, Settings(max_file_bytes=100)) == "too_large"
@@ -161,7 +163,7 @@ def test_limits_are_checked_before_any_pixel_is_decoded(monkeypatch):
 @pytest.mark.parametrize("data", [PNG, JPEG, encoded(film(), "JPEG", progressive=True)])
 def test_a_file_is_decoded_once(monkeypatch, data):
     decoded = []
-    for module, name in ((Image, "open"), (simplejpeg, "decode_jpeg")):
+    for module, name in ((Image, "open"), (simplejpeg, "decode_jpeg"), (kornia_rs.io, "decode_image_png_u8")):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, original=original, **k: decoded.append(1) or original(*a, **k))
     images.measure(data, SETTINGS)
@@ -176,6 +178,29 @@ def test_a_jpeg_gives_the_pixels_that_pillow_gives(mode, options):
     opened = images.open_image(data, SETTINGS)
     assert opened.mode == mode
     np.testing.assert_array_equal(opened.pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("options", [{}, {"compress_level": 0}, {"compress_level": 9, "optimize": True}])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_a_png_gives_the_pixels_that_pillow_gives_without_pillow(monkeypatch, mode, options):
+    noise = np.random.default_rng(3).integers(0, 256, (50, 40, 4), np.uint8)
+    noise[..., 3] = 255
+    picture = Image.fromarray(noise).convert(mode)
+    data = encoded(picture, **options)
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was asked"))
+    opened = images.open_image(data, SETTINGS)
+    assert opened.mode == mode
+    np.testing.assert_array_equal(opened.pixels, np.asarray(picture.convert("L" if mode == "L" else "RGB")))
+
+
+@pytest.mark.parametrize("kind", [b"PLTE", b"tRNS"])
+def test_a_png_with_a_palette_or_a_transparent_colour_is_left_to_pillow(kind):
+    data = encoded(Image.fromarray(film()).convert("RGB"))
+    colour = film()[0, 0]
+    extra = bytes(768) if kind == b"PLTE" else struct.pack(">HHH", colour, colour, colour)
+    with_extra = data[:33] + png_chunk(kind, extra) + data[33:]
+    expected = np.where((film() == colour) & (kind == b"tRNS"), 0, film())
+    np.testing.assert_array_equal(images.decode_grey(with_extra), expected)
 
 
 LARGE = {
