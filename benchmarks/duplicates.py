@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 from held_out import half
 
-from cxr_ml.data import duplicates, images
+from cxr_ml.data import duplicates, fine_hashes, images, turned
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings()
 CROP = 0.03  # of each side, at most
 # duplicate_bits, FINE_BITS, duplicate_correlation; the first of the equally good ones is chosen, the strictest
 GRID = list(product((14, 16, 18, 19, 20), (224, 236, 248, 260, 272), (0.96, 0.94, 0.92, 0.9, 0.88)))
-SHIPPED = (SETTINGS.duplicate_bits, duplicates.FINE_BITS, SETTINGS.duplicate_correlation)
+SHIPPED = (SETTINGS.duplicate_bits, fine_hashes.FINE_BITS, SETTINGS.duplicate_correlation)
 
 
 def resized(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -67,8 +67,19 @@ def cropped_corner(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return jpeg(np.ascontiguousarray(grey[rows, columns]), rng)
 
 
+def on_its_side(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turned by a quarter or a half, mirrored or not, or flipped."""
+    way = rng.choice([way for way in range(8) if way not in turned.UPRIGHT])
+    return np.ascontiguousarray(turned.turn(grey, int(way)))
+
+
+def inverted(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return 255 - (on_its_side(grey, rng) if rng.random() < 0.5 else grey)
+
+
 CHANGES = (cropped, mirrored, contrast, brighter, resized, jpeg)  # in this order where there are two
 EDGE = (cropped_most, cropped_corner)  # the most that is asked for
+TURNS = (on_its_side, inverted)  # alone, and after one of CHANGES
 
 
 def facts(name: str, kind: str, grey: np.ndarray) -> dict:
@@ -96,6 +107,11 @@ def copies(numbered: tuple[int, Path]) -> list[dict]:
     rng, name = np.random.default_rng([7, number]), str(path)
     rows = [facts(name, "original", grey)] + [facts(name, f.__name__, f(grey, rng)) for f in (*CHANGES, *EDGE)]
     first, second = (CHANGES[i] for i in sorted(rng.choice(len(CHANGES), 2, replace=False)))
+    rng_of_turns = np.random.default_rng([8, number])
+    for turn in TURNS:
+        change = CHANGES[rng_of_turns.integers(len(CHANGES))]
+        rows.append(facts(name, turn.__name__, turn(grey, rng_of_turns)))
+        rows.append(facts(name, f"{change.__name__} + {turn.__name__}", turn(change(grey, rng_of_turns), rng_of_turns)))
     return [*rows, facts(name, f"{first.__name__} + {second.__name__}", second(first(grey, rng), rng))]
 
 
@@ -130,7 +146,8 @@ def found_and_merged(folder: Path) -> pd.DataFrame:
     result = pd.DataFrame(hits, index=["copies", "found", "merged with a stranger"]).T.astype(int)
     print(result.to_string())
     print(f"all: {result['found'].sum() / len(changed):.4%} of {len(changed)} found, {seconds:.1f} s")
-    held_out(changed, originals, same)
+    upright = ~changed["kind"].str.contains("|".join(f.__name__ for f in TURNS))
+    held_out(changed[upright], originals, same)
     return originals
 
 
@@ -149,24 +166,24 @@ def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
     far, near = (np.frombuffer(bytes.fromhex("".join(t["fine_hash"])), np.uint64).reshape(-1, 16) for t in
                  (changed, originals))  # fmt: skip
     found, near = [], np.ascontiguousarray(near.T)
-    for mirrored, mask in ((False, np.uint64(0)), (True, duplicates.MIRRORED)):
+    for way in turned.UPRIGHT:
         for top in range(0, len(mine), 64):
-            part = far[top : top + 64]
-            turned = duplicates.stretched(duplicates.mirror(part) if mirrored else part)
-            differing = np.bitwise_count((mine[top : top + 64, None] ^ mask) ^ other)
-            places = duplicates.alike(turned, near, *np.nonzero(differing <= bits), fine)
+            rows = slice(top, top + 64)
+            ways = fine_hashes.stretched(turned.turn_fine(far[rows], way))
+            differing = np.bitwise_count(turned.turn_hashes(mine[rows], way)[:, None] ^ other)
+            places = fine_hashes.alike(ways, near, *np.nonzero(differing <= bits), fine)
             found += [
-                (top + i, j, mirrored, int(differing[i, j]), apart)
+                (top + i, j, way, int(differing[i, j]), apart)
                 for i, j, apart in zip(*(p.tolist() for p in places), strict=True)
             ]
     one, two = (list(map(duplicates.normalise, t["grey"])) for t in (changed, originals))
 
     def alike(pair: tuple) -> float:
-        i, j, mirrored, *_ = pair
-        return duplicates.likeness(two[j], one[i][:, ::-1] if mirrored else one[i], np.inf)
+        i, j, way, *_ = pair
+        return duplicates.likeness(two[j], turned.turn(one[i], way), np.inf)
 
     with ThreadPoolExecutor(2) as pool:
-        table = pd.DataFrame(found, columns=["number", "place", "mirrored", "bits", "apart"])
+        table = pd.DataFrame(found, columns=["number", "place", "way", "bits", "apart"])
         table["alike"] = list(pool.map(alike, found))
     table["of"] = changed["of"].to_numpy()[table["number"]]
     return table.assign(other=originals["of"].to_numpy()[table["place"]]).sort_values("apart", kind="stable")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_ml.data import duplicates, images
+from cxr_ml.data import duplicates, fine_hashes, images, turned
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings()
@@ -97,8 +97,8 @@ def test_the_whole_picture_is_near_to_its_crop_that_came_earlier(change):
 def test_a_fine_hash_is_stretched_by_one_pixel_at_some_edges_and_first_sideways_only():
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (3, 32, 32), np.uint8)
-    turned = duplicates.stretched(np.packbits(bits).view(np.uint64).reshape(3, 16))
-    pixels = np.unpackbits(np.ascontiguousarray(turned.transpose(0, 2, 1)).view(np.uint8)).reshape(-1, 3, 32, 32)
+    ways = fine_hashes.stretched(np.packbits(bits).view(np.uint64).reshape(3, 16))
+    pixels = np.unpackbits(np.ascontiguousarray(ways.transpose(0, 2, 1)).view(np.uint8)).reshape(-1, 3, 32, 32)
     edge = np.arange(32)
 
     def looks(first, last):
@@ -178,7 +178,7 @@ def test_a_drop_that_is_one_picture_over_and_over_names_the_likest_few_whatever_
     assert list(duplicates.candidates(hashes, fine, 0, 19)) == found
     pairs = dict(found)
     assert [len(pairs[i]) for i in (1, 16, 49, 150, 199)] == [1, 16, 16, 17, 17]
-    assert len(pairs[50]) == 50 and all((50, False) in pairs[i] for i in range(51, 200))
+    assert len(pairs[50]) == 50 and all((50, 0) in pairs[i] for i in range(51, 200))
     apart = {j: int(np.bitwise_count(fine[0, 199] ^ fine[0, j])) for j, _ in pairs[199][:-1]}
     assert max(apart.values()) <= 2 and list(apart) == sorted(apart, key=lambda j: (apart[j], j))
 
@@ -187,30 +187,24 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
     pictures = [film(i) for i in range(6)] + [film(i)[:, ::-1] for i in range(3)] + [crop(film(4), 0.03, 0, 0, 0.03)]
     hexes = [(images.perceptual_hash(p), images.fine_hash(p)) for p in pictures]
     fine = duplicates._words(pd.Series([f for _, f in hexes]))
-    ways = {False: duplicates.stretched(fine), True: duplicates.stretched(duplicates.mirror(fine))}
+    ways = {way: fine_hashes.stretched(turned.turn_fine(fine, way)) for way in turned.UPRIGHT}
     bits = SETTINGS.duplicate_bits
     expected = {}
     for i in range(2, len(hexes)):
         for j in range(i):
-            for mirrored, turned in ways.items():
-                mask = 0xAAAAAAAAAAAAAAAA if mirrored else 0
+            for way, stretched in ways.items():
+                mask = 0xAAAAAAAAAAAAAAAA if way else 0
                 coarse = (int(hexes[i][0], 16) ^ int(hexes[j][0], 16) ^ mask).bit_count()
                 apart = min(
-                    sum((int(a) ^ int(b)).bit_count() for a, b in zip(way[:, i], fine[j], strict=True))
-                    for way in turned
+                    sum((int(a) ^ int(b)).bit_count() for a, b in zip(moved[:, i], fine[j], strict=True))
+                    for moved in stretched
                 )
-                if coarse <= bits and apart <= duplicates.FINE_BITS:
-                    expected.setdefault(i, set()).add((j, mirrored))
+                if coarse <= bits and apart <= fine_hashes.FINE_BITS:
+                    expected.setdefault(i, set()).add((j, way))
     hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
     found = duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 2, bits)
     assert {i: set(pairs) for i, pairs in found} == expected
-    assert {(6, 0, True), (7, 1, True), (8, 2, True), (9, 4, False)} <= {(i, *p) for i in expected for p in expected[i]}
-
-
-def test_a_mirrored_fine_hash_is_that_of_the_mirrored_pixels():
-    bits = np.random.default_rng(0).integers(0, 2, (2, 32, 32), np.uint8)
-    found = duplicates.mirror(np.packbits(bits).view(np.uint64).reshape(2, 16))
-    assert (found.view(np.uint8).ravel() == np.packbits(bits[:, :, ::-1])).all()
+    assert {(6, 0, 1), (7, 1, 1), (8, 2, 1), (9, 4, 0)} <= {(i, *p) for i in expected for p in expected[i]}
 
 
 @pytest.mark.xrays

@@ -1,0 +1,87 @@
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from test_duplicates import CHANGES, SETTINGS, asked, film
+
+from cxr_ml.data import duplicates, images, turned
+
+OTHER_WAYS = [way for way in range(16) if way not in turned.UPRIGHT]
+
+
+def turn(grey, way):
+    """A picture, uint8, turned."""
+    picture = np.ascontiguousarray(turned.turn(grey.astype(int), way))
+    return (picture + 255 if way & turned.INVERTED else picture).astype(np.uint8)
+
+
+def words(pictures):
+    return duplicates._words(pd.Series([images.fine_hash(p) for p in pictures]))
+
+
+@pytest.mark.parametrize("way", range(16))
+def test_hashes_are_turned_as_pictures_are(way):
+    pictures = [cv2.resize(film(i), (256, 256)) for i in range(4)]
+    hashes, others = (
+        np.array([int(images.perceptual_hash(p), 16) for p in part], np.uint64)
+        for part in (pictures, [turn(p, way) for p in pictures])
+    )
+    assert np.bitwise_count(turned.turn_hashes(hashes, way) ^ others).max() <= 1
+    fine = turned.turn_fine(words(pictures), way) ^ words([turn(p, way) for p in pictures])
+    assert np.bitwise_count(fine).sum(1).max() <= 10  # as bright as around it is neither
+
+
+def test_a_fine_hash_is_turned_pixel_by_pixel():
+    bits = np.random.default_rng(0).integers(0, 2, (2, 32, 32), np.uint8)
+    fine = np.packbits(bits).view(np.uint64).reshape(2, 16)
+    expected = {turned.MIRRORED: bits[:, :, ::-1], turned.FLIPPED: bits[:, ::-1], turned.INVERTED: 1 - bits}
+    expected |= {
+        turned.TRANSPOSED: bits.transpose(0, 2, 1),
+        turned.TRANSPOSED | turned.MIRRORED: np.rot90(bits, 3, (1, 2)),
+    }
+    for way, pixels in expected.items():
+        assert (turned.turn_fine(fine, way).view(np.uint8).ravel() == np.packbits(pixels)).all()
+
+
+@pytest.mark.parametrize("way", OTHER_WAYS)
+@pytest.mark.parametrize("change", ["half the size", "JPEG 50", "brighter", "less contrast"])
+def test_a_turned_copy_is_near_also_where_it_is_changed_otherwise(way, change):
+    known = [(f"known{i}", film(i)) for i in range(4)]
+    found = asked([(f"copy{i}", turn(CHANGES[change](film(i)), way)) for i in range(4)], known)
+    assert list(found["duplicate_of"]) == [f"known{i}" for i in range(4)]
+
+
+def test_near_are_the_turned_pairs_of_which_one_part_agrees_among_all_pairs():
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 600, np.uint64)
+    for copy in range(300, 600):
+        flips = np.uint64(0)
+        for bit in rng.choice(64, rng.integers(0, 16), replace=False):
+            flips |= np.uint64(1) << np.uint64(bit)
+        hashes[copy] = turned.turn_hashes(hashes[[copy - 300]], int(rng.integers(16)))[0] ^ flips
+    wanted = rng.random(600) < 0.9
+    parts = [turned.ODD_DOWN & turned.ODD_ACROSS, turned.ODD_DOWN & ~turned.ODD_ACROSS]
+    parts += [~turned.ODD_DOWN & turned.ODD_ACROSS, ~turned.ODD_DOWN & ~turned.ODD_ACROSS]
+    expected = set()
+    for way in OTHER_WAYS:
+        apart = turned.turn_hashes(hashes, way)[:, None] ^ hashes
+        agrees = np.any([np.bitwise_count(apart & part) == 0 for part in parts], axis=0)
+        earlier = np.tri(600, k=-1, dtype=bool) & wanted
+        places = np.nonzero((np.bitwise_count(apart) <= 12) & agrees & earlier)
+        expected |= {(i, j, way) for i, j in zip(*(p.tolist() for p in places), strict=True) if i >= 250}
+    found = turned.near(hashes[250:], 250, turned.index(hashes, wanted), bits=12)
+    assert {(i + 250, j, way) for i, j, way in zip(*(p.tolist() for p in found), strict=True)} == expected
+    assert len(expected) > 100
+
+
+def test_pictures_whose_fine_hash_was_never_measured_are_no_turned_copies():
+    hashes = turned.turn_hashes(np.full(3, 0x0123456789ABCDEF, np.uint64), turned.FLIPPED)
+    hashes[0] = 0x0123456789ABCDEF
+    fine = np.zeros((16, 3), np.uint64)
+    fine[:, 2] = 5
+    assert list(duplicates.candidates(hashes, fine, 2, SETTINGS.duplicate_bits)) == [(2, [(1, 0)])]
+
+
+def test_turned_strangers_are_not_merged():
+    found = asked([(f"film{i}", turn(film(i), i % 16)) for i in range(32)])
+    assert set(found["duplicate_of"]) == {""}
