@@ -110,7 +110,7 @@ def _table(number: int, files: int) -> pd.DataFrame:
             **{name: rng.normal(100, 10, files) for name in ("mean", "std", "p01", "p99", "sharpness")},
             **{name: rng.random(files) / 20 for name in ("saturation", "black_border", "white_border")},
             "white_box": np.where(kind < 4, rng.random(files), 0.0), "phash": hexes(8), "fine_hash": hexes(128),
-            "ring": hexes(448), "verdict": [verdicts[k] if k < 10 else "accepted" for k in kind],
+            "inner_hash": "", "ring": hexes(448), "verdict": [verdicts[k] if k < 10 else "accepted" for k in kind],
             "reasons": [reasons[k] if k < 10 else [] for k in kind],
         }
     )  # fmt: skip

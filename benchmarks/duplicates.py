@@ -77,22 +77,35 @@ def inverted(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return 255 - (on_its_side(grey, rng) if rng.random() < 0.5 else grey)
 
 
+def padded(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """With black, grey or white: to a square, or by up to a quarter at each side."""
+    height, width = grey.shape
+    across, down = ((max(height, width) - side) // 2 for side in (width, height))
+    sides = np.array([down, down, across, across])
+    if height == width or rng.random() < 0.5:
+        sides = (rng.uniform(0, 0.25, 4) * (height, height, width, width)).astype(int)
+    return cv2.copyMakeBorder(grey, *sides.tolist(), cv2.BORDER_CONSTANT, value=int(rng.choice([0, 128, 255])))
+
+
 CHANGES = (cropped, mirrored, contrast, brighter, resized, jpeg)  # in this order where there are two
 EDGE = (cropped_most, cropped_corner)  # the most that is asked for
-TURNS = (on_its_side, inverted)  # alone, and after one of CHANGES
+TURNS = (on_its_side, inverted, padded)  # alone, and after one of CHANGES
 
 
 def facts(name: str, kind: str, grey: np.ndarray) -> dict:
-    square = images.square(images.shrink(grey, images.SMALL), 256)
+    small = images.shrink(grey, images.SMALL)
+    square = images.square(small, 256)
     way = cv2.INTER_AREA if min(grey.shape) >= duplicates.SIDE else cv2.INTER_LINEAR
     side = (duplicates.SIDE, duplicates.SIDE)  # find() would bring it to this size in the same way
+    inner = images.inner_hash(small)
     return {
         "sha256": f"{kind} {name}",
         "of": name,
         "kind": kind,
         "phash": images.perceptual_hash(square),
         "fine_hash": images.fine_hash(square),
-        "grey": cv2.resize(grey, side, interpolation=way),
+        "inner_hash": inner,
+        "grey": small if inner else cv2.resize(grey, side, interpolation=way),  # a margin is cut off before that
     }
 
 
@@ -155,7 +168,8 @@ def strangers(originals: pd.DataFrame) -> int:
     """Pairs of the originals that are candidates."""
     hashes = np.array([int(h, 16) for h in originals["phash"]], np.uint64)
     fine = np.frombuffer(bytes.fromhex("".join(originals["fine_hash"])), np.uint64).reshape(-1, 16)
-    found = duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.duplicate_bits)
+    inner = duplicates.inner_of(originals["inner_hash"])
+    found = duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.duplicate_bits, inner)
     return sum(len(likest) for _, likest in found)
 
 
@@ -226,16 +240,22 @@ def scale(originals: pd.DataFrame, number: int = 100_000, flips: float = 0.12) -
     real = np.array([int(h, 16) for h in originals["phash"]], np.uint64)
     fine = np.frombuffer(b"".join(map(bytes.fromhex, originals["fine_hash"])), np.uint64).reshape(-1, 16)
     which = rng.integers(0, len(real), 2 * number)
-    turned = np.packbits(rng.random((2 * number, 64)) < flips, axis=1).view(np.uint64).ravel()
-    hashes, far = real[which] ^ turned, np.empty((2 * number, 16), np.uint64)
+    turned_bits = np.packbits(rng.random((2 * number, 64)) < flips, axis=1).view(np.uint64).ravel()
+    hashes, far = real[which] ^ turned_bits, np.empty((2 * number, 16), np.uint64)
     for top in range(0, 2 * number, 10_000):
         noise = np.packbits(rng.random((10_000, 1024)) < 0.2, axis=1).view(np.uint64)
         far[top : top + 10_000] = fine[which[top : top + 10_000]] ^ noise
     far = np.ascontiguousarray(far.T)
-    del turned
+    inner = duplicates.inner_of(originals["inner_hash"])
+    of = np.flatnonzero(np.isin(which, inner.of))
+    mine = np.searchsorted(inner.of, which[of])
+    inner = duplicates.Inner(
+        of, inner.hashes[mine] ^ turned_bits[of], inner.fine[:, mine] ^ far[:, of] ^ fine[which[of]].T
+    )
+    del turned_bits
     start, cpu, asked = time.perf_counter(), time.process_time(), 0
     # The 100,000 known, then 100,000 new: as find() does it, the new ones are also compared with one another.
-    for _, pairs in duplicates.candidates(hashes, far, number, SETTINGS.duplicate_bits):
+    for _, pairs in duplicates.candidates(hashes, far, number, SETTINGS.duplicate_bits, inner):
         asked += len(pairs)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     pairs = number * number + number * (number - 1) / 2

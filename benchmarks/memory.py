@@ -143,6 +143,7 @@ def write_shards(settings: Settings, batch: str, rows: int, large: int = 0) -> N
             measures = {"mean": 125 + n % 7, "std": 55, "p01": 0, "p99": 220, "saturation": 0, "sharpness": 120}
             borders = {"black_border": 0.01, "white_border": 0, "white_box": 0.1 if 2 <= k < 4 else 0}
             hashes = {"phash": rng.bytes(8).hex(), "fine_hash": rng.bytes(128).hex()} if k != 5 else hashes
+            hashes["inner_hash"] = rng.bytes(136).hex() if k % 8 == 0 else ""  # of real films one in nine has it
             shown = {"sha256": rng.bytes(32).hex(), "format": "png", "ring": rng.bytes(448).hex(), "view": "PA"}
             if k < 6:
                 some = unfit if k < 4 else copies

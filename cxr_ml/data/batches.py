@@ -15,11 +15,11 @@ from cxr_ml.data import duplicates, files, ingest, rulings, tables, thumbnails
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
-_LATER = ("fine_hash", "ring", "duplicate_file")  # columns that batches of earlier versions lack
-_OF_THE_PICTURE = ("ring", "phash", "fine_hash")  # columns that tell a reader nothing
+_LATER = ("fine_hash", "inner_hash", "ring", "duplicate_file")  # columns that batches of earlier versions lack
+_OF_THE_PICTURE = ("ring", *duplicates.HASHES)  # columns that tell a reader nothing
 _OF_REFUSED = [c for c in (*ingest.COLUMNS, "duplicate_of", "duplicate_file") if c not in _OF_THE_PICTURE]
 NAMED = ("file", "sha256", "format", "label", "label_raw", "verdict", "reasons", "duplicate_of", "duplicate_file")
-_COMPARED = ["sha256", "phash", "fine_hash", "label", "format", "file"]  # what is known of a picture to compare with
+_COMPARED = ["sha256", *duplicates.HASHES, "label", "format", "file"]  # what is known of a picture to compare with
 
 
 def committed(settings: Settings) -> list[str]:
@@ -69,7 +69,7 @@ def _refused(settings: Settings, batch: str) -> Iterator[pd.DataFrame]:
 def _mine(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """sha256 and hashes of the accepted images of the batch; _COMPARED of its other ones, with `disputed`."""
     accepted, unfit, done = [], [], 0
-    for table in tables.parts(settings, batch, ["phash", "fine_hash"]):
+    for table in tables.parts(settings, batch, list(duplicates.HASHES)):
         judged = frame.iloc[done : done + len(table)]
         done += len(table)
         part = duplicates.packed(table.to_pandas().set_axis(judged.index))

@@ -1,10 +1,12 @@
 """Which images show the very picture of an earlier one: candidates by two perceptual hashes, confirmed on pixels."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,7 +14,8 @@ import pandas as pd
 import pyarrow as pa
 
 from cxr_ml.data import tables, turned
-from cxr_ml.data.fine_hashes import FINE_BITS, UNKNOWN, alike, sieved, stretched, stretched_apart
+from cxr_ml.data.fine_hashes import FINE_BITS, UNKNOWN, sieved, stretched, stretched_apart
+from cxr_ml.data.margins import content
 from cxr_ml.settings import Settings
 
 SIDE = 128  # px, at which two pictures are compared
@@ -23,8 +26,19 @@ CONFIRMED = 16  # pictures at most that one image is compared with on pixels, th
 _BLOCK = (128, 1 << 14)  # later and earlier hashes that a thread takes at a time
 _ROWS = 16  # later ones of them that are compared at a time: 3 MiB, whatever the number of images
 _PACKED = pa.binary(128)
+HASHES = ("phash", "fine_hash", "inner_hash")  # columns of images.measure that tell a picture from others
+MINE_INNER, OTHER_INNER = 16, 32  # with a way to turn a picture: without the margin of the later, of the earlier one
+_PAIRS = 4_096  # pairs stretched at a time
 _KINDS = (np.intp, np.intp, np.int16, np.int64)  # of places, of a distance of fine hashes, of a way to turn
 _HELD = 1_000_000  # pairs that a thread collects to stretch together, 18 MB; a drop may be one picture all over
+
+
+class Inner(NamedTuple):
+    """Hashes of pictures without their plain margin: images.inner_hash."""
+
+    of: np.ndarray  # int [k], ascending: numbers of the pictures
+    hashes: np.ndarray  # uint64 [k]
+    fine: np.ndarray  # uint64 [16, k]
 
 
 def find(
@@ -56,17 +70,20 @@ def find(
     hashes = _numbers(pd.concat([known["phash"], frame["phash"]], ignore_index=True))[first]
     fine = _words(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~again)
     fine = np.ascontiguousarray(fine.T)
+    inner = inner_of(pd.concat([_inner_hashes(known), _inner_hashes(frame)], ignore_index=True).iloc[first])
     tables.give_back()  # before pictures are decoded
 
     @lru_cache(maxsize=256)  # 64 KiB each
-    def picture(image: int) -> np.ndarray:
-        return normalise(load_grey(shas.iat[first[image]]))
+    def picture(image: int, inner: bool) -> np.ndarray:
+        grey = load_grey(shas.iat[first[image]])
+        return normalise(content(grey) if inner else grey)
 
     original = np.full(len(first), -1)
-    for later, likest in candidates(hashes, fine, old, settings.duplicate_bits):
+    for later, likest in candidates(hashes, fine, old, settings.duplicate_bits, inner):
         for earlier, way in likest:
-            copy = turned.turn(picture(later), way)
-            if likeness(picture(earlier), copy, settings.duplicate_correlation) >= settings.duplicate_correlation:
+            copy = turned.turn(picture(later, bool(way & MINE_INNER)), way & turned.ANY)
+            one = picture(earlier, bool(way & OTHER_INNER))
+            if likeness(one, copy, settings.duplicate_correlation) >= settings.duplicate_correlation:
                 original[later] = earlier if original[earlier] < 0 else original[earlier]
                 break
 
@@ -82,69 +99,94 @@ def find(
 
 
 def packed(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with its hashes in half the memory: phash a number, fine_hash 128 bytes; zeros where there is none."""
+    """`frame` with its HASHES in half the memory: numbers and bytes; those not measured are 0, zeros and no bytes."""
     words = _words(frame["fine_hash"]) if "fine_hash" in frame else np.zeros((len(frame), 16), np.uint64)
-    array = pa.FixedSizeBinaryArray.from_buffers(_PACKED, len(words), [None, pa.py_buffer(words)])
-    return frame.assign(phash=_numbers(frame["phash"]), fine_hash=pd.array(array, dtype=pd.ArrowDtype(_PACKED)))
+    fine = pa.FixedSizeBinaryArray.from_buffers(_PACKED, len(words), [None, pa.py_buffer(words)])
+    inner = pa.array([_bytes(h) for h in frame["inner_hash"]] if "inner_hash" in frame else [b""] * len(frame))
+    return frame.assign(
+        phash=_numbers(frame["phash"]),
+        fine_hash=pd.array(fine, dtype=pd.ArrowDtype(_PACKED)),
+        inner_hash=pd.array(inner.cast(pa.binary()), dtype=pd.ArrowDtype(pa.binary())),
+    )
 
 
 def candidates(
-    hashes: np.ndarray, fine: np.ndarray, old: int, bits: int
+    hashes: np.ndarray, fine: np.ndarray, old: int, bits: int, inner: Inner
 ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """The earlier pictures that each picture may repeat, those within both radii, the likest first.
 
-    Every pair is compared as it is and mirrored. Pictures turned or inverted are found by `turned.near`.
+    Every pair is compared as it is and mirrored. Pictures turned, inverted or with another margin are found by
+    `turned.near`.
 
     Args:
         hashes: uint64 [n], in order of time.
         fine: uint64 [16, n], of each 32×32 bits row by row; zeros are unknown.
         old: only pictures from this number on are asked about.
         bits: largest distance of `hashes`.
+        inner: hashes of those that have a margin.
 
     Yields:
-        (later, [(earlier, way to turn the later one), …]), `later` ascending; CONFIRMED at most of each, and those
-        whose fine hash is unknown. Memory does not grow with n.
+        (later, [(earlier, way to turn the later one, with MINE_INNER and OTHER_INNER), …]), `later` ascending;
+        CONFIRMED at most of each, and those whose fine hash is unknown. Memory does not grow with n.
     """
-    index = turned.index(hashes, fine.any(0))
-
-    def block(top: int) -> list[tuple[int, list[tuple[int, int]]]]:
-        upright = _upright(hashes, fine, top, bits)
-        likest = _likest(*map(np.concatenate, zip(upright, _turned(hashes, fine, top, index), strict=True)))
-        return _by_picture(top, *likest)
+    index = turned.index(hashes, fine.any(0), inner.hashes, inner.of)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         # A few blocks ahead, so that results do not pile up while a caller waits for pictures.
         ahead = 4 * (os.cpu_count() or 1) * _BLOCK[0]
         for begin in range(old, len(hashes), ahead):
-            for found in pool.map(block, range(begin, min(begin + ahead, len(hashes)), _BLOCK[0])):
-                yield from found
+            end = min(begin + ahead, len(hashes))
+            others = pool.submit(_turned, fine, inner, begin, end, index)
+            tops = range(begin, end, _BLOCK[0])
+            for top, upright in zip(tops, pool.map(lambda top: _upright(hashes, fine, top, bits), tops), strict=True):
+                here = np.isin(others.result()[0] - top, range(_BLOCK[0]))
+                mine = [column[here] for column in others.result()]
+                yield from _by_picture(*_likest(*map(np.concatenate, zip(upright, mine, strict=True))))
 
 
 def _by_picture(
-    top: int, i: np.ndarray, j: np.ndarray, apart: np.ndarray, way: np.ndarray
-) -> list[tuple[int, list[tuple[int, int]]]]:
+    i: np.ndarray, j: np.ndarray, apart: np.ndarray, way: np.ndarray
+) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     pairs = list(zip(j.tolist(), way.tolist(), strict=True))
     starts = np.flatnonzero(np.diff(i, prepend=-1)).tolist()
-    return [(top + int(i[start]), pairs[start:end]) for start, end in pairwise([*starts, len(i)])]
+    return ((int(i[start]), pairs[start:end]) for start, end in pairwise([*starts, len(i)]))
 
 
-def _turned(hashes: np.ndarray, words: np.ndarray, top: int, index: turned.Index) -> tuple[np.ndarray, ...]:
-    """Pairs (i, j, distance of fine hashes, way) of a block that are alike once turned, other than mirrored."""
-    rows = slice(top, top + _BLOCK[0])
-    i, j, ways = turned.near(hashes[rows], top, index)
-    found = [tuple(np.zeros(0, kind) for kind in _KINDS)]
-    for way in np.unique(ways).tolist():
-        these = np.flatnonzero(ways == way)
-        mine, own = np.unique(i[these], return_inverse=True)
-        fine = turned.turn_fine(np.ascontiguousarray(words[:, top + mine].T), way)
-        own, other, apart = alike(stretched(fine), words, own, j[these])
-        known = np.flatnonzero(apart != UNKNOWN)
-        found.append((mine[own[known]], other[known], apart[known], np.full(len(known), way)))
-    return tuple(map(np.concatenate, zip(*found, strict=True)))
+def _turned(fine: np.ndarray, inner: Inner, begin: int, end: int, index: turned.Index) -> tuple[np.ndarray, ...]:
+    """Pairs of pictures that are alike once turned, or without a margin: later, earlier, fine bits apart, way."""
+    mine = np.append(
+        begin + np.flatnonzero(fine[:, begin:end].any(0)),
+        index.whole + np.arange(*np.searchsorted(inner.of, (begin, end))),
+    )
+    i, j, way = turned.near(mine, index)
+    words = np.ascontiguousarray(_fine_of(i, fine, inner).T)
+    for one in np.unique(way).tolist():
+        words[way == one] = turned.turn_fine(words[way == one], one)
+    other, every = _fine_of(j, fine, inner), np.arange(len(i))
+    pairs, _, sieved_apart = sieved(np.ascontiguousarray(words.T), other, every, every)
+    found = [(np.zeros(0, np.intp), np.zeros(0, np.int16))]
+    for start in range(0, len(pairs), _PAIRS):
+        some = pairs[start : start + _PAIRS]
+        own = np.arange(len(some))
+        near = stretched_apart(
+            stretched(words[some]), other[:, some], own, own, sieved_apart[start : start + _PAIRS], FINE_BITS
+        )
+        found.append((some[near[0]], near[2]))
+    pairs, apart = map(np.concatenate, zip(*found, strict=True))
+    way = way[pairs] + (i[pairs] >= index.whole) * MINE_INNER + (j[pairs] >= index.whole) * OTHER_INNER
+    return index.pictures[i[pairs]], index.pictures[j[pairs]], apart, way
+
+
+def _fine_of(numbers: np.ndarray, fine: np.ndarray, inner: Inner) -> np.ndarray:
+    """Fine hashes, uint64 [16, n], by the numbers of a `turned.Index`."""
+    words = np.empty((16, len(numbers)), np.uint64)
+    whole = numbers < fine.shape[1]
+    words[:, whole], words[:, ~whole] = fine[:, numbers[whole]], inner.fine[:, numbers[~whole] - fine.shape[1]]
+    return words
 
 
 def _upright(hashes: np.ndarray, words: np.ndarray, top: int, bits: int) -> tuple[np.ndarray, ...]:
-    """Pairs (i, j, distance of fine hashes, way) of a block, as they are or mirrored."""
+    """Pairs of pictures as they are or mirrored, of a block of later ones: later, earlier, fine bits apart, way."""
     rows, columns = _BLOCK
     shift = columns.bit_length() - 1
     later = hashes[top : top + rows]
@@ -178,7 +220,8 @@ def _upright(hashes: np.ndarray, words: np.ndarray, top: int, bits: int) -> tupl
             found = stretched_apart(fine, words, i[earlier], j[earlier], apart[earlier], FINE_BITS)
             found = (*found, np.full(len(found[0]), way))
             likest = _likest(*map(np.concatenate, zip(likest, found, strict=True)))
-    return likest
+    i, *others = likest
+    return i + top, *others
 
 
 def _count(later: np.ndarray, earlier: np.ndarray, differing: np.ndarray, counted: np.ndarray) -> None:
@@ -204,6 +247,22 @@ def _likest(i: np.ndarray, j: np.ndarray, apart: np.ndarray, way: np.ndarray) ->
 def _numbers(hashes: pd.Series) -> np.ndarray:
     """Hashes, 16 hex digits or `packed`, as uint64; 0 where there is none."""
     return np.fromiter((int(h or "0", 16) if isinstance(h, str) else h for h in hashes), np.uint64, len(hashes))
+
+
+def _inner_hashes(frame: pd.DataFrame) -> pd.Series:
+    return frame["inner_hash"] if "inner_hash" in frame else pd.Series("", frame.index)
+
+
+def inner_of(inner_hashes: pd.Series) -> Inner:
+    """Those that there are among the column of that name, as measured or `packed`, and their places."""
+    found = {place: data for place, data in enumerate(map(_bytes, inner_hashes)) if data}
+    words = np.frombuffer(b"".join(found.values()), np.uint64).reshape(-1, 17)
+    hashes = words[:, 0].byteswap() if sys.byteorder == "little" else words[:, 0]
+    return Inner(np.fromiter(found, np.intp, len(found)), hashes, np.ascontiguousarray(words[:, 1:].T))
+
+
+def _bytes(inner_hash: str | bytes) -> bytes:
+    return bytes.fromhex(inner_hash) if isinstance(inner_hash, str) else inner_hash
 
 
 def _words(fine_hashes: pd.Series, kept: np.ndarray | slice = slice(None)) -> np.ndarray:

@@ -9,17 +9,15 @@ import numpy as np
 from cxr_ml.data.boxes import white_box
 from cxr_ml.data.containers import BadImage, clean
 from cxr_ml.data.decode import Opened, decode_grey, luma, open_image, shrink, squares
+from cxr_ml.data.margins import borders, content
 from cxr_ml.settings import Settings
 
 __all__ = [
-    "BadImage", "clean", "decode_grey", "fine_hash", "measure", "measure_and_decode", "open_image", "perceptual_hash",
-    "ring", "shrink", "square",
+    "BadImage", "clean", "decode_grey", "fine_hash", "inner_hash", "measure", "measure_and_decode", "open_image",
+    "perceptual_hash", "ring", "shrink", "square",
 ]  # fmt: skip
 
 SMALL = 512  # px, longest side of the picture that is measured: see `shrink`
-BLACK, WHITE = 12, 245  # 8-bit grey: at most, at least; JPEG noise around 0 and 255 stays inside
-BORDER_SHARE = 0.98  # of a row or column that must be black (white) to be border; a marker letter may stand in it
-
 _POWERS = np.arange(256.0) ** [[1], [2]]
 RING = 4  # px, width of the border ring of the picture at 32×32 that the probe for shortcuts sees
 _FRAME = np.ones((32, 32), bool)
@@ -33,12 +31,13 @@ def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | floa
     1/8 of their size, so fine grain of a large picture counts in no figure. Grey levels run from 0 to 255 as those of
     `decode_grey`, whatever the bit depth: `mean`, `std`, `p01` and `p99` are theirs.
     `saturation` is sum(max - min) / sum(max) over the pixels' RGB: 0 for grey film, towards 1 for a strong cast.
-    `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash`, `fine_hash` and `ring` are
-    described at `perceptual_hash`, `fine_hash` and `ring`.
+    `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash`, `fine_hash`, `inner_hash` and
+    `ring` are described at `perceptual_hash` and at the functions of their names.
 
     Returns:
         (sha256 of the clean bytes, format, bytes of the file, width, height, mode, bits, mean, std, p01, p99,
-        saturation, sharpness, black_border, white_border, white_box, phash, fine_hash, ring), clean bytes
+        saturation, sharpness, black_border, white_border, white_box, phash, fine_hash, inner_hash, ring), clean
+        bytes
 
     Raises:
         BadImage: with the reason as its code. Limits of settings are checked before any pixel is decoded.
@@ -64,7 +63,7 @@ def _measures(opened: Opened, size: int) -> dict[str, str | int | float]:
     counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64)
     mean, mean_square = (_POWERS @ counts / grey.size).tolist()
     p01, p99 = counts.cumsum().searchsorted((0.01 * grey.size, 0.99 * grey.size)).tolist()
-    black_border, white_border = _borders(grey)
+    black_border, white_border = borders(grey)
     middle = square(grey, 256)
     tiny = square(middle, 32)
     return {
@@ -86,6 +85,7 @@ def _measures(opened: Opened, size: int) -> dict[str, str | int | float]:
         "white_box": white_box(darkest),
         "phash": perceptual_hash(tiny),
         "fine_hash": fine_hash(tiny),
+        "inner_hash": inner_hash(grey),
         "ring": ring(tiny),
     }
 
@@ -134,6 +134,18 @@ def fine_hash(grey: np.ndarray) -> str:
     return np.packbits(small > cv2.GaussianBlur(small, (0, 0), 1.0)).tobytes().hex()
 
 
+def inner_hash(grey: np.ndarray) -> str:
+    """`perceptual_hash` and then `fine_hash` of the `content`; "" where there is no margin around it.
+
+    So a picture that was padded is known again, and one whose padding was cut off.
+    """
+    inner = content(grey)
+    if inner.size == grey.size:
+        return ""
+    tiny = square(square(np.ascontiguousarray(inner), 256), 32)
+    return perceptual_hash(tiny) + fine_hash(tiny)
+
+
 def ring(grey: np.ndarray) -> str:
     """The outermost RING px of the picture at 32×32: how it was framed, no lungs. 448 grey levels as 896 hex digits."""
     return square(grey, 32)[_FRAME].tobytes().hex()
@@ -161,26 +173,3 @@ def _sharpness(square: np.ndarray) -> float:
     """Variance of the Laplacian, as mean of the squares less square of the mean: exact on whole numbers, and fast."""
     edges = cv2.Laplacian(square, cv2.CV_16S)
     return max(0.0, cv2.norm(edges, cv2.NORM_L2SQR) / edges.size - (cv2.sumElems(edges)[0] / edges.size) ** 2)
-
-
-def _borders(grey: np.ndarray) -> tuple[float, float]:
-    """Shares of the frame that are black and white border."""
-    edges = [edge.tobytes() for edge in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
-    shares = []
-    for levels in (range(BLACK + 1), range(WHITE, 256)):
-        rest = (len(edge.translate(None, bytes(levels))) / len(edge) for edge in edges)
-        shares.append(_border(grey, levels[0], levels[-1]) if min(rest) <= 1 - BORDER_SHARE else 0.0)
-    return shares[0], shares[1]
-
-
-def _border(grey: np.ndarray, low: int, high: int) -> float:
-    """Share of the frame in whole rows, then in whole columns of what remains, from the edges, at `low` to `high`."""
-
-    def inside(shares: np.ndarray) -> slice:
-        rest = np.flatnonzero(shares < 255 * BORDER_SHARE)
-        return slice(rest[0], rest[-1] + 1) if len(rest) else slice(0, 0)
-
-    mask = cv2.inRange(grey, low, high)
-    rows = mask[inside(cv2.reduce(mask, 1, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel())]
-    kept = rows[:, inside(cv2.reduce(rows, 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel())] if rows.size else rows
-    return 1.0 - kept.size / mask.size

@@ -44,7 +44,7 @@ _WORDS = {
     "conflicting_label": "The same picture was delivered under another label too, and nobody knows which is right.",
     "contradicted": "It was accepted; then a later drop showed the same picture under another label.",
     "exact_duplicate": "The same image is in the store already.",
-    "near_duplicate": "It shows the same picture as an earlier image: resized, re-encoded, mirrored, turned, inverted or the like.",
+    "near_duplicate": "It shows the same picture as an earlier image: resized, re-encoded, turned, padded or the like.",
 }
 
 

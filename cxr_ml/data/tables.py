@@ -21,8 +21,8 @@ COLUMNS = {
     "mode": "string", "bits": "int16", "label": "string", "label_raw": "string", "split_hint": "string",
     "patient": "string", "source": "string", "view": "string", "mean": "float64", "std": "float64", "p01": "float64",
     "p99": "float64", "saturation": "float64", "sharpness": "float64", "black_border": "float64",
-    "white_border": "float64", "white_box": "float64", "phash": "string", "fine_hash": "string", "ring": "string",
-    "verdict": "string", "reasons": "list",
+    "white_border": "float64", "white_box": "float64", "phash": "string", "fine_hash": "string",
+    "inner_hash": "string", "ring": "string", "verdict": "string", "reasons": "list",
 }  # fmt: skip
 _KINDS = {"string": pa.large_string(), "list": pa.list_(pa.string())}
 # Not left to be guessed: a shard whose images all are fit, or that is empty, has the types of the others.

@@ -4,16 +4,21 @@ A way to turn a picture is a sum of MIRRORED, FLIPPED, TRANSPOSED and INVERTED: 
 quarter turn is TRANSPOSED and one of MIRRORED and FLIPPED, a half turn both of these.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 MIRRORED, FLIPPED, TRANSPOSED, INVERTED = 1, 2, 4, 8
+ANY = 15  # all of them
 UPRIGHT = (0, MIRRORED)  # ways in which every pair is compared: see duplicates.candidates
+SAME = 4  # bits, at most, between the hashes of whole pictures that are found without a look inside their margins
+LIKEST = 256  # pairs of each hash, at most
 BITS = 8  # of 64, at most, by which the hash of a turned picture differs from its original's
 # Bits of a perceptual hash (see images.perceptual_hash) that are odd horizontal (vertical) frequencies: their signs,
 # and no other, change when a picture is mirrored (flipped). All change when it is inverted.
 ODD_ACROSS, ODD_DOWN = np.uint64(0xAAAAAAAAAAAAAAAA), np.uint64(0xFF00FF00FF00FF00)
+_HELD = 1 << 20  # pairs compared, or collected, at a time; a drop may be one picture all over
 # Bits by which two parts of a hash differ, or one and the complement of the other; of their exclusive or.
 _TURNED_APART = np.minimum(np.bitwise_count(np.arange(1 << 16)), np.bitwise_count(np.arange(1 << 16)[::-1]))
 
@@ -21,67 +26,105 @@ _TURNED_APART = np.minimum(np.bitwise_count(np.arange(1 << 16)), np.bitwise_coun
 class Index(NamedTuple):
     """Hashes in four orders in which those of turned pictures are found; none is compared with all the others."""
 
-    keys: np.ndarray  # uint16 [4, n], ascending: what no turn changes of a part, but a transposition
-    order: np.ndarray  # int [4, n]: numbers of the pictures
-    parts: np.ndarray  # uint64 [4, n]: their hashes, of which each part is 16 bits
+    pictures: np.ndarray  # int [n]: the picture that each hash is of, ascending among the whole ones and the others
+    whole: int  # so many hashes are of whole pictures; those after them of pictures without their margin
+    hashes: np.ndarray  # uint64 [n]
+    keys: np.ndarray  # uint16 [4, m], ascending: what no turn changes of a part, but a transposition
+    order: np.ndarray  # int [4, m]: numbers of the hashes
+    parts: np.ndarray  # uint64 [4, m]: the hashes, of which each part is 16 bits
 
 
-def index(hashes: np.ndarray, wanted: np.ndarray) -> Index:
-    """Index of `hashes`, uint64 [n], of which those `wanted`, bool [n], are to be found."""
-    numbers = np.flatnonzero(wanted)
-    parts = _parts(hashes[numbers])
+def index(hashes: np.ndarray, known: np.ndarray, inner: np.ndarray, of: np.ndarray) -> Index:
+    """Index of hashes.
+
+    Args:
+        hashes: uint64 [w], of whole pictures; those not `known`, bool [w], are never found.
+        inner: uint64 [k], of pictures without their margin, and the pictures `of`, int [k] ascending, that they are of.
+    """
+    every = np.append(hashes, inner)
+    numbers = np.append(np.flatnonzero(known), np.arange(len(hashes), len(every)))
+    parts = _parts(every[numbers])
     keys = _keys(parts)
     order = np.argsort(keys, axis=1, kind="stable")
-    return Index(np.take_along_axis(keys, order, axis=1), numbers[order], parts[order])
+    pictures = np.append(np.arange(len(hashes)), of)
+    return Index(pictures, len(hashes), every, np.take_along_axis(keys, order, axis=1), numbers[order], parts[order])
 
 
-def near(hashes: np.ndarray, top: int, known: Index, bits: int = BITS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of a picture and an earlier one that it may show turned, in another way than those of UPRIGHT.
+def near(mine: np.ndarray, known: Index, bits: int = BITS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of a picture and an earlier one that it may show turned, or with another margin.
 
     Of the four parts of a hash each keeps its bits, or changes all of them, whatever the way to turn the picture but
     for a transposition. So a copy is found by those parts in which no bit differs otherwise, of which there has to be
     one: strangers share a part in one case of some hundreds, so few pairs are compared.
 
     Args:
-        hashes: uint64 [m], those of the pictures with the numbers top to top + m - 1.
+        mine: numbers of hashes, int [m].
         known: index of all.
         bits: by which the hashes of a pair differ, at most.
 
     Returns:
-        i (from 0 to m - 1), j (number of the earlier picture) and the way to turn the picture i to be like j.
+        Numbers of two hashes, the second one of an earlier picture, and the way to turn the first to be like it.
+        Whole pictures that are alike as they are, or mirrored, are left out. Of each of the first the LIKEST at
+        most. Memory does not grow with their number.
     """
-    pairs = []
+    found = np.zeros((4, 0), np.int64)
     for transposed in (0, TRANSPOSED):
-        mine = _parts(hashes, bool(transposed))
-        for keys, *columns in zip(_keys(mine), *known, strict=True):
-            i, j, differing = _sharing(mine, keys, columns, bits)
-            changed = np.bitwise_count(differing.view(np.uint16).reshape(-1, 4)) > 8  # all bits of a part
-            possible = np.flatnonzero((j < i + top) & ~np.logical_xor.reduce(changed, axis=1))
-            i, j, (odd_down, odd_across, inverted) = i[possible], j[possible], changed[possible, 1:].T
-            way = (odd_down ^ inverted) * FLIPPED + (odd_across ^ inverted) * MIRRORED
-            pairs.append(np.stack([i, j, way + inverted * INVERTED + transposed]))
-    found = np.concatenate(pairs, axis=1)
-    i, j, way = np.unique(found[:, ~np.isin(found[2], UPRIGHT)], axis=1)
+        parts = _parts(known.hashes[mine], bool(transposed))
+        for keys, *columns in zip(_keys(parts), known.keys, known.order, known.parts, strict=True):
+            first, last = (np.searchsorted(columns[0], keys, side) for side in ("left", "right"))
+            for rows in _portions(last - first):
+                i, j, differing, apart = _sharing(parts[rows], first[rows], last[rows], *columns[1:], bits)
+                i = mine[rows][i]
+                changed = np.bitwise_count(differing.view(np.uint16).reshape(-1, 4)) > 8  # all bits of a part
+                odd_down, odd_across, inverted = changed[:, 1:].T
+                way = (odd_down ^ inverted) * FLIPPED + (odd_across ^ inverted) * MIRRORED
+                way += inverted * INVERTED + transposed
+                possible = (known.pictures[j] < known.pictures[i]) & ~np.logical_xor.reduce(changed, axis=1)
+                possible &= ~np.isin(way, UPRIGHT) | _is_news(i, j, known)
+                found = np.append(found, np.stack([i, j, way, apart])[:, possible], axis=1)
+                found = _likest(found) if found.shape[1] > _HELD else found
+    i, j, way, _ = np.unique(_likest(found), axis=1)
     return i, j, way
 
 
-def _sharing(
-    mine: np.ndarray, keys: np.ndarray, known: list[np.ndarray], bits: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """i, j and differing bits of the pairs that have a key in common and are near once turned.
+def _portions(many: np.ndarray) -> list[slice]:
+    """Rows that have at most _HELD pairs together, `many` each; a single one may have more."""
+    ends = np.searchsorted(np.cumsum(many), np.arange(_HELD, many.sum() + _HELD, _HELD), "right")
+    borders = np.unique(np.concatenate([[0], ends, np.minimum(ends + 1, len(many)), [len(many)]]))
+    return [slice(begin, end) for begin, end in pairwise(borders.tolist())]
 
-    Args:
-        mine, keys: hashes and their keys, [m].
-        known: keys in ascending order, numbers and hashes, [n].
+
+def _sharing(
+    mine: np.ndarray, first: np.ndarray, last: np.ndarray, order: np.ndarray, parts: np.ndarray, bits: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of hashes near once turned, of each of `mine` and those from place `first` to `last` of `order`.
+
+    Returns:
+        Place in `mine`, number in `order`, differing bits, number of them but for parts that changed as a whole.
     """
-    first, last = (np.searchsorted(known[0], keys, side) for side in ("left", "right"))
     many = last - first
     places = np.arange(many.sum()) + np.repeat(first - (np.cumsum(many) - many), many)
-    differing = np.repeat(mine, many) ^ known[2].take(places)
+    differing = np.repeat(mine, many) ^ parts.take(places)
     # Four bytes for a pair, summed by one multiplication.
     apart = _TURNED_APART.take(differing.view(np.uint16)).view(np.uint32) * np.uint32(0x01010101) >> np.uint32(24)
     kept = np.flatnonzero(apart <= bits)
-    return np.repeat(np.arange(len(keys)), many).take(kept), known[1].take(places.take(kept)), differing.take(kept)
+    return (
+        np.repeat(np.arange(len(mine)), many).take(kept), order.take(places.take(kept)), differing.take(kept),
+        apart.take(kept),
+    )  # fmt: skip
+
+
+def _is_news(i: np.ndarray, j: np.ndarray, known: Index) -> np.ndarray:
+    """Whether one lacks its margin, and the whole pictures are not alike: else the pair is found anyway."""
+    differing = known.hashes[known.pictures[i]] ^ known.hashes[known.pictures[j]]
+    alike = (np.bitwise_count(differing) <= SAME) | (np.bitwise_count(differing ^ ODD_ACROSS) <= SAME)
+    return ((i >= known.whole) | (j >= known.whole)) & ~alike
+
+
+def _likest(found: np.ndarray) -> np.ndarray:
+    """Of each first hash the LIKEST pairs that are least apart; rows are the two hashes, the way, bits apart."""
+    found = found[:, np.lexsort((found[3], found[0]))]
+    return found[:, np.arange(found.shape[1]) - np.searchsorted(found[0], found[0]) < LIKEST]
 
 
 def _parts(hashes: np.ndarray, transposed: bool = False) -> np.ndarray:

@@ -196,9 +196,10 @@ def test_a_clean_class_that_the_model_does_not_know_is_told_as_not_trained(setti
     assert record.untrained == {"TUBERCULOSIS": 2} and record.rejected_classes == {}
 
 
-def test_a_batch_from_before_the_fine_hash_still_knows_its_images(settings):
+@pytest.mark.parametrize("lacking", [["fine_hash", "inner_hash"], ["inner_hash"]])
+def test_a_batch_from_before_the_later_hashes_still_knows_its_images(settings, lacking):
     first = take(settings, "week-1", films("NORMAL", 1, 2))
-    table = batches.measurements(settings, first.batch).drop(columns="fine_hash")
+    table = batches.measurements(settings, first.batch).drop(columns=lacking)
     overwrite(settings, f"batches/{first.batch}/measurements.parquet", ingest.to_parquet(table))
     assert take(settings, "week-2", {"NORMAL/x.jpg": resized(1)}).reasons == {"near_duplicate": 1}
 

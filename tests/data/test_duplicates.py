@@ -11,6 +11,7 @@ from cxr_ml.settings import Settings
 
 SETTINGS = Settings()
 SIZE = 320
+NO_MARGINS = duplicates.inner_of(pd.Series([], dtype=object))
 
 
 def film(seed):
@@ -39,10 +40,11 @@ def asked(pictures, known=(), index=None, settings=SETTINGS):
                 "sha256": [n for n, _ in named],
                 "phash": [images.perceptual_hash(p) for _, p in named],
                 "fine_hash": [images.fine_hash(p) for _, p in named],
+                "inner_hash": [images.inner_hash(p) for _, p in named],
                 "label": "NORMAL",
                 "format": "png",
             },
-            columns=["sha256", "phash", "fine_hash", "label", "format"],
+            columns=["sha256", *duplicates.HASHES, "label", "format"],
         )
 
     frame = rows(pictures)
@@ -172,10 +174,10 @@ def test_a_drop_that_is_one_picture_over_and_over_names_the_likest_few_whatever_
     fine[0] ^= np.uint64(1) << rng.integers(0, 64, 200, dtype=np.uint64)
     fine[:, 50] = 0  # unknown: never left out
     hashes = np.full(200, 7, np.uint64)
-    found = list(duplicates.candidates(hashes, fine, 0, 19))
+    found = list(duplicates.candidates(hashes, fine, 0, 19, NO_MARGINS))
     monkeypatch.setattr(duplicates, "_BLOCK", (16, 32))
     monkeypatch.setattr(duplicates, "_HELD", 100)
-    assert list(duplicates.candidates(hashes, fine, 0, 19)) == found
+    assert list(duplicates.candidates(hashes, fine, 0, 19, NO_MARGINS)) == found
     pairs = dict(found)
     assert [len(pairs[i]) for i in (1, 16, 49, 150, 199)] == [1, 16, 16, 17, 17]
     assert len(pairs[50]) == 50 and all((50, 0) in pairs[i] for i in range(51, 200))
@@ -202,7 +204,7 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
                 if coarse <= bits and apart <= fine_hashes.FINE_BITS:
                     expected.setdefault(i, set()).add((j, way))
     hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
-    found = duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 2, bits)
+    found = duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 2, bits, NO_MARGINS)
     assert {i: set(pairs) for i, pairs in found} == expected
     assert {(6, 0, 1), (7, 1, 1), (8, 2, 1), (9, 4, 0)} <= {(i, *p) for i in expected for p in expected[i]}
 

@@ -39,6 +39,7 @@ COLUMNS = [
     "white_box",
     "phash",
     "fine_hash",
+    "inner_hash",
     "ring",
 ]
 

@@ -28,7 +28,7 @@ from cxr_ml.errors import Refused
 FIXED = [
     "file", "sha256", "format", "bytes", "width", "height", "mode", "bits", "label", "label_raw", "split_hint",
     "patient", "source", "view", "mean", "std", "p01", "p99", "saturation", "sharpness", "black_border",
-    "white_border", "white_box", "phash", "fine_hash", "ring", "verdict", "reasons",
+    "white_border", "white_box", "phash", "fine_hash", "inner_hash", "ring", "verdict", "reasons",
 ]  # fmt: skip
 
 

@@ -17,7 +17,8 @@ SHIPPED = Path(__file__).parents[2] / "expectations"
 FILM = {
     "sha256": "a" * 64, "format": "png", "bytes": 9000, "width": 256, "height": 256, "mode": "L", "bits": 8,
     "mean": 125.0, "std": 55.0, "p01": 0.0, "p99": 220.0, "saturation": 0.0, "sharpness": 120.0, "black_border": 0.01,
-    "white_border": 0.0, "white_box": 0.0, "phash": "0" * 16, "fine_hash": "0" * 256, "ring": "0" * 896,
+    "white_border": 0.0, "white_box": 0.0, "phash": "0" * 16, "fine_hash": "0" * 256,
+    "inner_hash": "", "ring": "0" * 896,
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from test_duplicates import CHANGES, SETTINGS, asked, film
+from test_duplicates import CHANGES, NO_MARGINS, SETTINGS, asked, film
 
 from cxr_ml.data import duplicates, images, turned
 
@@ -69,8 +69,9 @@ def test_near_are_the_turned_pairs_of_which_one_part_agrees_among_all_pairs():
         earlier = np.tri(600, k=-1, dtype=bool) & wanted
         places = np.nonzero((np.bitwise_count(apart) <= 12) & agrees & earlier)
         expected |= {(i, j, way) for i, j in zip(*(p.tolist() for p in places), strict=True) if i >= 250}
-    found = turned.near(hashes[250:], 250, turned.index(hashes, wanted), bits=12)
-    assert {(i + 250, j, way) for i, j, way in zip(*(p.tolist() for p in found), strict=True)} == expected
+    index = turned.index(hashes, wanted, NO_MARGINS.hashes, NO_MARGINS.of)
+    found = turned.near(np.arange(250, 600), index, bits=12)
+    assert {(i, j, way) for i, j, way in zip(*(p.tolist() for p in found), strict=True)} == expected
     assert len(expected) > 100
 
 
@@ -79,7 +80,7 @@ def test_pictures_whose_fine_hash_was_never_measured_are_no_turned_copies():
     hashes[0] = 0x0123456789ABCDEF
     fine = np.zeros((16, 3), np.uint64)
     fine[:, 2] = 5
-    assert list(duplicates.candidates(hashes, fine, 2, SETTINGS.duplicate_bits)) == [(2, [(1, 0)])]
+    assert list(duplicates.candidates(hashes, fine, 2, SETTINGS.duplicate_bits, NO_MARGINS)) == [(2, [(1, 0)])]
 
 
 def test_turned_strangers_are_not_merged():
