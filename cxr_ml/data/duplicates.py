@@ -46,16 +46,17 @@ def find(
 ) -> pd.DataFrame:
     """For each image of `frame` the earlier image that it repeats: one of `known`, or an earlier row of `frame`.
 
-    Exact: the same sha256. Near: at most `duplicate_bits` between the hashes, mirrored or not, at most FINE_BITS
-    between the fine hashes, one of them `stretched`, and a correlation of at least `duplicate_correlation` once the
-    local contrast of both is evened out and one is laid over the other by an affine map. Of more than CONFIRMED such
-    candidates the likest are compared on pixels, and all whose fine hash is unknown. A copy of a copy names the first
-    of them.
+    Exact: the same sha256. Near: at most `duplicate_bits` between the hashes, mirrored or not, or at most turned.BITS
+    where one is turned, inverted or without its margin; at most FINE_BITS between the fine hashes, one of them
+    `stretched`; and a correlation of at least `duplicate_correlation` once the local contrast of both is evened out
+    and one is laid over the other by an affine map. Of more than CONFIRMED such candidates the likest are compared on
+    pixels, and all whose fine hash is unknown. A copy of a copy names the first of them.
 
     Args:
-        frame: rows with sha256, phash and fine_hash, from `images.measure` or `packed`; other columns are not used.
-            Every row is of a readable image.
-        known: rows of earlier batches, likewise; a fine_hash of "" (measured before there was one) excludes nothing.
+        frame: rows with sha256 and HASHES, from `images.measure` or `packed`; other columns are not used. Every row is
+            of a readable image.
+        known: rows of earlier batches, likewise; a fine_hash of "" (measured before there was one) excludes nothing,
+            an inner_hash may be missing.
         load_grey: gives the grey picture of a sha256, uint8 [height, width]; asked for candidates only.
         settings: duplicate_bits, duplicate_correlation.
 
@@ -255,10 +256,14 @@ def _inner_hashes(frame: pd.DataFrame) -> pd.Series:
 
 def inner_of(inner_hashes: pd.Series) -> Inner:
     """Those that there are among the column of that name, as measured or `packed`, and their places."""
-    found = {place: data for place, data in enumerate(map(_bytes, inner_hashes)) if data}
-    words = np.frombuffer(b"".join(found.values()), np.uint64).reshape(-1, 17)
-    hashes = words[:, 0].byteswap() if sys.byteorder == "little" else words[:, 0]
-    return Inner(np.fromiter(found, np.intp, len(found)), hashes, np.ascontiguousarray(words[:, 1:].T))
+    places, words = [np.zeros(0, np.intp)], [np.zeros((0, 17), np.uint64)]
+    for start in range(0, len(inner_hashes), _BLOCK[1]):
+        found = list(map(_bytes, inner_hashes.iloc[start : start + _BLOCK[1]]))
+        places.append(start + np.flatnonzero(list(map(len, found))))
+        words.append(np.frombuffer(b"".join(found), np.uint64).reshape(-1, 17))
+    every = np.concatenate(words)
+    hashes = every[:, 0].byteswap() if sys.byteorder == "little" else every[:, 0]
+    return Inner(np.concatenate(places), hashes, np.ascontiguousarray(every[:, 1:].T))
 
 
 def _bytes(inner_hash: str | bytes) -> bytes:

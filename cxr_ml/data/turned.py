@@ -1,4 +1,4 @@
-"""Pictures that lie on their side, stand on their head or are inverted: how their hashes, pictures and pairs are told.
+"""Pictures that lie on their side, stand on their head, are inverted or padded: their hashes, and what they repeat.
 
 A way to turn a picture is a sum of MIRRORED, FLIPPED, TRANSPOSED and INVERTED: transposed first, then the others. A
 quarter turn is TRANSPOSED and one of MIRRORED and FLIPPED, a half turn both of these.
@@ -19,6 +19,7 @@ BITS = 8  # of 64, at most, by which the hash of a turned picture differs from i
 # and no other, change when a picture is mirrored (flipped). All change when it is inverted.
 ODD_ACROSS, ODD_DOWN = np.uint64(0xAAAAAAAAAAAAAAAA), np.uint64(0xFF00FF00FF00FF00)
 _HELD = 1 << 20  # pairs compared, or collected, at a time; a drop may be one picture all over
+_SOME = 1 << 14  # hashes taken to bits at a time: 1 MiB
 # Bits by which two parts of a hash differ, or one and the complement of the other; of their exclusive or.
 _TURNED_APART = np.minimum(np.bitwise_count(np.arange(1 << 16)), np.bitwise_count(np.arange(1 << 16)[::-1]))
 
@@ -26,12 +27,12 @@ _TURNED_APART = np.minimum(np.bitwise_count(np.arange(1 << 16)), np.bitwise_coun
 class Index(NamedTuple):
     """Hashes in four orders in which those of turned pictures are found; none is compared with all the others."""
 
-    pictures: np.ndarray  # int [n]: the picture that each hash is of, ascending among the whole ones and the others
+    pictures: np.ndarray  # int32 [n]: the picture that each hash is of, ascending among the whole and the other ones
     whole: int  # so many hashes are of whole pictures; those after them of pictures without their margin
     hashes: np.ndarray  # uint64 [n]
-    keys: np.ndarray  # uint16 [4, m], ascending: what no turn changes of a part, but a transposition
-    order: np.ndarray  # int [4, m]: numbers of the hashes
-    parts: np.ndarray  # uint64 [4, m]: the hashes, of which each part is 16 bits
+    parts: np.ndarray  # uint64 [n]: the hashes, of which each part is 16 bits
+    keys: list[np.ndarray]  # of each part uint16 [m], ascending: what no turn changes but a transposition
+    order: list[np.ndarray]  # of each part int32 [m]: numbers of the hashes
 
 
 def index(hashes: np.ndarray, known: np.ndarray, inner: np.ndarray, of: np.ndarray) -> Index:
@@ -42,12 +43,14 @@ def index(hashes: np.ndarray, known: np.ndarray, inner: np.ndarray, of: np.ndarr
         inner: uint64 [k], of pictures without their margin, and the pictures `of`, int [k] ascending, that they are of.
     """
     every = np.append(hashes, inner)
-    numbers = np.append(np.flatnonzero(known), np.arange(len(hashes), len(every)))
-    parts = _parts(every[numbers])
-    keys = _keys(parts)
-    order = np.argsort(keys, axis=1, kind="stable")
-    pictures = np.append(np.arange(len(hashes)), of)
-    return Index(pictures, len(hashes), every, np.take_along_axis(keys, order, axis=1), numbers[order], parts[order])
+    numbers = np.append(np.flatnonzero(known), np.arange(len(hashes), len(every))).astype(np.int32)
+    parts, keys, order = _parts(every), [], []
+    for each in _keys(parts[numbers]):
+        ascending = np.argsort(each, kind="stable")
+        keys.append(each[ascending])
+        order.append(numbers[ascending])
+    pictures = np.append(np.arange(len(hashes)), of).astype(np.int32)
+    return Index(pictures, len(hashes), every, parts, keys, order)
 
 
 def near(mine: np.ndarray, known: Index, bits: int = BITS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,10 +73,10 @@ def near(mine: np.ndarray, known: Index, bits: int = BITS) -> tuple[np.ndarray, 
     found = np.zeros((4, 0), np.int64)
     for transposed in (0, TRANSPOSED):
         parts = _parts(known.hashes[mine], bool(transposed))
-        for keys, *columns in zip(_keys(parts), known.keys, known.order, known.parts, strict=True):
-            first, last = (np.searchsorted(columns[0], keys, side) for side in ("left", "right"))
+        for keys, theirs, order in zip(_keys(parts), known.keys, known.order, strict=True):
+            first, last = (np.searchsorted(theirs, keys, side) for side in ("left", "right"))
             for rows in _portions(last - first):
-                i, j, differing, apart = _sharing(parts[rows], first[rows], last[rows], *columns[1:], bits)
+                i, j, differing, apart = _sharing(parts[rows], first[rows], last[rows], order, known.parts, bits)
                 i = mine[rows][i]
                 changed = np.bitwise_count(differing.view(np.uint16).reshape(-1, 4)) > 8  # all bits of a part
                 odd_down, odd_across, inverted = changed[:, 1:].T
@@ -104,14 +107,13 @@ def _sharing(
     """
     many = last - first
     places = np.arange(many.sum()) + np.repeat(first - (np.cumsum(many) - many), many)
-    differing = np.repeat(mine, many) ^ parts.take(places)
+    numbers = order.take(places)
+    differing = np.repeat(mine, many) ^ parts.take(numbers)
     # Four bytes for a pair, summed by one multiplication.
     apart = _TURNED_APART.take(differing.view(np.uint16)).view(np.uint32) * np.uint32(0x01010101) >> np.uint32(24)
     kept = np.flatnonzero(apart <= bits)
-    return (
-        np.repeat(np.arange(len(mine)), many).take(kept), order.take(places.take(kept)), differing.take(kept),
-        apart.take(kept),
-    )  # fmt: skip
+    i = np.repeat(np.arange(len(mine)), many)
+    return i.take(kept), numbers.take(kept), differing.take(kept), apart.take(kept)
 
 
 def _is_news(i: np.ndarray, j: np.ndarray, known: Index) -> np.ndarray:
@@ -129,11 +131,13 @@ def _likest(found: np.ndarray) -> np.ndarray:
 
 def _parts(hashes: np.ndarray, transposed: bool = False) -> np.ndarray:
     """uint64 [n], four parts of 16 bits: frequencies odd down and across, odd down only, odd across only, even."""
-    bits = np.unpackbits(hashes.astype(">u8").view(np.uint8)).reshape(-1, 8, 8)
-    if transposed:
-        bits = bits.transpose(0, 2, 1)
-    parts = [bits[:, down::2, across::2].reshape(-1, 16) for down in (0, 1) for across in (0, 1)]
-    return np.packbits(np.concatenate(parts, axis=1), axis=1).view(np.uint64).ravel()
+    found = np.empty(len(hashes), np.uint64)
+    for start in range(0, len(hashes), _SOME):
+        bits = np.unpackbits(hashes[start : start + _SOME].astype(">u8").view(np.uint8)).reshape(-1, 8, 8)
+        bits = bits.transpose(0, 2, 1) if transposed else bits
+        parts = [bits[:, down::2, across::2].reshape(-1, 16) for down in (0, 1) for across in (0, 1)]
+        found[start : start + _SOME] = np.packbits(np.concatenate(parts, axis=1), axis=1).view(np.uint64).ravel()
+    return found
 
 
 def _keys(parts: np.ndarray) -> np.ndarray:
