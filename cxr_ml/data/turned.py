@@ -13,12 +13,13 @@ MIRRORED, FLIPPED, TRANSPOSED, INVERTED = 1, 2, 4, 8
 ANY = 15  # all of them
 UPRIGHT = (0, MIRRORED)  # ways in which every pair is compared: see duplicates.candidates
 SAME = 4  # bits, at most, between the hashes of whole pictures that are found without a look inside their margins
-LIKEST = 256  # pairs of each hash, at most
+LIKEST = 64  # pairs of each hash, at most
+MOST = 1 << 14  # hashes that a hash is compared with for each of its parts, at most, the earliest
 BITS = 8  # of 64, at most, by which the hash of a turned picture differs from its original's
 # Bits of a perceptual hash (see images.perceptual_hash) that are odd horizontal (vertical) frequencies: their signs,
 # and no other, change when a picture is mirrored (flipped). All change when it is inverted.
 ODD_ACROSS, ODD_DOWN = np.uint64(0xAAAAAAAAAAAAAAAA), np.uint64(0xFF00FF00FF00FF00)
-_HELD = 1 << 20  # pairs compared, or collected, at a time; a drop may be one picture all over
+_HELD = 1 << 18  # pairs compared at a time, 10 MB; a drop may be one picture all over
 _SOME = 1 << 14  # hashes taken to bits at a time: 1 MiB
 # Bits by which two parts of a hash differ, or one and the complement of the other; of their exclusive or.
 _TURNED_APART = np.minimum(np.bitwise_count(np.arange(1 << 16)), np.bitwise_count(np.arange(1 << 16)[::-1]))
@@ -70,11 +71,12 @@ def near(mine: np.ndarray, known: Index, bits: int = BITS) -> tuple[np.ndarray, 
         Whole pictures that are alike as they are, or mirrored, are left out. Of each of the first the LIKEST at
         most. Memory does not grow with their number.
     """
-    found = np.zeros((4, 0), np.int64)
+    pairs = [np.zeros((4, 0), np.int64)]
     for transposed in (0, TRANSPOSED):
         parts = _parts(known.hashes[mine], bool(transposed))
         for keys, theirs, order in zip(_keys(parts), known.keys, known.order, strict=True):
             first, last = (np.searchsorted(theirs, keys, side) for side in ("left", "right"))
+            last = np.minimum(last, first + MOST)
             for rows in _portions(last - first):
                 i, j, differing, apart = _sharing(parts[rows], first[rows], last[rows], order, known.parts, bits)
                 i = mine[rows][i]
@@ -84,9 +86,8 @@ def near(mine: np.ndarray, known: Index, bits: int = BITS) -> tuple[np.ndarray, 
                 way += inverted * INVERTED + transposed
                 possible = (known.pictures[j] < known.pictures[i]) & ~np.logical_xor.reduce(changed, axis=1)
                 possible &= ~np.isin(way, UPRIGHT) | _is_news(i, j, known)
-                found = np.append(found, np.stack([i, j, way, apart])[:, possible], axis=1)
-                found = _likest(found) if found.shape[1] > _HELD else found
-    i, j, way, _ = np.unique(_likest(found), axis=1)
+                pairs.append(_likest(np.stack([i, j, way, apart])[:, possible]))
+    i, j, way, _ = np.unique(_likest(np.concatenate(pairs, axis=1)), axis=1)
     return i, j, way
 
 

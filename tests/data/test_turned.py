@@ -86,3 +86,19 @@ def test_pictures_whose_fine_hash_was_never_measured_are_no_turned_copies():
 def test_turned_strangers_are_not_merged():
     found = asked([(f"film{i}", turn(film(i), i % 16)) for i in range(32)])
     assert set(found["duplicate_of"]) == {""}
+
+
+def test_of_a_drop_that_is_one_picture_in_many_margins_each_names_the_likest_few_whatever_is_compared_at_a_time(
+    monkeypatch,
+):
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 1000, np.uint64)  # of the whole pictures: no two are alike
+    inner = np.full(1000, 0x0123456789ABCDEF, np.uint64)
+    index = turned.index(hashes, np.ones(1000, bool), inner, np.arange(1000))
+    expected = turned.near(np.arange(1000, 2000), index)
+    monkeypatch.setattr(turned, "_HELD", 5000)
+    i, j, way = turned.near(np.arange(1000, 2000), index)
+    assert {(*pair,) for pair in zip(i, j, way, strict=True)} == {(*pair,) for pair in zip(*expected, strict=True)}
+    assert (way == 0).all() and (j < i).all() and (j >= 1000).all()
+    many = np.bincount(i - 1000)
+    assert many.max() == turned.LIKEST and many[0] == 0 and many[1] == 1 and many[-1] == turned.LIKEST
