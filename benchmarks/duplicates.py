@@ -183,13 +183,12 @@ def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
     for way in turned.UPRIGHT:
         for top in range(0, len(mine), 64):
             rows = slice(top, top + 64)
-            ways = fine_hashes.stretched(turned.turn_fine(far[rows], way))
             differing = np.bitwise_count(turned.turn_hashes(mine[rows], way)[:, None] ^ other)
-            places = fine_hashes.alike(ways, near, *np.nonzero(differing <= bits), fine)
-            found += [
-                (top + i, j, way, int(differing[i, j]), apart)
-                for i, j, apart in zip(*(p.tolist() for p in places), strict=True)
-            ]
+            i, j = np.nonzero(differing <= bits)
+            places, apart = fine_hashes.near(turned.turn_fine(far[rows], way)[i], near[:, j], fine)
+            i, j = i[places], j[places]
+            columns = (top + i, j, np.full(len(i), way), differing[i, j], apart)
+            found += list(zip(*(column.tolist() for column in columns), strict=True))
     one, two = (list(map(duplicates.normalise, t["grey"])) for t in (changed, originals))
 
     def alike(pair: tuple) -> float:

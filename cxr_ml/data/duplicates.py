@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cxr_ml.data import tables, turned
+from cxr_ml.data import fine_hashes, tables, turned
+from cxr_ml.data.decode import SMALL, shrink
 from cxr_ml.data.fine_hashes import FINE_BITS, UNKNOWN, sieved, stretched, stretched_apart
 from cxr_ml.data.margins import content
 from cxr_ml.settings import Settings
@@ -28,8 +29,8 @@ _ROWS = 16  # later ones of them that are compared at a time: 3 MiB, whatever th
 _PACKED = pa.binary(128)
 HASHES = ("phash", "fine_hash", "inner_hash")  # columns of images.measure that tell a picture from others
 MINE_INNER, OTHER_INNER = 16, 32  # with a way to turn a picture: without the margin of the later, of the earlier one
-_PAIRS = 4_096  # pairs stretched at a time
 _KINDS = (np.intp, np.intp, np.int16, np.int64)  # of places, of a distance of fine hashes, of a way to turn
+_SOME = 1 << 14  # pairs whose fine hashes are turned at a time, 40 MB
 _HELD = 1_000_000  # pairs that a thread collects to stretch together, 18 MB; a drop may be one picture all over
 
 
@@ -46,11 +47,11 @@ def find(
 ) -> pd.DataFrame:
     """For each image of `frame` the earlier image that it repeats: one of `known`, or an earlier row of `frame`.
 
-    Exact: the same sha256. Near: at most `duplicate_bits` between the hashes, mirrored or not, or at most turned.BITS
-    where one is turned, inverted or without its margin; at most FINE_BITS between the fine hashes, one of them
-    `stretched`; and a correlation of at least `duplicate_correlation` once the local contrast of both is evened out
-    and one is laid over the other by an affine map. Of more than CONFIRMED such candidates the likest are compared on
-    pixels, and all whose fine hash is unknown. A copy of a copy names the first of them.
+    Exact: the same sha256. Near: at most `duplicate_bits` between the hashes, mirrored or not, or such hashes as
+    `turned.near` finds where one is turned, inverted or without its margin; at most FINE_BITS between the fine
+    hashes, one of them `stretched`; and a correlation of at least `duplicate_correlation` once the local contrast of
+    both is evened out and one is laid over the other by an affine map. Of more than CONFIRMED such candidates the
+    likest are compared on pixels, and all whose fine hash is unknown. A copy of a copy names the first of them.
 
     Args:
         frame: rows with sha256 and HASHES, from `images.measure` or `packed`; other columns are not used. Every row is
@@ -77,7 +78,7 @@ def find(
     @lru_cache(maxsize=256)  # 64 KiB each
     def picture(image: int, inner: bool) -> np.ndarray:
         grey = load_grey(shas.iat[first[image]])
-        return normalise(content(grey) if inner else grey)
+        return normalise(content(shrink(grey, SMALL)) if inner else grey)  # as it was measured
 
     original = np.full(len(first), -1)
     for later, likest in candidates(hashes, fine, old, settings.duplicate_bits, inner):
@@ -137,7 +138,7 @@ def candidates(
         ahead = 4 * (os.cpu_count() or 1) * _BLOCK[0]
         for begin in range(old, len(hashes), ahead):
             end = min(begin + ahead, len(hashes))
-            others = pool.submit(_turned, fine, inner, begin, end, index)
+            others = pool.submit(_turned, fine, inner, begin, end, index, bits)
             tops = range(begin, end, _BLOCK[0])
             for top, upright in zip(tops, pool.map(lambda top: _upright(hashes, fine, top, bits), tops), strict=True):
                 here = np.isin(others.result()[0] - top, range(_BLOCK[0]))
@@ -153,29 +154,26 @@ def _by_picture(
     return ((int(i[start]), pairs[start:end]) for start, end in pairwise([*starts, len(i)]))
 
 
-def _turned(fine: np.ndarray, inner: Inner, begin: int, end: int, index: turned.Index) -> tuple[np.ndarray, ...]:
+def _turned(
+    fine: np.ndarray, inner: Inner, begin: int, end: int, index: turned.Index, bits: int
+) -> tuple[np.ndarray, ...]:
     """Pairs of pictures that are alike once turned, or without a margin: later, earlier, fine bits apart, way."""
     mine = np.append(
         begin + np.flatnonzero(fine[:, begin:end].any(0)),
         index.whole + np.arange(*np.searchsorted(inner.of, (begin, end))),
     )
-    i, j, way = turned.near(mine, index)
-    words = np.ascontiguousarray(_fine_of(i, fine, inner).T)
-    for one in np.unique(way).tolist():
-        words[way == one] = turned.turn_fine(words[way == one], one)
-    other, every = _fine_of(j, fine, inner), np.arange(len(i))
-    pairs, _, sieved_apart = sieved(np.ascontiguousarray(words.T), other, every, every)
-    found = [(np.zeros(0, np.intp), np.zeros(0, np.int16))]
-    for start in range(0, len(pairs), _PAIRS):
-        some = pairs[start : start + _PAIRS]
-        own = np.arange(len(some))
-        near = stretched_apart(
-            stretched(words[some]), other[:, some], own, own, sieved_apart[start : start + _PAIRS], FINE_BITS
-        )
-        found.append((some[near[0]], near[2]))
-    pairs, apart = map(np.concatenate, zip(*found, strict=True))
-    way = way[pairs] + (i[pairs] >= index.whole) * MINE_INNER + (j[pairs] >= index.whole) * OTHER_INNER
-    return index.pictures[i[pairs]], index.pictures[j[pairs]], apart, way
+    found = [tuple(np.zeros(0, kind) for kind in _KINDS)]
+    every = np.stack(turned.near(mine, index, bits))
+    for start in range(0, every.shape[1], _SOME):
+        i, j, way = every[:, start : start + _SOME]
+        words = _fine_of(i, fine, inner).T.copy()
+        for one in np.unique(way).tolist():
+            words[way == one] = turned.turn_fine(words[way == one], one)
+        kept, apart = fine_hashes.near(words, _fine_of(j, fine, inner))
+        i, j, way = i[kept], j[kept], way[kept]
+        way += (i >= index.whole) * MINE_INNER + (j >= index.whole) * OTHER_INNER
+        found.append((index.pictures[i], index.pictures[j], apart, way))
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
 def _fine_of(numbers: np.ndarray, fine: np.ndarray, inner: Inner) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Fine hashes of pictures compared as pixels of 32 × 32: as they are, stretched as a crop does it, and turned."""
+"""Fine hashes of pictures, compared as what they are, 32 × 32 bits: as they are, and stretched as a crop does it."""
 
 from itertools import product
 
@@ -26,22 +26,29 @@ _LEFT, _RIGHT = np.uint32((1 << _EDGE) - 1 << 32 - _EDGE), np.uint32((1 << _EDGE
 _MIDDLE = ~(_LEFT | _RIGHT)
 
 
-def alike(
-    turned: np.ndarray, other: np.ndarray, i: np.ndarray, j: np.ndarray, limit: int = FINE_BITS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the pairs (i, j) of fine hashes those at most `limit` apart, of the likest way to stretch one of them.
+def near(mine: np.ndarray, other: np.ndarray, limit: int = FINE_BITS) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of fine hashes that are at most `limit` apart, the likest way to stretch the first.
 
     Pairs that differ by far more as they are, and sideways, are not stretched: see _SIEVE.
 
     Args:
-        turned: uint64 [31, 16, rows], from `stretched`.
-        other: uint64 [16, columns].
-        i, j: int [pairs], places in `turned` and in `other`.
+        mine: uint64 [pairs, 16].
+        other: uint64 [16, pairs].
 
     Returns:
-        i, j and the distance, UNKNOWN where one of the hashes is, in no particular order.
+        Places of the pairs, and distances, UNKNOWN where one of the hashes is; in no particular order.
     """
-    return stretched_apart(turned, other, *sieved(turned[0], other, i, j), limit)
+    every = np.arange(len(mine))
+    places, _, apart = sieved(np.ascontiguousarray(mine.T), other, every, every)
+    found = [(places[:0], apart[:0])]
+    for start in range(0, len(places), _PAIRS):
+        some = slice(start, start + _PAIRS)
+        own = np.arange(len(places[some]))
+        ways, theirs = stretched(mine[places[some]]), other[:, places[some]]
+        kept, _, distances = stretched_apart(ways, theirs, own, own, apart[some], limit)
+        found.append((places[some][kept], distances))
+    places, apart = map(np.concatenate, zip(*found, strict=True))
+    return places, apart
 
 
 def sieved(mine: np.ndarray, other: np.ndarray, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from cxr_ml.data.boxes import white_box
 from cxr_ml.data.containers import BadImage, clean
-from cxr_ml.data.decode import Opened, decode_grey, luma, open_image, shrink, squares
+from cxr_ml.data.decode import SMALL, Opened, decode_grey, luma, open_image, shrink, squares
 from cxr_ml.data.margins import borders, content
 from cxr_ml.settings import Settings
 
@@ -17,7 +17,6 @@ __all__ = [
     "perceptual_hash", "ring", "shrink", "square",
 ]  # fmt: skip
 
-SMALL = 512  # px, longest side of the picture that is measured: see `shrink`
 _POWERS = np.arange(256.0) ** [[1], [2]]
 RING = 4  # px, width of the border ring of the picture at 32×32 that the probe for shortcuts sees
 _FRAME = np.ones((32, 32), bool)
@@ -135,7 +134,7 @@ def fine_hash(grey: np.ndarray) -> str:
 
 
 def inner_hash(grey: np.ndarray) -> str:
-    """`perceptual_hash` and then `fine_hash` of the `content`; "" where there is no margin around it.
+    """`perceptual_hash` and then `fine_hash` of the `content`; "" where there is no margin around it, or it is blank.
 
     So a picture that was padded is known again, and one whose padding was cut off.
     """
@@ -143,7 +142,8 @@ def inner_hash(grey: np.ndarray) -> str:
     if inner.size == grey.size:
         return ""
     tiny = square(square(np.ascontiguousarray(inner), 256), 32)
-    return perceptual_hash(tiny) + fine_hash(tiny)
+    fine = fine_hash(tiny)
+    return perceptual_hash(tiny) + fine if int(fine, 16) else ""
 
 
 def ring(grey: np.ndarray) -> str:

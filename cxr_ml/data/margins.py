@@ -23,14 +23,15 @@ def borders(grey: np.ndarray) -> tuple[float, float]:
 def content(grey: np.ndarray) -> np.ndarray:
     """What a picture, uint8 [height, width], shows inside of a margin of one grey level, whichever; itself without one.
 
-    A padded copy has the content of its original, whatever it was padded with.
+    What a padded copy shows is its original, or, where that has a margin of the same level, the original's content.
     """
     for edge in _edges(grey):
         level = edge[len(edge) // 2]
         low, high = max(0, level - PLAIN), min(255, level + PLAIN)
         if _is_within(edge, low, high):
             inside = _inside(grey, low, high)
-            return inside if LEAST <= inside.size / grey.size <= 1 - MARGIN else grey
+            if LEAST <= inside.size / grey.size <= 1 - MARGIN:
+                return inside
     return grey
 
 

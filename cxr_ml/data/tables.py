@@ -142,7 +142,7 @@ def complete(settings: Settings, batch: str) -> bool:
 
 
 def parts(settings: Settings, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The table of an ingested batch, shard by shard; all columns, or some.
+    """The table of an ingested batch, shard by shard; all columns, or some. What an earlier version lacked is "".
 
     Raises:
         Refused: a shard is missing.
@@ -157,7 +157,12 @@ def parts(settings: Settings, batch: str, columns: Sequence[str] | None = None) 
     for one in wanted:
         give_back()
         # With threads, Arrow's allocator keeps what each of them needed for itself.
-        yield pq.read_table(io.BytesIO(store.get(settings, one)), columns=columns, use_threads=False)
+        file = pq.ParquetFile(io.BytesIO(store.get(settings, one)))
+        asked = SCHEMA.names if columns is None else columns
+        table = file.read([c for c in asked if c in file.schema_arrow.names], use_threads=False)
+        for name in set(asked) - set(table.column_names):
+            table = table.append_column(SCHEMA.field(name), pa.array([""] * len(table), SCHEMA.field(name).type))
+        yield table.select(asked)
 
 
 def read(settings: Settings, batch: str, columns: Sequence[str] | None = None) -> pd.DataFrame:

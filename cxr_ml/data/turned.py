@@ -12,9 +12,9 @@ import numpy as np
 MIRRORED, FLIPPED, TRANSPOSED, INVERTED = 1, 2, 4, 8
 ANY = 15  # all of them
 UPRIGHT = (0, MIRRORED)  # ways in which every pair is compared: see duplicates.candidates
-SAME = 4  # bits, at most, between the hashes of whole pictures that are found without a look inside their margins
-LIKEST = 64  # pairs of each hash, at most
-MOST = 1 << 14  # hashes that a hash is compared with for each of its parts, at most, the earliest
+SAME = 2  # bits, at most, between the hashes of whole pictures, of which no others need be compared
+LIKEST = 32  # pairs of each hash, at most
+MOST = 1 << 14  # hashes that a hash is compared with for each of its parts, at most: those of whole pictures first
 BITS = 8  # of 64, at most, by which the hash of a turned picture differs from its original's
 # Bits of a perceptual hash (see images.perceptual_hash) that are odd horizontal (vertical) frequencies: their signs,
 # and no other, change when a picture is mirrored (flipped). All change when it is inverted.
@@ -54,7 +54,7 @@ def index(hashes: np.ndarray, known: np.ndarray, inner: np.ndarray, of: np.ndarr
     return Index(pictures, len(hashes), every, parts, keys, order)
 
 
-def near(mine: np.ndarray, known: Index, bits: int = BITS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def near(mine: np.ndarray, known: Index, upright: int, bits: int = BITS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs of a picture and an earlier one that it may show turned, or with another margin.
 
     Of the four parts of a hash each keeps its bits, or changes all of them, whatever the way to turn the picture but
@@ -64,6 +64,7 @@ def near(mine: np.ndarray, known: Index, bits: int = BITS) -> tuple[np.ndarray, 
     Args:
         mine: numbers of hashes, int [m].
         known: index of all.
+        upright: bits by which the hashes of a pair in one of the ways UPRIGHT may differ, for it to be found as it is.
         bits: by which the hashes of a pair differ, at most.
 
     Returns:
@@ -85,9 +86,9 @@ def near(mine: np.ndarray, known: Index, bits: int = BITS) -> tuple[np.ndarray, 
                 way = (odd_down ^ inverted) * FLIPPED + (odd_across ^ inverted) * MIRRORED
                 way += inverted * INVERTED + transposed
                 possible = (known.pictures[j] < known.pictures[i]) & ~np.logical_xor.reduce(changed, axis=1)
-                possible &= ~np.isin(way, UPRIGHT) | _is_news(i, j, known)
+                possible &= ~np.isin(way, UPRIGHT) | _is_news(i, j, known, min(SAME, upright))
                 pairs.append(_likest(np.stack([i, j, way, apart])[:, possible]))
-    i, j, way, _ = np.unique(_likest(np.concatenate(pairs, axis=1)), axis=1)
+    i, j, way, _ = _likest(np.unique(np.concatenate(pairs, axis=1), axis=1))
     return i, j, way
 
 
@@ -117,10 +118,10 @@ def _sharing(
     return i.take(kept), numbers.take(kept), differing.take(kept), apart.take(kept)
 
 
-def _is_news(i: np.ndarray, j: np.ndarray, known: Index) -> np.ndarray:
-    """Whether one lacks its margin, and the whole pictures are not alike: else the pair is found anyway."""
+def _is_news(i: np.ndarray, j: np.ndarray, known: Index, same: int) -> np.ndarray:
+    """Whether one lacks its margin, and the whole pictures differ: else they are compared as they are."""
     differing = known.hashes[known.pictures[i]] ^ known.hashes[known.pictures[j]]
-    alike = (np.bitwise_count(differing) <= SAME) | (np.bitwise_count(differing ^ ODD_ACROSS) <= SAME)
+    alike = (np.bitwise_count(differing) <= same) | (np.bitwise_count(differing ^ ODD_ACROSS) <= same)
     return ((i >= known.whole) | (j >= known.whole)) & ~alike
 
 
@@ -159,6 +160,8 @@ def turn_hashes(hashes: np.ndarray, way: int) -> np.ndarray:
 
 def turn_fine(fine: np.ndarray, way: int) -> np.ndarray:
     """What the fine hashes of pictures, uint64 [n, 16] of 32×32 bits row by row, are once the pictures are turned."""
+    if not way:
+        return fine
     bits = np.unpackbits(fine.view(np.uint8), axis=1).reshape(-1, 32, 32)
     bits = turn(bits, way & ~INVERTED) ^ (1 if way & INVERTED else 0)
     return np.packbits(bits.reshape(len(fine), -1), axis=1).view(np.uint64)

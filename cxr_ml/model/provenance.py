@@ -10,8 +10,8 @@ import cxr_ml
 from cxr_ml.data import room
 
 PACKAGES = (
-    "cxr-ml", "keras", "numpy", "opencv-python-headless", "pandas", "pillow", "scikit-learn", "scipy", "simplejpeg",
-    "tensorflow",
+    "cxr-ml", "keras", "kornia-rs", "numpy", "opencv-python-headless", "pandas", "pillow", "scikit-learn", "scipy",
+    "simplejpeg", "tensorflow",
 )  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """Judging a batch: what is refused and why, that it does not depend on luck, and that only the whole is visible."""
 
+import io
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from drop_samples import (
     Died,
@@ -202,6 +204,19 @@ def test_a_batch_from_before_the_later_hashes_still_knows_its_images(settings, l
     table = batches.measurements(settings, first.batch).drop(columns=lacking)
     overwrite(settings, f"batches/{first.batch}/measurements.parquet", ingest.to_parquet(table))
     assert take(settings, "week-2", {"NORMAL/x.jpg": resized(1)}).reasons == {"near_duplicate": 1}
+
+
+def test_a_drop_ingested_in_part_before_the_inner_hash_is_judged(settings):
+    put_drop(settings, "drop", films("NORMAL", 1, 2))
+    small = settings.model_copy(update={"shard_files": 1})
+    batch = ingest.ingest(small, "drop")
+    key = f"batches/{batch}/ingested/00000.parquet"
+    table = pq.read_table(io.BytesIO(store.get(settings, key))).drop_columns(["inner_hash"])
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    overwrite(settings, key, sink.getvalue())
+    assert batches.judge(small, batch).counts == {"accepted": {"NORMAL": 2}}
+    assert batches.measurements(settings, batch)["inner_hash"][0] == ""
 
 
 def test_an_unfit_image_is_no_original_for_a_fit_one(settings):

@@ -194,6 +194,17 @@ def test_a_png_gives_the_pixels_that_pillow_gives_without_pillow(monkeypatch, mo
     np.testing.assert_array_equal(opened.pixels, np.asarray(picture.convert("L" if mode == "L" else "RGB")))
 
 
+def test_a_fault_in_the_decoder_of_png_is_left_to_pillow(monkeypatch):
+    class Panic(BaseException):
+        """As Rust's panics come to Python."""
+
+    def fail(*_):
+        raise Panic
+
+    monkeypatch.setattr(kornia_rs.io, "decode_image_png_u8", fail)
+    np.testing.assert_array_equal(images.open_image(PNG, SETTINGS).pixels, film())
+
+
 @pytest.mark.parametrize("kind", [b"PLTE", b"tRNS"])
 def test_a_png_with_a_palette_or_a_transparent_colour_is_left_to_pillow(kind):
     data = encoded(Image.fromarray(film()).convert("RGB"))

@@ -18,6 +18,12 @@ def test_the_content_of_a_padded_picture_is_the_picture(level, sides):
     np.testing.assert_array_equal(margins.content(padded(picture, level=level, **sides)), picture)
 
 
+def test_a_margin_beside_a_single_plain_row_is_found():
+    picture = film(0).clip(60, 220)
+    picture[0] = 60
+    np.testing.assert_array_equal(margins.content(padded(picture, right=80, level=255)), picture)
+
+
 def test_letters_in_a_margin_and_the_noise_of_jpeg_do_not_hide_it():
     picture = padded(film(0).clip(60, 220), left=60, right=60)
     picture[20:26, 5:11] = 255
@@ -46,6 +52,10 @@ def test_the_inner_hash_of_a_padded_picture_is_that_of_the_picture():
     assert found[:16] == whole[0]
     assert (int(found[16:], 16) ^ int(whole[1], 16)).bit_count() < 40
     assert len(found) == 16 + 256
+
+
+def test_what_is_blank_inside_of_its_margin_has_no_inner_hash():
+    assert images.inner_hash(padded(np.full((50, 60), 128, np.uint8), 9, 9, 9, 9)) == ""
 
 
 PADDED = {

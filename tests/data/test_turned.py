@@ -70,7 +70,7 @@ def test_near_are_the_turned_pairs_of_which_one_part_agrees_among_all_pairs():
         places = np.nonzero((np.bitwise_count(apart) <= 12) & agrees & earlier)
         expected |= {(i, j, way) for i, j in zip(*(p.tolist() for p in places), strict=True) if i >= 250}
     index = turned.index(hashes, wanted, NO_MARGINS.hashes, NO_MARGINS.of)
-    found = turned.near(np.arange(250, 600), index, bits=12)
+    found = turned.near(np.arange(250, 600), index, SETTINGS.duplicate_bits, bits=12)
     assert {(i, j, way) for i, j, way in zip(*(p.tolist() for p in found), strict=True)} == expected
     assert len(expected) > 100
 
@@ -95,9 +95,9 @@ def test_of_a_drop_that_is_one_picture_in_many_margins_each_names_the_likest_few
     hashes = rng.integers(0, 2**64, 1000, np.uint64)  # of the whole pictures: no two are alike
     inner = np.full(1000, 0x0123456789ABCDEF, np.uint64)
     index = turned.index(hashes, np.ones(1000, bool), inner, np.arange(1000))
-    expected = turned.near(np.arange(1000, 2000), index)
+    expected = turned.near(np.arange(1000, 2000), index, 19)
     monkeypatch.setattr(turned, "_HELD", 5000)
-    i, j, way = turned.near(np.arange(1000, 2000), index)
+    i, j, way = turned.near(np.arange(1000, 2000), index, 19)
     assert {(*pair,) for pair in zip(i, j, way, strict=True)} == {(*pair,) for pair in zip(*expected, strict=True)}
     assert (way == 0).all() and (j < i).all() and (j >= 1000).all()
     many = np.bincount(i - 1000)
