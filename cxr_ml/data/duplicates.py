@@ -72,7 +72,7 @@ def find(
     hashes = _numbers(pd.concat([known["phash"], frame["phash"]], ignore_index=True))[first]
     fine = _words(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~again)
     fine = np.ascontiguousarray(fine.T)
-    inner = inner_of(pd.concat([_inner_hashes(known), _inner_hashes(frame)], ignore_index=True).iloc[first])
+    inner = inner_of(pd.concat([_inner_hashes(known), _inner_hashes(frame)], ignore_index=True), first)
     tables.give_back()  # before pictures are decoded
 
     @lru_cache(maxsize=256)  # 64 KiB each
@@ -252,16 +252,17 @@ def _inner_hashes(frame: pd.DataFrame) -> pd.Series:
     return frame["inner_hash"] if "inner_hash" in frame else pd.Series("", frame.index)
 
 
-def inner_of(inner_hashes: pd.Series) -> Inner:
-    """Those that there are among the column of that name, as measured or `packed`, and their places."""
-    places, words = [np.zeros(0, np.intp)], [np.zeros((0, 17), np.uint64)]
-    for start in range(0, len(inner_hashes), _BLOCK[1]):
-        found = list(map(_bytes, inner_hashes.iloc[start : start + _BLOCK[1]]))
-        places.append(start + np.flatnonzero(list(map(len, found))))
-        words.append(np.frombuffer(b"".join(found), np.uint64).reshape(-1, 17))
-    every = np.concatenate(words)
-    hashes = every[:, 0].byteswap() if sys.byteorder == "little" else every[:, 0]
-    return Inner(np.concatenate(places), hashes, np.ascontiguousarray(every[:, 1:].T))
+def inner_of(inner_hashes: pd.Series, kept: np.ndarray | slice = slice(None)) -> Inner:
+    """Those that there are among the column of that name, as measured or `packed`, and their places among the `kept`."""
+    numbers = np.arange(len(inner_hashes))[kept]
+    of, hashes, fine = [np.zeros(0, np.intp)], [np.zeros(0, np.uint64)], [np.zeros((16, 0), np.uint64)]
+    for start in range(0, len(numbers), _BLOCK[1]):
+        found = list(map(_bytes, inner_hashes.iloc[numbers[start : start + _BLOCK[1]]]))
+        words = np.frombuffer(b"".join(found), np.uint64).reshape(-1, 17)
+        of.append(start + np.flatnonzero(list(map(len, found))))
+        hashes.append(words[:, 0].byteswap() if sys.byteorder == "little" else words[:, 0].copy())
+        fine.append(words[:, 1:].T.copy())
+    return Inner(np.concatenate(of), np.concatenate(hashes), np.concatenate(fine, axis=1))
 
 
 def _bytes(inner_hash: str | bytes) -> bytes:
