@@ -253,7 +253,7 @@ def _inner_hashes(frame: pd.DataFrame) -> pd.Series:
 
 
 def inner_of(inner_hashes: pd.Series, kept: np.ndarray | slice = slice(None)) -> Inner:
-    """Those that there are among the column of that name, as measured or `packed`, and their places among the `kept`."""
+    """Those that there are among the column of that name, as measured or `packed`, and their places in `kept`."""
     numbers = np.arange(len(inner_hashes))[kept]
     of, hashes, fine = [np.zeros(0, np.intp)], [np.zeros(0, np.uint64)], [np.zeros((16, 0), np.uint64)]
     for start in range(0, len(numbers), _BLOCK[1]):
