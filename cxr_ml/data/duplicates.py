@@ -104,11 +104,11 @@ def packed(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` with its HASHES in half the memory: numbers and bytes; those not measured are 0, zeros and no bytes."""
     words = _words(frame["fine_hash"]) if "fine_hash" in frame else np.zeros((len(frame), 16), np.uint64)
     fine = pa.FixedSizeBinaryArray.from_buffers(_PACKED, len(words), [None, pa.py_buffer(words)])
-    inner = pa.array([_bytes(h) for h in frame["inner_hash"]] if "inner_hash" in frame else [b""] * len(frame))
+    inner = pa.array([_bytes(h) for h in _inner_hashes(frame)], pa.binary())
     return frame.assign(
         phash=_numbers(frame["phash"]),
         fine_hash=pd.array(fine, dtype=pd.ArrowDtype(_PACKED)),
-        inner_hash=pd.array(inner.cast(pa.binary()), dtype=pd.ArrowDtype(pa.binary())),
+        inner_hash=pd.array(inner, dtype=pd.ArrowDtype(pa.binary())),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 MIRRORED, FLIPPED, TRANSPOSED, INVERTED = 1, 2, 4, 8
 ANY = 15  # all of them
 UPRIGHT = (0, MIRRORED)  # ways in which every pair is compared: see duplicates.candidates
-SAME = 2  # bits, at most, between the hashes of whole pictures, of which no others need be compared
+SAME = 2  # bits, at most, between the hashes of whole pictures that are not looked at inside their margins, too
 LIKEST = 32  # pairs of each hash, at most
 MOST = 1 << 14  # hashes that a hash is compared with for each of its parts, at most: those of whole pictures first
 BITS = 8  # of 64, at most, by which the hash of a turned picture differs from its original's
@@ -74,7 +74,7 @@ def near(mine: np.ndarray, known: Index, upright: int, bits: int = BITS) -> tupl
     """
     pairs = [np.zeros((4, 0), np.int64)]
     for transposed in (0, TRANSPOSED):
-        parts = _parts(known.hashes[mine], bool(transposed))
+        parts = _parts(turn_hashes(known.hashes[mine], transposed))
         for keys, theirs, order in zip(_keys(parts), known.keys, known.order, strict=True):
             first, last = (np.searchsorted(theirs, keys, side) for side in ("left", "right"))
             last = np.minimum(last, first + MOST)
@@ -131,15 +131,19 @@ def _likest(found: np.ndarray) -> np.ndarray:
     return found[:, np.arange(found.shape[1]) - np.searchsorted(found[0], found[0]) < LIKEST]
 
 
-def _parts(hashes: np.ndarray, transposed: bool = False) -> np.ndarray:
+def _parts(hashes: np.ndarray) -> np.ndarray:
     """uint64 [n], four parts of 16 bits: frequencies odd down and across, odd down only, odd across only, even."""
     found = np.empty(len(hashes), np.uint64)
     for start in range(0, len(hashes), _SOME):
-        bits = np.unpackbits(hashes[start : start + _SOME].astype(">u8").view(np.uint8)).reshape(-1, 8, 8)
-        bits = bits.transpose(0, 2, 1) if transposed else bits
+        bits = _bits(hashes[start : start + _SOME])
         parts = [bits[:, down::2, across::2].reshape(-1, 16) for down in (0, 1) for across in (0, 1)]
         found[start : start + _SOME] = np.packbits(np.concatenate(parts, axis=1), axis=1).view(np.uint64).ravel()
     return found
+
+
+def _bits(hashes: np.ndarray) -> np.ndarray:
+    """[n, 8, 8], a row for each vertical frequency, a column for each horizontal one."""
+    return np.unpackbits(hashes.astype(">u8").view(np.uint8)).reshape(-1, 8, 8)
 
 
 def _keys(parts: np.ndarray) -> np.ndarray:
@@ -151,7 +155,7 @@ def _keys(parts: np.ndarray) -> np.ndarray:
 def turn_hashes(hashes: np.ndarray, way: int) -> np.ndarray:
     """What the hashes of pictures, uint64 [n], are once the pictures are turned."""
     if way & TRANSPOSED:
-        bits = np.unpackbits(hashes.astype(">u8").view(np.uint8)).reshape(-1, 8, 8).transpose(0, 2, 1)
+        bits = _bits(hashes).transpose(0, 2, 1)
         hashes = np.packbits(bits.reshape(-1, 64), axis=1).view(">u8")[:, 0].astype(np.uint64)
     for turn, changed in ((MIRRORED, ODD_ACROSS), (FLIPPED, ODD_DOWN), (INVERTED, ~np.uint64(0))):
         hashes = hashes ^ changed if way & turn else hashes
