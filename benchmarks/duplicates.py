@@ -22,7 +22,7 @@ from cxr_ml.settings import Settings
 SETTINGS = Settings()
 CROP = 0.03  # of each side, at most
 # duplicate_bits, FINE_BITS, duplicate_correlation; the first of the equally good ones is chosen, the strictest
-GRID = list(product((14, 16, 18, 19, 20), (224, 236, 248, 260, 272), (0.96, 0.94, 0.92, 0.9, 0.88)))
+GRID = list(product((14, 16, 18, 19, 20), (242, 254, 266, 278, 290), (0.96, 0.94, 0.92, 0.9, 0.88)))
 SHIPPED = (SETTINGS.duplicate_bits, fine_hashes.FINE_BITS, SETTINGS.duplicate_correlation)
 
 

@@ -46,7 +46,7 @@ def white_box(darkest: np.ndarray) -> float:
     Rectangles that touch or overlap are one box, and writing on a box belongs to it.
 
     Args:
-        darkest: uint8 [height, width], the darkest colour channel of each pixel; about 512 px on the long side.
+        darkest: uint8 [height, width], the darkest colour channel of each pixel; about 384 px on the long side.
     """
     white = _white(darkest, WHITES[0])
     if white is None:

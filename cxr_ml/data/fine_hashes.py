@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 
-FINE_BITS = 260  # of 1024, of the likest of `stretched`: benchmarks/duplicates.py
+FINE_BITS = 266  # of 1024, of the likest of `stretched`: benchmarks/duplicates.py
 UNKNOWN = -1  # distance of fine hashes of which one was not measured
 _PAIRS = 4_096  # stretched fine hashes compared at a time: 1 MiB
 # Two rows of a fine hash are a word. Most strangers are told by few words, each from elsewhere, so not all are read.

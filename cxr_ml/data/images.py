@@ -1,7 +1,6 @@
 """One image file: refuse it or measure it, with one look at its header and one decode. Pure functions on bytes."""
 
 import hashlib
-import math
 
 import cv2
 import numpy as np
@@ -17,7 +16,6 @@ __all__ = [
     "perceptual_hash", "ring", "shrink", "square",
 ]  # fmt: skip
 
-_POWERS = np.arange(256.0) ** [[1], [2]]
 RING = 4  # px, width of the border ring of the picture at 32×32 that the probe for shortcuts sees
 _FRAME = np.ones((32, 32), bool)
 _FRAME[RING:-RING, RING:-RING] = False
@@ -26,9 +24,9 @@ _FRAME[RING:-RING, RING:-RING] = False
 def measure(data: bytes, settings: Settings) -> tuple[dict[str, str | int | float], bytes]:
     """Measurements of one PNG or JPEG file, and its bytes without metadata, which are what is decoded and stored.
 
-    All is measured on the picture brought down to at most SMALL px a side, large JPEGs from a decode at 1/2, 1/4 or
-    1/8 of their size, so fine grain of a large picture counts in no figure. Grey levels run from 0 to 255 as those of
-    `decode_grey`, whatever the bit depth: `mean`, `std`, `p01` and `p99` are theirs.
+    All is measured on what `shrink` makes of the picture for SMALL, large JPEGs from a decode at 1/2, 1/4 or 1/8 of
+    their size, so fine grain of a large picture counts in no figure. Grey levels run from 0 to 255 as those of
+    `decode_grey`, whatever the bit depth: `mean` and `std` are theirs, `p01` and `p99` the percentiles at 128×128.
     `saturation` is sum(max - min) / sum(max) over the pixels' RGB: 0 for grey film, towards 1 for a strong cast.
     `sharpness` is the variance of the Laplacian of the picture at 256×256. `phash`, `fine_hash`, `inner_hash` and
     `ring` are described at `perceptual_hash` and at the functions of their names.
@@ -59,12 +57,12 @@ def measure_and_decode(data: bytes, settings: Settings) -> tuple[dict[str, str |
 def _measures(opened: Opened, size: int) -> dict[str, str | int | float]:
     small = _small(opened)
     grey, darkest, brightest = _channels(small)
-    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel().astype(np.float64)
-    mean, mean_square = (_POWERS @ counts / grey.size).tolist()
-    p01, p99 = counts.cumsum().searchsorted((0.01 * grey.size, 0.99 * grey.size)).tolist()
+    mean, std = (figure.item() for figure in cv2.meanStdDev(grey))
     black_border, white_border = borders(grey)
     middle = square(grey, 256)
-    tiny = square(middle, 32)
+    half = square(middle, 128)
+    p01, p99 = _percentiles(half)
+    tiny = square(square(half, 64), 32)
     return {
         "sha256": hashlib.sha256(opened.clean).hexdigest(),
         "format": opened.format,
@@ -74,9 +72,9 @@ def _measures(opened: Opened, size: int) -> dict[str, str | int | float]:
         "mode": opened.mode,
         "bits": opened.bits,
         "mean": mean,
-        "std": math.sqrt(max(0.0, mean_square - mean**2)),
-        "p01": float(p01),
-        "p99": float(p99),
+        "std": std,
+        "p01": p01,
+        "p99": p99,
         "saturation": _saturation(darkest, brightest),
         "sharpness": _sharpness(middle),
         "black_border": black_border,
@@ -156,10 +154,18 @@ def _channels(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if pixels.ndim == 2:
         return pixels, pixels, pixels
     height, width, _ = pixels.shape
-    red, green, blue = cv2.split(pixels, list(np.empty((3, height, width), np.uint8)))  # half the time of new arrays
-    if not (cv2.norm(red, green, cv2.NORM_INF) or cv2.norm(red, blue, cv2.NORM_INF)):
+    planes = np.empty((3, height, width), np.uint8)
+    red, green, blue = cv2.split(pixels, list(planes))  # half the time of new arrays
+    if not cv2.norm(planes[:2].reshape(-1, width), planes[1:].reshape(-1, width), cv2.NORM_INF):
         return red, red, red
     return luma(pixels), cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+
+
+def _percentiles(grey: np.ndarray) -> tuple[float, float]:
+    """The grey levels of which 1 % and 99 % of the pixels are no brighter."""
+    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel()
+    p01, p99 = counts.cumsum().searchsorted((0.01 * grey.size, 0.99 * grey.size)).tolist()
+    return float(p01), float(p99)
 
 
 def _saturation(darkest: np.ndarray, brightest: np.ndarray) -> float:

@@ -45,7 +45,12 @@ def _is_within(edge: bytes, low: int, high: int) -> bool:
 
 def _inside(grey: np.ndarray, low: int, high: int) -> np.ndarray:
     """The picture without the rows from its edges, and then without the columns of what remains, at `low` to `high`."""
-    mask = cv2.inRange(grey, low, high)
+    if low == 0:  # a third of the time of inRange
+        mask = cv2.threshold(grey, high, 255, cv2.THRESH_BINARY_INV)[1]
+    elif high == 255:
+        mask = cv2.threshold(grey, low - 1, 255, cv2.THRESH_BINARY)[1]
+    else:
+        mask = cv2.inRange(grey, low, high)
     rows = _between(mask, 1)
     mask = mask[rows]
     return grey[rows, _between(mask, 0)] if mask.size else grey[rows]
