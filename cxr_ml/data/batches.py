@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr_ml import store
-from cxr_ml.data import duplicates, files, ingest, rulings, tables, thumbnails
+from cxr_ml.data import duplicates, files, images, ingest, room, rulings, tables, thumbnails
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
@@ -248,15 +248,18 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
     return frame.astype(dict.fromkeys(("verdict", "duplicate_of", "duplicate_file"), "string"))
 
 
-def _loader(settings: Settings, images: list[pd.DataFrame]) -> Callable[[str], np.ndarray]:
+def _loader(settings: Settings, known: list[pd.DataFrame]) -> Callable[[str], np.ndarray]:
     """Gives the grey picture of any of the images (sha256, format). A dict of all would take 200 bytes for each."""
-    starts = np.concatenate([np.fromiter((int(s[:15], 16) for s in t["sha256"]), np.int64, len(t)) for t in images])
+    starts = np.concatenate([np.fromiter((int(s[:15], 16) for s in t["sha256"]), np.int64, len(t)) for t in known])
     order = np.argsort(starts, kind="stable")
-    formats = pd.concat([t["format"] for t in images]).astype("category")
+    formats = pd.concat([t["format"] for t in known]).astype("category")
 
     def load(sha256: str) -> np.ndarray:
         place = np.searchsorted(starts, int(sha256[:15], 16), sorter=order)
-        return files.stored_grey(settings, sha256, formats.iat[order[place]])
+        data = store.get(settings, files.image_key(sha256, formats.iat[order[place]]))
+        if files.pixels(data) > room.LARGE:
+            tables.give_back()  # what threads have let go of: the largest takes 250 MB
+        return images.decode_grey(data)
 
     return load
 

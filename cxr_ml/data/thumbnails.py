@@ -15,7 +15,6 @@ from cxr_ml.settings import Settings
 
 SIDE = 256  # px, long side
 QUALITY = 80  # JPEG
-_LARGE = 4_000_000  # px; pictures with more are decoded one at a time
 
 
 def key(sha256: str) -> str:
@@ -57,7 +56,7 @@ def write(settings: Settings, frame: pd.DataFrame) -> None:
             image = next(store.keys(settings, ingest.image_key(sha256, "").removesuffix(".")))
         data = store.get(settings, image)
         header = look(data)
-        if header.width * header.height > _LARGE:
+        if header.width * header.height > room.LARGE:
             with one_at_a_time:
                 small = make(data, settings)
                 tables.give_back()

@@ -23,8 +23,7 @@ from cxr_ml.settings import Settings
 UNLIKE = "unlike_training"  # code of an image that is unlike those the model was trained on
 _BATCH = 32
 _AHEAD = 2 * _BATCH  # images that are decoded while the network computes, or wait for it
-_LARGE = 4_000_000  # pixels, above which pictures are decoded one at a time: the largest takes 600 MB
-_OVERLAY = 1024  # px, longest side of a film with the heat over it
+_OVERLAY = 1024  # px, longest side of a film with the heat over it, but see `images.shrink`
 _one_large = Lock()
 
 Source = Path | str | bytes
@@ -100,7 +99,7 @@ def _look(settings: Settings, judge: screen.Screen, size: int, film: bool, sourc
     name = "" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else _read(settings, Path(source))
-        with _one_large if files.pixels(data) > _LARGE else nullcontext():
+        with _one_large if files.pixels(data) > room.LARGE else nullcontext():
             measured, grey = images.measure_and_decode(data, settings)
             if refused := judge(measured):
                 return _Look(name, refused)

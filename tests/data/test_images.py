@@ -279,6 +279,21 @@ def test_a_large_jpeg_is_brought_down_to_the_size_that_shrink_gives(size):
     assert opened.pixels.size < size[0] * size[1]
 
 
+@pytest.mark.parametrize(
+    ("longest", "shrunk"), [(384, 384), (512, 512), (513, 256), (768, 384), (769, 256), (1537, 307)]
+)
+def test_what_is_longer_by_up_to_a_third_is_not_shrunk_and_nothing_below_two_thirds(longest, shrunk):
+    assert images.shrink(np.zeros((100, longest), np.uint8), 384).shape[1] == shrunk
+
+
+def test_a_picture_with_an_opaque_alpha_channel_shows_its_colours():
+    colours = np.dstack([film(), film(seed=1), film(seed=2)])
+    opaque = np.dstack([colours, np.full(colours.shape[:2], 255, np.uint8)])
+    np.testing.assert_array_equal(images.open_image(encoded(opaque), SETTINGS).pixels, colours)
+    opaque[0, 0, 3] = 0
+    assert not images.open_image(encoded(opaque), SETTINGS).pixels[0, 0].any()
+
+
 def test_measured_and_decoded_at_once_a_file_gives_the_same_as_one_after_the_other():
     wide = (np.arange(200 * 160).reshape(200, 160) * 2).astype(np.uint16)
     see_through = Image.fromarray(np.dstack([film()] * 3 + [film(seed=1)]), "RGBA")
