@@ -9,8 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.data import images, ingest, room, tables
-from cxr_ml.data.containers import look
+from cxr_ml.data import files, images, ingest, room, tables
 from cxr_ml.settings import Settings
 
 SIDE = 256  # px, long side
@@ -55,8 +54,7 @@ def write(settings: Settings, frame: pd.DataFrame) -> None:
                 return
             image = next(store.keys(settings, ingest.image_key(sha256, "").removesuffix(".")))
         data = store.get(settings, image)
-        header = look(data)
-        if header.width * header.height > room.LARGE:
+        if files.pixels(data) > room.LARGE:
             with one_at_a_time:
                 small = make(data, settings)
                 tables.give_back()
