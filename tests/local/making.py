@@ -153,8 +153,8 @@ class MakeRun:
             assert time.monotonic() < end, self.tasks(run_id)
             time.sleep(0.5)
         # To an answer within a fraction of a second of the question, which no human gives, Airflow 3.3 answers by
-        # asking again: its scheduler has not yet seen that the step waits.
-        time.sleep(3)
+        # asking again: its scheduler has not yet seen that the step waits. On a busy machine 3 s were once too short.
+        time.sleep(10)
         return airflow_api.get(self.client, self._question(run_id))
 
     def answer(self, run_id: str, option: str) -> dict:
