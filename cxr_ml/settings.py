@@ -66,9 +66,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(50_000_000, gt=0)  # larger images are quarantined undecoded
     shard_files: int = Field(5000, ge=1)  # files of a drop that are ingested as one piece, by one task of Airflow
     ingest_tasks: int = Field(1, ge=1)  # such pieces at the same time in a run of Airflow: one per worker machine
-    duplicate_bits: int = Field(
-        19, ge=0, le=64
-    )  # upright: perceptual hashes at most so far apart are compared on pixels
+    duplicate_bits: int = Field(19, ge=0, le=64)  # upright: hashes at most so far apart are compared on pixels
     duplicate_correlation: float = Field(0.92, gt=0, le=1)  # at least so alike on pixels: the same image
     expectations: Path = Path(__file__).parents[1] / "expectations"  # folder of images.json, classes.json, dataset.json
 

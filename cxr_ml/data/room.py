@@ -16,7 +16,7 @@ PLACE = 32_000_000  # bytes of memory that one place stands for
 PER_PIXEL = 9  # bytes of memory while a picture is decoded and measured: 4 Pillow's, 3 RGB, 1 grey, and a rest
 PER_BYTE = 2  # bytes of memory for each byte of a file: as read, and as stored
 SMALL = 4_000_000  # bytes; a smaller file is read without a place
-LARGE = 4_000_000  # px; where threads decode pictures, larger ones are decoded one at a time
+LARGE = 4_000_000  # px; larger pictures take so much memory that threads decode them one at a time
 _WAIT = 0.002  # seconds between two looks for a free place
 
 
