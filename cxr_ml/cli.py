@@ -3,6 +3,7 @@
 import getpass
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
@@ -57,12 +58,9 @@ def _ingest(settings: Settings, named: list[str], json_: bool) -> tuple[list[str
     """Batches of the drops that are named, or of all new ones; and of these the drops that were refused."""
     from cxr_ml.data import drops
     from cxr_ml.data import ingest as stage
+    from cxr_ml.data.suite_check import check_suites
 
-    def check() -> None:
-        from cxr_ml.data import validate  # takes seconds to import
-
-        validate.check_suites(settings.expectations)
-
+    check = partial(check_suites, settings)
     names, batches, left_out = named or drops.new(settings), [], []
     if names and not named:
         check()  # no drop is at fault for a suite

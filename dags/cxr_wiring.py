@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from cxr_ml import settings as settings_module
 from cxr_ml.errors import Refused
+from cxr_ml.model.backbones import ARCHITECTURES
 from cxr_ml.settings import Settings
 
 # Fields of the form that are settings of the same name; the floors are spread over one field per class.
@@ -48,7 +49,7 @@ def form() -> dict[str, Param]:
     def floor(value: float, title: str) -> Param:
         return Param(value, type="number", minimum=0, maximum=1, section="Gate", title=title, description="0 to 1")
 
-    known = ["inception_v3", "resnet101_v2", "mobilenet_v2", "densenet121", "light"]
+    known = list(ARCHITECTURES)
     form = {
         "drop": Param(
             None,

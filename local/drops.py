@@ -3,7 +3,7 @@
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cxr_ml.data.archives import SUFFIXES, is_archive
@@ -32,14 +32,21 @@ def _contents(drop: Path) -> dict[str, int]:
     return listing(drop) if drop.is_dir() else {drop.name: drop.stat().st_size}
 
 
-def copy_drop(source: Path, inbox: Path, copying: Path) -> tuple[str, bool]:
-    """Copies the folder or archive `source` to `inbox/<its name>`; `copying` is a scratch folder beside the inbox.
+def copy_drop(source: Path, inbox: Path, copying: Path, check: Callable[[Path], None]) -> tuple[str, bool]:
+    """Copies the folder or archive `source` to `inbox/<its name>`.
+
+    Args:
+        source: absolute, or relative to the working folder.
+        inbox: where the drop goes.
+        copying: a scratch folder beside the inbox.
+        check: refuses a drop that no run can use; called before anything is copied.
 
     Returns:
         The drop's name, and False when the same drop was there already.
 
     Raises:
-        Refused: `source` is no folder or archive, or empty, cannot name a drop, or another drop has its name.
+        Refused: `source` is no folder or archive, or empty, cannot name a drop, or another drop has its name; and what
+            `check` refuses.
     """
     source = Path(os.path.abspath(source))
     if not (source.is_dir() or (source.is_file() and is_archive(source.name))):
@@ -61,6 +68,7 @@ def copy_drop(source: Path, inbox: Path, copying: Path) -> tuple[str, bool]:
             f"The inbox has another drop named {name!r} ({target}), and a drop never changes once it is there. "
             f"Received: {str(source)!r} with other files. Rename it, for instance by date, and run again."
         )
+    check(source)
     draft = copying / name
     shutil.rmtree(draft, ignore_errors=True)
     if source.is_dir():

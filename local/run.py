@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from local import airflow_api, keeper, services, state
 from local.drops import copy_drop
 from local.logs import dead_service, tail
 from local.outcome import mails, show
+from local.preflight import check_drop, check_settings
 from local.watch import show_failures, watch
 
 DEMO = "demo-001"
@@ -103,11 +105,13 @@ def helper(session: Session, name: str, command: list[str], env: dict[str, str])
 
 
 def finish(session: Session, name: str, process: subprocess.Popen[bytes]) -> None:
-    """Waits for a helper. Raises Failed if it did."""
+    """Waits for a helper. Raises Refused with its words where its status is 2, Failed where it failed otherwise."""
     while process.poll() is None:
         session.pause(0.1)
+    log = session.logs / f"{name}.log"
+    if process.returncode == 2:
+        raise Refused(log.read_text(errors="replace").strip())
     if process.returncode:
-        log = session.logs / f"{name}.log"
         raise Failed(f"{name} failed. {log} ends with:\n{tail(log)}")
 
 
@@ -252,11 +256,14 @@ def run(session: Session, lock: int) -> int:
     session.note(f"State in {folder}, settings from {config or 'their defaults'}")
 
     demo = None
+    check_settings(settings)
+    suites = helper(session, "suites", [sys.executable, "-m", "local.preflight"], env)
     if drop:
-        drop, new = copy_drop(Path(drop), folder / "inbox", folder / "copying")
+        drop, new = copy_drop(Path(drop), folder / "inbox", folder / "copying", partial(check_drop, settings))
         session.note(f"The drop {escape(drop)} is in the inbox" + ("" if new else " already"))
     elif not (folder / "inbox" / DEMO).exists():
         demo = helper(session, "demo-data", ["cxr-ml", "demo-data", str(folder / "copying" / DEMO)], env)
+    finish(session, "suites", suites)
     migrate(session, env)
     start_services(session, env, lock)
     make_bucket(session, settings)

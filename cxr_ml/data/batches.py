@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from cxr_ml import store
 from cxr_ml.data import duplicates, files, images, ingest, room, rulings, tables, thumbnails
+from cxr_ml.data.suite_check import check_suites
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
@@ -119,7 +121,7 @@ def judge(settings: Settings, batch: str) -> Batch:
     done = store.find(settings, f"batches/{batch}/batch.json")
     if done is not None:
         return Batch.model_validate_json(done[0])
-    validate.check_suites(settings.expectations)
+    check_suites(settings)
     named = ["file", "sha256", "format", "label", "verdict", "reasons"]
     columns = dict.fromkeys([*named, *validate.columns(settings.expectations)])
     frame = ingest.read(settings, batch, list(columns))
@@ -253,13 +255,16 @@ def _loader(settings: Settings, known: list[pd.DataFrame]) -> Callable[[str], np
     starts = np.concatenate([np.fromiter((int(s[:15], 16) for s in t["sha256"]), np.int64, len(t)) for t in known])
     order = np.argsort(starts, kind="stable")
     formats = pd.concat([t["format"] for t in known]).astype("category")
+    one_at_a_time = Lock()
 
     def load(sha256: str) -> np.ndarray:
         place = np.searchsorted(starts, int(sha256[:15], 16), sorter=order)
         data = store.get(settings, files.image_key(sha256, formats.iat[order[place]]))
-        if files.pixels(data) > room.LARGE:
+        if files.pixels(data) <= room.LARGE:
+            return images.decode_grey(data)
+        with one_at_a_time:
             tables.give_back()  # what threads have let go of: the largest takes 250 MB
-        return images.decode_grey(data)
+            return images.decode_grey(data)
 
     return load
 

@@ -20,6 +20,7 @@ from cxr_ml.settings import Settings
 __all__ = [
     "Entry",
     "batch_id",
+    "check_labels",
     "known_labels",
     "labels",
     "listing",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _LABELS = "labels.csv"
+_CHECKED = 1000  # files whose labels are looked at together, until one is known
 _COLUMNS = ["file", "label", "label_raw", "split_hint", "patient", "source", "view", "reasons", "entry"]
 _SAID = pa.schema(
     [
@@ -97,6 +99,29 @@ def labels(settings: Settings, drop: str, entries: Listing, part: range | None =
     said = _said(settings, drop, entries, table, wrapper)
     first, last = np.searchsorted(said["at"], (part.start, part.stop))
     return pd.DataFrame(said.slice(first, last - first).select(_COLUMNS).to_pylist(), columns=_COLUMNS)
+
+
+def check_labels(settings: Settings, drop: str) -> None:
+    """Makes sure that at least one file of a drop of the inbox has a known label, before any of them is read.
+
+    Raises:
+        Refused: none has; as `opened` and `labels`.
+    """
+    with opened(settings, drop) as (_, entries):
+        unknown: set[str] = set()
+        for start in range(0, len(entries), _CHECKED):
+            rows = labels(settings, drop, entries, range(start, min(start + _CHECKED, len(entries))))
+            if (rows["label"] != "").any():
+                return
+            unknown.update(rows["label_raw"])
+    unknown.discard("")
+    named = f"the labels {', '.join(map(repr, sorted(unknown)[:5]))}{' …' if len(unknown) > 5 else ''}"
+    raise Refused(
+        f"A drop must hold images in folders named by their class, or a {_LABELS} with the columns filename and label. "
+        f"Received: {drop!r} with {len(entries)} files and {named if unknown else 'no label at all'}. Known labels: "
+        f"{', '.join(dict.fromkeys(settings.label_spellings.values()))}; other spellings of them can be added under "
+        "[label_spellings] in cxr.toml."
+    )
 
 
 def _said(settings: Settings, drop: str, entries: Listing, table: int, wrapper: str) -> pa.Table:

@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -23,7 +24,10 @@ SIDE = 128  # px, at which two pictures are compared
 RADIUS = SIDE / 16  # px, of the blur that takes out what chest films have in common: exposure and large shapes
 NOISE = 2.0  # grey levels: contrast below it is not amplified
 WORTH_ALIGNING = 0.35  # correlation before alignment; copies cropped by 3 % keep 0.43 or more on real films
+# Of 577 copies of real films aligned at half their size, each kept 0.93 or more; of 301 strangers one in twenty 0.85.
+COARSELY = 0.07  # correlation below `enough` at which two pictures are told apart at half their size
 CONFIRMED = 16  # pictures at most that one image is compared with on pixels, the likest by its fine hash
+_THREADS = 2 * (os.cpu_count() or 1)  # that fetch and compare pictures
 _BLOCK = (128, 1 << 14)  # later and earlier hashes that a thread takes at a time
 _ROWS = 16  # later ones of them that are compared at a time: 3 MiB, whatever the number of images
 _PACKED = pa.binary(128)
@@ -58,7 +62,8 @@ def find(
             of a readable image.
         known: rows of earlier batches, likewise; a fine_hash of "" (measured before there was one) excludes nothing,
             an inner_hash may be missing.
-        load_grey: gives the grey picture of a sha256, uint8 [height, width]; asked for candidates only.
+        load_grey: gives the grey picture of a sha256, uint8 [height, width]; asked for candidates only, by several
+            threads at once.
         settings: duplicate_bits, duplicate_correlation.
 
     Returns:
@@ -80,14 +85,19 @@ def find(
         grey = load_grey(shas.iat[first[image]])
         return normalise(content(shrink(grey, SMALL)) if inner else grey)  # as it was measured
 
-    original = np.full(len(first), -1)
-    for later, likest in candidates(hashes, fine, old, settings.duplicate_bits, inner):
+    def confirm(later: int, likest: list[tuple[int, int]]) -> int | None:
         for earlier, way in likest:
             copy = turned.turn(picture(later, bool(way & MINE_INNER)), way & turned.ANY)
             one = picture(earlier, bool(way & OTHER_INNER))
             if likeness(one, copy, settings.duplicate_correlation) >= settings.duplicate_correlation:
-                original[later] = earlier if original[earlier] < 0 else original[earlier]
-                break
+                return earlier
+        return None
+
+    original = np.full(len(first), -1)
+    asked = candidates(hashes, fine, old, settings.duplicate_bits, inner)
+    for later, earlier in _in_threads(confirm, asked):
+        if earlier is not None:
+            original[later] = earlier if original[earlier] < 0 else original[earlier]
 
     mine, again = codes[len(known) :], again[len(known) :]
     near = original[mine] >= 0
@@ -98,6 +108,21 @@ def find(
     kind = np.where(near, "near", np.where(again, "exact", ""))
     found = {"duplicate_of": of, "duplicate_kind": kind}
     return pd.DataFrame(found, index=frame.index, dtype="string")
+
+
+def _in_threads(
+    confirm: Callable[[int, list[tuple[int, int]]], int | None], asked: Iterator[tuple[int, list[tuple[int, int]]]]
+) -> Iterator[tuple[int, int | None]]:
+    """(later, what `confirm` says) of each candidate in its order, a few at a time: half of the time goes into S3."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        waiting: deque[tuple[int, Future[int | None]]] = deque()
+        for later, likest in asked:
+            waiting.append((later, pool.submit(confirm, later, likest)))
+            if len(waiting) > 4 * _THREADS:
+                number, answer = waiting.popleft()
+                yield number, answer.result()
+        for number, answer in waiting:
+            yield number, answer.result()
 
 
 def packed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -292,18 +317,25 @@ def normalise(grey: np.ndarray) -> np.ndarray:
 def likeness(one: np.ndarray, other: np.ndarray, enough: float) -> float:
     """Correlation of two normalised pictures, after an affine alignment (ECC) where it is below `enough` before.
 
-    Pictures below WORTH_ALIGNING are not aligned, nor are those on which ECC does not converge.
+    Pictures below WORTH_ALIGNING are not aligned, nor are those on which ECC does not converge, nor those that are far
+    from `enough` when they are aligned at half their size.
     Evangelidis and Psarakis, Parametric Image Alignment Using Enhanced Correlation Coefficient Maximization, 2008.
     """
     product = float(np.linalg.norm(one) * np.linalg.norm(other))
     before = float((one * other).sum()) / product if product else 0.0
     if before >= enough or before < WORTH_ALIGNING:
         return before
-    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-4)
-    try:
-        after, _ = cv2.findTransformECC(
-            one, np.ascontiguousarray(other), np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, stop, None, 5
-        )
-    except cv2.error:  # it does not converge on pictures that have nothing in common
+    small = (cv2.resize(picture, (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA) for picture in (one, other))
+    if _aligned(*small, 3) < enough - COARSELY:
         return before
-    return max(before, after)
+    return max(before, _aligned(one, other, 5))
+
+
+def _aligned(one: np.ndarray, other: np.ndarray, blur: int) -> float:
+    """Correlation after alignment, -1 where ECC does not converge: the pictures have nothing in common."""
+    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-4)
+    start = np.eye(2, 3, dtype=np.float32)
+    try:
+        return cv2.findTransformECC(one, np.ascontiguousarray(other), start, cv2.MOTION_AFFINE, stop, None, blur)[0]
+    except cv2.error:
+        return -1.0

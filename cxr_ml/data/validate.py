@@ -3,39 +3,32 @@
 import math
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import great_expectations as gx
 import pandas as pd
 
 from cxr_ml.data import tables
+from cxr_ml.data.suite_check import SUITES
 from cxr_ml.data.suites import Unmet, evaluate, judged, load_suite, reason_of
 from cxr_ml.data.tables import COLUMNS
 from cxr_ml.errors import Refused
 from cxr_ml.records import Drift, Failure
 
-__all__ = ["CLASS_MEASURES", "check_suites", "columns", "judge_classes", "judge_dataset", "judge_images", "load_suite"]
+__all__ = ["CLASS_MEASURES", "columns", "judge_classes", "judge_dataset", "judge_images", "load_suite", "try_suites"]
 
 CLASS_MEASURES = ["white_box", "saturation", "black_border", "white_border"]  # of which a class has its rates
-_SUITES = ("images", "classes", "dataset")
 _SPLITS = ("train", "validation", "test")
 _Z = 1.96  # normal quantile of a two-sided 95 % interval
 
 
-def check_suites(folder: Path) -> None:
-    """Reads the three suites and judges a tiny table by each, so that one that cannot be used is told before any work.
+def try_suites(folder: Path) -> None:
+    """Reads the three suites and judges a tiny table by each.
 
     Raises:
-        Refused: with file and line.
+        Refused: one cannot be used; with file and line.
     """
-    paths = [Path(folder) / f"{name}.json" for name in _SUITES]
-    _try_suites(folder, tuple(path.read_bytes() if path.is_file() else None for path in paths))
-
-
-@lru_cache(maxsize=1)  # half a second, once for the same bytes in a process
-def _try_suites(folder: Path, _: tuple[bytes | None, ...]) -> None:
-    images, classes, dataset = (load_suite(folder, name) for name in _SUITES)
+    images, classes, dataset = (load_suite(folder, name) for name in SUITES)
     texts = {"format": "png", "mode": "L", "label": "NORMAL", "verdict": "accepted", "split_hint": "train"}
     # Three rows that differ, as an expectation may need.
     rows = [

@@ -1,29 +1,16 @@
-"""The networks by name. To add one of keras.applications: a line in ARCHITECTURES.
-
-What its `preprocess_input` does to pixels is named there as a factor and an offset, if it is not scaling to [-1, 1].
-"""
+"""Builds the networks that `backbones` names, with their first weights."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
 from cxr_ml.errors import Refused
+from cxr_ml.model.backbones import ARCHITECTURES, weights_file
 from cxr_ml.settings import Settings
-
-
-class Architecture(NamedTuple):
-    """How to build a backbone, whether pretrained weights exist for it, and how they want grey levels 0 to 255."""
-
-    build: Callable[..., keras.Model]
-    pretrained: bool
-    scale: float | list[float] = 1 / 127.5  # factor, or one per channel
-    offset: float | list[float] = -1.0  # added afterwards
 
 
 class Backbone(NamedTuple):
@@ -48,23 +35,6 @@ def light(input_shape: tuple[int, int, int], weights: None = None, include_top: 
     return keras.Model(inputs, x, name="light")
 
 
-# Mean and deviation of ImageNet's channels, which networks that came from PyTorch subtract and divide by.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-ARCHITECTURES = {
-    "inception_v3": Architecture(keras.applications.InceptionV3, pretrained=True),
-    "resnet101_v2": Architecture(keras.applications.ResNet101V2, pretrained=True),
-    "mobilenet_v2": Architecture(keras.applications.MobileNetV2, pretrained=True),
-    "densenet121": Architecture(
-        keras.applications.DenseNet121,
-        pretrained=True,
-        scale=[1 / (255 * deviation) for deviation in _DEVIATION],
-        offset=[-mean / deviation for mean, deviation in zip(_MEAN, _DEVIATION, strict=True)],
-    ),
-    "light": Architecture(light, pretrained=False),
-}
-
-
 def backbone(settings: Settings, architecture: str) -> Backbone:
     """The named backbone with the weights that the settings ask for; never silently random ones.
 
@@ -74,16 +44,17 @@ def backbone(settings: Settings, architecture: str) -> Backbone:
     """
     file = weights_file(settings, architecture)
     entry = ARCHITECTURES[architecture]
+    build = getattr(keras.applications, entry.application) if entry.application else light
     shape = (settings.image_size, settings.image_size, 3)
     scratch = not entry.pretrained or settings.weights == "none"
     downloaded = not scratch and not file
     try:
-        network = entry.build(input_shape=shape, include_top=False, weights=None)
+        network = build(input_shape=shape, include_top=False, weights=None)
     except ValueError as error:
         raise Refused(f"{architecture} cannot take images of {settings.image_size} pixels: {error}") from None
     if downloaded:
         try:
-            network = entry.build(input_shape=shape, include_top=False, weights="imagenet")
+            network = build(input_shape=shape, include_top=False, weights="imagenet")
         except Exception as error:
             raise ConnectionError(
                 f"Keras could not download the ImageNet weights of {architecture} ({error}). Either let this machine "
@@ -102,30 +73,6 @@ def backbone(settings: Settings, architecture: str) -> Backbone:
     if not all(np.isfinite(weight).all() for weight in network.get_weights()):
         raise Refused(f"All weights in {path} must be numbers. Received: NaN or infinity. Use another file.")
     return Backbone(network, path.name, sha256, entry.scale, entry.offset)
-
-
-def weights_file(settings: Settings, architecture: str) -> tuple[Path, str] | None:
-    """The file that a backbone's first weights are read from, and its SHA-256; None where they come from no file.
-
-    Raises:
-        Refused: unknown architecture, or the folder that the settings name does not hold the file.
-    """
-    if architecture not in ARCHITECTURES:
-        raise Refused(f"The architecture must be one of {sorted(ARCHITECTURES)}. Received: {architecture!r}")
-    if not ARCHITECTURES[architecture].pretrained or settings.weights == "none" or settings.weights_dir is None:
-        return None
-    path = settings.weights_dir / f"{architecture}_notop.weights.h5"
-    if not path.is_file():
-        there = sorted(p.name for p in settings.weights_dir.glob("*.h5"))
-        raise Refused(f"CXR_WEIGHTS_DIR must hold {path.name}. Received: {settings.weights_dir}, there: {there}")
-    now = path.stat()
-    return path, _sha256(path, now.st_mtime_ns, now.st_size)
-
-
-@lru_cache
-def _sha256(path: Path, changed: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of_variables(network: keras.Model) -> str:

@@ -17,6 +17,7 @@ from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
 from cxr_ml.model import (
     architectures,
+    backbones,
     checkpoints,
     devices,
     epochs,
@@ -59,7 +60,7 @@ def model_name(settings: Settings, dataset: Dataset, architecture: str, champion
         Refused: unknown architecture, or the file of its weights is missing.
     """
     facts = {k: str(getattr(settings, k)) for k in write.HYPERPARAMETERS}
-    file = None if champion else architectures.weights_file(settings, architecture)
+    file = None if champion else backbones.weights_file(settings, architecture)
     facts |= {
         "weights_sha256": file[1] if file else "",
         "precision": devices.precision(),
@@ -83,7 +84,7 @@ def train(
     Args:
         settings: hyper-parameters and the store.
         number: dataset version.
-        architecture: name in `architectures.ARCHITECTURES`.
+        architecture: name in `backbones.ARCHITECTURES`.
         verbose: whether a line per epoch is printed, and on a terminal a progress bar.
         champion: name of the model in use, with whose weights the training begins if the settings ask for a warm
             start and it is of this architecture. A model that the gate refused must not be handed in.

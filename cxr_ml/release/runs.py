@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data import drops, ingest
+from cxr_ml.data.suite_check import check_suites
 from cxr_ml.errors import Refused
-from cxr_ml.model import evaluations
+from cxr_ml.model import backbones, evaluations
 from cxr_ml.records import Decision, Model
 from cxr_ml.release import gate, registry
 from cxr_ml.settings import Settings
@@ -24,17 +25,16 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest.Shard]
         drop: the only drop to look at; None or "": all new ones.
 
     Raises:
-        Refused: the bucket, the only drop or a suite cannot be used.
+        Refused: an architecture, the bucket, the only drop or a suite cannot be used.
     """
+    backbones.check(settings)
     store.check(settings)
     new = drops.new(settings)
     if drop:
         drops.listing(settings, drop)
         new = [name for name in new if name == drop]
     if new:
-        from cxr_ml.data import validate  # takes seconds to import
-
-        validate.check_suites(settings.expectations)
+        check_suites(settings)
     shards: list[ingest.Shard] = []
     told = []
     for place, name in enumerate(new):

@@ -64,12 +64,6 @@ def test_a_field_that_the_form_does_not_have_is_refused():
             pytest.fail("the step went on")
 
 
-def test_the_form_offers_the_architectures_that_there_are():
-    from cxr_ml.model.architectures import ARCHITECTURES
-
-    assert wiring.form()["architectures"].schema["items"]["enum"] == list(ARCHITECTURES)
-
-
 # Settings of a step
 
 

@@ -283,7 +283,7 @@ def test_an_unknown_expectation_is_refused_with_its_line(folder):
 
 
 def test_the_shipped_suites_can_be_used():
-    validate.check_suites(Path(__file__).parents[2] / "expectations")
+    validate.try_suites(Path(__file__).parents[2] / "expectations")
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_an_expectation_that_could_not_be_evaluated_is_refused_with_its_line_bef
     kind = f"expect_column_values_to_{'be_' if kind == 'between' else ''}{kind}"
     edit(folder, suite, lambda s: s["expectations"].insert(1, {"type": kind, "kwargs": kwargs}))
     with pytest.raises(Refused, match=rf"{suite}\.json, line 1, expectation 2: .*{words}"):
-        validate.check_suites(folder)
+        validate.try_suites(folder)
 
 
 @pytest.mark.parametrize(

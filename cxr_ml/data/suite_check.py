@@ -1,0 +1,39 @@
+"""Whether the suites in expectations/ can be used: Great Expectations is asked once, this machine remembers."""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+import cxr_ml
+from cxr_ml.data.tables import COLUMNS
+from cxr_ml.settings import Settings
+
+SUITES = ("images", "classes", "dataset")
+
+
+def check_suites(settings: Settings) -> None:
+    """Makes sure that the three suites can be used, so that one that cannot be is told before any work.
+
+    To import Great Expectations takes seconds, so suites that passed leave a mark in `cache_dir`, named by all that the
+    answer depends on; a suite that is refused leaves none.
+
+    Raises:
+        Refused: with file and line.
+    """
+    mark = settings.cache_dir / f"suites-{_digest(settings.expectations)}.checked"
+    if mark.is_file():
+        return
+    from cxr_ml.data import validate  # takes seconds to import
+
+    validate.try_suites(settings.expectations)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def _digest(folder: Path) -> str:
+    facts = [version("great-expectations"), cxr_ml.__version__, repr(COLUMNS)]
+    digest = hashlib.sha256("\n".join(facts).encode())
+    for path in (folder / f"{name}.json" for name in SUITES):
+        data = path.read_bytes() if path.is_file() else b""
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:32]

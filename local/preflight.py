@@ -1,0 +1,47 @@
+"""What can be told before Airflow starts: settings, suites and a drop that cannot work.
+
+python -m local.preflight      checks the suites, which takes seconds; status 2 and a sentence where they are refused
+"""
+
+import sys
+from pathlib import Path
+
+from cxr_ml import settings as settings_module
+from cxr_ml.data import cache, drops
+from cxr_ml.data.suite_check import check_suites
+from cxr_ml.errors import Refused
+from cxr_ml.model import backbones
+from cxr_ml.release import mail
+from cxr_ml.settings import Settings
+
+
+def check_settings(settings: Settings) -> None:
+    """Makes sure that networks, their weights and the recipients of the report are such as a run can use.
+
+    Raises:
+        Refused: they are not.
+    """
+    backbones.check(settings)
+    mail.allowed(settings.mail_to, settings)
+
+
+def check_drop(settings: Settings, drop: Path) -> None:
+    """Makes sure that a folder or archive, wherever it lies, has files with known labels.
+
+    Raises:
+        Refused: it has none, or labels.csv or the archive cannot be used.
+    """
+    drop = drop.resolve()
+    there = settings.model_copy(update={"inbox": str(drop.parent)})
+    try:
+        drops.check_labels(there, drop.name)
+    finally:
+        cache.forget(there, drop.name)
+
+
+if __name__ == "__main__":
+    try:
+        check_suites(settings_module.load())
+    except Refused as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
