@@ -10,6 +10,13 @@ PYTHON ?= python3
 UV := uv==0.13.9
 READY := .venv/.ready
 
+# What the steps of a run import. Compiled once at install: where byte code is not written later (another user,
+# PYTHONDONTWRITEBYTECODE), each step would compile them anew, in 12 s for Keras alone. The rest is compiled when used.
+COMPILED := airflow alembic altair boto3 botocore cryptography fastapi google great_expectations joblib keras \
+  matplotlib narwhals numpy optree pandas PIL pyarrow pydantic pydantic_settings pydicom rich scipy sklearn sqlalchemy \
+  starlette tensorflow typer urllib3
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test clean lock
 .DEFAULT_GOAL := run
 
@@ -35,4 +42,5 @@ $(READY): requirements.txt pyproject.toml
 	.venv/bin/python -m pip install -q $(UV)
 	.venv/bin/uv pip sync -q --python .venv/bin/python requirements.txt
 	.venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e .
+	cd .venv/lib/python*/site-packages && ../../../bin/python -m compileall -q -j 0 -x '/tests?/' $(COMPILED)
 	@touch $@

@@ -26,12 +26,20 @@ class Backbone(NamedTuple):
 def light(input_shape: tuple[int, int, int], weights: None = None, include_top: bool = False) -> keras.Model:
     """A small convolutional network for demonstrations, trained from scratch.
 
-    He's initialisation and no normalisation: it learns from some hundred images in small batches.
+    Batch normalisation, because films are much alike: without it, ten epochs pass before the loss falls at all.
     """
+    layers = keras.layers
     x = inputs = keras.Input(input_shape)
-    for filters in (16, 32, 48, 64, 96):
-        x = keras.layers.Conv2D(filters, 3, padding="same", activation="leaky_relu", kernel_initializer="he_normal")(x)
-        x = keras.layers.MaxPooling2D()(x)
+    for filters, kernel, stride, pooled in (
+        (16, 5, 2, True),
+        (32, 3, 1, False),
+        (32, 3, 1, True),
+        (64, 3, 1, True),
+        (96, 3, 1, False),
+    ):
+        x = layers.Conv2D(filters, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+        x = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(x))
+        x = layers.MaxPooling2D()(x) if pooled else x
     return keras.Model(inputs, x, name="light")
 
 
