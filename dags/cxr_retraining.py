@@ -49,11 +49,12 @@ def cxr_retraining() -> None:
             """Cuts the drops that are not in the store yet into shards. None, and nothing unfinished: a skip."""
             from cxr_ml.release import runs
 
-            with wiring.settings(params) as s:
+            context = get_current_context()
+            with wiring.settings(params) as s, wiring.progress(context["ti"]):
                 shards, why = runs.due(s, params["drop"])
                 print("\n".join(why))
                 if not shards and not why and not params["train_anyway"]:
-                    wiring.nothing_new(s, get_current_context())
+                    wiring.nothing_new(s, context)
                     raise AirflowSkipException("Nothing new in the inbox.")
             return [shard._asdict() for shard in shards]
 
@@ -68,11 +69,12 @@ def cxr_retraining() -> None:
         )
         def ingest(drop: str, batch: str, number: int, of: int, params: dict) -> str:
             from cxr_ml.data import ingest as stage
+            from cxr_ml.progress import counted
 
-            with wiring.settings(params) as s:
+            with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
                 shard = stage.Shard(drop, batch, number, of)
                 try:
-                    stage.ingest_shard(s, shard, lambda done, all: done % 500 or print(f"{done} of {all} files"))
+                    stage.ingest_shard(s, shard, counted(on_progress, "files"))
                 except Refused as error:
                     if params["drop"]:
                         raise
@@ -95,12 +97,12 @@ def cxr_retraining() -> None:
 
             if shards is None:
                 raise AirflowSkipException("Nothing new to validate.")
-            with wiring.settings(params) as s:
+            with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
                 names = [b for b in dict.fromkeys(shard["batch"] for shard in shards) if b and ingests.ingested(s, b)]
                 if shards and not names and not stage.committed(s):
                     raise AirflowSkipException("No drop could be used, and there is none of earlier.")
                 for name in names:
-                    print(stage.judge(s, name).model_dump_json(indent=2))
+                    print(stage.judge(s, name, on_progress).model_dump_json(indent=2))
             return names
 
         @task
@@ -109,10 +111,11 @@ def cxr_retraining() -> None:
             from cxr_ml.data import dataset as stage
             from cxr_ml.release import registry
 
-            with wiring.settings(params) as s:
-                record, new = stage.build(s, registry.trained_on(s))
+            context = get_current_context()
+            with wiring.settings(params) as s, wiring.progress(context["ti"]) as on_progress:
+                record, new = stage.build(s, registry.trained_on(s), on_progress)
                 if not new and registry.decided(s, record.dataset) and not params["train_anyway"]:
-                    wiring.nothing_new(s, get_current_context(), batches)
+                    wiring.nothing_new(s, context, batches)
                     raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")
                 print(record.model_dump_json(indent=2))
                 return [{"number": record.dataset, "architecture": a} for a in s.architectures]
@@ -139,9 +142,10 @@ def cxr_retraining() -> None:
             from cxr_ml.model import train as stage
             from cxr_ml.release import registry
 
-            with wiring.settings(params) as s:
+            with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
                 champion = registry.champion(s)
-                return stage.train(s, number, architecture, champion=champion.model if champion else None).model
+                warm = champion.model if champion else None
+                return stage.train(s, number, architecture, champion=warm, on_progress=on_progress).model
 
         @task(pool="gpu", queue="gpu")
         def evaluate(models: list[str], params: dict) -> list[str]:
@@ -149,11 +153,11 @@ def cxr_retraining() -> None:
             from cxr_ml.model import evaluate as stage
             from cxr_ml.release import registry, runs
 
-            with wiring.settings(params) as s:
+            with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
                 names = list(models)
                 champion = registry.champion(s)
                 number = runs.load_model_record(s, names[0]).dataset
-                stage.evaluate(s, number, names, champion.model if champion else None)
+                stage.evaluate(s, number, names, champion.model if champion else None, on_progress)
                 return names
 
         return evaluate(train.expand_kwargs(jobs))
@@ -229,7 +233,7 @@ def cxr_retraining() -> None:
 
         context = get_current_context()
         ti = context["ti"]
-        with wiring.settings(params) as s:
+        with wiring.settings(params) as s, wiring.progress(ti):
             print(f"outcome: {outcome['action']}")
             link = wiring.run_link(s, ti)
             seconds, missing = wiring.seconds(ti), wiring.left_out(s, ti)
@@ -242,7 +246,7 @@ def cxr_retraining() -> None:
         from cxr_ml.release import tell
 
         context = get_current_context()
-        with wiring.settings(params) as s:
+        with wiring.settings(params) as s, wiring.progress(context["ti"]):
             link = wiring.run_link(s, context["ti"])
             if not tell.outcome(s, wiring.run_name(context), params["recipients"], link):
                 raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")

@@ -24,6 +24,20 @@ if (framed) {
 }
 addEventListener("storage", dress);
 
+// A page that refreshes itself gives the keyboard back to where it was.
+function keepFocus() {
+  const stops = () => [...document.querySelectorAll("a, button, input, select, textarea, summary, iframe")];
+  try {
+    const [path, place] = JSON.parse(sessionStorage.getItem("cxr-focus") ?? "[]");
+    if (path === location.pathname) stops()[place]?.focus({ preventScroll: true });
+    sessionStorage.removeItem("cxr-focus");
+    addEventListener("pagehide", () => {
+      const place = stops().indexOf(document.activeElement);
+      if (place >= 0) sessionStorage.setItem("cxr-focus", JSON.stringify([location.pathname, place]));
+    });
+  } catch { /* storage is forbidden */ }
+}
+
 // Airflow's frame may not move the page around it, but may ask that page's own router to.
 function goTo(address) {
   const page = window.parent;
@@ -47,6 +61,8 @@ document.addEventListener("click", (event) => {
 
 document.addEventListener("DOMContentLoaded", () => {
   document.documentElement.classList.toggle("framed", framed);
+
+  if (document.querySelector("#refreshing[data-on]")) keepFocus();
 
   // Filters apply as soon as they are chosen.
   for (const form of document.querySelectorAll("form[data-filter]")) {
