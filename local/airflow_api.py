@@ -5,6 +5,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
@@ -132,7 +133,8 @@ def task_instances(client: httpx.Client, run_id: str, pause: Callable[[float], N
 
 def progress(client: httpx.Client, run_id: str, task: Json) -> StepProgress | None:
     """How far a running task says it has come; None where it said nothing, or the server does not answer now."""
-    path = f"/api/v2/dags/{DAG}/dagRuns/{run_id}/taskInstances/{task['task_id']}/xcomEntries/{PROGRESS}"
+    run = quote(run_id, safe="")
+    path = f"/api/v2/dags/{DAG}/dagRuns/{run}/taskInstances/{task['task_id']}/xcomEntries/{PROGRESS}"
     try:
         answer = client.get(path, params={"map_index": task["map_index"]}, timeout=5)
         return StepProgress.model_validate(answer.json()["value"]) if answer.status_code == 200 else None

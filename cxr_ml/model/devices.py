@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from cxr_ml.errors import Refused
 
-
 _log = logging.getLogger(__name__)
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 

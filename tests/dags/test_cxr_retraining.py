@@ -281,6 +281,10 @@ class Ti:
         return None  # as of a step that was skipped
 
     @staticmethod
+    def xcom_push(key, value):
+        assert key == "progress"
+
+    @staticmethod
     def get_task_breadcrumbs(dag_id, run_id):
         steps = (("data.ingest", 0, "success", 12.34), ("learn.train", 1, "skipped", 0.1), ("x", -1, "success", None))
         return [dict(zip(("task_id", "map_index", "state", "duration"), step, strict=True)) for step in steps]
