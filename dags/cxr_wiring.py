@@ -153,7 +153,8 @@ def overrides(params: dict[str, Any]) -> dict[str, Any]:
 def progress(ti: Any) -> Iterator[OnProgress]:  # noqa: ANN401
     """A callback for the step of a task instance, whose newest progress is its XCom PROGRESS while it goes on.
 
-    The step's log is never silent for long, either. That nobody can be told fails no step.
+    The step's log is never silent for long, either; so what a step imports, it imports within: on a busy machine that
+    takes seconds, too. That nobody can be told fails no step.
     """
     from cxr_ml.release import follow
 

@@ -95,6 +95,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def about(seconds: float) -> str:
+    """Wall time that is still passing, or estimated: as `duration`, without tenths."""
+    return f"{math.ceil(seconds)} s" if seconds < 10 else duration(seconds)
+
+
 def progress(told: StepProgress) -> str:
     """How far a step has come, such as `fine-tuning, epoch 3 of 8, validation macro F1 0.912, at most 48 s left`."""
     epochs, parts = told.unit == "epochs", [_STAGES.get(told.stage, told.stage)]
@@ -107,5 +112,5 @@ def progress(told: StepProgress) -> str:
     if told.val_macro_f1 is not None:
         parts.append(f"{'last ' if told.within else ''}validation macro F1 {told.val_macro_f1:.3f}")
     if told.seconds_left is not None and told.done < told.total:
-        parts.append(f"{'at most' if epochs else 'about'} {duration(told.seconds_left)} left")
+        parts.append(f"{'at most' if epochs else 'about'} {about(told.seconds_left)} left")
     return ", ".join(filter(None, parts))

@@ -35,7 +35,7 @@ def _since(moment: datetime) -> str:
     """`since 14:48 UTC (2 min 3 s)`, with the day where it was another."""
     now = datetime.now(UTC)
     clock = f"{moment:%H:%M}" if moment.date() == now.date() else _day(moment)
-    return f"since {clock} UTC ({words.duration(max(0.0, (now - moment).total_seconds()))})"
+    return f"since {clock} UTC ({words.about(max(0.0, (now - moment).total_seconds()))})"
 
 
 _ENVIRONMENT = library.environment(Path(__file__).with_name("templates"), "html")
