@@ -11,10 +11,12 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from cxr_console import access
+from cxr_ml.records import StepProgress
 from cxr_ml.release import pages as library
 from cxr_ml.release import reading, words
 
 REFRESH = 5  # seconds after which a page that shows what goes on is loaded anew
+_SILENT = 30  # seconds after which it is worth telling that a step told nothing new
 _AIRFLOW = API_ROOT_PATH.rstrip("/")
 NAVIGATION = (
     ("", "Overview"),
@@ -38,12 +40,18 @@ def _since(moment: datetime) -> str:
     return f"since {clock} UTC ({words.about(max(0.0, (now - moment).total_seconds()))})"
 
 
+def _progress(told: StepProgress) -> str:
+    """How far a step has come; where it told so a while ago, also when: it may hang."""
+    silent = (datetime.now(UTC) - datetime.fromisoformat(told.at)).total_seconds()
+    return words.progress(told) + (f" (told {words.about(silent)} ago)" if silent >= _SILENT else "")
+
+
 _ENVIRONMENT = library.environment(Path(__file__).with_name("templates"), "html")
 _ENVIRONMENT.filters |= {
     "limit_percent": words.limit_percent,
     "day": _day,
     "since": _since,
-    "progress": words.progress,
+    "progress": _progress,
     "segment": lambda text: quote(str(text), safe=""),
 }
 

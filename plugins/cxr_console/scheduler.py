@@ -17,7 +17,6 @@ from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from airflow.utils.types import DagRunTriggeredByType
 from fastapi import HTTPException
-from pydantic import ValidationError
 from sqlalchemy import select
 
 from cxr_console.access import RETRAINING, ROLLBACK
@@ -163,9 +162,11 @@ def _step(parts: list[TaskInstance], progress: dict[tuple[Any, ...], Any]) -> St
 def _told(value: Any) -> StepProgress | None:  # noqa: ANN401 - JSON
     """What a step told; None where it told nothing, or is of another version."""
     try:
-        return None if value is None else StepProgress.model_validate(value)
-    except ValidationError:
+        told = StepProgress.model_validate(value)
+        datetime.fromisoformat(told.at)
+    except ValueError:
         return None
+    return told
 
 
 def waiting() -> list[AirflowRun]:

@@ -2,11 +2,13 @@
 
 import html
 import re
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 from api_server import api_server, run_airflow, run_script
 
+from cxr_ml.progress import now
 from cxr_ml.records import StepProgress
 
 pytestmark = pytest.mark.airflow
@@ -72,7 +74,7 @@ def ask(airflow, settings):
 def training(airflow):
     """A run whose third step trains."""
     told = StepProgress(
-        at="2026-01-05T03:00:00Z", unit="epochs", done=2, total=8, stage="fine_tune", within=(12, 49),
+        at=now(), unit="epochs", done=2, total=8, stage="fine_tune", within=(12, 49),
         val_macro_f1=0.912, seconds_left=70.0,
     )  # fmt: skip
     tasks = {"data.find_drops": ("success", -1, 9), "learn.train": ("running", 0, 2), "report": ("queued", -1, 1)}
@@ -115,11 +117,21 @@ def test_no_page_with_a_form_is_loaded_anew(ask, training):
         assert refresh is None and "refreshes itself" not in text, path
 
 
+def test_what_a_step_told_a_while_ago_is_shown_with_how_long_ago(ask, airflow):
+    told = {"at": (datetime.now(UTC) - timedelta(minutes=3)).isoformat(), "stage": "drift"}
+    airflow[1]("running", {"data.build_dataset": ("running", -1, 5)}, [("data.build_dataset", -1, told)])
+    for path in LIVE:
+        assert re.search(r"drift \(told 3 min \d+ s ago\)", ask(path)[1]), path
+
+
 def test_what_a_step_tells_that_nobody_understands_is_not_shown(ask, airflow):
     airflow[1]("running", {"learn.train": ("running", 0, 2)}, [("learn.train", 0, {"other": "version"})])
+    tasks = {"report": ("running", -1, 2), "data.build_dataset": ("success", -1, 5)}
+    airflow[1]("running", tasks, [("report", -1, {"at": "soon", "stage": "drift"})])
     for path in LIVE:
         refresh, text, _ = ask(path)
         assert refresh and "learn.train [0]" in text and "epoch" not in text
+        assert "report" in text and "drift" not in text
 
 
 def test_once_all_runs_have_ended_no_page_is_loaded_anew(ask, airflow, training):
