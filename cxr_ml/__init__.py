@@ -1,15 +1,14 @@
 """Retraining of a chest X-ray classifier: data → model → release. Knows nothing of Airflow."""
 
-import os
 from typing import TYPE_CHECKING
+
+from cxr_ml.quiet import silence_tensorflow
 
 if TYPE_CHECKING:
     from cxr_ml.release.predict import Predict
 
 __version__ = "0.1.0"
-# TensorFlow reads it when it is imported, which nothing does before this. Its errors stay, and what it would say of a
-# GPU that it cannot use, `model.devices.warn_of_idle_gpu` says in a line; the rest tells a user nothing.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+silence_tensorflow()  # here, since whatever imports TensorFlow has imported this before
 
 
 def load_champion() -> "Predict":

@@ -35,6 +35,19 @@ def test_who_wants_to_hear_more_of_tensorflow_hears_it():
     assert done.returncode == 0 and done.stderr
 
 
+def test_what_a_process_says_that_breaks_down_while_it_loads_is_told():
+    said = "F0000 00:00:1 2 cpu_feature_guard.cc:1] AVX instructions are not available on your machine."
+    lines = ("WARNING: All log messages before absl::InitializeLog() is called are written to STDERR", said)
+    script = "import os\nfrom cxr_ml.quiet import without_chatter\nwith without_chatter():\n"
+    done = python(script + f"    os.write(2, {chr(10).join([*lines, '']).encode()!r})\n    os.abort()")
+    assert done.returncode == -6 and done.stderr == said + "\n"
+
+
+def test_after_loading_standard_error_is_what_it_was():
+    script = "import os, cxr_ml, tensorflow\nos.write(2, b'cudart_stub.cc:31] Could not find cuda drivers\\n')"
+    assert python(script, CUDA_VISIBLE_DEVICES="-1").stderr == "cudart_stub.cc:31] Could not find cuda drivers\n"
+
+
 @pytest.fixture
 def warnings(monkeypatch, tmp_path, caplog):
     """What is said where the driver's folder has these entries, or nvidia-smi says this, and TensorFlow has GPUs."""
