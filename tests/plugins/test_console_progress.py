@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_is_shown_with_step_since_when_and_how_far(ask, train
         assert re.search(r"learn\.train \[0\]", text), path
         if path != "/runs":
             assert re.search(r"since \d\d:\d\d UTC \(2 min \d+ s\)", text), path
-            assert '<progress max="8" value="2"' in source
+            assert '<progress max="8" value="2.24"' in source
         assert re.search(r"refreshes itself every 5 s, last at \d\d:\d\d:\d\d UTC", text), path
     steps = ask(LIVE[2])[1].partition("Steps")[2]
     order = [steps.index(name) for name in ("data.find_drops", "learn.train [0]", "report", "learn.evaluate", "mail")]
