@@ -24,16 +24,18 @@ if (framed) {
 }
 addEventListener("storage", dress);
 
-// A page that refreshes itself gives the keyboard back to where it was.
-function keepFocus() {
+// A page that refreshes itself stays where it was scrolled to, and gives the keyboard back to where it was.
+function keepPlace() {
   const stops = () => [...document.querySelectorAll("a, button, input, select, textarea, summary, iframe")];
   try {
-    const [path, place] = JSON.parse(sessionStorage.getItem("cxr-focus") ?? "[]");
-    if (path === location.pathname) stops()[place]?.focus({ preventScroll: true });
-    sessionStorage.removeItem("cxr-focus");
+    const [path, down, place] = JSON.parse(sessionStorage.getItem("cxr-place") ?? "[]");
+    if (path === location.pathname) {
+      scrollTo(0, down);
+      stops()[place]?.focus({ preventScroll: true });
+    }
     addEventListener("pagehide", () => {
       const place = stops().indexOf(document.activeElement);
-      if (place >= 0) sessionStorage.setItem("cxr-focus", JSON.stringify([location.pathname, place]));
+      sessionStorage.setItem("cxr-place", JSON.stringify([location.pathname, scrollY, place]));
     });
   } catch { /* storage is forbidden */ }
 }
@@ -62,7 +64,7 @@ document.addEventListener("click", (event) => {
 document.addEventListener("DOMContentLoaded", () => {
   document.documentElement.classList.toggle("framed", framed);
 
-  if (document.querySelector("#refreshing[data-on]")) keepFocus();
+  if (document.querySelector("#refreshing[data-on]")) keepPlace();
 
   // Filters apply as soon as they are chosen.
   for (const form of document.querySelectorAll("form[data-filter]")) {
