@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from cxr_ml.quiet import silence_tensorflow
+
 if TYPE_CHECKING:
     from cxr_ml.release.predict import Predict
 
 __version__ = "0.1.0"
+silence_tensorflow()  # here, since whatever imports TensorFlow has imported this before
 
 
 def load_champion() -> "Predict":

@@ -1,6 +1,7 @@
 """`cxr-ml`: each stage of the retraining as a command, without Airflow."""
 
 import getpass
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -14,8 +15,9 @@ from rich.table import Column, Table
 from cxr_ml.commands import dataset as dataset_commands
 from cxr_ml.commands import models as model_commands
 from cxr_ml.commands import quarantine as quarantine_commands
-from cxr_ml.commands.shared import Json, err, opened, out, progress, show
+from cxr_ml.commands.shared import Json, err, following, opened, out, progress, show
 from cxr_ml.errors import Refused
+from cxr_ml.records import Model
 from cxr_ml.release.terminal import candidates_table, decision_table, plain, show_batch, show_run
 from cxr_ml.settings import Settings
 
@@ -116,7 +118,8 @@ def validate(batch: list[str], json_: Json = False) -> None:
     from cxr_ml.data import batches
 
     with opened() as settings:
-        records = [batches.judge(settings, name) for name in batch]
+        with following(json_) as on_progress:
+            records = [batches.judge(settings, name, on_progress) for name in batch]
         if json_:
             show([r.model_dump(mode="json") for r in records], True)
             return
@@ -129,14 +132,13 @@ def train(
     dataset: int, architecture: Annotated[list[str] | None, typer.Argument()] = None, json_: Json = False
 ) -> None:
     """Train candidates on a dataset version; default: the architectures of the settings."""
-    from cxr_ml.model import train as stage
     from cxr_ml.release import registry
 
     with opened() as settings:
         chosen = architecture or list(settings.architectures)
         champion = registry.champion(settings)
         warm = champion.model if champion else None
-        models = [stage.train(settings, dataset, name, not json_, warm) for name in chosen]
+        models = [_train(settings, dataset, name, warm, json_) for name in chosen]
         show([m.model_dump(mode="json") for m in models], json_, "\n".join(m.model for m in models))
 
 
@@ -151,8 +153,8 @@ def evaluate(model: list[str], json_: Json = False) -> None:
         if len(numbers) != 1:
             raise Refused(f"Candidates must come from one dataset version. Received: {sorted(numbers)}")
         champion = registry.champion(settings)
-        with err.status("predicting"):
-            found = stage.evaluate(settings, numbers.pop(), model, champion.model if champion else None)
+        with following(json_) as on_progress:
+            found = stage.evaluate(settings, numbers.pop(), model, champion.model if champion else None, on_progress)
         show([e.model_dump(mode="json") for e in found], json_, candidates_table(found))
 
 
@@ -245,13 +247,29 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
         _refuse(left_out)
 
 
+def _train(settings: Settings, number: int, architecture: str, champion: str | None, json_: bool) -> Model:
+    from cxr_ml.model import train as stage  # it loads a deep-learning framework
+
+    # On a terminal, a bar of its own shows each epoch.
+    with following(json_ or sys.stdout.isatty()) as on_progress:
+        return stage.train(settings, number, architecture, not json_, champion, on_progress)
+
+
+def _evaluate(settings: Settings, number: int, models: list[str], champion: str | None, json_: bool) -> None:
+    from cxr_ml.model import evaluate as stage
+
+    with following(json_) as on_progress:
+        stage.evaluate(settings, number, models, champion, on_progress)
+
+
 def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str], json_: bool) -> None:
     from cxr_ml.data import batches
     from cxr_ml.data import dataset as datasets
     from cxr_ml.release import publish, registry, runs
 
-    for name in names:
-        batches.judge(settings, name)
+    with following(json_) as on_progress:
+        for name in names:
+            batches.judge(settings, name, on_progress)
     # A dataset that no run brought before the gate, because that run died, is taken up.
     changed = names or datasets.pending(settings)
     against = registry.trained_on(settings)
@@ -262,15 +280,12 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
         show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
         return
 
-    from cxr_ml.model import evaluate as evaluates  # these load a deep-learning framework
-    from cxr_ml.model import train as trains
-
     champion = registry.champion(settings)
     beside = champion.model if champion else None
-    models = [trains.train(settings, built.dataset, a, not json_, beside).model for a in settings.architectures]
+    models = [_train(settings, built.dataset, a, beside, json_).model for a in settings.architectures]
     # In a process of its own, as in Airflow: what the gate judges is the stored file, loaded afresh.
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
-        other.submit(evaluates.evaluate, settings, built.dataset, models, beside).result()
+        other.submit(_evaluate, settings, built.dataset, models, beside, json_).result()
     by = getpass.getuser()
     decision = runs.decide(settings, run, models, by=by)
     if settings.approval and decision.promote:

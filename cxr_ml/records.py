@@ -372,3 +372,16 @@ class Unsent(Record):
     to: tuple[str, ...]  # who did not get it
     why: str
     at: str  # ISO 8601, UTC
+
+
+class StepProgress(Record):
+    """How far a step has come that goes on; for whoever looks on, and never stored with what the step makes."""
+
+    at: str  # ISO 8601, UTC
+    unit: str = ""  # what is counted: files, images, epochs
+    done: int = 0
+    total: int = 0  # 0: not known
+    stage: str = ""  # part of the step: inputs, features, head, fine_tune, or in words
+    within: tuple[int, int] | None = None  # of the epoch that goes on: steps done, and in all
+    val_macro_f1: float | None = None  # after the last epoch
+    seconds_left: float | None = None  # of the stage: of epochs at most, else by the pace so far

@@ -47,13 +47,14 @@ def cxr_retraining() -> None:
         @task(execution_timeout=timedelta(minutes=10))
         def find_drops(params: dict) -> list[dict]:
             """Cuts the drops that are not in the store yet into shards. None, and nothing unfinished: a skip."""
-            from cxr_ml.release import runs
+            context = get_current_context()
+            with wiring.settings(params) as s, wiring.progress(context["ti"]):
+                from cxr_ml.release import runs
 
-            with wiring.settings(params) as s:
                 shards, why = runs.due(s, params["drop"])
                 print("\n".join(why))
                 if not shards and not why and not params["train_anyway"]:
-                    wiring.nothing_new(s, get_current_context())
+                    wiring.nothing_new(s, context)
                     raise AirflowSkipException("Nothing new in the inbox.")
             return [shard._asdict() for shard in shards]
 
@@ -67,12 +68,13 @@ def cxr_retraining() -> None:
             doc_md="Copies one shard of a drop into the store, free of metadata, and measures each image.",
         )
         def ingest(drop: str, batch: str, number: int, of: int, params: dict) -> str:
-            from cxr_ml.data import ingest as stage
+            with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
+                from cxr_ml.data import ingest as stage
+                from cxr_ml.progress import counted
 
-            with wiring.settings(params) as s:
                 shard = stage.Shard(drop, batch, number, of)
                 try:
-                    stage.ingest_shard(s, shard, lambda done, all: done % 500 or print(f"{done} of {all} files"))
+                    stage.ingest_shard(s, shard, counted(on_progress, "files"))
                 except Refused as error:
                     if params["drop"]:
                         raise
@@ -90,29 +92,30 @@ def cxr_retraining() -> None:
         @task(trigger_rule="none_failed")
         def validate(shards: list[dict], params: dict) -> list[str]:
             """Judges the batches: unfit images are quarantined, duplicates refused, bad classes rejected."""
-            from cxr_ml.data import batches as stage
-            from cxr_ml.data import ingest as ingests
-
             if shards is None:
                 raise AirflowSkipException("Nothing new to validate.")
-            with wiring.settings(params) as s:
+            with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
+                from cxr_ml.data import batches as stage
+                from cxr_ml.data import ingest as ingests
+
                 names = [b for b in dict.fromkeys(shard["batch"] for shard in shards) if b and ingests.ingested(s, b)]
                 if shards and not names and not stage.committed(s):
                     raise AirflowSkipException("No drop could be used, and there is none of earlier.")
                 for name in names:
-                    print(stage.judge(s, name).model_dump_json(indent=2))
+                    print(stage.judge(s, name, on_progress).model_dump_json(indent=2))
             return names
 
         @task
         def build_dataset(batches: list[str], params: dict) -> list[dict]:
             """Writes the next dataset version; stops the run when the data is not fit to train on."""
-            from cxr_ml.data import dataset as stage
-            from cxr_ml.release import registry
+            context = get_current_context()
+            with wiring.settings(params) as s, wiring.progress(context["ti"]) as on_progress:
+                from cxr_ml.data import dataset as stage
+                from cxr_ml.release import registry
 
-            with wiring.settings(params) as s:
-                record, new = stage.build(s, registry.trained_on(s))
+                record, new = stage.build(s, registry.trained_on(s), on_progress)
                 if not new and registry.decided(s, record.dataset) and not params["train_anyway"]:
-                    wiring.nothing_new(s, get_current_context(), batches)
+                    wiring.nothing_new(s, context, batches)
                     raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")
                 print(record.model_dump_json(indent=2))
                 return [{"number": record.dataset, "architecture": a} for a in s.architectures]
@@ -136,24 +139,25 @@ def cxr_retraining() -> None:
             doc_md="Trains one architecture: the head on the frozen backbone, then everything.",
         )
         def train(number: int, architecture: str, params: dict) -> str:
-            from cxr_ml.model import train as stage
-            from cxr_ml.release import registry
+            with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
+                from cxr_ml.model import train as stage
+                from cxr_ml.release import registry
 
-            with wiring.settings(params) as s:
                 champion = registry.champion(s)
-                return stage.train(s, number, architecture, champion=champion.model if champion else None).model
+                warm = champion.model if champion else None
+                return stage.train(s, number, architecture, champion=warm, on_progress=on_progress).model
 
         @task(pool="gpu", queue="gpu")
         def evaluate(models: list[str], params: dict) -> list[str]:
             """Evaluates the candidates, and the champion on the same images."""
-            from cxr_ml.model import evaluate as stage
-            from cxr_ml.release import registry, runs
+            with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
+                from cxr_ml.model import evaluate as stage
+                from cxr_ml.release import registry, runs
 
-            with wiring.settings(params) as s:
                 names = list(models)
                 champion = registry.champion(s)
                 number = runs.load_model_record(s, names[0]).dataset
-                stage.evaluate(s, number, names, champion.model if champion else None)
+                stage.evaluate(s, number, names, champion.model if champion else None, on_progress)
                 return names
 
         return evaluate(train.expand_kwargs(jobs))
@@ -165,12 +169,12 @@ def cxr_retraining() -> None:
         @task
         def gate(models: list[str], params: dict) -> dict:
             """Checks the best candidate on validation against the floors and the champion, on the test images."""
-            from cxr_ml.release import runs
-            from cxr_ml.release.terminal import decision_markdown
-
             changed = {name: str(value) for name, value in wiring.overrides(params).items()}
             context = get_current_context()
-            with wiring.settings(params) as s:
+            with wiring.settings(params) as s, wiring.progress(context["ti"]):
+                from cxr_ml.release import runs
+                from cxr_ml.release.terminal import decision_markdown
+
                 decision = runs.decide(s, wiring.run_name(context), models, changed, wiring.actor(context))
             print(decision.model_dump_json(indent=2))
             return {"open": decision.promote, "table": decision_markdown(decision)}
@@ -199,11 +203,11 @@ def cxr_retraining() -> None:
     @task(trigger_rule="none_failed_min_one_success")
     def promote(params: dict) -> dict:
         """Moves the champion pointer if the gate is open, or records the refusal in the history."""
-        from cxr_ml.release import registry, runs
-
         context = get_current_context()
         answer = context["ti"].xcom_pull(task_ids="decide.approval")
-        with wiring.settings(params) as s:
+        with wiring.settings(params) as s, wiring.progress(context["ti"]):
+            from cxr_ml.release import registry, runs
+
             decision = runs.load_decision(s, wiring.run_name(context))
             by = wiring.actor(context)
             if decision.promote and params["approval"] and not answer:
@@ -225,11 +229,11 @@ def cxr_retraining() -> None:
     @task(execution_timeout=timedelta(minutes=20))
     def report(batches: list[str], outcome: dict, params: dict) -> str:
         """Writes the report with the Data Docs beside it."""
-        from cxr_ml.release import publish
-
         context = get_current_context()
         ti = context["ti"]
-        with wiring.settings(params) as s:
+        with wiring.settings(params) as s, wiring.progress(ti):
+            from cxr_ml.release import publish
+
             print(f"outcome: {outcome['action']}")
             link = wiring.run_link(s, ti)
             seconds, missing = wiring.seconds(ti), wiring.left_out(s, ti)
@@ -239,10 +243,10 @@ def cxr_retraining() -> None:
     @task(**wiring.TELLING)
     def mail(params: dict) -> None:
         """Mails the report. Red in a green run: all is done, but no mail server took the mail; see the log."""
-        from cxr_ml.release import tell
-
         context = get_current_context()
-        with wiring.settings(params) as s:
+        with wiring.settings(params) as s, wiring.progress(context["ti"]):
+            from cxr_ml.release import tell
+
             link = wiring.run_link(s, context["ti"])
             if not tell.outcome(s, wiring.run_name(context), params["recipients"], link):
                 raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")

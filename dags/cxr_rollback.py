@@ -40,10 +40,10 @@ def cxr_rollback() -> None:
     @task(outlets=[wiring.CHAMPION])
     def roll_back(params: dict, outlet_events: object = None) -> None:
         """Moves the champion pointer to the earlier model, and tells the history by whom and why."""
-        from cxr_ml.release import registry
-
         context = get_current_context()
-        with wiring.settings() as s:
+        with wiring.settings() as s, wiring.progress(context["ti"]):
+            from cxr_ml.release import registry
+
             entry = registry.rollback(s, params["to"], wiring.actor(context), params["why"], wiring.run_name(context))
         print(entry.model_dump_json(indent=2))
         wiring.announce(outlet_events, entry.model, entry.version)
@@ -52,10 +52,10 @@ def cxr_rollback() -> None:
     @task(**wiring.TELLING)
     def tell() -> None:
         """Mails the team which model is champion again, by whom and why. Red in a green run: only the mail failed."""
-        from cxr_ml.release import tell as stage
-
         context = get_current_context()
-        with wiring.settings() as s:
+        with wiring.settings() as s, wiring.progress(context["ti"]):
+            from cxr_ml.release import tell as stage
+
             link = wiring.run_link(s, context["ti"])
             if not stage.rollback(s, wiring.run_name(context), s.mail_to, link):
                 raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")

@@ -15,6 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cxr_ml import settings as settings_module
 from cxr_ml.errors import Refused
 from cxr_ml.model.backbones import ARCHITECTURES
+from cxr_ml.progress import OnProgress
+from cxr_ml.records import StepProgress
 from cxr_ml.settings import Settings
 
 # Fields of the form that are settings of the same name; the floors are spread over one field per class.
@@ -32,6 +34,7 @@ _log = logging.getLogger(__name__)
 CHAMPION = Asset("cxr_champion")
 OUTCOME = {"action", "model", "version"}  # fields of a history entry that the steps after it need
 MAILED = "failure_mailed"
+PROGRESS = "progress"  # key of the XCom that says how far a step has come; the console and `make run` read it
 _KILLED = RuntimeError("The step's process was killed from outside; see its log and the scheduler's.")
 _FLOORS = {"recall_floor_": "recall_floors", "f1_floor_": "f1_floors"}
 
@@ -145,6 +148,30 @@ def overrides(params: dict[str, Any]) -> dict[str, Any]:
         values[setting] = {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
     values |= {name: tuple(values[name]) for name in ("architectures", "floors_on_lower_bound")}
     return {k: v for k, v in values.items() if v != getattr(plain, k)}
+
+
+@contextmanager
+def progress(ti: Any) -> Iterator[OnProgress]:  # noqa: ANN401
+    """A callback for the step of a task instance, whose newest progress is its XCom PROGRESS while it goes on.
+
+    The step's log is never silent for long, either; so what a step imports, it imports within: on a busy machine that
+    takes seconds, too. That nobody can be told fails no step.
+    """
+    from cxr_ml.release import follow
+
+    failed = False
+
+    def push(told: StepProgress) -> None:
+        nonlocal failed
+        try:
+            ti.xcom_push(key=PROGRESS, value=told.model_dump(mode="json"))
+        except Exception as error:
+            if not failed:
+                _log.warning("The progress of this step cannot be shown, and the step goes on: %s", error)
+            failed = True
+
+    with follow.followed(push) as on_progress:
+        yield on_progress
 
 
 @contextmanager

@@ -5,10 +5,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from graphlib import TopologicalSorter
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+from pydantic import ValidationError
+
+from cxr_ml.records import StepProgress
 
 DAG = "cxr_retraining"
+PROGRESS = "progress"  # key of the XCom in which a task tells how far it has come: dags/cxr_wiring.py
 Json = dict[str, Any]
 
 
@@ -124,6 +129,17 @@ def task_instances(client: httpx.Client, run_id: str, pause: Callable[[float], N
         found += page["task_instances"]
         if len(found) >= page["total_entries"] or not page["task_instances"]:
             return found
+
+
+def progress(client: httpx.Client, run_id: str, task: Json) -> StepProgress | None:
+    """How far a running task says it has come; None where it said nothing, or the server does not answer now."""
+    run = quote(run_id, safe="")
+    path = f"/api/v2/dags/{DAG}/dagRuns/{run}/taskInstances/{task['task_id']}/xcomEntries/{PROGRESS}"
+    try:
+        answer = client.get(path, params={"map_index": task["map_index"]}, timeout=5)
+        return StepProgress.model_validate(answer.json()["value"]) if answer.status_code == 200 else None
+    except (httpx.TransportError, ValidationError):
+        return None
 
 
 def log_lines(client: httpx.Client, run_id: str, task: Json, last: int = 25) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -13,7 +14,9 @@ from rich.table import Table
 
 from cxr_ml import settings as settings_module
 from cxr_ml.errors import Refused
+from cxr_ml.progress import OnProgress, nobody
 from cxr_ml.records import Record
+from cxr_ml.release import follow, words
 from cxr_ml.release.terminal import plain
 from cxr_ml.settings import Settings
 
@@ -53,6 +56,19 @@ def _strict(value: Any) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, list):
         return [_strict(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def following(json_: bool) -> Iterator[OnProgress]:
+    """A callback for a step: how far it has come stands on a terminal's last line, else in a line now and then."""
+    if json_:
+        yield nobody
+    elif err.is_terminal:
+        with err.status("at work") as status:
+            yield lambda told: status.update(plain(words.progress(told)))
+    else:
+        with follow.followed(nobody, lambda line: print(line, file=sys.stderr, flush=True)) as on_progress:
+            yield on_progress
 
 
 @contextmanager

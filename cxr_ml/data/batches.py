@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from threading import Lock
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from cxr_ml import store
 from cxr_ml.data import duplicates, files, images, ingest, room, rulings, tables, thumbnails
 from cxr_ml.data.suite_check import check_suites
+from cxr_ml.progress import OnProgress, begun, counted, nobody
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 
@@ -107,11 +109,16 @@ def _disputed(reasons: pd.Series) -> np.ndarray:
     return np.fromiter(("conflicting_label" in set(codes) for codes in reasons), bool, len(reasons))
 
 
-def judge(settings: Settings, batch: str) -> Batch:
+def judge(settings: Settings, batch: str, on_progress: OnProgress = nobody) -> Batch:
     """Judges the batch with Great Expectations, refuses duplicates and commits it.
 
     A file ends as accepted; as quarantined (unreadable, unfit, or the same picture under two labels); as duplicate
     (of an image that the store has already, or of an earlier file of the batch); or as rejected_class.
+
+    Args:
+        settings: the store, the suites, and what is taken for a duplicate.
+        batch: its name.
+        on_progress: told which part of the work begins, and of pictures that are compared.
 
     Raises:
         Refused: a suite cannot be used, or an expectation could not be evaluated. Nothing is committed then.
@@ -121,13 +128,16 @@ def judge(settings: Settings, batch: str) -> Batch:
     done = store.find(settings, f"batches/{batch}/batch.json")
     if done is not None:
         return Batch.model_validate_json(done[0])
+    on_progress(begun(f"{batch}: judging images"))
     check_suites(settings)
     named = ["file", "sha256", "format", "label", "verdict", "reasons"]
     columns = dict.fromkeys([*named, *validate.columns(settings.expectations)])
     frame = ingest.read(settings, batch, list(columns))
     frame, image_failures, image_page = validate.judge_images(frame, settings.expectations)
     frame = frame[[*named, *validate.CLASS_MEASURES]]  # let the others go before more is read
-    frame = _refuse_duplicates(settings, batch, frame)
+    on_progress(begun(f"{batch}: looking for copies"))
+    frame = _refuse_duplicates(settings, batch, frame, on_progress)
+    on_progress(begun(f"{batch}: judging classes"))
     frame, class_failures, rejected, class_page = validate.judge_classes(frame, settings.expectations)
     counts = _counts(frame)
     record = Batch(
@@ -141,6 +151,7 @@ def judge(settings: Settings, batch: str) -> Batch:
     )
     for name, page in (("images", image_page), ("classes", class_page)):
         store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
+    on_progress(begun(f"{batch}: writing tables and thumbnails"))
     thumbnails.write(settings, frame[frame["verdict"] != "accepted"])
     tables.write(settings, f"batches/{batch}/measurements.parquet", _completed(settings, batch, frame))
     # So that whoever looks at what was refused need not read what was not.
@@ -177,7 +188,7 @@ def _counts(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> pd.DataFrame:
+def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame, on_progress: OnProgress) -> pd.DataFrame:
     """Verdicts of the accepted images that show the picture of an earlier one; `duplicate_of` and `duplicate_file`.
 
     The earlier image (of whatever batch, or of this one) decides:
@@ -200,6 +211,7 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame) -> p
     del before
     refused = refused[refused["label"] != ""]
     load = _loader(settings, [accepted, frame.loc[rows.index, ["sha256", "format"]], refused])
+    load = _counting(load, counted(on_progress, "pictures compared", f"{batch}: looking for copies"))
 
     def mine(places: Sequence[int]) -> pd.DataFrame:
         return frame.loc[places, ["sha256", "label"]].assign(file=batch + "/" + frame.loc[places, "file"])
@@ -267,6 +279,17 @@ def _loader(settings: Settings, known: list[pd.DataFrame]) -> Callable[[str], np
             return images.decode_grey(data)
 
     return load
+
+
+def _counting(load: Callable[[str], np.ndarray], tell: Callable[[int, int], None]) -> Callable[[str], np.ndarray]:
+    """`load`, which tells how many pictures it has loaded; how many it will is not known."""
+    number = count(1)
+
+    def loading(sha256: str) -> np.ndarray:
+        tell(next(number), 0)
+        return load(sha256)
+
+    return loading
 
 
 def conflicts(table: pd.DataFrame) -> set[str]:

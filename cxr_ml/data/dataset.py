@@ -9,6 +9,7 @@ import pyarrow as pa
 from cxr_ml import store
 from cxr_ml.data import batches, drift, duplicates, files, groups, ingest, rulings, shortcuts, tables
 from cxr_ml.errors import Refused
+from cxr_ml.progress import OnProgress, begun, nobody
 from cxr_ml.records import Dataset, Ruling
 from cxr_ml.settings import Settings
 
@@ -61,12 +62,13 @@ def described(settings: Settings, dataset: Dataset, rows: pd.DataFrame) -> pd.Da
     return joined
 
 
-def build(settings: Settings, against: int | None = None) -> tuple[Dataset, bool]:
+def build(settings: Settings, against: int | None = None, on_progress: OnProgress = nobody) -> tuple[Dataset, bool]:
     """Writes the next dataset version, unless all is as it was.
 
     Args:
         settings: the store, the suites and the shares of the splits.
         against: the dataset that the champion was trained on, with which new images are compared; None: the parent.
+        on_progress: told which part of the work begins.
 
     Returns:
         The dataset, and whether it is new.
@@ -85,12 +87,14 @@ def build(settings: Settings, against: int | None = None) -> tuple[Dataset, bool
     before = [n for n in parent.batches if n in names] if parent else []
     order = [*before, *(n for n in names if n not in before)]
     entries = rulings.read(settings)
+    on_progress(begun("which images may be trained on"))
     measured, withheld = _candidates(settings, order, entries, known)
     withheld |= set(parent.withheld) if parent else set()
     measured = measured[~measured["sha256"].isin(withheld)].sort_values("sha256", ignore_index=True)
     rows = measured[_COLUMNS].astype("string")
     against = against or (parent.dataset if parent else None)
     reference = known if not parent or against == parent.dataset else manifest(settings, load(settings, against))
+    on_progress(begun("drift"))
     moved = drift.compare(measured, known, reference, against, settings.classes)
     failures, page = validate.judge_dataset(rows, settings.classes, settings.expectations, moved)
     if stopping := [f for f in failures if f.severity == "critical"]:
@@ -101,6 +105,7 @@ def build(settings: Settings, against: int | None = None) -> tuple[Dataset, bool
     if parent and parent.manifest_sha256 == digest:
         return parent, False
     number = _write_manifest(settings, parent.dataset + 1 if parent else 1, data)
+    on_progress(begun("shortcut risk"))
     counts = {
         split: {label: int(n) for label, n in part["label"].value_counts().sort_index().items()}
         for split, part in rows.groupby("split")

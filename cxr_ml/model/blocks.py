@@ -26,6 +26,11 @@ _ROWS = 512  # of a block at most: what a run that is killed computes again
 _BYTES = 2**25  # of a block at most: what is held in memory
 _DAY = 86_400  # seconds
 
+OnRows = Callable[[int, int], None]
+
+
+def _nobody(done: int, total: int) -> None: ...
+
 
 class Source(NamedTuple):
     """What the rows of an array are computed by."""
@@ -64,6 +69,7 @@ def assemble(
     shape: tuple[int, ...],
     dtype: type[np.generic],
     path: Path | None = None,
+    on_rows: OnRows = _nobody,
 ) -> np.ndarray:
     """An array of all rows of a manifest by each source: from `path`, else from the store, else computed.
 
@@ -74,6 +80,7 @@ def assemble(
         shape: of one row.
         dtype: of the array.
         path: the file of this machine, .npy; it may be deleted at any time. None: no file is left.
+        on_rows: called with (rows done, rows in all) before the first block and after each.
 
     Returns:
         (sources · rows, *shape), memory-mapped, read only. At most one block is in memory while it is laid together.
@@ -88,7 +95,7 @@ def assemble(
     # Not by the number of the process: containers that share the folder have the same numbers.
     part = settings.cache_dir / f"{uuid.uuid4().hex}.part.npy"
     try:
-        _lay(settings, manifest, sources, part, whole, np.dtype(dtype))
+        _lay(settings, manifest, sources, part, whole, np.dtype(dtype), on_rows)
         laid = np.load(part, mmap_mode="r")
         if path:
             part.replace(path)
@@ -119,6 +126,7 @@ def _lay(
     part: Path,
     whole: tuple[int, ...],
     dtype: np.dtype,
+    on_rows: OnRows,
 ) -> None:
     for left in part.parent.glob("*.part.npy"):
         if time.time() - left.stat().st_mtime > _DAY:  # by a process that was killed: a living one writes to it
@@ -127,6 +135,8 @@ def _lay(
     _room(part.parent, whole[0] * row)
     blocks = cut(manifest, min(_ROWS, max(1, _BYTES // row)))
     offset = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=whole).offset
+    done = 0
+    on_rows(done, whole[0])
     with part.open("r+b") as file:
         for number, source in enumerate(sources):
             for block in blocks:
@@ -134,6 +144,8 @@ def _lay(
                 # Written, not assigned to a memory map: its pages would count as this process's memory.
                 for i, values in zip(block.rows + number * len(manifest), rows, strict=True):
                     os.pwrite(file.fileno(), values.tobytes(), offset + int(i) * row)
+                done += len(rows)
+                on_rows(done, whole[0])
         os.fsync(file.fileno())
 
 

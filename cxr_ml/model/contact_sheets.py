@@ -5,6 +5,7 @@ They show X-rays, so they lie in the store and on pages of the store, and never 
 
 import hashlib
 import io
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -33,6 +34,7 @@ def write(
     rows: np.ndarray,
     probabilities: np.ndarray,
     predicted: np.ndarray,
+    on_images: Callable[[int], None] = lambda images: None,
 ) -> Explanation:
     """Explains a model on test images, and stores it; what is stored already is returned as it is.
 
@@ -46,6 +48,7 @@ def write(
         rows: which images were predicted, int (n,).
         probabilities: of the classes, float (n, classes).
         predicted: index of the class that was decided for, int (n,).
+        on_images: called with the number of images that are explained.
 
     Returns:
         The record. Hits are drawn at random, misses are those of which the model was the surest.
@@ -55,7 +58,7 @@ def write(
         return there
     labels, names = manifest["label"].to_numpy()[rows], manifest["sha256"].to_numpy()[rows]
     said = np.asarray(record.classes)[predicted]
-    heat = explain.heat(network, images, predicted, rows)
+    heat = explain.heat(network, images, predicted, rows, on_images)
     share = explain.outside(heat)
     sureness = probabilities[np.arange(len(rows)), predicted]
     shown: list[Shown] = []

@@ -1,16 +1,46 @@
 """On what a training runs: one device, all GPUs of a machine, or those of several hosts."""
 
 import json
+import logging
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from cxr_ml.errors import Refused
+
+_log = logging.getLogger(__name__)
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+@cache  # once in a process
+def warn_of_idle_gpu() -> None:
+    """Warns where this machine has an NVIDIA GPU and TensorFlow has none, unless CUDA_VISIBLE_DEVICES hides it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    if not hidden and not tf.config.list_physical_devices("GPU") and _has_nvidia_gpu():
+        _log.warning(
+            "This machine has an NVIDIA GPU that TensorFlow %s cannot use; all is computed on the processor. Its CUDA "
+            "libraries may be missing (docker/requirements-gpu.txt names them) or not fit the driver. "
+            "TF_CPP_MIN_LOG_LEVEL=0 shows why; CUDA_VISIBLE_DEVICES=-1 says that it is meant to be so.",
+            tf.__version__,
+        )
+
+
+def _has_nvidia_gpu() -> bool:
+    if _DRIVER.is_dir():
+        return any(_DRIVER.iterdir())
+    # Windows lends its driver to Linux without that folder.
+    if command := shutil.which("nvidia-smi"):
+        with suppress(OSError, subprocess.TimeoutExpired):
+            return "GPU" in subprocess.run([command, "-L"], capture_output=True, text=True, timeout=20).stdout
+    return False
 
 
 def _cluster() -> tf.distribute.cluster_resolver.TFConfigClusterResolver:
@@ -93,6 +123,7 @@ def strategy() -> tf.distribute.Strategy:
     """
     if hosts() > 1:
         return _together()
+    warn_of_idle_gpu()
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy([device.name for device in devices])

@@ -15,6 +15,8 @@ from cxr_ml.errors import Refused
 from cxr_ml.model import checkpoints, devices, memory
 from cxr_ml.model.checkpoints import Epoch, Progress
 from cxr_ml.model.pieces import Evenly, Pieces
+from cxr_ml.progress import OnProgress, nobody, now
+from cxr_ml.records import StepProgress
 from cxr_ml.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ def run(
     backbone_sha256: str,
     data: Callable[[], tuple[keras.utils.PyDataset, keras.utils.PyDataset]],
     verbose: bool,
+    on_progress: OnProgress = nobody,
 ) -> Progress:
     """Trains `network` from where this stage was left, to its end; it is left with the weights that are kept.
 
@@ -113,6 +116,7 @@ def run(
             the stage has not ended yet. Both tell all their targets by `y`; what the first draw depends on their
             `epoch`, and the second take any `batch_size`.
         verbose: whether a line per epoch is printed, and on a terminal a progress bar.
+        on_progress: told when an epoch begins, after each of its steps, and when it has ended.
 
     Raises:
         Refused: the loss is no longer a number or has exploded, or one image is too large for the memory.
@@ -134,7 +138,7 @@ def run(
         _compile(network, stage.rate, pieces)
         _restore(network, saved, pieces)
         progress = saved.progress.model_copy(update={"pieces": pieces, "prepared": round(prepared, 3)})
-        loop = _Loop(settings, model, stage, progress, saved.kept, len(batches.y), verbose)
+        loop = _Loop(settings, model, stage, progress, saved.kept, len(batches.y), verbose, on_progress)
         try:
             _fit(network, batches, validation, loop, settings.batch_size, verbose)
         except Exception as error:
@@ -217,8 +221,10 @@ class _Loop(keras.callbacks.Callback):
         kept: list[np.ndarray],
         images: int,
         verbose: bool,
+        on_progress: OnProgress,
     ) -> None:
         super().__init__()
+        self.on_progress = on_progress
         self.settings, self.name, self.stage, self.images, self.verbose = settings, model, stage, images, verbose
         self.progress, self.kept, self.limit = progress, kept, math.inf
         if self.progress.epochs:
@@ -236,6 +242,23 @@ class _Loop(keras.callbacks.Callback):
             state.assign([int(rng.integers(2**31)), 0])  # of a SeedGenerator: its seed, and how much it has drawn
         self.model.optimizer.learning_rate = rate(self.stage, epoch)
         self.started = time.monotonic()
+        self._tell(0)
+
+    def _tell(self, step: int | None) -> None:
+        """How far the stage is: within an epoch after so many steps, or between two epochs (None)."""
+        done = self.progress.epochs
+        passed = 0.0 if step is None else time.monotonic() - self.started
+        told = StepProgress(
+            at=now(),
+            unit="epochs",
+            done=len(done),
+            total=self.stage.epochs,
+            stage=self.stage.name,
+            within=None if step is None else (step, self.params["steps"]),
+            val_macro_f1=done[-1].val_f1 if done else None,
+            seconds_left=max(0.0, left(self.stage, self.progress) - passed) if done else None,
+        )
+        self.on_progress(told)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         loss = float((logs or {})["loss"])
@@ -243,6 +266,7 @@ class _Loop(keras.callbacks.Callback):
             self._limit(loss)
         if not loss <= self.limit:  # true of NaN as well
             self._stop(f"the mean loss of this epoch until step {batch + 1}", loss)
+        self._tell(batch + 1)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         found = {name: float(value) for name, value in (logs or {}).items()}
@@ -263,6 +287,7 @@ class _Loop(keras.callbacks.Callback):
         if devices.chief():
             checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
         self.model.stop_training = ended(self.progress, self.stage, self.settings.patience)
+        self._tell(None)
         if self.verbose:
             print(line(self.stage, self.progress), flush=True)
 
@@ -280,13 +305,20 @@ class _Loop(keras.callbacks.Callback):
         )
 
 
+def left(stage: Stage, progress: Progress) -> float:
+    """Seconds that the stage takes on at most after its last epoch, if the others take as long as those before."""
+    n = len(progress.epochs)
+    return sum(e.seconds for e in progress.epochs) / n * (stage.epochs - n)
+
+
 def line(stage: Stage, progress: Progress) -> str:
     """The last epoch of a stage in one line, for the log."""
     last, n = progress.epochs[-1], len(progress.epochs)
-    left = round(sum(e.seconds for e in progress.epochs) / n * (stage.epochs - n))
+    seconds = round(left(stage, progress))
     better = " (best so far)" if not stage.decay and checkpoints.kept(progress) == n else ""
     return (
         f"{stage.name}: epoch {n} of {stage.epochs}, loss {last.loss:.4f}, val loss {last.val_loss:.4f}, calibrated "
         f"{last.val_calibrated:.4f}{better}, val macro F1 {last.val_f1:.3f}, learning rate {last.learning_rate:.3g}, "
-        f"{last.images_per_second:.1f} images/s, at most {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        f"{last.images_per_second:.1f} images/s, at most "
+        f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
     )

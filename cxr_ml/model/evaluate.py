@@ -16,6 +16,7 @@ from cxr_ml.errors import Refused
 from cxr_ml.model import (
     artefact,
     contact_sheets,
+    devices,
     disguise,
     evaluations,
     inputs,
@@ -25,10 +26,15 @@ from cxr_ml.model import (
     operating,
     slices,
 )
+from cxr_ml.progress import OnProgress, begun, counted, nobody
 from cxr_ml.records import Dataset, Difference, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
 
 Change = Callable[[np.ndarray], np.ndarray]
+OnImages = Callable[[int], None]
+
+
+def _nobody(images: int) -> None: ...
 
 
 def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
@@ -38,6 +44,7 @@ def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
         Refused: no such model, its weights were swept, its bytes are not those that were recorded, or Keras does not
             open them: they are of another version of it, or would run code.
     """
+    devices.warn_of_idle_gpu()
     record = store.load(settings, f"models/{name}/model.json", Model)
     data = artefact.read(settings, record)
     try:
@@ -56,10 +63,19 @@ class _Judged(NamedTuple):
     groups: np.ndarray  # of the test images
 
 
-def evaluate(settings: Settings, number: int, names: Sequence[str], champion: str | None) -> list[Evaluation]:
+def evaluate(
+    settings: Settings, number: int, names: Sequence[str], champion: str | None, on_progress: OnProgress = nobody
+) -> list[Evaluation]:
     """Evaluates each candidate on validation and test of a dataset; the champion too, on the same images.
 
     A champion that cannot be evaluated is said to be so in the evaluations, and the gate stays shut.
+
+    Args:
+        settings: the store.
+        number: of the dataset.
+        names: the candidates.
+        champion: name of the model in use; None: there is none.
+        on_progress: told of the images that each model has predicted.
 
     Returns:
         One evaluation per candidate, stored as `models/<model>/evaluation.json`, with the champion's inside. What a
@@ -72,12 +88,12 @@ def evaluate(settings: Settings, number: int, names: Sequence[str], champion: st
     beside, problem = None, ""
     if champion is not None:
         try:
-            beside = _evaluate_one(settings, dataset, champion)
+            beside = _evaluate_one(settings, dataset, champion, on_progress)
         except Refused as error:
             problem = f"The champion {champion} could not be evaluated: {error}"
     found = []
     for name in names:
-        own = _evaluate_one(settings, dataset, name, candidate=True)
+        own = _evaluate_one(settings, dataset, name, on_progress, candidate=True)
         update: dict[str, object] = {"champion_problem": problem, "beside": champion}
         if beside is not None:
             update |= {"champion": beside.evaluation, "difference": _difference(settings, own, beside)}
@@ -87,24 +103,41 @@ def evaluate(settings: Settings, number: int, names: Sequence[str], champion: st
     return found
 
 
-def _evaluate_one(settings: Settings, dataset: Dataset, name: str, candidate: bool = False) -> _Judged:
+def _evaluate_one(
+    settings: Settings, dataset: Dataset, name: str, on_progress: OnProgress, candidate: bool = False
+) -> _Judged:
+    on_progress(begun(f"loading {name}"))
     record, network = load_model(settings, name)
     if record.classes != settings.classes:
         raise Refused(f"{name} must know the classes {settings.classes}. Received: {record.classes}")
-    images, manifest = inputs.load(settings, dataset, record.image_size)
+    images, manifest = inputs.load(settings, dataset, record.image_size, on_progress)
     y = inputs.targets(manifest, settings.classes)
     rows = {split: np.flatnonzero(manifest["split"] == split) for split in ("validation", "test")}
+    test = rows["test"]
+    few = moved.chosen(y[test], len(settings.classes))
+    total = len(rows["validation"]) + len(test) * (1 + len(disguise.FIXED))
+    total += len(few) * len(moved.CHANGES) + len(test) if candidate else 0  # the last are explained
+    tell, done = counted(on_progress, "images"), 0
 
-    def judge(chosen: np.ndarray, change: Change | None = None) -> tuple[np.ndarray, np.ndarray]:
-        raw = probabilities(network, images, chosen, change)
-        return operating.apply(raw, record.operating_point, settings.classes)
+    def count(what: str, more: int) -> OnImages:
+        nonlocal done
+        before, done = done, done + more
+        stage = f"{name}: {what}"
+        tell(before, total, stage)
+        return lambda seen: tell(before + seen, total, stage)
+
+    def predict(what: str, chosen: np.ndarray, change: Change | None = None) -> np.ndarray:
+        return probabilities(network, images, chosen, change, count(what, len(chosen)))
+
+    def judge(what: str, chosen: np.ndarray, change: Change) -> tuple[np.ndarray, np.ndarray]:
+        return operating.apply(predict(what, chosen, change), record.operating_point, settings.classes)
 
     def measure(chosen: np.ndarray, said: tuple[np.ndarray, np.ndarray], groups: np.ndarray | None = None) -> Metrics:
         return metrics.measure(y[chosen], said[1], said[0], settings.classes, groups)
 
-    raw = {split: probabilities(network, images, chosen) for split, chosen in rows.items()}
+    raw = {split: predict(f"{split} images", chosen) for split, chosen in rows.items()}
     said = {split: operating.apply(p, record.operating_point, settings.classes) for split, p in raw.items()}
-    test, groups = rows["test"], manifest["group"].to_numpy()[rows["test"]]
+    groups = manifest["group"].to_numpy()[test]
     described = datasets.described(settings, dataset, manifest.iloc[test])
     evaluation = Evaluation(
         model=name,
@@ -115,20 +148,24 @@ def _evaluate_one(settings: Settings, dataset: Dataset, name: str, candidate: bo
         validation=measure(rows["validation"], said["validation"]),
         test=measure(test, said["test"], groups),
         plain=measure(test, operating.apply(raw["test"], None, settings.classes), groups),
-        robustness={name: measure(test, judge(test, change)) for name, change in disguise.FIXED.items()},
+        robustness={
+            what: measure(test, judge(f"test images, {what}", test, change)) for what, change in disguise.FIXED.items()
+        },
         slices=slices.measure(described, y[test], said["test"], settings),
     )
     if candidate:
-        few = moved.chosen(y[test], len(settings.classes))
         before = (said["test"][0][few], said["test"][1][few])
         changed = [
-            moved.compare(what, y[test[few]], before, judge(test[few], change), settings.classes)
+            moved.compare(
+                what, y[test[few]], before, judge(f"test images, {what}", test[few], change), settings.classes
+            )
             for what, change in moved.CHANGES.items()
         ]
         reload = _reload_difference(settings, record, dataset, raw["validation"])
         evaluation = evaluation.model_copy(update={"moved": tuple(changed), "reload_difference": reload})
         _store_predictions(settings, evaluation, manifest, rows, said)
-        contact_sheets.write(settings, record, dataset, network, images, manifest, test, *said["test"])
+        on_images = count("where it looks on test images", len(test))
+        contact_sheets.write(settings, record, dataset, network, images, manifest, test, *said["test"], on_images)
         stored = ("model.json", f"predictions-d{dataset.dataset}.parquet", f"explanation-d{dataset.dataset}.json")
         files = {file: store.sha256(settings, f"models/{name}/{file}") for file in stored}
         evaluation = evaluation.model_copy(update={"files": files})
@@ -185,6 +222,7 @@ def probabilities(
     images: np.ndarray,
     rows: np.ndarray | None = None,
     change: Change | None = None,
+    on_images: OnImages = _nobody,
 ) -> np.ndarray:
     """What a model says of uint8 images (n, size, size, 1), or of these rows of them: float32 (rows, classes).
 
@@ -193,6 +231,7 @@ def probabilities(
         images: of which no more than a batch is read at a time.
         rows: int (rows,); None: all.
         change: what is done to a batch of images before it is shown.
+        on_images: called with the number of images done after each batch.
 
     Raises:
         Refused: no images, or an output that is not a number.
@@ -200,9 +239,12 @@ def probabilities(
     rows = np.arange(len(images)) if rows is None else rows
     if not len(rows):
         raise Refused("A model is evaluated on at least one image. Received: none.")
-    output = memory.predicted(
-        lambda size: network.predict(inputs.Batches(images, rows, size, change=change), verbose=0), 32
-    )
+
+    def predict(size: int) -> np.ndarray:
+        counting = inputs.Counting(size, len(rows), on_images)
+        return network.predict(inputs.Batches(images, rows, size, change=change), verbose=0, callbacks=[counting])
+
+    output = memory.predicted(predict, 32)
     if not np.isfinite(output).all():
         raise Refused("Probabilities must be numbers. Received: NaN or infinity; the model cannot be used.")
     return output

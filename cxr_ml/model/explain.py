@@ -1,5 +1,7 @@
 """Where a model looked: Grad-CAM of any backbone, how much of it lies outside the chest, and a picture of it."""
 
+from collections.abc import Callable
+
 import cv2
 import keras
 import numpy as np
@@ -58,7 +60,13 @@ def relative(maps: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.divide(heat, top, out=np.zeros_like(heat), where=top > 0)
 
 
-def heat(network: keras.Model, images: np.ndarray, classes: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+def heat(
+    network: keras.Model,
+    images: np.ndarray,
+    classes: np.ndarray,
+    rows: np.ndarray | None = None,
+    on_images: Callable[[int], None] = lambda images: None,
+) -> np.ndarray:
     """Grad-CAM of images for one class each.
 
     Args:
@@ -66,6 +74,7 @@ def heat(network: keras.Model, images: np.ndarray, classes: np.ndarray, rows: np
         images: uint8 (images, size, size, 1), of which no more than a batch is read at a time.
         classes: index of the class for each row, int (rows,).
         rows: int (rows,); None: all.
+        on_images: called with the number of images done after each batch.
 
     Returns:
         float32 (rows, h, w), as `relative` gives it.
@@ -77,7 +86,9 @@ def heat(network: keras.Model, images: np.ndarray, classes: np.ndarray, rows: np
     seen = keras.Model(network.input, class_maps(network))
     if not len(rows):
         return np.zeros((0, *seen.output_shape[1:3]), np.float32)
-    return relative(seen.predict(inputs.Batches(images, rows, 32), verbose=0), np.asarray(classes))
+    counting = inputs.Counting(32, len(rows), on_images)
+    maps = seen.predict(inputs.Batches(images, rows, 32), verbose=0, callbacks=[counting])
+    return relative(maps, np.asarray(classes))
 
 
 def outside(heat: np.ndarray) -> np.ndarray:

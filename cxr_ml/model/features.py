@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml.model import augment, blocks, disguise, inputs, memory
+from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.settings import Settings
 
 _SEED = 1  # tells the random numbers of these views from those of the fine-tuning
@@ -22,6 +23,7 @@ def load(
     rows: np.ndarray,
     views: int,
     verbose: bool = False,
+    on_progress: OnProgress = nobody,
 ) -> np.ndarray:
     """Features of some images: as they are, and of views - 1 random views of each.
 
@@ -36,6 +38,7 @@ def load(
         rows: row numbers of the images, int (n,).
         views: how often each image is seen.
         verbose: whether a line is printed per block that is computed.
+        on_progress: told of the views that are there.
 
     Returns:
         float32 (views · n, channels), first all images as they are; memory-mapped, read only.
@@ -43,6 +46,13 @@ def load(
     network = keras.Model(classifier.input, classifier.get_layer("features").output)
     chosen = manifest.iloc[rows].reset_index(drop=True)
     folder = f"features/{_digest(network)}-{inputs.VERSION}-{images.shape[1]}"
+
+    tell, done = counted(on_progress, "images", "features"), 0
+
+    def laid(now: int, total: int) -> None:
+        nonlocal done
+        done = now
+        tell(now, total)
 
     def see(view: int, which: np.ndarray) -> np.ndarray:
         shown = images[rows[which]]
@@ -53,13 +63,17 @@ def load(
             shown = inputs.views(shown, np.random.default_rng(seed), settings.disguised)
         if verbose:
             print(f"features: view {view + 1} of {views}, {len(which)} of {len(rows)} images", flush=True)
-        first = min(settings.batch_size, 32)
-        return memory.predicted(lambda size: network.predict(shown, batch_size=size, verbose=0), first)
+
+        def predict(size: int) -> np.ndarray:
+            counting = inputs.Counting(size, len(shown), lambda seen: tell(done + seen, views * len(rows)))
+            return network.predict(shown, batch_size=size, verbose=0, callbacks=[counting])
+
+        return memory.predicted(predict, min(settings.batch_size, 32))
 
     drawn = f"view-{augment.VERSION}-{disguise.VERSION}-{settings.disguised:g}-{settings.seed}"
     names = ["as-is", *(f"{drawn}-{view}" for view in range(1, views))]
     sources = [blocks.Source(f"{folder}/{name}", partial(see, view)) for view, name in enumerate(names)]
-    return blocks.assemble(settings, chosen, sources, network.output_shape[1:], np.float32)
+    return blocks.assemble(settings, chosen, sources, network.output_shape[1:], np.float32, on_rows=laid)
 
 
 def _digest(network: keras.Model) -> str:

@@ -15,6 +15,7 @@ from cxr_ml.model import blocks
 from cxr_ml.model.augment import augment
 from cxr_ml.model.disguise import disguise
 from cxr_ml.model.pieces import ShuffledRows
+from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
 
@@ -27,8 +28,16 @@ def resize(grey: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(grey, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)[..., None]
 
 
-def load(settings: Settings, dataset: Dataset, size: int) -> tuple[np.ndarray, pd.DataFrame]:
+def load(
+    settings: Settings, dataset: Dataset, size: int, on_progress: OnProgress = nobody
+) -> tuple[np.ndarray, pd.DataFrame]:
     """All images of a dataset. Each is decoded once, by whichever worker comes first: the store keeps the pixels.
+
+    Args:
+        settings: the store, and the cache folder.
+        dataset: whose images are wanted.
+        size: pixels, of a side.
+        on_progress: told of the images that are there.
 
     Returns:
         uint8 (images, size, size, 1), memory-mapped from the cache folder, and the manifest, row for row.
@@ -46,7 +55,8 @@ def load(settings: Settings, dataset: Dataset, size: int) -> tuple[np.ndarray, p
             return np.stack(list(pool.map(one, chosen["sha256"], chosen["format"])))
 
     source = blocks.Source(f"inputs/{VERSION}-{size}", decode)
-    images = blocks.assemble(settings, manifest, [source], (size, size, 1), np.uint8, path)
+    tell = counted(on_progress, "images", "inputs")
+    images = blocks.assemble(settings, manifest, [source], (size, size, 1), np.uint8, path, tell)
     for other in settings.cache_dir.glob(f"{kind}-*.npy"):
         if other != path and not other.name.endswith(".part.npy"):
             other.unlink(missing_ok=True)  # of another version of the dataset; whoever has it mapped keeps it
@@ -96,6 +106,18 @@ class Batches(keras.utils.PyDataset):
         if self.change:
             images = self.change(images)
         return images if self.y is None else (images, self.y[part])
+
+
+class Counting(keras.callbacks.Callback):
+    """Tells after each batch of `predict` how many images it has seen."""
+
+    def __init__(self, batch_size: int, total: int, on_images: Callable[[int], None]) -> None:
+        super().__init__()
+        self.batch_size, self.total, self.on_images = batch_size, total, on_images
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, object] | None = None) -> None:
+        """Counts a batch, of which the last one may be smaller."""
+        self.on_images(min((batch + 1) * self.batch_size, self.total))
 
 
 class AugmentedBatches(ShuffledRows):

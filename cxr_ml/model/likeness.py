@@ -9,6 +9,7 @@ import numpy as np
 
 from cxr_ml import store
 from cxr_ml.model import artefact, inputs, memory
+from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.records import Model
 from cxr_ml.settings import Settings
 
@@ -42,7 +43,13 @@ def key(model: str) -> str:
 
 
 def learn(
-    classifier: keras.Model, images: np.ndarray, train: np.ndarray, validation: np.ndarray, y: np.ndarray, seed: int
+    classifier: keras.Model,
+    images: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+    y: np.ndarray,
+    seed: int,
+    on_progress: OnProgress = nobody,
 ) -> bytes:
     """What is to be stored beside a model: the spaces in which its training images lie, and the limits.
 
@@ -60,6 +67,7 @@ def learn(
         validation: rows of the validation images, int.
         y: class of every image, int (images,); of each class equally many are remembered, as far as there are.
         seed: of the random choice.
+        on_progress: told of the images that the network has seen.
 
     Returns:
         A NumPy .npz without pickles; the same features give the same bytes.
@@ -70,11 +78,17 @@ def learn(
     rows = np.sort(np.concatenate(chosen))
     seen = keras.Model(classifier.input, classifier.get_layer("features").output)
 
-    def features(rows: np.ndarray) -> np.ndarray:
-        return memory.predicted(lambda size: seen.predict(inputs.Batches(images, rows, size), verbose=0), 32)
+    tell, total = counted(on_progress, "images", "what training images are like"), len(rows) + len(validation)
 
-    spaces = _space(_unit(features(rows)), VARIANCE), _space(_thumbnails(images, rows), SHAPES)
-    held = _unit(features(validation)), _thumbnails(images, validation)
+    def features(rows: np.ndarray, before: int) -> np.ndarray:
+        def predict(size: int) -> np.ndarray:
+            counting = inputs.Counting(size, len(rows), lambda done: tell(before + done, total))
+            return seen.predict(inputs.Batches(images, rows, size), verbose=0, callbacks=[counting])
+
+        return memory.predicted(predict, 32)
+
+    spaces = _space(_unit(features(rows, 0)), VARIANCE), _space(_thumbnails(images, rows), SHAPES)
+    held = _unit(features(validation, len(rows))), _thumbnails(images, validation)
     apart = [_distance(space, vectors) for space, vectors in zip(spaces, held, strict=True)]
     limits = np.array([max(np.quantile(distances, QUANTILE), _ROUNDING) for distances in apart])
     # So that of both together, too, no more than a hundredth is above 1.

@@ -31,6 +31,7 @@ from cxr_ml.model import (
 from cxr_ml.model.checkpoints import Progress
 from cxr_ml.model.epochs import Stage
 from cxr_ml.model.pieces import ShuffledRows
+from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.records import Dataset, Model
 from cxr_ml.settings import Settings
 
@@ -74,7 +75,12 @@ def model_name(settings: Settings, dataset: Dataset, architecture: str, champion
 
 
 def train(
-    settings: Settings, number: int, architecture: str, verbose: bool = True, champion: str | None = None
+    settings: Settings,
+    number: int,
+    architecture: str,
+    verbose: bool = True,
+    champion: str | None = None,
+    on_progress: OnProgress = nobody,
 ) -> Model:
     """Trains and stores a candidate. A model that these very inputs made before is returned as it is.
 
@@ -88,6 +94,7 @@ def train(
         verbose: whether a line per epoch is printed, and on a terminal a progress bar.
         champion: name of the model in use, with whose weights the training begins if the settings ask for a warm
             start and it is of this architecture. A model that the gate refused must not be handed in.
+        on_progress: told of images and epochs.
 
     Raises:
         Refused: data, architecture or weights that cannot be trained, or a loss that is no longer a number.
@@ -107,7 +114,7 @@ def train(
         else:
             backbone = architectures.backbone(settings, architecture)
             classifier = _classifier(settings, backbone)
-        return _train(settings, dataset, name, architecture, backbone, classifier, verbose)
+        return _train(settings, dataset, name, architecture, backbone, classifier, verbose, on_progress)
 
 
 def _train(
@@ -118,6 +125,7 @@ def _train(
     backbone: architectures.Backbone,
     classifier: keras.Model,
     verbose: bool,
+    on_progress: OnProgress,
 ) -> Model:
     from_scratch = not backbone.weights_sha256
     if settings.head_views and not from_scratch and devices.hosts() > 1:
@@ -128,7 +136,7 @@ def _train(
         )
     started = time.monotonic()
     with devices.chief_first():
-        images, manifest = inputs.load(settings, dataset, settings.image_size)
+        images, manifest = inputs.load(settings, dataset, settings.image_size, on_progress)
     seconds = {"inputs": time.monotonic() - started}
     y = inputs.targets(manifest, settings.classes)
     rows = {s: np.flatnonzero(manifest["split"] == s) for s in ("train", "validation")}
@@ -145,21 +153,22 @@ def _train(
         before = classifier.get_weights()
         only_head = stage.name == "head" and not from_scratch
         if only_head and settings.head_views:
-            part, data = _head(classifier), partial(_head_data, *given, manifest, verbose)
+            part, data = _head(classifier), partial(_head_data, *given, manifest, verbose, on_progress)
         else:
             part, data = classifier, partial(_all_data, *given)
         with architectures.frozen(backbone) if only_head else nullcontext():
-            progress = epochs.run(settings, name, part, stage, backbone.weights_sha256, data, verbose)
+            progress = epochs.run(settings, name, part, stage, backbone.weights_sha256, data, verbose, on_progress)
         if _kept_loss(progress) > min(map(_kept_loss, done.values()), default=math.inf):
             classifier.set_weights(before)  # a fine-tuning that made the head's model worse is not kept
         done[stage.name] = progress
     # What is stored computes as exactly as any machine can; it comes before all that is measured of it.
     classifier = devices.exact(classifier)
     sha256 = write.artefact(settings, name, classifier)
-    p = evaluate.probabilities(classifier, images, rows["validation"])
+    tell, held = counted(on_progress, "images", "operating point"), rows["validation"]
+    p = evaluate.probabilities(classifier, images, held, on_images=lambda done: tell(done, len(held)))
     point = operating.fit(y[rows["validation"]], p, settings.classes, settings.recall_floors)
     started = time.monotonic()
-    known = likeness.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed)
+    known = likeness.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed, on_progress)
     seconds["likeness"] = time.monotonic() - started
     trained = write.Trained(name, architecture, backbone, sha256, done, seconds, p, point, known)
     return write.write(settings, dataset, trained)
@@ -236,9 +245,10 @@ def _head_data(
     weights: np.ndarray,
     manifest: pd.DataFrame,
     verbose: bool,
+    on_progress: OnProgress,
 ) -> tuple[keras.utils.PyDataset, keras.utils.PyDataset]:
     """Stored features for the head: the frozen backbone sees each augmented view once, not once per epoch."""
-    see = partial(features.load, settings, classifier, manifest, images, verbose=verbose)
+    see = partial(features.load, settings, classifier, manifest, images, verbose=verbose, on_progress=on_progress)
     x, target = see(rows["train"], settings.head_views), np.tile(y[rows["train"]], settings.head_views)
     validation = see(rows["validation"], 1)
     batches = ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)

@@ -4,7 +4,15 @@ import math
 import re
 import unicodedata
 
+from cxr_ml.records import StepProgress
+
 NOT_EVALUATED = "not evaluated"
+_STAGES = {
+    "inputs": "decoding",
+    "features": "features of the frozen backbone",
+    "head": "training the head",
+    "fine_tune": "fine-tuning",
+}
 
 
 def plain(text: str, limit: int | None = None) -> str:
@@ -85,3 +93,24 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def about(seconds: float) -> str:
+    """Wall time that is still passing, or estimated: as `duration`, without tenths."""
+    return f"{math.ceil(seconds)} s" if seconds < 10 else duration(seconds)
+
+
+def progress(told: StepProgress) -> str:
+    """How far a step has come, such as `fine-tuning, epoch 3 of 8, validation macro F1 0.912, at most 48 s left`."""
+    epochs, parts = told.unit == "epochs", [_STAGES.get(told.stage, told.stage)]
+    if epochs and told.within:
+        parts += [f"epoch {told.done + 1} of {told.total}", "step {:,} of {:,}".format(*told.within)]
+    elif epochs:
+        parts.append(f"epoch {told.done} of {told.total}")
+    elif told.unit:
+        parts.append(f"{told.done:,}{f' of {told.total:,}' if told.total else ''} {told.unit}")
+    if told.val_macro_f1 is not None:
+        parts.append(f"{'last ' if told.within else ''}validation macro F1 {told.val_macro_f1:.3f}")
+    if told.seconds_left is not None and told.done < told.total:
+        parts.append(f"{'at most' if epochs else 'about'} {about(told.seconds_left)} left")
+    return ", ".join(filter(None, parts))

@@ -26,17 +26,21 @@ def overview(request: Request, user: User) -> HTMLResponse:
     since = next((e for e in entries if champion and e.number == champion.history), None)
     model = shelf.record(f"models/{champion.model}/model.json", Model) if champion else None
     figures = shelf.evaluation(champion.model, entries) if champion else None
+    runs = scheduler.runs(_RUNS)
+    steps = scheduler.steps(runs)
     return pages.render(
         request,
         user,
         "overview.html",
         "Chest X-ray retraining",
+        goes_on=bool(steps),
         champion=champion,
         model=model,
         since=since,
         days=_days(since),
         lines=headline(figures, s) if figures else [],
-        runs=[(run, outcome(run, entries)) for run in scheduler.runs(_RUNS)],
+        runs=[(run, outcome(run, entries)) for run in runs],
+        steps=steps,
         waiting=scheduler.waiting(),
         schedule=scheduler.schedule(),
         chart=trend(entries, s),

@@ -28,8 +28,9 @@ def runs(request: Request, user: User, page: int = 1) -> HTMLResponse:
     entries = shelf.history()
     found = scheduler.runs(_PAGE + 1, (page - 1) * _PAGE)
     rows = [(run, overview.outcome(run, entries)) for run in found[:_PAGE]]
-    values = {"rows": rows, "page": page, "more": len(found) > _PAGE, "waiting": scheduler.waiting()}
-    return pages.render(request, user, "runs.html", "Runs", **values)
+    steps = scheduler.steps(found[:_PAGE])
+    values = {"rows": rows, "page": page, "more": len(found) > _PAGE, "waiting": scheduler.waiting(), "steps": steps}
+    return pages.render(request, user, "runs.html", "Runs", goes_on=bool(steps), **values)
 
 
 @router.get("/runs/{name}")
@@ -42,9 +43,9 @@ def run(request: Request, user: User, name: str) -> HTMLResponse:
     reported = store.exists(shelf.settings(), f"reports/{name}/index.html")
     if of_airflow is None and entry is None and not reported:
         raise HTTPException(404, f"There is no run of this name. Received: {name!r}")
-    return pages.render(
-        request, user, "run.html", f"Run {name}", run=of_airflow, entry=entry, reported=reported, name=name
-    )
+    steps = scheduler.steps([of_airflow]) if of_airflow else {}
+    values = {"run": of_airflow, "entry": entry, "reported": reported, "name": name, "steps": steps}
+    return pages.render(request, user, "run.html", f"Run {name}", goes_on=bool(steps), **values)
 
 
 @router.get("/runs/{name}/report/{path:path}")

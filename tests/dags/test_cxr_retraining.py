@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -275,10 +276,16 @@ class Ti:
     """A task instance of a run by hand, of which Airflow has timed one step."""
 
     dag_id, run_id = "cxr_retraining", "manual__1"
+    told: ClassVar[list[dict]] = []
 
     @staticmethod
     def xcom_pull(task_ids):
         return None  # as of a step that was skipped
+
+    @staticmethod
+    def xcom_push(key, value):
+        assert key == "progress"
+        Ti.told.append(value)
 
     @staticmethod
     def get_task_breadcrumbs(dag_id, run_id):
@@ -344,7 +351,10 @@ def test_a_drop_is_ingested_in_shards_by_mapped_tasks_that_say_which_and_is_judg
     names = [said.render(task={"op_kwargs": job}) for job in json.loads(json.dumps(jobs))]
     assert names == ["2026-01-05 · 1 of 3", "2026-01-05 · 2 of 3", "2026-01-05 · 3 of 3"]
     assert task.partial_kwargs["max_active_tis_per_dagrun"] == 1
-    assert [ingest({}, **job) for job in jobs] == ["", "", ""]
+    for job, files in zip(jobs, (1, 2, 2), strict=True):
+        Ti.told.clear()
+        assert ingest({}, **job) == ""
+        assert (Ti.told[-1]["unit"], Ti.told[-1]["done"], Ti.told[-1]["total"]) == ("files", files, files)
     assert data_task("validate")[1]({}, shards=jobs) == [jobs[0]["batch"]]
     with pytest.raises(AirflowSkipException):
         find_drops()

@@ -71,7 +71,11 @@ def roll_back(settings, monkeypatch):
     """The step's function, in a run by hand of the user eve: what the event of the asset holds then."""
     import cxr_rollback
 
-    context = {"run_id": "manual__1", "dag_run": SimpleNamespace(triggering_user_name="eve", run_type="manual")}
+    context = {
+        "run_id": "manual__1",
+        "dag_run": SimpleNamespace(triggering_user_name="eve", run_type="manual"),
+        "ti": SimpleNamespace(xcom_push=lambda key, value: None),
+    }
     monkeypatch.setattr(cxr_rollback, "get_current_context", lambda: context)
 
     def call(**form):

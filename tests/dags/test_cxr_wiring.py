@@ -5,6 +5,7 @@ import email.policy
 import json
 import smtplib
 import socket
+import time
 from types import SimpleNamespace
 
 import boto3
@@ -13,12 +14,15 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Message
 from airflow.sdk import RetryAction
-from airflow.sdk.exceptions import AirflowFailException, AirflowTaskTimeout
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError, AirflowTaskTimeout
+from airflow.sdk.execution_time.comms import ErrorResponse
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from cxr_ml import settings as settings_module
 from cxr_ml import store
 from cxr_ml.errors import Refused
+from cxr_ml.progress import counted
+from cxr_ml.records import StepProgress
 
 TEAM, CHIEF = "team@hospital.example", "chief@hospital.example"
 
@@ -102,6 +106,46 @@ def test_what_may_pass_is_tried_again(error):
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), MemoryError(), AirflowTaskTimeout(), SystemExit(1)])
 def test_what_does_not_pass_by_itself_is_not_tried_again(error):
     assert wiring.RETRY_POLICY.evaluate(error, 1, 3).action == RetryAction.FAIL
+
+
+# What a step tells while it goes on
+
+
+class Pushing:
+    """A task instance whose XComs can be seen, or cannot be pushed."""
+
+    def __init__(self, broken=False):
+        self.broken, self.tries, self.pushed = broken, 0, []
+
+    def xcom_push(self, key, value):
+        self.tries += 1
+        if self.broken:
+            raise AirflowRuntimeError(ErrorResponse(detail={"status_code": 503}))
+        self.pushed.append((key, json.loads(json.dumps(value))))
+
+
+def go_on(ti, steps=500):
+    with wiring.progress(ti) as on_progress:
+        tell = counted(on_progress, "files")
+        tell(0, steps)
+        end = time.monotonic() + 10
+        while not ti.tries and time.monotonic() < end:
+            time.sleep(0.01)
+        for n in range(1, steps + 1):
+            tell(n, steps)
+
+
+def test_the_progress_of_a_step_is_its_xcom_pushed_seldom_and_at_last_with_the_last():
+    go_on(ti := Pushing())
+    assert [key for key, _ in ti.pushed] == ["progress", "progress"]
+    assert [StepProgress.model_validate(value).done for _, value in ti.pushed] == [0, 500]
+
+
+def test_progress_that_cannot_be_pushed_fails_no_step_and_is_said_once(caplog):
+    go_on(ti := Pushing(broken=True))
+    assert ti.tries == 2
+    (said,) = [record for record in caplog.records if record.name == wiring.__name__]
+    assert "cannot be shown, and the step goes on" in said.getMessage()
 
 
 # Connections of Airflow

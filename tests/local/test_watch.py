@@ -1,8 +1,11 @@
 from datetime import UTC, datetime, timedelta
 
+import httpx
+import pytest
 from rich.console import Console
 
-from local import logs, watch
+from cxr_ml.records import StepProgress
+from local import airflow_api, logs, watch
 
 NOW = datetime(2026, 1, 5, 3, 0, tzinfo=UTC)
 
@@ -65,3 +68,51 @@ def test_the_service_that_ended_first_is_named_with_its_log(tmp_path):
     assert "The service dag-processor ended" in message
     assert message.splitlines()[-1].strip() == "OperationalError: no such table"
     assert len(message.splitlines()) < 30
+
+
+def told(**values):
+    return StepProgress(at=NOW.isoformat(), unit="epochs", total=8, stage="fine_tune", **values)
+
+
+def test_the_table_shows_how_far_a_running_task_has_come_and_of_no_other():
+    tasks = [task("train", "running", 0, "light", -9), task("train", "success", 1, "other", -9, -1)]
+    progress = {("train", 0): told(done=2, within=(3, 49), val_macro_f1=0.9), ("train", 1): told(done=8)}
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(watch.table(tasks, "running", NOW, progress))
+    _, one, other, _ = (line for line in console.export_text().splitlines() if line.strip())
+    assert "train [light]" in one and "epoch 3 of 8, step 3 of 49, last validation macro F1 0.900" in one
+    assert "epoch" not in other
+
+
+def test_without_a_terminal_progress_is_a_line_when_it_came_on_and_none_too_often():
+    tasks = [task("train", "running", 0, "light", -9), task("evaluate", "queued")]
+    said, lines = {}, []
+    for second in range(40):
+        progress = {("train", 0): told(done=min(second // 3, 8)), ("evaluate", -1): told(done=1)}
+        lines += watch.progress_lines(tasks, progress, said, NOW + timedelta(seconds=second))
+    assert [line.split("epoch ")[1] for line in lines] == ["0 of 8", "3 of 8", "6 of 8", "8 of 8"]
+    assert all("train [light]" in line for line in lines)
+
+
+def answering(status, value):
+    asked = []
+
+    def answer(request):
+        asked.append(str(request.url))
+        if status is None:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(status, json={"value": value})
+
+    return httpx.Client(transport=httpx.MockTransport(answer), base_url="http://airflow"), asked
+
+
+def test_the_progress_of_a_mapped_task_is_asked_for_by_its_number():
+    client, asked = answering(200, told(done=2).model_dump(mode="json"))
+    assert airflow_api.progress(client, "run/1", task("learn.train", "running", 3)) == told(done=2)
+    path = "/api/v2/dags/cxr_retraining/dagRuns/run%2F1/taskInstances/learn.train/xcomEntries/progress?map_index=3"
+    assert asked == ["http://airflow" + path]
+
+
+@pytest.mark.parametrize(("status", "value"), [(404, None), (500, None), (None, None), (200, {"other": 1}), (200, "x")])
+def test_progress_that_cannot_be_had_is_none_and_stops_nobody(status, value):
+    assert airflow_api.progress(answering(status, value)[0], "run", task("learn.train", "running")) is None

@@ -49,6 +49,24 @@ def run(settings, network, stage=THREE, given=data, **changes):
     return epochs.run(s, "m", network, stage, "f" * 64, lambda: given(s.batch_size), verbose=False)
 
 
+def test_each_step_and_each_epoch_is_told_with_what_the_last_epoch_gave(settings):
+    s, seen = quick(settings, batch_size=16), []
+    progress = epochs.run(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), False, seen.append)
+    assert {(told.unit, told.total, told.stage) for told in seen} == {("epochs", 3, "head")}
+    steps = [(told.done, told.within) for told in seen if told.within]
+    assert steps == [(epoch, (step, 3)) for epoch in range(3) for step in range(4)]
+    ended = [told for told in seen if not told.within]
+    assert [told.done for told in ended] == [1, 2, 3]
+    assert [told.val_macro_f1 for told in ended] == [epoch.val_f1 for epoch in progress.epochs]
+    seconds = [epoch.seconds for epoch in progress.epochs]
+    assert ended[1].seconds_left == pytest.approx((seconds[0] + seconds[1]) / 2)
+    assert ended[2].seconds_left == 0
+    assert all(told.val_macro_f1 is None and told.seconds_left is None for told in seen if not told.done)
+    again = []
+    epochs.run(s, "m", small_network(), Stage("head", 4, 1e-2), "f" * 64, lambda: data(16), False, again.append)
+    assert [(told.done, told.within) for told in again] == [(3, (step, 3)) for step in range(4)] + [(4, None)]
+
+
 def keys(settings) -> list[str]:
     return list(store.keys(settings, "models/m/checkpoints/"))
 

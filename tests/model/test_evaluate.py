@@ -74,6 +74,20 @@ def test_a_candidate_is_measured_on_validation_and_on_test(judged):
     assert found.artefact_sha256 == record.artefact_sha256
 
 
+def test_each_pass_over_the_images_is_told_by_name_and_in_the_end_all_are_done(judged):
+    s, seen = judged[0], []
+    evaluate.evaluate(s, 1, ["good"], "bad", seen.append)
+    counted = [told for told in seen if told.unit == "images" and told.stage != "inputs"]
+    for name, images in (("bad", 12 + 3 * 15), ("good", 12 + 3 * 15 + 8 * 15 + 15)):
+        own = [told for told in counted if told.stage.startswith(f"{name}: ")]
+        assert {told.total for told in own} == {images} and own[-1].done == images
+        assert [told.done for told in own] == sorted(told.done for told in own)
+        parts = {told.stage.partition(": ")[2] for told in own}
+        assert {"validation images", "test images", "test images, sharpened"} <= parts
+        assert ("test images, lungs hidden" in parts, "where it looks on test images" in parts) == (name == "good",) * 2
+    assert [told.stage for told in seen if not told.unit] == ["loading bad", "loading good"]
+
+
 def test_the_champion_is_measured_on_the_same_images_beside_the_candidate(judged):
     s, dataset = judged
     (found,) = evaluate.evaluate(s, 1, ["good"], "bad")

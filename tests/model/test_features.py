@@ -46,6 +46,21 @@ def predicted(monkeypatch) -> list[int]:
     return found
 
 
+def test_views_are_counted_batch_by_batch_also_those_of_the_store(ready):
+    s, classifier, _ = ready
+    images, manifest = inputs.load(s, datasets.load(s, 1), 32)
+    rows = np.flatnonzero(manifest["split"] == "train")
+
+    def told(views):
+        seen = []
+        features.load(s, classifier, manifest, images, rows, views, on_progress=seen.append)
+        assert {(one.unit, one.total, one.stage) for one in seen} == {("images", 9 * views, "features")}
+        return [one.done for one in seen]
+
+    assert told(1) == [0, 8, 9, 9], "batches of 8, then the block"
+    assert told(2) == [0, 9, 17, 18, 18]
+
+
 def see(classifier, images) -> np.ndarray:
     return keras.Model(classifier.input, classifier.get_layer("features").output).predict(images, verbose=0)
 

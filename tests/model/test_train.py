@@ -42,6 +42,17 @@ def test_class_weights_are_those_of_the_published_counts():
     assert train.class_weights(y, 3)[y].sum() == pytest.approx(len(y))
 
 
+def test_a_training_tells_of_every_part_of_it_from_decoding_to_the_last_image(settings):
+    s, seen = quick(settings), []
+    put_dataset(s)
+    train.train(s, 1, "light", verbose=False, on_progress=seen.append)
+    images = {"inputs": 63, "operating point": 12, "what training images are like": 48}
+    parts = list(dict.fromkeys(told.stage for told in seen))
+    assert parts == ["inputs", "head", "fine_tune", "operating point", "what training images are like"]
+    last = {told.stage: (told.done, told.total) for told in seen}
+    assert last == {part: (n, n) for part, n in (images | {"head": 2, "fine_tune": 1}).items()}
+
+
 @pytest.mark.parametrize("y", [[0, 0, 2], [0, 1, 1], []])
 def test_a_class_without_training_images_is_refused_with_the_counts(y):
     with pytest.raises(Refused, match=r"Each class needs images.*Received counts: \["):

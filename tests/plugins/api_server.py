@@ -30,6 +30,36 @@ with get_application_builder() as builder:
 """
 
 
+def _environment(folder: Path, store: dict[str, str]) -> dict[str, str]:
+    """Of every process of the Airflow in that folder."""
+    own = {
+        "AIRFLOW_HOME": folder,
+        "AIRFLOW__CORE__DAGS_FOLDER": REPOSITORY / "dags",
+        "AIRFLOW__CORE__PLUGINS_FOLDER": REPOSITORY / "plugins",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": False,
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}",
+        "PYTHONPATH": REPOSITORY,
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    return inherited | store | {name: str(value) for name, value in own.items()}
+
+
+def run_airflow(folder: Path, store: dict[str, str], *command: str) -> None:
+    """Runs a command of the Airflow in that folder."""
+    _run([sys.executable, "-m", "airflow", *command], folder, store, "")
+
+
+def run_script(folder: Path, store: dict[str, str], script: str, given: object) -> None:
+    """Runs a script by the database of the Airflow in that folder, with `given` as JSON on its standard input."""
+    _run([sys.executable, "-c", script], folder, store, json.dumps(given))
+
+
+def _run(command: list[str], folder: Path, store: dict[str, str], given: str) -> None:
+    env = _environment(folder, store)
+    done = subprocess.run(command, env=env, input=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 @contextmanager
 def api_server(folder: Path, manager: str, store: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Its address, and a token of each user.
@@ -44,20 +74,14 @@ def api_server(folder: Path, manager: str, store: dict[str, str]) -> Iterator[tu
     passwords = {name: secrets.token_urlsafe(12) for name in USERS}
     (folder / "passwords.json").write_text(json.dumps(passwords))
     variables = {
-        "AIRFLOW_HOME": folder,
-        "AIRFLOW__CORE__DAGS_FOLDER": REPOSITORY / "dags",
-        "AIRFLOW__CORE__PLUGINS_FOLDER": REPOSITORY / "plugins",
-        "AIRFLOW__CORE__LOAD_EXAMPLES": False,
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role.lower()}" for name, role in USERS.items()),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": folder / "passwords.json",
         "AIRFLOW__API__BASE_URL": address,
         "AIRFLOW__API__SECRET_KEY": secrets.token_hex(16),
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}",
         **({"AIRFLOW__CORE__AUTH_MANAGER": _FAB} if manager == "fab" else {}),
     }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    env = inherited | store | {name: str(value) for name, value in variables.items()} | {"PYTHONPATH": str(REPOSITORY)}
+    env = _environment(folder, store) | {name: str(value) for name, value in variables.items()}
     airflow = [sys.executable, "-m", "airflow"]
     with (folder / "server.log").open("wb") as log:
         subprocess.run([*airflow, "db", "migrate"], env=env, check=True, stdout=log, stderr=log)

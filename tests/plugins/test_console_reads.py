@@ -21,7 +21,7 @@ def asked(settings, monkeypatch):
     from cxr_console import pages, scheduler, shelf
 
     monkeypatch.setattr(pages, "render", lambda request, user, template, title, status=200, **values: values)
-    for name, value in (("runs", []), ("waiting", []), ("schedule", None)):
+    for name, value in (("runs", []), ("steps", {}), ("waiting", []), ("schedule", None)):
         monkeypatch.setattr(scheduler, name, lambda *_, value=value: value)
     with counted(settings.s3_endpoint_url) as (address, log):
         monkeypatch.setenv("CXR_S3_ENDPOINT_URL", address)

@@ -24,6 +24,22 @@ if (framed) {
 }
 addEventListener("storage", dress);
 
+// A page that refreshes itself stays where it was scrolled to, and gives the keyboard back to where it was.
+function keepPlace() {
+  const stops = () => [...document.querySelectorAll("a, button, input, select, textarea, summary, iframe")];
+  try {
+    const [path, down, place] = JSON.parse(sessionStorage.getItem("cxr-place") ?? "[]");
+    if (path === location.pathname) {
+      scrollTo(0, down);
+      stops()[place]?.focus({ preventScroll: true });
+    }
+    addEventListener("pagehide", () => {
+      const place = stops().indexOf(document.activeElement);
+      sessionStorage.setItem("cxr-place", JSON.stringify([location.pathname, scrollY, place]));
+    });
+  } catch { /* storage is forbidden */ }
+}
+
 // Airflow's frame may not move the page around it, but may ask that page's own router to.
 function goTo(address) {
   const page = window.parent;
@@ -47,6 +63,8 @@ document.addEventListener("click", (event) => {
 
 document.addEventListener("DOMContentLoaded", () => {
   document.documentElement.classList.toggle("framed", framed);
+
+  if (document.querySelector("#refreshing[data-on]")) keepPlace();
 
   // Filters apply as soon as they are chosen.
   for (const form of document.querySelectorAll("form[data-filter]")) {

@@ -1,0 +1,143 @@
+"""Pages of a run that goes on, by Airflow's real database: which step since when, how far, loaded anew."""
+
+import html
+import re
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import pytest
+from api_server import api_server, run_airflow, run_script
+
+from cxr_ml.progress import now
+from cxr_ml.records import StepProgress
+
+pytestmark = pytest.mark.airflow
+RUN, NAME = "manual__2026-01-05T03:00:00+00:00", "manual-2026-01-05T03-00-00-00-00"
+LIVE = ("/", "/runs", f"/runs/{NAME}")
+# Makes the run where there is none, and puts it and its tasks into the states that are asked for.
+_SET = """
+import json, sys
+from datetime import UTC, datetime, timedelta
+from airflow.api.common.trigger_dag import trigger_dag
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.utils.session import create_session
+from airflow.utils.types import DagRunTriggeredByType
+from sqlalchemy import select, update
+
+given, dag = json.load(sys.stdin), "cxr_retraining"
+if not DagRun.find(dag_id=dag, run_id=given["run"]):
+    trigger_dag(dag, triggered_by=DagRunTriggeredByType.TEST, run_id=given["run"], triggering_user_name="ann")
+now = datetime.now(UTC)
+with create_session() as session:
+    run = session.scalar(select(DagRun).where(DagRun.dag_id == dag, DagRun.run_id == given["run"]))
+    run.start_date = now - timedelta(minutes=10)
+    run.end_date = None if given["state"] == "running" else now
+    run.set_state(given["state"])
+    for name, (state, index, minutes) in given["tasks"].items():
+        one = (TaskInstance.dag_id == dag, TaskInstance.run_id == given["run"], TaskInstance.task_id == name)
+        began = now - timedelta(minutes=minutes)
+        values = {"state": state, "map_index": index, "start_date": began, "queued_dttm": began}
+        session.execute(update(TaskInstance).where(*one).values(values))
+    for name, index, value in given["told"]:
+        XComModel.set("progress", value, dag_id=dag, task_id=name, run_id=given["run"], map_index=index,
+                      serialize=False, session=session)
+"""
+
+
+@pytest.fixture(scope="module")
+def airflow(seaweed, tmp_path_factory):
+    """Asks for a page as a viewer, and puts the run into states."""
+    folder = tmp_path_factory.mktemp("going-on")
+    with api_server(folder, "simple", seaweed) as (address, tokens):
+        run_airflow(folder, seaweed, "dags", "reserialize")
+
+        def ask(path):
+            with httpx.Client(base_url=address, cookies={"_token": tokens["viewer"]}, trust_env=False) as client:
+                answer = client.get(f"/cxr{path}", timeout=60)
+            assert answer.status_code == 200, answer.text
+            return answer.headers.get("refresh"), html.unescape(re.sub(r"<[^>]+>", " ", answer.text)), answer.text
+
+        def put(state, tasks, told=()):
+            run_script(folder, seaweed, _SET, {"run": RUN, "state": state, "tasks": tasks, "told": list(told)})
+
+        yield ask, put
+
+
+@pytest.fixture
+def ask(airflow, settings):
+    return airflow[0]
+
+
+@pytest.fixture
+def training(airflow):
+    """A run whose third step trains."""
+    told = StepProgress(
+        at=now(), unit="epochs", done=2, total=8, stage="fine_tune", within=(12, 49),
+        val_macro_f1=0.912, seconds_left=70.0,
+    )  # fmt: skip
+    tasks = {"data.find_drops": ("success", -1, 9), "learn.train": ("running", 0, 2), "report": ("queued", -1, 1)}
+    told = told.model_dump(mode="json")
+    airflow[1]("running", tasks, [("learn.train", 0, told), ("data.find_drops", -1, told)])
+
+
+def test_a_run_that_goes_on_is_shown_with_step_since_when_and_how_far(ask, training):
+    sentence = "fine-tuning, epoch 3 of 8, step 12 of 49, last validation macro F1 0.912, at most 1 min 10 s left"
+    for path in LIVE:
+        _, text, source = ask(path)
+        assert text.count(sentence) == 1, path  # not of find_drops, which has ended
+        assert re.search(r"learn\.train \[0\]", text), path
+        if path != "/runs":
+            assert re.search(r"since \d\d:\d\d UTC \(2 min \d+ s\)", text), path
+            assert '<progress max="8" value="2.24"' in source
+        assert re.search(r"refreshes itself every 5 s, last at \d\d:\d\d:\d\d UTC", text), path
+    steps = ask(LIVE[2])[1].partition("Steps")[2]
+    order = [steps.index(name) for name in ("data.find_drops", "learn.train [0]", "report", "learn.evaluate", "mail")]
+    assert order == sorted(order), "those that began by time, the others in the DAG's order"
+    assert "waiting" in steps and "✓ done" in steps and "queued" in steps
+
+
+def test_a_page_that_waits_is_loaded_anew_without_what_is_said_once(ask, training):
+    for path in LIVE:
+        assert ask(f"{path}?said=x")[0] == f"5; url=/cxr{path}"
+    assert ask("/runs?page=1&said=x")[0] == "5; url=/cxr/runs?page=1"
+
+
+def test_who_reads_slowly_can_stop_the_refreshing_and_let_it_go_on(ask, training):
+    for path in LIVE:
+        assert f'href="/cxr{path}?still=1"' in ask(path)[2]
+        refresh, text, source = ask(f"{path}?still=1")
+        assert refresh is None and "does not refresh itself" in text and f'href="/cxr{path}"' in source
+
+
+def test_no_page_with_a_form_is_loaded_anew(ask, training):
+    for path in ("/quarantine", "/rollback", "/models", "/data"):
+        refresh, text, _ = ask(path)
+        assert refresh is None and "refreshes itself" not in text, path
+
+
+def test_what_a_step_told_a_while_ago_is_shown_with_how_long_ago(ask, airflow):
+    told = {"at": (datetime.now(UTC) - timedelta(minutes=3)).isoformat(), "stage": "drift"}
+    airflow[1]("running", {"data.build_dataset": ("running", -1, 5)}, [("data.build_dataset", -1, told)])
+    for path in LIVE:
+        assert re.search(r"drift \(told 3 min \d+ s ago\)", ask(path)[1]), path
+
+
+def test_what_a_step_tells_that_nobody_understands_is_not_shown(ask, airflow):
+    airflow[1]("running", {"learn.train": ("running", 0, 2)}, [("learn.train", 0, {"other": "version"})])
+    tasks = {"report": ("running", -1, 2), "data.build_dataset": ("success", -1, 5)}
+    airflow[1]("running", tasks, [("report", -1, {"at": "soon", "stage": "drift"})])
+    for path in LIVE:
+        refresh, text, _ = ask(path)
+        assert refresh and "learn.train [0]" in text and "epoch" not in text
+        assert "report" in text and "drift" not in text
+
+
+def test_once_all_runs_have_ended_no_page_is_loaded_anew(ask, airflow, training):
+    airflow[1]("success", {"learn.train": ("success", 0, 2)})
+    for path in LIVE:
+        refresh, text, source = ask(path)
+        assert refresh is None and "refreshes itself" not in text and "<progress" not in source, path
+    airflow[1]("running", {"learn.train": ("running", 0, 2)})
+    assert ask("/")[0]
