@@ -2,7 +2,8 @@
 #                 DROP=path      labelled X-rays, a folder or an archive, instead of the generated demonstration drop
 #                 ONCE=1         ends when the run has ended
 #                 PROFILE=name   profiles/<name>.toml (demo, cpu), or `default` for the published method
-# make test     sets everything up, runs the tests
+# make test     sets everything up, runs the tests but the slow ones
+# make test-all sets everything up, runs all tests: also races, kills, memory, containers, MLflow, a second user manager
 # make clean    removes what `make run` keeps in .local/
 # make lock     compiles requirements.in into requirements.txt, and the CUDA libraries for docker/Dockerfile.gpu
 
@@ -17,13 +18,16 @@ COMPILED := airflow alembic altair boto3 botocore cryptography fastapi google gr
   starlette tensorflow typer urllib3
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test clean lock
+.PHONY: run test test-all clean lock
 .DEFAULT_GOAL := run
 
 run: $(READY)
 	@.venv/bin/python -m local.run
 
 test: $(READY)
+	@.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(READY)
 	@.venv/bin/python -m pytest -n 2 --dist loadfile
 
 clean:
