@@ -7,23 +7,29 @@ import hashlib
 import io
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, BinaryIO, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import Record
 from cxr_ml.settings import Settings
 
-R = TypeVar("R", bound=Record)
+if TYPE_CHECKING:
+    from cxr_ml.records import Record  # processes that measure images load none
+
+R = TypeVar("R", bound="Record")
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _LOST = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 _CHUNK = 1 << 20  # bytes of a large object in memory at once
-
+# Bytes of a body that is sent without asking first. Servers written in Go, as SeaweedFS is, take in at most 256 KiB of
+# what they do not want, and hang up on a client that still sends more.
+_AT_ONCE = 200_000
 
 _given: list[Any] = []
+_one_at_a_time = Lock()  # boto3's way to a client is not safe for threads, and each would make one of its own
 
 
 def use(given: Any, credentials: Any) -> None:  # noqa: ANN401 - boto3 has no public client type
@@ -33,7 +39,7 @@ def use(given: Any, credentials: Any) -> None:  # noqa: ANN401 - boto3 has no pu
         given: the client.
         credentials: what it signs with, as botocore's frozen credentials; handed to processes that this one starts.
     """
-    _given[:] = [given, credentials]
+    _given[:] = [_prompt(given), credentials]
 
 
 def passport() -> dict[str, Any] | None:
@@ -54,12 +60,15 @@ def passport() -> dict[str, Any] | None:
 def show(passport: dict[str, Any]) -> None:
     """Makes this process use what `passport` of the one that started it says."""
     config = _config().merge(Config(s3=passport["s3"]))
-    _given[:] = [boto3.client("s3", config=config, **{k: v for k, v in passport.items() if k != "s3"}), None]
+    use(boto3.client("s3", config=config, **{k: v for k, v in passport.items() if k != "s3"}), None)
 
 
 def client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no public client type
     """The S3 client of this process: the one given to `use`, else one on boto3's own chain of credentials."""
-    return _given[0] if _given else _own_client(endpoint_url)
+    if _given:
+        return _given[0]
+    with _one_at_a_time:
+        return _own_client(endpoint_url)
 
 
 def _config() -> Config:
@@ -68,7 +77,19 @@ def _config() -> Config:
 
 @lru_cache(maxsize=8)
 def _own_client(endpoint_url: str | None) -> Any:  # noqa: ANN401 - boto3 has no public client type
-    return boto3.client("s3", endpoint_url=endpoint_url, config=_config())
+    return _prompt(boto3.client("s3", endpoint_url=endpoint_url, config=_config()))
+
+
+def _prompt(client: Any) -> Any:  # noqa: ANN401
+    """`client`, which from now on does not wait a round trip for the server's leave to send a small body."""
+    client.meta.events.register_last("before-call.s3", _ask_no_leave, unique_id="cxr-small-bodies")
+    return client
+
+
+def _ask_no_leave(params: dict[str, Any], **_: object) -> None:
+    body = params.get("body")
+    if isinstance(body, io.BytesIO) and body.getbuffer().nbytes <= _AT_ONCE:
+        params["headers"].pop("Expect", None)
 
 
 def _code(error: ClientError) -> str:

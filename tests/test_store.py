@@ -50,6 +50,47 @@ def test_a_key_that_exists_is_never_overwritten(settings):
     assert store.get(settings, "a") == b"first"
 
 
+def sent(client) -> list[dict[str, str]]:
+    """The headers of each request that `client` sends from now on."""
+    found = []
+    client.meta.events.register("before-send.s3", lambda request, **_: found.append(dict(request.headers)))
+    return found
+
+
+def other_client(settings):
+    store.use(boto3.client("s3", endpoint_url=settings.s3_endpoint_url), None)
+
+
+@pytest.mark.parametrize("given", [lambda settings: None, other_client], ids=["own", "given"])
+def test_small_bodies_are_sent_at_once_and_for_large_ones_the_server_is_asked_first(settings, given, tmp_path):
+    given(settings)
+    headers = sent(store.client(settings.s3_endpoint_url))
+    small, large = tmp_path / "small", tmp_path / "large"
+    small.write_bytes(b"few")
+    large.write_bytes(bytes(1_000_000))
+    store.put_if_absent(settings, "a", b"few")
+    store.swap(settings, "a", b"others", store.find(settings, "a")[1])
+    assert [h.get("Expect") for h in headers] == [None, None, None]
+    store.put_if_absent(settings, "b", large.read_bytes())
+    with small.open("rb") as one, large.open("rb") as other:
+        store.put_if_absent(settings, "c", one)
+        store.put_if_absent(settings, "d", other)
+    assert [h.get("Expect") for h in headers[3:]] == [b"100-continue"] * 3
+    assert [len(store.get(settings, key)) for key in "abcd"] == [6, 1_000_000, 3, 1_000_000]
+
+
+def test_a_body_sent_at_once_that_the_server_does_not_want_costs_no_second_try(settings):
+    headers, whole = sent(store.client(settings.s3_endpoint_url)), bytes(store._AT_ONCE)
+    assert [store.put_if_absent(settings, "a", whole) for _ in range(30)] == [True] + [False] * 29
+    assert len(headers) == 30 and not [h for h in headers if "Expect" in h]
+
+
+def test_all_threads_use_one_client(settings):
+    clients = []
+    race(lambda _: clients.append(store.client(settings.s3_endpoint_url)) or True)
+    assert len(clients) == 6 and len(set(map(id, clients))) == 1
+
+
 @pytest.mark.parametrize("attempt", range(2))
 def test_of_many_who_swap_the_same_version_one_wins(settings, attempt):
     store.put_if_absent(settings, "pointer", b"old")

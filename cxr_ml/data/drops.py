@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -34,6 +35,7 @@ __all__ = [
 
 _LABELS = "labels.csv"
 _CHECKED = 1000  # files whose labels are looked at together, until one is known
+_ASKED = 16  # drops that the store, which may be far away, is asked for at the same time
 _COLUMNS = ["file", "label", "label_raw", "split_hint", "patient", "source", "view", "reasons", "entry"]
 _SAID = pa.schema(
     [
@@ -50,16 +52,18 @@ def new(settings: Settings) -> list[str]:
 
     Of these, those that have files, and those that cannot be listed.
     """
-    found = []
-    for name in names(settings):
-        try:
-            entries = listing(settings, name)
-        except Refused:  # it stops no other; its ingest says why
-            found.append(name)
-            continue
-        if entries and not store.exists(settings, f"batches/{batch_id(name, entries)}/batch.json"):
-            found.append(name)
-    return found
+    asked: list[tuple[str, Future[bool] | None]] = []
+    with ThreadPoolExecutor(_ASKED) as pool:
+        for name in names(settings):
+            try:
+                entries = listing(settings, name)
+            except Refused:  # it stops no other; its ingest says why
+                asked.append((name, None))
+                continue
+            if entries:
+                mark = f"batches/{batch_id(name, entries)}/batch.json"
+                asked.append((name, pool.submit(store.exists, settings, mark)))
+    return [name for name, judged in asked if not (judged and judged.result())]
 
 
 def known_labels(settings: Settings) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """What is done with one file, in a process of its own: read it, measure it, store it. No table is needed for that."""
 
+from contextlib import ExitStack
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from cxr_ml.settings import Settings
 
 _LOOKS = 8  # images in a row that were not in the store, after which it is no longer asked before it is written to
 _missed = 0
+_looking = Semaphore(_LOOKS)  # so that a few answers tell all threads
 CRASHED = {"unread": ["crashes_decoder"]}  # what is said of a file that crashes the process it is measured in
 
 
@@ -44,11 +47,11 @@ def copy(settings: Settings, job: tuple[inbox.Entry, dict[str, Any]]) -> dict[st
         Refused: the file is not as it was listed, or names a patient where no salt is set.
     """
     entry, row = job
-    with room.for_file(0 if entry.size > settings.max_file_bytes else entry.size):
+    with room.for_file(_held(settings, entry)), ExitStack() as sending:
         try:
             data = inbox.read(settings, entry)
             row = identity.from_header(settings, row, data)
-            measured, clean = _measured(settings, data)
+            measured, clean = _measured(settings, data, sending)
         except images.BadImage as error:
             return row | {"bytes": max(0, entry.size), "unread": [error.code]}
         kind = extension(measured["format"])
@@ -58,7 +61,7 @@ def copy(settings: Settings, job: tuple[inbox.Entry, dict[str, Any]]) -> dict[st
 
 def measure(settings: Settings, entry: inbox.Entry) -> dict[str, Any]:
     """What `copy` finds in a file, which is put nowhere."""
-    with room.for_file(0 if entry.size > settings.max_file_bytes else entry.size):
+    with room.for_file(_held(settings, entry)):
         try:
             return _measured(settings, inbox.read(settings, entry))[0]
         except images.BadImage as error:
@@ -68,11 +71,20 @@ def measure(settings: Settings, entry: inbox.Entry) -> dict[str, Any]:
         return {"bytes": max(0, entry.size), "unread": [code]}
 
 
-def _measured(settings: Settings, data: bytes) -> tuple[dict[str, Any], bytes]:
+def _held(settings: Settings, entry: inbox.Entry) -> int:
+    """Bytes of a file that will be in memory: of one that is refused by its size or kind, none."""
+    return max(0, entry.size) if entry.size <= settings.max_file_bytes else 0
+
+
+def _measured(settings: Settings, data: bytes, sending: ExitStack | None = None) -> tuple[dict[str, Any], bytes]:
     count = pixels(data)
     # What is too large is refused by its header, before it is decoded.
     with room.for_pixels(count if count <= settings.max_pixels else 0):
-        return images.measure(data, settings)
+        found = images.measure(data, settings)
+        if sending:
+            # Before the next picture is decoded: what waits to be sent, of a DICOM far more than was read, piles up.
+            sending.enter_context(room.for_sending(len(found[1])))
+        return found
 
 
 def pixels(data: bytes) -> int:
@@ -92,10 +104,11 @@ def _put(settings: Settings, key: str, data: bytes, content_type: str) -> None:
     # To write what is there costs an upload for nothing, to ask for what is not there a request for nothing. A shard
     # that was interrupted begins with images that are there; a new one has few. So what came last tells what to do.
     global _missed
-    if _missed < _LOOKS:
-        if store.exists(settings, key):
-            _missed = 0
-            return
-        _missed += 1
+    with _looking:
+        if _missed < _LOOKS:
+            if store.exists(settings, key):
+                _missed = 0
+                return
+            _missed += 1
     if not store.put_if_absent(settings, key, data, content_type):
         _missed = 0

@@ -54,7 +54,7 @@ def plan(settings: Settings, drop: str) -> list[Shard]:
         Refused: no such drop, or it has no files.
     """
     with _opened(settings, drop) as (batch, entries):
-        return _plan(settings, drop, batch, entries)
+        return _plan(settings, drop, batch, entries, list(store.keys(settings, tables.folder(batch))))
 
 
 def ingested(settings: Settings, batch: str) -> bool:
@@ -93,8 +93,9 @@ def ingest(
     if begin:
         begin()
     with _opened(settings, drop, batch) as (batch, entries):
-        there = set(store.keys(settings, tables.folder(batch)))
-        todo = [s for s in _plan(settings, drop, batch, entries) if tables.key(batch, s.number) not in there]
+        there = list(store.keys(settings, tables.folder(batch)))
+        cut = _plan(settings, drop, batch, entries, there)
+        todo = [s for s in cut if tables.key(batch, s.number) not in set(there)]
         before = len(entries) - sum(last - first for first, last in (_cut(s, len(entries)) for s in todo))
         _ingest(settings, todo, entries, lambda done: on_file(before + done, len(entries)), processes)
     cache.forget(settings, drop)
@@ -136,11 +137,12 @@ def _opened(settings: Settings, drop: str, batch: str | None = None) -> Iterator
         yield batch, entries
 
 
-def _plan(settings: Settings, drop: str, batch: str, entries: Listing) -> list[Shard]:
+def _plan(settings: Settings, drop: str, batch: str, entries: Listing, there: list[str]) -> list[Shard]:
+    """All shards; `there`: keys of the tables of those that are done."""
     of = min(MAX_SHARDS, -(-len(entries) // settings.shard_files))
-    if begun := next(store.keys(settings, tables.folder(batch)), None):
+    if there:
         # By another `shard_files`, perhaps, and shards of two cuts do not fit together.
-        of = tables.shards(settings, begun)
+        of = tables.shards(settings, there[0])
     return [Shard(drop, batch, number, of) for number in range(of)]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -103,7 +102,9 @@ def tidy(found: Iterable[Entry], root: str) -> Listing:
         repeated = pa.array(often[codes] > 1)
         fault = pc.if_else(repeated, "duplicate_name", table["fault"]).cast(pa.large_string())
         table = table.set_column(table.schema.get_field_index("fault"), "fault", fault)
-        table = table.filter(pa.array(~pd.Series(codes).duplicated().to_numpy()))
+        first = np.zeros(len(codes), bool)
+        first[np.unique(codes, return_index=True)[1]] = True
+        table = table.filter(pa.array(first))
     return Listing(table, root)
 
 

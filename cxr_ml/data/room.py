@@ -8,14 +8,14 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from threading import Lock
+from contextlib import AbstractContextManager, contextmanager, suppress
+from threading import Condition, Lock
 from typing import NamedTuple
 
 PLACE = 32_000_000  # bytes of memory that one place stands for
 PER_PIXEL = 9  # bytes of memory while a picture is decoded and measured: 4 Pillow's, 3 RGB, 1 grey, and a rest
 PER_BYTE = 2  # bytes of memory for each byte of a file: as read, and as stored
-SMALL = 4_000_000  # bytes; a smaller file is read without a place
+SMALL = 4_000_000  # bytes; a smaller file is read without a place, as long as its process has few
 LARGE = 4_000_000  # px; larger pictures take so much memory that threads decode them one at a time
 _WAIT = 0.002  # seconds between two looks for a free place
 
@@ -28,6 +28,27 @@ class _Area(NamedTuple):
     mine: Lock  # POSIX locks tell processes apart, this one threads
 
 
+class _Bytes:
+    """Bytes that the threads of this process have together, at most `most` or those of one thread."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held, self._less = most, 0, Condition()
+
+    @contextmanager
+    def take(self, size: int) -> Iterator[None]:
+        with self._less:
+            self._less.wait_for(lambda: not self._held or self._held + size <= self._most)
+            self._held += size
+        try:
+            yield
+        finally:
+            with self._less:
+                self._held -= size
+                self._less.notify_all()
+
+
+_FEW = _Bytes(4 * SMALL)  # small files, as read
+_SENT = _Bytes(4 * SMALL)  # what is stored of files, small or not
 _FILES = _Area(0, 4, Lock())  # one file of 64 MB, as read and as stored
 _PIXELS = _Area(8, 15, Lock())  # one picture of 50 megapixels
 _file: list[int] = []
@@ -41,11 +62,13 @@ def enter(descriptor: int) -> None:
 @contextmanager
 def for_file(size: int) -> Iterator[None]:
     """Room to read a file of `size` bytes and to hold what is stored of it. Waits until there is."""
-    if size <= SMALL:
+    with _FEW.take(size) if size <= SMALL else _taken(_FILES, size * PER_BYTE):
         yield
-        return
-    with _taken(_FILES, size * PER_BYTE):
-        yield
+
+
+def for_sending(size: int) -> AbstractContextManager[None]:
+    """Room to hold `size` bytes until the store has them. Waits until there is."""
+    return _SENT.take(size)
 
 
 @contextmanager

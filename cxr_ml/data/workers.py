@@ -19,8 +19,10 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 J = TypeVar("J")
-THREADS = 4  # per process: one decodes, the others read and write
-_AHEAD = 2 * THREADS  # jobs that a process has at most
+# Per process: one decodes, the others wait for disk and network. At 50 ms for each answer of the store, so many send
+# 480 files a second; what they hold in memory is bounded by `room`.
+THREADS = 24
+_AHEAD = THREADS + 4  # jobs that a process has at most
 # One heap that gives back what large pictures took; each core decodes one picture, so libraries need no threads.
 _FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "16000000", "OMP_NUM_THREADS": "1"}
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}

@@ -15,7 +15,7 @@ from drop_samples import csv, elsewhere, ingested, png, put_drop, resized, snaps
 from request_counter import counted
 
 from cxr_ml import store
-from cxr_ml.data import batches, drops, ingest
+from cxr_ml.data import batches, drops, ingest, tables, workers
 from cxr_ml.errors import Refused
 
 FILES = {f"NORMAL/{n}.png": png(n) for n in range(5)} | {"COVID19/a.jpg": resized(6), "COVID19/b.png": b"damaged"}
@@ -127,8 +127,10 @@ def test_a_drop_with_other_files_than_when_the_run_began_is_refused(small):
 
 @pytest.mark.parametrize("change", ["longer", "newer", "gone"])
 def test_a_file_that_changes_before_it_is_read_is_refused_and_its_shard_not_written(small, change):
-    root = put_drop(small, "drop", FILES)
-    last = root / "NORMAL/4.png"
+    # More than are read ahead.
+    root = put_drop(small, "drop", FILES | {f"PNEUMONIA/{n}.png": png(n) for n in range(10, 20 + workers._AHEAD)})
+    last = sorted(root.glob("PNEUMONIA/*.png"))[-1]
+    shard, was = ingest.plan(small, "drop")[-1], last.read_bytes()
 
     def meddle(done, total):
         if done != 1:
@@ -138,12 +140,12 @@ def test_a_file_that_changes_before_it_is_read_is_refused_and_its_shard_not_writ
         elif change == "newer":
             os.utime(last, (1_800_000_000, 1_800_000_000))
         else:
-            last.write_bytes(png(4) + b"more")
+            last.write_bytes(was + b"more")
             os.utime(last, (1_700_000_000, 1_700_000_000))
 
-    with pytest.raises(Refused, match=r"'NORMAL/4\.png' is not as it was listed.*start a new run"):
-        ingest.ingest(small, "drop", meddle)
-    assert "00003.parquet" not in " ".join(snapshot(small))
+    with pytest.raises(Refused, match=rf"'PNEUMONIA/{last.name}' is not as it was listed.*start a new run"):
+        ingest.ingest(small, "drop", meddle, processes=1)
+    assert tables.key(shard.batch, shard.number) not in snapshot(small)
 
 
 def test_an_object_that_changes_before_it_is_read_is_refused(settings):
@@ -197,6 +199,16 @@ def test_new_images_are_not_asked_for_one_by_one(settings):
         ingest.ingest(settings.model_copy(update={"s3_endpoint_url": address}), "drop", processes=1)
     assert sum(a.startswith("PUT images/") for a in asked) == 40
     assert sum(a.startswith("HEAD images/") for a in asked) <= 16
+
+
+def test_beside_images_a_new_drop_costs_three_questions_and_its_tables(settings):
+    put_drop(settings, "drop", FILES)
+    with counted(settings.s3_endpoint_url) as (address, asked):
+        batch = ingest.ingest(settings.model_copy(update={"s3_endpoint_url": address}), "drop")
+    lists = ["GET "] * 2
+    assert [a for a in asked if "images/" not in a] == [
+        f"HEAD batches/{batch}/batch.json", *lists, f"PUT batches/{batch}/ingested/00000.parquet"
+    ]  # fmt: skip
 
 
 def test_the_processes_reach_the_store_with_the_credentials_that_this_one_was_given(settings, seaweed, monkeypatch):

@@ -70,6 +70,10 @@ def overlaps(spans):
     return sum(later[0] < earlier[1] for earlier, later in itertools.pairwise(ordered))
 
 
+def busiest(spans):
+    return max(sum(begin <= other[0] < end for begin, end in spans) for other in spans)
+
+
 def test_of_very_large_pictures_one_at_a_time_is_decoded_over_all_processes():
     spans = [span for _, span in workers.run(worker_jobs.decode, 0.1, [50_000_000] * 6, 2)]
     assert overlaps(spans) == 0
@@ -78,8 +82,7 @@ def test_of_very_large_pictures_one_at_a_time_is_decoded_over_all_processes():
 def test_other_pictures_are_decoded_one_in_each_process():
     spans = [span for _, span in workers.run(worker_jobs.decode, 0.1, [5_000_000] * 30, 2)]
     assert overlaps(spans) > 0
-    busiest = max(sum(begin <= other[0] < end for begin, end in spans) for other in spans)
-    assert busiest == 2
+    assert busiest(spans) == 2
 
 
 def test_a_very_large_picture_is_not_overtaken_for_ever_by_small_ones():
@@ -91,6 +94,26 @@ def test_a_very_large_picture_is_not_overtaken_for_ever_by_small_ones():
 def test_of_very_large_files_one_at_a_time_is_read():
     spans = [span for _, span in workers.run(worker_jobs.read, 0.1, [64_000_000] * 6, 2)]
     assert overlaps(spans) == 0
+
+
+@pytest.mark.parametrize("job", [worker_jobs.read, worker_jobs.send])
+def test_small_files_do_not_wait_for_each_other(job):
+    spans = [span for _, span in workers.run(job, 0.3, [50_000] * workers.THREADS, 1)]
+    assert busiest(spans) == workers.THREADS
+
+
+@pytest.mark.parametrize("job", [worker_jobs.read, worker_jobs.send])
+def test_of_larger_ones_a_process_holds_few_at_once(job):
+    spans = [span for _, span in workers.run(job, 0.1, [4_000_000] * workers.THREADS, 1)]
+    assert busiest(spans) == 4
+
+
+def test_what_is_larger_than_all_that_may_be_underway_is_sent_alone():
+    sizes = [4_000_000, 60_000_000, 4_000_000, 60_000_000] * 3
+    spans = dict(workers.run(worker_jobs.send, 0.05, sizes, 1))
+    for number, size in enumerate(sizes):
+        if size == 60_000_000:
+            assert sum(b < spans[number][1] and spans[number][0] < e for b, e in spans.values()) == 1
 
 
 def test_when_the_caller_is_killed_its_processes_end():

@@ -51,3 +51,11 @@ def read(fixed, size):
         begin = time.monotonic()
         time.sleep(fixed)
         return begin, time.monotonic()
+
+
+def send(fixed, size):
+    """The same with room for `size` bytes on their way to the store."""
+    with room.for_sending(size):
+        begin = time.monotonic()
+        time.sleep(fixed)
+        return begin, time.monotonic()
