@@ -157,7 +157,7 @@ def watch(
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
             if state in ("success", "failed"):
                 return state, tasks
-            pause(0.5)
+            pause(1.0)
     finally:
         if live:
             live.stop()

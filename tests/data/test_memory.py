@@ -3,9 +3,12 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import memory
 
+pytestmark = pytest.mark.slow
 LISTED, JUDGED = 50_000, 25_000
 
 

@@ -28,6 +28,8 @@ from cryptography.fernet import Fernet
 
 from cxr_ml import store
 
+pytestmark = pytest.mark.slow
+
 
 def test_init_makes_database_pool_bucket_and_password(image, compose, seaweed, tmp_path):
     root, environment = image

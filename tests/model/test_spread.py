@@ -14,6 +14,8 @@ from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.model import devices, evaluate
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"head_epochs": 2, "fine_tune_epochs": 1, "batch_size": 16, "dropout": 0.0}
 
 

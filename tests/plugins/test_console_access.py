@@ -20,7 +20,7 @@ EXAMPLES = {
 }
 
 
-@pytest.fixture(scope="module", params=["simple", "fab"])
+@pytest.fixture(scope="module", params=["simple", pytest.param("fab", marks=pytest.mark.slow)])
 def server(request, seaweed, tmp_path_factory):
     with api_server(tmp_path_factory.mktemp(request.param), request.param, seaweed) as (address, tokens):
         yield address, tokens

@@ -20,6 +20,8 @@ import store_samples as stored
 from cxr_ml.errors import Refused
 from cxr_ml.release import mirror, registry
 
+pytestmark = pytest.mark.slow
+
 VERSION = "3.17.2"
 UV = str(Path(sysconfig.get_path("scripts")) / "uv")
 

@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from test_registry import decision, put_model
 
 from cxr_ml import store
 from cxr_ml.records import HistoryEntry, Model
 from cxr_ml.release import registry
+
+pytestmark = pytest.mark.slow
 
 PROCESSES, KILLED = 20, 8
 
