@@ -54,6 +54,12 @@ def unhealthy(address: str) -> list[str]:
     return [name for name in services if (health.get(name) or {}).get("status") != "healthy"]
 
 
+def build_execution_api(address: str) -> None:
+    """Has the server build the API that tasks use: it does so with the first request, which takes seconds."""
+    # The first step of a run would wait for it; here the DAG is read meanwhile.
+    httpx.get(f"{address}/execution/health", timeout=120, trust_env=False)
+
+
 def parsed_since(client: httpx.Client, since: datetime) -> bool:
     """Whether the DAG's file was read after `since`, so that what runs is what the file says now."""
     answer = client.get(f"/api/v2/dags/{DAG}")

@@ -172,6 +172,7 @@ def wait_for_airflow(session: Session, address: str, password: str, since: datet
     session.note("Airflow is ready")
     client = airflow_api.connect(address, password)
     airflow_api.set_pool(client, "gpu", 1, "One training at a time")
+    airflow_api.build_execution_api(address)
     while not airflow_api.parsed_since(client, since):
         if errors := airflow_api.import_errors(client, since):
             raise Failed("A DAG file cannot be imported:\n" + "\n".join(errors))
@@ -263,8 +264,8 @@ def run(session: Session, lock: int) -> int:
         session.note(f"The drop {escape(drop)} is in the inbox" + ("" if new else " already"))
     elif not (folder / "inbox" / DEMO).exists():
         demo = helper(session, "demo-data", ["cxr-ml", "demo-data", str(folder / "copying" / DEMO)], env)
-    finish(session, "suites", suites)
     migrate(session, env)
+    finish(session, "suites", suites)
     start_services(session, env, lock)
     make_bucket(session, settings)
     if demo:

@@ -5,20 +5,30 @@ import multiprocessing
 import os
 import socket
 
+import keras
 import tensorflow as tf
 
 from cxr_ml import store
-from cxr_ml.model import train
+from cxr_ml.model import architectures, train
 from cxr_ml.settings import Settings
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["cxr_ml.model.train"])
 
 
+def _unnormalised(input_shape: tuple[int, int, int], **_: object) -> keras.Model:
+    """A network without batch normalisation, which each device would compute from its own share of a batch."""
+    x = inputs = keras.Input(input_shape)
+    for filters in (8, 16):
+        x = keras.layers.MaxPooling2D()(keras.layers.Conv2D(filters, 3, padding="same", activation="relu")(x))
+    return keras.Model(inputs, x)
+
+
 def _child(environment: dict[str, str], settings: Settings, processors: int) -> None:
     os.environ.update(environment)
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * processors)
+    architectures.light = _unnormalised
     train.train(settings, 1, "light")
 
 
