@@ -113,11 +113,12 @@ def run(folder: Path, drop: Path, rounds: int, ms: float, others: bool) -> None:
         }
         seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for number in range(rounds + 1):
-            # The first run fills the caches of the disk.
-            for way, address in list(ways.items())[: None if number else 1]:
+            # The first run fills the caches of the disk; then no way is always the last, when the server tidies up.
+            turn = number % len(ways)
+            for way in [*ways][turn:] + [*ways][:turn] if number else [*ways][:1]:
                 own = {
-                    "CXR_S3_ENDPOINT_URL": address,
-                    "CXR_PREFIX": f"{number}-{list(ways).index(way)}/",
+                    "CXR_S3_ENDPOINT_URL": ways[way],
+                    "CXR_PREFIX": f"{number}-{[*ways].index(way)}/",
                     "CXR_CACHE_DIR": str(folder / f"cache-{number}"),
                 }
                 took = {"ingest": timed(own, "ingest", drop.name)}

@@ -1,4 +1,4 @@
-"""Calls a function for many files, in processes of its own, each with a few threads.
+"""Calls a function for many files, in processes of its own, each with some threads.
 
 Started as plain programs that talk over pipes, not through `multiprocessing`: that imports the caller's main module
 into each process (Airflow's whole command line), is not safe to fork beside threads, and leaves its processes behind
