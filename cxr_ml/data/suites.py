@@ -34,6 +34,7 @@ from cxr_ml.errors import Refused
 _ROW_WISE = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)
 _QUOTED = re.compile(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*", re.IGNORECASE)
 _NAMED_ROWS = 100  # tables of at most so many rows have their failing rows named in Data Docs
+_LARGE = 10_000  # rows of a table that is worth a collection, which takes a third of a second
 _EXPECTATION_KEYS = {"type", "kwargs", "meta", "notes", "description", "severity", "id"}
 
 
@@ -114,7 +115,8 @@ def evaluate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise
         Refused: an expectation could not be evaluated, or would let rows pass for want of a value.
     """
     found, validated = judged(suite, table, key, row_wise)
-    gc.collect()  # GX's objects refer to one another, and to the table
+    if len(table) > _LARGE:
+        gc.collect()  # GX's objects refer to one another, and to the table
     return found, _page(validated)
 
 
