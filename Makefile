@@ -16,6 +16,7 @@ READY := .venv/.ready
 COMPILED := airflow alembic altair boto3 botocore cryptography fastapi google great_expectations joblib keras \
   matplotlib narwhals numpy optree pandas PIL pyarrow pydantic pydantic_settings pydicom rich scipy sklearn sqlalchemy \
   starlette tensorflow typer urllib3
+NOT_COMPILED := '/(tests?|_tf_keras|jax|torch|openvino|datasets|example_dags|providers/(amazon|celery|fab))/'
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-all clean lock
@@ -42,9 +43,10 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed. Received: $$($(PYTHON) --version 2>&1) from '$(PYTHON)'." \
 	       "Name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q $(UV)
+	if $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python .venv/bin/python install -q $(UV); \
+	else $(PYTHON) -m venv .venv && .venv/bin/python -m pip install -q $(UV); fi
 	.venv/bin/uv pip sync -q --python .venv/bin/python requirements.txt
-	.venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e .
-	cd .venv/lib/python*/site-packages && ../../../bin/python -m compileall -q -j 0 -x '/tests?/' $(COMPILED)
+	.venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e . pip
+	cd .venv/lib/python*/site-packages && ../../../bin/python -m compileall -q -j 0 -x $(NOT_COMPILED) $(COMPILED)
 	@touch $@

@@ -27,7 +27,7 @@ WORTH_ALIGNING = 0.35  # correlation before alignment; copies cropped by 3 % kee
 # Of 577 copies of real films aligned at half their size, each kept 0.93 or more; of 301 strangers one in twenty 0.85.
 COARSELY = 0.07  # correlation below `enough` at which two pictures are told apart at half their size
 CONFIRMED = 16  # pictures at most that one image is compared with on pixels, the likest by its fine hash
-_THREADS = 2 * (os.cpu_count() or 1)  # that fetch and compare pictures
+_THREADS = 1 + (os.cpu_count() or 1)  # that fetch and compare pictures
 _BLOCK = (128, 1 << 14)  # later and earlier hashes that a thread takes at a time
 _ROWS = 16  # later ones of them that are compared at a time: 3 MiB, whatever the number of images
 _PACKED = pa.binary(128)
