@@ -13,8 +13,8 @@ READY := .venv/.ready
 
 # What the steps of a run import. Compiled once at install: where byte code is not written later (another user,
 # PYTHONDONTWRITEBYTECODE), each step would compile them anew, in 12 s for Keras alone. The rest is compiled when used.
-COMPILED := airflow alembic altair boto3 botocore cryptography fastapi google great_expectations joblib keras \
-  matplotlib narwhals numpy optree pandas PIL pyarrow pydantic pydantic_settings pydicom rich scipy sklearn sqlalchemy \
+COMPILED := airflow alembic altair boto3 botocore cryptography fastapi google/protobuf great_expectations joblib keras \
+  matplotlib narwhals numpy optree pandas PIL pyarrow pydantic pydantic_settings rich scipy sklearn sqlalchemy \
   starlette tensorflow typer urllib3
 NOT_COMPILED := '/(tests?|_tf_keras|jax|torch|openvino|datasets|example_dags|providers/(amazon|celery|fab))/'
 unexport PYTHONDONTWRITEBYTECODE

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from cxr_ml.records import StepProgress
 
 DAG = "cxr_retraining"
-SILENT = ["api-server"]  # what is not healthy where nobody answers
 PROGRESS = "progress"  # key of the XCom in which a task tells how far it has come: dags/cxr_wiring.py
 Json = dict[str, Any]
 
@@ -51,13 +50,13 @@ def unhealthy(address: str) -> list[str]:
     try:
         health = httpx.get(f"{address}/api/v2/monitor/health", timeout=10, trust_env=False).raise_for_status().json()
     except httpx.HTTPError:
-        return SILENT
+        return ["api-server"]
     return [name for name in services if (health.get(name) or {}).get("status") != "healthy"]
 
 
 def build_execution_api(address: str) -> None:
     """Has the server build the API that tasks use: it does so with the first request, which takes seconds."""
-    # The first step of a run would wait for it; here the other services start meanwhile.
+    # The first step of a run would wait for it; here the DAG is read meanwhile.
     httpx.get(f"{address}/execution/health", timeout=120, trust_env=False)
 
 

@@ -165,17 +165,14 @@ def make_bucket(session: Session, settings: settings_module.Settings) -> None:
 def wait_for_airflow(session: Session, address: str, password: str, since: datetime) -> httpx.Client:
     """Waits until Airflow's services are healthy and have read the DAG, with a client for its API."""
     end = time.monotonic() + START_SECONDS
-    built = False
     while missing := airflow_api.unhealthy(address):
         if time.monotonic() > end:
             raise Failed(f"Not ready in time: {', '.join(missing)}. See {session.logs}.")
-        if not built and missing != airflow_api.SILENT:
-            airflow_api.build_execution_api(address)
-            built = True
         session.pause(0.3)
     session.note("Airflow is ready")
     client = airflow_api.connect(address, password)
     airflow_api.set_pool(client, "gpu", 1, "One training at a time")
+    airflow_api.build_execution_api(address)
     while not airflow_api.parsed_since(client, since):
         if errors := airflow_api.import_errors(client, since):
             raise Failed("A DAG file cannot be imported:\n" + "\n".join(errors))

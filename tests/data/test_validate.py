@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_ml.data import validate
+from cxr_ml.data import suite_check, validate
 from cxr_ml.errors import Refused
 from cxr_ml.records import Drift
+from cxr_ml.settings import Settings
 
 SHIPPED = Path(__file__).parents[2] / "expectations"
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -282,8 +283,30 @@ def test_an_unknown_expectation_is_refused_with_its_line(folder):
         validate.load_suite(folder, "dataset")
 
 
-def test_the_shipped_suites_can_be_used():
-    validate.try_suites(Path(__file__).parents[2] / "expectations")
+def test_the_shipped_suites_can_be_used_and_are_those_known_as_shipped():
+    folder = Path(__file__).parents[2] / "expectations"
+    validate.try_suites(folder)
+    assert suite_check._digest(folder) == suite_check.SHIPPED
+
+
+def test_suites_that_passed_are_not_tried_again_until_they_change(folder, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(validate, "try_suites", tried.append)
+    settings = Settings(expectations=folder, cache_dir=tmp_path / "cache")
+    (folder / "images.json").write_text((folder / "images.json").read_text() + "\n")
+    for _ in range(3):
+        suite_check.check_suites(settings)
+    assert tried == [folder]
+    (folder / "images.json").write_text((folder / "images.json").read_text() + "\n")
+    suite_check.check_suites(settings)
+    assert tried == [folder] * 2
+
+
+def test_a_refused_suite_is_refused_each_time(folder, tmp_path):
+    (folder / "images.json").write_text("{")
+    for _ in range(2):
+        with pytest.raises(Refused, match=r"images\.json, line 1"):
+            suite_check.check_suites(Settings(expectations=folder, cache_dir=tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
