@@ -149,8 +149,9 @@ def airflow_environment(
         },
         "api_auth": {"jwt_secret": secrets["jwt_secret"]},
         "database": {"sql_alchemy_conn": database or f"sqlite:///{home / 'airflow.db'}"},
-        "scheduler": {"scheduler_idle_sleep_time": 0.5, "use_job_schedule": schedule},
-        "dag_processor": {"parsing_processes": 1},
+        "scheduler": {"use_job_schedule": schedule},
+        # Two files that seldom change; to read both takes a second and a half.
+        "dag_processor": {"parsing_processes": 1, "min_file_process_interval": 120},
         "logging": {"colored_console_log": False},
     }
     variables = {"AIRFLOW_HOME": str(home)}

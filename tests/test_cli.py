@@ -333,7 +333,7 @@ def test_a_retraining_that_died_after_its_dataset_is_taken_up_by_the_next(tiny, 
 
     asked = []
 
-    def stopped(*_):
+    def stopped(_settings, number, *_):
         asked.append(number)
         raise Refused("stopped in training")
 
