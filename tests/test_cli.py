@@ -280,6 +280,7 @@ def tiny(settings, few, smtp, tmp_path, monkeypatch):
     return settings
 
 
+@pytest.mark.slow
 def test_the_stages_one_by_one_print_json_and_end_with_a_champion(tiny, smtp, monkeypatch):
     mails = len(smtp[1].mails)
     (batch,) = answer("ingest")["batches"]
@@ -349,6 +350,7 @@ def test_a_retraining_that_died_after_its_dataset_is_taken_up_by_the_next(tiny, 
     assert asked == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_retraining_whose_settings_ask_for_approval_promotes_nothing_until_somebody_does(tiny, monkeypatch):
     monkeypatch.setenv("CXR_APPROVAL", "true")
     status, out, _ = call("retrain", "--run", "asked")

@@ -102,6 +102,7 @@ def scalars(data: bytes, tmp_path) -> dict[tuple[str, int], float]:
     return found
 
 
+@pytest.mark.slow
 def test_tensorboard_finds_every_epoch_beside_the_model(settings, tmp_path):
     s = quick(settings)
     put_dataset(s)
@@ -129,6 +130,7 @@ def test_a_model_json_of_an_earlier_version_is_still_read(settings):
     assert (record.code, record.packages, record.hardware, record.images_per_second) == ("", {}, {}, {})
 
 
+@pytest.mark.slow
 def test_each_epoch_is_a_line_of_the_log_and_silence_is_silent(settings, capfd):
     s = quick(settings)
     put_dataset(s)
@@ -141,6 +143,7 @@ def test_each_epoch_is_a_line_of_the_log_and_silence_is_silent(settings, capfd):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_warm_start_begins_with_the_champion_of_the_same_architecture_and_says_so(settings, capsys):
     s = quick(settings, head_epochs=8, head_learning_rate=3e-3)
     put_dataset(s)
@@ -190,6 +193,7 @@ def test_the_same_inputs_are_not_trained_twice(settings, monkeypatch):
     assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_network(settings):
     one = quick(settings, head_epochs=1, fine_tune_epochs=0)
     other = one.model_copy(update={"prefix": "again/", "cache_dir": settings.cache_dir / "again"})
@@ -245,6 +249,7 @@ def test_another_dataset_changes_the_name_and_where_the_store_is_does_not(settin
     assert train.model_name(s.model_copy(update=elsewhere), dataset, "light") == name
 
 
+@pytest.mark.slow
 def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
     dataset = put_dataset(s)
@@ -257,6 +262,7 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
 
 
 @pytest.mark.parametrize("moment", [(inputs, "load"), (operating, "fit"), (likeness, "learn"), (write, "_beside")])
+@pytest.mark.slow
 def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_model_and_returns_it(
     settings, monkeypatch, moment
 ):
@@ -286,6 +292,7 @@ def test_a_learning_rate_beyond_all_measure_is_refused(settings):
     assert list(store.keys(s, "models/")) == []
 
 
+@pytest.mark.slow
 def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settings, monkeypatch):
     s = quick(settings, head_epochs=1)
     put_dataset(s)
@@ -302,6 +309,7 @@ def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settin
     assert {key.split("/")[2] for key in store.keys(s, "models/")} == {"checkpoints"}, "what went well is kept"
 
 
+@pytest.mark.slow
 def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoch(settings):
     s = quick(settings, head_epochs=40, fine_tune_epochs=0, head_learning_rate=0.01, patience=2)
     dataset = put_dataset(s)
@@ -314,6 +322,7 @@ def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoc
     assert validation_loss(s, dataset, classifier) == pytest.approx(table["val_loss"][best], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
     s = quick(settings, head_epochs=12, head_learning_rate=3e-3, fine_tune_epochs=2, fine_tune_learning_rate=0.02)
     dataset = put_dataset(s)
@@ -326,6 +335,7 @@ def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
     assert validation_loss(s, dataset, classifier) == pytest.approx(kept["val_loss"]["head"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_no_fine_tuning_leaves_one_stage(settings):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
     put_dataset(s)
