@@ -17,7 +17,7 @@ from cxr_ml.commands import models as model_commands
 from cxr_ml.commands import quarantine as quarantine_commands
 from cxr_ml.commands.shared import Json, err, following, opened, out, progress, show
 from cxr_ml.errors import Refused
-from cxr_ml.records import Model
+from cxr_ml.records import Evaluation, Model
 from cxr_ml.release.terminal import candidates_table, decision_table, plain, show_batch, show_run
 from cxr_ml.settings import Settings
 
@@ -145,7 +145,6 @@ def train(
 @app.command()
 def evaluate(model: list[str], json_: Json = False) -> None:
     """Evaluate candidates of one dataset, and the champion on the same images."""
-    from cxr_ml.model import evaluate as stage
     from cxr_ml.release import registry, runs
 
     with opened() as settings:
@@ -153,8 +152,7 @@ def evaluate(model: list[str], json_: Json = False) -> None:
         if len(numbers) != 1:
             raise Refused(f"Candidates must come from one dataset version. Received: {sorted(numbers)}")
         champion = registry.champion(settings)
-        with following(json_) as on_progress:
-            found = stage.evaluate(settings, numbers.pop(), model, champion.model if champion else None, on_progress)
+        found = _evaluate(settings, numbers.pop(), model, champion.model if champion else None, json_)
         show([e.model_dump(mode="json") for e in found], json_, candidates_table(found))
 
 
@@ -255,11 +253,13 @@ def _train(settings: Settings, number: int, architecture: str, champion: str | N
         return stage.train(settings, number, architecture, not json_, champion, on_progress)
 
 
-def _evaluate(settings: Settings, number: int, models: list[str], champion: str | None, json_: bool) -> None:
+def _evaluate(
+    settings: Settings, number: int, models: list[str], champion: str | None, json_: bool
+) -> list[Evaluation]:
     from cxr_ml.model import evaluate as stage
 
     with following(json_) as on_progress:
-        stage.evaluate(settings, number, models, champion, on_progress)
+        return stage.evaluate(settings, number, models, champion, on_progress)
 
 
 def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str], json_: bool) -> None:
