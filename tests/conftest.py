@@ -25,6 +25,7 @@ from local.services import STORE_PORTS, choose_ports
 
 # One for all tests, emptied after each: SeaweedFS gives every bucket volumes of its own, and runs out after some 200.
 BUCKET = "cxr-tests"
+LASTING = "cxr-tests-lasting"  # emptied after each file
 
 
 def pytest_collection_finish() -> None:
@@ -71,6 +72,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
                     raise
                 time.sleep(0.2)
         client.create_bucket(Bucket=BUCKET)
+        client.create_bucket(Bucket=LASTING)
         filer = f"http://127.0.0.1:{ports['filer']}"
         place = {"AWS_DEFAULT_REGION": "us-east-1", "CXR_S3_ENDPOINT_URL": endpoint, "CXR_BUCKET": BUCKET}
         yield keys | place | {"FILER": filer}
@@ -85,34 +87,47 @@ def _credentials(keys: dict[str, str]) -> dict[str, str]:
     return {"aws_access_key_id": keys["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": keys["AWS_SECRET_ACCESS_KEY"]}
 
 
-def _empty(filer: str) -> None:
-    """Empties the bucket through SeaweedFS's own interface: S3 would leave empty folders, which later tests see."""
-    folder = f"{filer}/buckets/{BUCKET}/"
+def _empty(filer: str, bucket: str) -> None:
+    """Empties a bucket through SeaweedFS's own interface: S3 would leave empty folders, which later tests see."""
+    folder = f"{filer}/buckets/{bucket}/"
     while entries := httpx.get(folder, headers={"Accept": "application/json"}).raise_for_status().json()["Entries"]:
         for entry in entries:
             name = quote(entry["FullPath"].rpartition("/")[2])
             httpx.delete(folder + name, params={"recursive": "true"}).raise_for_status()
 
 
-@pytest.fixture
-def settings(seaweed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """Settings with an empty bucket and an empty inbox of their own; the same in CXR_* variables for `cxr-ml`."""
-    (tmp_path / "inbox").mkdir()
+def _settings(seaweed: dict[str, str], bucket: str, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings with an inbox and a cache in a folder; the same in CXR_* variables for `cxr-ml`."""
+    (folder / "inbox").mkdir()
     variables = {
-        "CXR_INBOX": str(tmp_path / "inbox"),
-        "CXR_CACHE_DIR": str(tmp_path / "cache"),
+        "CXR_BUCKET": bucket,
+        "CXR_INBOX": str(folder / "inbox"),
+        "CXR_CACHE_DIR": str(folder / "cache"),
         "CXR_PATIENT_SALT": "salt of the tests",
     }
     for name, value in (seaweed | variables).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(store, "_given", [])
+        patch.setenv(name, value)
+    patch.setattr(store, "_given", [])
     store._own_client.cache_clear()
     yield Settings(
-        bucket=BUCKET,
+        bucket=bucket,
         inbox=variables["CXR_INBOX"],
-        cache_dir=tmp_path / "cache",
+        cache_dir=folder / "cache",
         patient_salt=variables["CXR_PATIENT_SALT"],
         s3_endpoint_url=seaweed["CXR_S3_ENDPOINT_URL"],
     )
-    _empty(seaweed["FILER"])
+    _empty(seaweed["FILER"], bucket)
     store._own_client.cache_clear()
+
+
+@pytest.fixture
+def settings(seaweed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings with an empty bucket and an empty inbox of the test's own."""
+    yield from _settings(seaweed, BUCKET, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def lasting(seaweed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings with a bucket that lasts for the tests of a file, for what is made once and looked at by several."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield from _settings(seaweed, LASTING, tmp_path_factory.mktemp("lasting"), patch)

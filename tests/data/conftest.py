@@ -3,7 +3,30 @@
 import pytest
 from drop_samples import loosened
 
+from cxr_ml.data import batches, suites, validate, workers
 from cxr_ml.settings import Settings
+
+RULES = {"no_label", "too_small", "blank", "blurred", "colour_cast", "white_box"}
+
+
+@pytest.fixture
+def handful(monkeypatch):
+    """Judges a few files quickly: in this process, by some of the rules, with a page of its title alone.
+
+    For tests of what becomes of a batch. Those of ingest, workers and validate look at processes, rules and pages.
+    """
+
+    def few_rules(folder, name):
+        suite = suites.load_suite(folder, name)
+        if name == "images":
+            suite.expectations = [e for e in suite.expectations if e.column == "mean" or suites.reason_of(e) in RULES]
+        return suite
+
+    in_turn = lambda function, fixed, jobs, processes: enumerate(function(fixed, job) for job in jobs)  # noqa: E731
+    monkeypatch.setattr(workers, "run", in_turn)
+    monkeypatch.setattr(validate, "load_suite", few_rules)
+    monkeypatch.setattr(suites, "_page", lambda validated: f"<title>Data Docs: {validated.suite_name}</title>")
+    monkeypatch.setattr(batches, "check_suites", lambda settings: None)
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from cxr_ml import store
 from cxr_ml.data import batches, drops, ingest
 from cxr_ml.errors import Refused
 
+pytestmark = pytest.mark.usefixtures("handful")
+
 
 def films(label, *numbers):
     return {f"train/{label}/{n}.png": png(n) for n in numbers}

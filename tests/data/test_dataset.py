@@ -26,6 +26,8 @@ from cxr_ml.data import batches, dataset, groups, ingest
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("handful")
+
 
 def test_the_first_dataset_holds_what_was_accepted_in_the_splits_of_the_drop(small):
     batch = take(small, "week-1", week(100) | {"train/TURBERCULOSIS/a.png": png(200), "train/NORMAL/b.png": b"?"})

@@ -35,6 +35,8 @@ from cxr_ml.data import rule as stage
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset, Ruling
 
+pytestmark = pytest.mark.usefixtures("handful")
+
 
 def rule(settings, name, action="release", label="", why="seen by two readers", **more):
     return stage.rule(settings, name, action, "dr.a", why, label, **more)

@@ -1,16 +1,13 @@
 """Two drops of real X-rays through ingest, judge and dataset: what a hospital's inbox looks like, faults included."""
 
 import os
-import secrets
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from drop_samples import judged, verdicts
 
-from cxr_ml import store
 from cxr_ml.data import batches, dataset, images, ingest
-from cxr_ml.settings import Settings
 
 pytestmark = [
     pytest.mark.xrays,
@@ -60,28 +57,15 @@ def folder():
 
 
 @pytest.fixture(scope="module")
-def drops(seaweed, folder, tmp_path_factory):
+def drops(lasting, folder):
     """Both drops ingested, judged and built into datasets, in their order: settings, batches and tables by drop."""
-    settings = Settings(
-        bucket=f"xrays-{secrets.token_hex(6)}",
-        inbox=str(folder / "drops"),
-        cache_dir=tmp_path_factory.mktemp("cache"),
-        s3_endpoint_url=seaweed["CXR_S3_ENDPOINT_URL"],
-        patient_salt="salt of the tests",
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in seaweed.items():
-            patch.setenv(name, value)
-        patch.setattr(store, "_given", [])
-        store._own_client.cache_clear()
-        store.client(settings.s3_endpoint_url).create_bucket(Bucket=settings.bucket)
-        records, tables, built = {}, {}, {}
-        for name in (FIRST, SECOND):
-            records[name] = batches.judge(settings, ingest.ingest(settings, name))
-            tables[name] = judged(settings, records[name].batch)
-            built[name] = dataset.manifest(settings, dataset.build(settings)[0])
-        yield settings, records, tables, built
-        store._own_client.cache_clear()
+    settings = lasting.model_copy(update={"inbox": str(folder / "drops")})
+    records, tables, built = {}, {}, {}
+    for name in (FIRST, SECOND):
+        records[name] = batches.judge(settings, ingest.ingest(settings, name))
+        tables[name] = judged(settings, records[name].batch)
+        built[name] = dataset.manifest(settings, dataset.build(settings)[0])
+    return settings, records, tables, built
 
 
 def refused(table: pd.DataFrame) -> dict[str, tuple]:

@@ -136,7 +136,7 @@ class MakeRun:
 
     def wait(self, run_id: str, seconds: float = 300) -> str:
         end = time.monotonic() + seconds
-        while (state := airflow_api.run_state(self.client, run_id, time.sleep)) not in ("success", "failed"):
+        while (state := airflow_api.run_state(self.client, run_id, time.sleep)) in _UNFINISHED:
             assert time.monotonic() < end, self.tasks(run_id)
             time.sleep(0.5)
         return state
@@ -152,9 +152,14 @@ class MakeRun:
         while self.tasks(run_id)["decide.approval"][0] != "awaiting_input":
             assert time.monotonic() < end, self.tasks(run_id)
             time.sleep(0.5)
-        # To an answer within a fraction of a second of the question, which no human gives, Airflow 3.3 answers by
-        # asking again: its scheduler has not yet seen that the step waits. On a busy machine 3 s were once too short.
-        time.sleep(10)
+        # To an answer before its scheduler has seen that the step waits, which no human gives, Airflow 3.3 answers by
+        # asking again.
+        seen = (
+            f"state success for task instance TaskInstanceKey(dag_id='{airflow_api.DAG}', task_id='decide.approval', "
+        )
+        while f"{seen}run_id='{run_id}'" not in (self.state / "logs" / "scheduler.log").read_text():
+            assert time.monotonic() < end, "the scheduler has not seen that the step waits"
+            time.sleep(0.5)
         return airflow_api.get(self.client, self._question(run_id))
 
     def answer(self, run_id: str, option: str) -> dict:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -14,8 +15,8 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data import tables
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, disguise, evaluate, evaluations, metrics
-from cxr_ml.records import Dataset, Evaluation, Model, OperatingPoint
+from cxr_ml.model import architectures, contact_sheets, disguise, evaluate, evaluations, metrics
+from cxr_ml.records import Dataset, Evaluation, Model, OperatingPoint, StepProgress
 from cxr_ml.settings import Settings
 
 
@@ -53,8 +54,7 @@ def put_model(settings: Settings, dataset: Dataset, name: str, network: keras.Mo
     store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
 
 
-@pytest.fixture
-def judged(settings, tmp_path):
+def put_models(settings: Settings, tmp_path) -> tuple[Settings, Dataset]:
     """Settings, dataset 1, and the models `good` (finds every class) and `bad` (takes COVID19 for NORMAL)."""
     s = quick(settings)
     dataset = put_dataset(s)
@@ -63,10 +63,44 @@ def judged(settings, tmp_path):
     return s, dataset
 
 
-def test_a_candidate_is_measured_on_validation_and_on_test(judged):
-    s, dataset = judged
-    (found,) = evaluate.evaluate(s, 1, ["good"], None)
-    assert found.champion is None
+@pytest.fixture(scope="module", autouse=True)
+def blank_sheets():
+    """To draw what `contact_sheets` shows takes half of a small evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contact_sheets, "draw", lambda label, examples, pictures: label.encode())
+        yield
+
+
+@pytest.fixture
+def judged(settings, tmp_path):
+    return put_models(settings, tmp_path)
+
+
+class Seen(NamedTuple):
+    """The evaluation of `good` beside `bad`."""
+
+    settings: Settings
+    dataset: Dataset
+    found: Evaluation
+    progress: list[StepProgress]
+
+
+@pytest.fixture(scope="module")
+def seen_once(lasting, blank_sheets, tmp_path_factory):
+    s, dataset = put_models(lasting, tmp_path_factory.mktemp("models"))
+    progress = []
+    (found,) = evaluate.evaluate(s, 1, ["good"], "bad", progress.append)
+    return Seen(s, dataset, found, progress)
+
+
+@pytest.fixture
+def seen(settings, seen_once):
+    """The same for all tests that only look at it."""
+    return seen_once
+
+
+def test_a_candidate_is_measured_on_validation_and_on_test(seen):
+    s, dataset, found = seen[:3]
     assert (found.model, found.dataset, found.dataset_sha256) == ("good", 1, dataset.manifest_sha256)
     assert found.validation.confusion == ((4, 0, 0), (0, 4, 0), (0, 0, 4))
     assert found.test.confusion == ((5, 0, 0), (0, 5, 0), (0, 0, 5))
@@ -74,10 +108,8 @@ def test_a_candidate_is_measured_on_validation_and_on_test(judged):
     assert found.artefact_sha256 == record.artefact_sha256
 
 
-def test_each_pass_over_the_images_is_told_by_name_and_in_the_end_all_are_done(judged):
-    s, seen = judged[0], []
-    evaluate.evaluate(s, 1, ["good"], "bad", seen.append)
-    counted = [told for told in seen if told.unit == "images" and told.stage != "inputs"]
+def test_each_pass_over_the_images_is_told_by_name_and_in_the_end_all_are_done(seen):
+    counted = [told for told in seen.progress if told.unit == "images" and told.stage != "inputs"]
     for name, images in (("bad", 12 + 3 * 15), ("good", 12 + 3 * 15 + 8 * 15 + 15)):
         own = [told for told in counted if told.stage.startswith(f"{name}: ")]
         assert {told.total for told in own} == {images} and own[-1].done == images
@@ -85,25 +117,22 @@ def test_each_pass_over_the_images_is_told_by_name_and_in_the_end_all_are_done(j
         parts = {told.stage.partition(": ")[2] for told in own}
         assert {"validation images", "test images", "test images, sharpened"} <= parts
         assert ("test images, lungs hidden" in parts, "where it looks on test images" in parts) == (name == "good",) * 2
-    assert [told.stage for told in seen if not told.unit] == ["loading bad", "loading good"]
+    assert [told.stage for told in seen.progress if not told.unit] == ["loading bad", "loading good"]
 
 
-def test_the_champion_is_measured_on_the_same_images_beside_the_candidate(judged):
-    s, dataset = judged
-    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+def test_the_champion_is_measured_on_the_same_images_beside_the_candidate(seen):
+    found = seen.found
     beside = found.champion
     assert beside.model == "bad" and beside.champion is None
     assert beside.test.confusion == ((5, 0, 0), (5, 0, 0), (0, 5, 0))
-    assert beside.dataset_sha256 == found.dataset_sha256 == dataset.manifest_sha256
+    assert beside.dataset_sha256 == found.dataset_sha256 == seen.dataset.manifest_sha256
     for split in ("validation", "test"):
         one, other = getattr(found, split), getattr(beside, split)
         assert [c.support for c in one.classes.values()] == [c.support for c in other.classes.values()]
 
 
-def test_candidate_and_champion_are_measured_on_the_test_images_in_every_disguise(judged):
-    s, _ = judged
-    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
-    for one in (found, found.champion):
+def test_candidate_and_champion_are_measured_on_the_test_images_in_every_disguise(seen):
+    for one in (seen.found, seen.found.champion):
         assert list(one.robustness) == ["shrunk", "sharpened"]
         assert all(np.sum(m.confusion) == np.sum(one.test.confusion) for m in one.robustness.values())
 
@@ -118,7 +147,6 @@ def test_a_model_that_a_disguise_deceives_is_found_out_and_its_figures_as_is_sta
 
 def test_the_champion_is_measured_anew_on_a_new_dataset_not_remembered(judged):
     s, _ = judged
-    evaluate.evaluate(s, 1, ["bad"], None)
     newer = put_dataset(s, 2, {"train": 2, "validation": 2, "test": 7}, seed=3)
     (found,) = evaluate.evaluate(s, 2, ["good"], "bad")
     assert found.champion.dataset_sha256 == newer.manifest_sha256
@@ -133,44 +161,36 @@ def test_each_candidate_gets_the_champion_beside_it(judged, tmp_path):
     assert [e.champion.model for e in found] == ["bad", "bad"]
 
 
-def test_the_evaluation_is_stored_and_read_back_by_dataset_and_champion(judged):
+def test_the_evaluation_is_stored_and_read_back_by_dataset_and_champion(judged, seen):
     s, _ = judged
     (alone,) = evaluate.evaluate(s, 1, ["good"], None)
-    (beside,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    assert alone.champion is None
     # Compared as bytes: the champion's precision of a class that it never predicts is NaN, which equals nothing.
     assert store.load(s, "models/good/evaluation.json", Evaluation).to_bytes() == alone.to_bytes()
     assert evaluations.load(s, 1, "good", None).to_bytes() == alone.to_bytes()
-    assert evaluations.load(s, 1, "good", "bad").to_bytes() == beside.to_bytes()
+    assert evaluations.load(seen.settings, 1, "good", "bad").to_bytes() == seen.found.to_bytes()
     put_dataset(s, 2, seed=5)
     with pytest.raises(Refused, match="models/good/evaluation-d2-beside-bad"):
         evaluations.load(s, 2, "good", "bad")
+    stored = json.loads(store.get(s, "models/good/evaluation.json"))
+    assert list(stored["test"]["classes"]) == list(CLASSES)
 
 
-def test_the_evaluation_holds_the_hashes_of_what_lies_beside_it(judged):
-    s, _ = judged
-    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+def test_the_evaluation_holds_the_hashes_of_what_lies_beside_it(seen):
+    s, _, found = seen[:3]
     stored = {name: store.get(s, f"models/good/{name}") for name in found.files}
     assert {"model.json", "predictions-d1.parquet", "explanation-d1.json"} == set(stored)
     assert found.files == {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()}
 
 
-def test_evaluating_twice_changes_nothing_in_the_store(judged):
-    s, _ = judged
-    for champion in (None, "bad"):
-        evaluate.evaluate(s, 1, ["good"], champion)
+def test_evaluating_a_stored_model_again_gives_the_same_figures_to_the_digit_and_stores_nothing(seen):
+    s, _, found = seen[:3]
     before = {key: store.find(s, key) for key in store.keys(s, "models/")}
-    assert sum("evaluation" in key for key in before) == 2
-    for champion in (None, "bad"):
-        evaluate.evaluate(s, 1, ["good"], champion)
-    assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
-
-
-def test_evaluating_a_stored_model_again_gives_the_same_figures_to_the_digit(judged):
-    s, _ = judged
-    (first,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    assert sum("evaluation" in key for key in before) == 1
     keras.utils.set_random_seed(5)
     (again,) = evaluate.evaluate(s, 1, ["good"], "bad")
-    assert again.to_bytes() == first.to_bytes()
+    assert again.to_bytes() == found.to_bytes()
+    assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
 
 
 def test_a_model_file_that_was_changed_is_refused_before_keras_opens_it(judged, monkeypatch):
@@ -204,10 +224,8 @@ def test_a_champion_that_is_mended_is_evaluated_after_all(judged):
     assert found.champion.model == "bad" and evaluations.load(s, 1, "good", "bad").to_bytes() == found.to_bytes()
 
 
-def test_the_difference_to_the_champion_is_paired(judged):
-    s, _ = judged
-    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
-    difference = found.difference
+def test_the_difference_to_the_champion_is_paired(seen):
+    difference = seen.found.difference
     assert difference.figures["recall COVID19"] == 1.0 and difference.figures["recall NORMAL"] == 0.0
     assert difference.intervals["recall COVID19"] == (1.0, 1.0)
     assert (difference.only_candidate, difference.only_champion) == (10, 0)
@@ -222,9 +240,8 @@ def test_a_model_beside_itself_differs_in_nothing(judged, tmp_path):
     assert set(found.difference.intervals.values()) == {(0.0, 0.0)}
 
 
-def test_a_model_that_reads_the_middle_loses_everything_with_the_lungs_hidden(judged):
-    s, _ = judged
-    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+def test_a_model_that_reads_the_middle_loses_everything_with_the_lungs_hidden(seen):
+    found = seen.found
     moved = {m.change: m for m in found.moved}
     # Three quarters each way are black, so the mean level of any class is nearest to the darkest.
     assert moved["lungs hidden"].recalls == {"NORMAL": 1.0, "COVID19": 0.0, "PNEUMONIA": 0.0}
@@ -245,9 +262,8 @@ def test_the_operating_point_of_a_model_decides_and_its_figures_without_are_kept
     assert found.test.log_loss > found.plain.log_loss  # twice as doubtful about what it has right
 
 
-def test_what_a_candidate_says_of_each_image_is_stored(judged):
-    s, _ = judged
-    evaluate.evaluate(s, 1, ["good"], "bad")
+def test_what_a_candidate_says_of_each_image_is_stored(seen):
+    s = seen.settings
     table = tables.read_parquet(s, "models/good/predictions-d1.parquet")
     assert table["split"].value_counts().to_dict() == {"test": 15, "validation": 12}
     assert (table["decided"] == table["label"]).all()
@@ -290,14 +306,14 @@ def test_a_model_that_would_run_code_when_opened_is_not_run(judged, tmp_path):
         evaluate.evaluate(s, 1, ["hostile"], None)
 
 
-def test_a_model_that_is_not_there_is_refused_by_name(judged):
+def test_a_model_that_is_not_there_is_refused_by_name(seen):
     with pytest.raises(Refused, match=r"models/absent/model\.json"):
-        evaluate.evaluate(judged[0], 1, ["absent"], None)
+        evaluate.evaluate(seen.settings, 1, ["absent"], None)
 
 
 @pytest.mark.parametrize("classes", [("COVID19", "NORMAL", "PNEUMONIA"), (*CLASSES, "TUBERCULOSIS"), CLASSES[:2]])
-def test_a_model_of_other_classes_or_another_order_is_refused(judged, classes):
-    s, _ = judged
+def test_a_model_of_other_classes_or_another_order_is_refused(seen, classes):
+    s = seen.settings
     with pytest.raises(Refused, match="good must know the classes"):
         evaluate.evaluate(s.model_copy(update={"classes": classes}), 1, ["good"], None)
 
@@ -319,22 +335,14 @@ def test_probabilities_that_are_not_numbers_are_refused(judged, tmp_path):
     assert not store.exists(s, "models/broken/evaluation.json")
 
 
-def test_an_image_of_the_training_split_has_no_say(judged):
-    s, dataset = judged
+def test_an_image_of_the_training_split_has_no_say(seen):
+    s, dataset, found = seen[:3]
     manifest = datasets.manifest(s, dataset)
     assert (manifest["split"] == "train").sum() == 36
-    (found,) = evaluate.evaluate(s, 1, ["good"], None)
     assert np.sum(found.test.confusion) == 15 and np.sum(found.validation.confusion) == 12
 
 
-def test_the_stored_evaluation_is_json_that_names_each_class(judged):
-    s, _ = judged
-    evaluate.evaluate(s, 1, ["good"], None)
-    stored = json.loads(store.get(s, "models/good/evaluation.json"))
-    assert list(stored["test"]["classes"]) == list(CLASSES)
-
-
-def test_predictions_follow_the_picture(judged):
-    _, network = evaluate.load_model(judged[0], "good")
+def test_predictions_follow_the_picture(seen):
+    _, network = evaluate.load_model(seen.settings, "good")
     pictures = np.stack([picture(label, 5, side=32)[..., None] for label in CLASSES])
     np.testing.assert_array_equal(evaluate.probabilities(network, pictures).argmax(axis=1), [0, 1, 2])

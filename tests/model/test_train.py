@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 
 import keras
 import numpy as np
@@ -20,6 +21,8 @@ from cxr_ml.errors import Refused
 from cxr_ml.model import architectures, devices, epochs, evaluate, inputs, likeness, operating, train, write
 from cxr_ml.records import Model
 
+pytestmark = pytest.mark.usefixtures("shallow_light")
+
 
 def history(settings, record: Model) -> pd.DataFrame:
     return pd.read_csv(io.BytesIO(store.get(settings, f"models/{record.model}/history.csv")))
@@ -32,6 +35,12 @@ def validation_loss(settings, dataset, classifier: keras.Model) -> float:
     return classifier.evaluate(images[rows], inputs.targets(manifest, CLASSES)[rows], verbose=0)
 
 
+def move(trained, settings) -> None:
+    """Copies all that the training of `trained` left into the store of a test that changes it."""
+    for key in store.keys(trained.settings, ""):
+        store.put_if_absent(settings, key, store.get(trained.settings, key))
+
+
 def no_training(monkeypatch) -> None:
     monkeypatch.setattr(architectures, "backbone", lambda *_: pytest.fail("trained again"))
 
@@ -42,15 +51,12 @@ def test_class_weights_are_those_of_the_published_counts():
     assert train.class_weights(y, 3)[y].sum() == pytest.approx(len(y))
 
 
-def test_a_training_tells_of_every_part_of_it_from_decoding_to_the_last_image(settings):
-    s, seen = quick(settings), []
-    put_dataset(s)
-    train.train(s, 1, "light", verbose=False, on_progress=seen.append)
+def test_a_training_tells_of_every_part_of_it_from_decoding_to_the_last_image(trained):
     images = {"inputs": 63, "operating point": 12, "what training images are like": 48}
-    parts = list(dict.fromkeys(told.stage for told in seen))
+    parts = list(dict.fromkeys(told.stage for told in trained.progress))
     assert parts == ["inputs", "head", "fine_tune", "operating point", "what training images are like"]
-    last = {told.stage: (told.done, told.total) for told in seen}
-    assert last == {part: (n, n) for part, n in (images | {"head": 2, "fine_tune": 1}).items()}
+    last = {told.stage: (told.done, told.total) for told in trained.progress}
+    assert last == {part: (n, n) for part, n in (images | {"head": 12, "fine_tune": 2}).items()}
 
 
 @pytest.mark.parametrize("y", [[0, 0, 2], [0, 1, 1], []])
@@ -59,16 +65,14 @@ def test_a_class_without_training_images_is_refused_with_the_counts(y):
         train.class_weights(np.array(y, int), 3)
 
 
-def test_a_training_stores_model_history_and_record(settings):
-    s = quick(settings)
-    dataset = put_dataset(s)
-    record = train.train(s, 1, "light", verbose=0)
+def test_a_training_stores_model_history_and_record(trained):
+    s, dataset, record = trained[:3]
     assert store.load(s, f"models/{record.model}/model.json", Model) == record
     assert record.model.startswith("light-d1-")
     assert (record.architecture, record.dataset, record.dataset_sha256) == ("light", 1, dataset.manifest_sha256)
     assert (record.classes, record.image_size) == (CLASSES, 32)
     assert (record.weights, record.weights_sha256) == ("from scratch", "")
-    assert record.epochs == {"head": 2, "fine_tune": 1}
+    assert record.epochs == {"head": 12, "fine_tune": 2}
     assert set(record.seconds) == {"inputs", "head", "fine_tune", "likeness"}
     assert set(record.images_per_second) == {"head", "fine_tune"} and min(record.images_per_second.values()) > 0
     assert record.packages["keras"] == keras.__version__ and record.packages["tensorflow"] == tf.__version__
@@ -80,10 +84,10 @@ def test_a_training_stores_model_history_and_record(settings):
     curve = store.get(s, f"models/{record.model}/history.csv")
     assert hashlib.sha256(curve).hexdigest() == record.history_sha256
     table = history(s, record)
-    assert list(table["stage"]) == ["head", "head", "fine_tune"] and list(table["epoch"]) == [1, 2, 3]
+    assert list(table["stage"]) == ["head"] * 12 + ["fine_tune"] * 2 and list(table["epoch"]) == list(range(1, 15))
     assert list(table.columns[2:6]) == ["loss", "accuracy", "val_loss", "val_accuracy"]
     assert np.isfinite(table.drop(columns="stage")).all(axis=None)
-    assert list(table["learning_rate"]) == pytest.approx([1e-3, 1e-3, 1e-4])
+    assert list(table["learning_rate"]) == pytest.approx([0.03] * 12 + [1e-4, 5e-5])
     assert (table["images_per_second"] > 0).all() and table["val_f1"].between(0, 1).all()
     assert not list(store.keys(s, f"models/{record.model}/checkpoints/"))
     _, network = evaluate.load_model(s, record.model)
@@ -102,11 +106,8 @@ def scalars(data: bytes, tmp_path) -> dict[tuple[str, int], float]:
     return found
 
 
-@pytest.mark.slow
-def test_tensorboard_finds_every_epoch_beside_the_model(settings, tmp_path):
-    s = quick(settings)
-    put_dataset(s)
-    record = train.train(s, 1, "light", verbose=0)
+def test_tensorboard_finds_every_epoch_beside_the_model(trained, tmp_path):
+    s, _, record = trained[:3]
     table = history(s, record)
     folder = f"models/{record.model}/tensorboard/"
     for run, prefix in (("train", ""), ("validation", "val_")):
@@ -114,10 +115,10 @@ def test_tensorboard_finds_every_epoch_beside_the_model(settings, tmp_path):
         assert "tfevents" in key
         found = scalars(store.get(s, key), tmp_path)
         for name in ("loss", "accuracy", "f1"):
-            series = [found[f"epoch_{name}", step] for step in (1, 2, 3)]
+            series = [found[f"epoch_{name}", step] for step in range(1, 15)]
             assert series == pytest.approx(list(table[prefix + name]), rel=1e-6)
     assert [found for (tag, _), found in scalars(store.get(s, folder + "train/events.out.tfevents.train"), tmp_path)
-            .items() if tag == "learning_rate"] == pytest.approx([1e-3, 1e-3, 1e-4])  # fmt: skip
+            .items() if tag == "learning_rate"] == pytest.approx(list(table["learning_rate"]))  # fmt: skip
 
 
 def test_a_model_json_of_an_earlier_version_is_still_read(settings):
@@ -130,81 +131,82 @@ def test_a_model_json_of_an_earlier_version_is_still_read(settings):
     assert (record.code, record.packages, record.hardware, record.images_per_second) == ("", {}, {}, {})
 
 
-@pytest.mark.slow
-def test_each_epoch_is_a_line_of_the_log_and_silence_is_silent(settings, capfd):
-    s = quick(settings)
-    put_dataset(s)
-    train.train(s, 1, "light", verbose=0)
-    assert capfd.readouterr().out == ""
-    train.train(s.model_copy(update={"seed": 1}), 1, "light")
-    lines = [line for line in capfd.readouterr().out.splitlines() if ": epoch " in line]
-    assert [line.partition(", loss")[0] for line in lines] == [
-        "head: epoch 1 of 2", "head: epoch 2 of 2", "fine_tune: epoch 1 of 1"
-    ]  # fmt: skip
+def test_each_epoch_is_a_line_of_the_log(trained):
+    lines = [line.partition(", loss")[0] for line in trained.printed.splitlines() if ": epoch " in line]
+    head = [f"head: epoch {n} of 12" for n in range(1, 13)]
+    assert lines == [*head, "fine_tune: epoch 1 of 2", "fine_tune: epoch 2 of 2"]
 
 
-@pytest.mark.slow
-def test_a_warm_start_begins_with_the_champion_of_the_same_architecture_and_says_so(settings, capsys):
-    s = quick(settings, head_epochs=8, head_learning_rate=3e-3)
-    put_dataset(s)
-    champion = train.train(s, 1, "light", verbose=0)
+def test_a_warm_start_begins_with_the_champion_of_the_same_architecture(settings, trained, capsys):
+    champion = trained.record
+    move(trained, settings)
     tiny = {"head_epochs": 1, "head_learning_rate": 1e-9, "fine_tune_epochs": 0, "seed": 5}
-    warm = s.model_copy(update=tiny | {"warm_start": True})
+    warm = quick(settings, **tiny, warm_start=True)
     record = train.train(warm, 1, "light", verbose=0, champion=champion.model)
     assert (record.weights, record.weights_sha256) == (f"champion {champion.model}", champion.artefact_sha256)
     assert record.settings["warm_start"] is True
-    weights = [evaluate.load_model(s, name)[1].get_weights() for name in (record.model, champion.model)]
+    weights = [evaluate.load_model(warm, name)[1].get_weights() for name in (record.model, champion.model)]
     for now, then in zip(*weights, strict=True):
         np.testing.assert_allclose(now, then, atol=1e-6)
-    # Without a champion, or one of another kind, it begins as the settings say.
-    cold = train.train(warm, 1, "light", champion=None)
-    assert cold.weights == "from scratch" and cold.model != record.model
-    assert "light: no warm start, there is no champion" in capsys.readouterr().out
-    for changes, why in (({"architecture": "resnet101_v2"}, "of the architecture resnet101_v2"),
-                         ({"classes": CLASSES[::-1]}, "knows the classes PNEUMONIA, COVID19, NORMAL")):  # fmt: skip
-        other = champion.model_copy(update=changes | {"model": f"other-{next(iter(changes))}"})
-        store.put_if_absent(s, f"models/{other.model}/model.json", other.to_bytes())
-        assert train.train(warm, 1, "light", champion=other.model) == cold
-        assert why in capsys.readouterr().out
-    # Not asked for, the champion is left alone.
-    plain = train.train(warm.model_copy(update={"warm_start": False}), 1, "light", False, champion.model)
-    assert plain.weights == "from scratch"
+    assert capsys.readouterr().out == "", "not asked to, it prints nothing"
 
 
-def test_a_network_learns_what_can_be_learned_and_says_so_on_images_it_never_saw(settings):
-    s = quick(settings, head_epochs=12, fine_tune_epochs=2, head_learning_rate=3e-3, patience=12)
-    put_dataset(s)
-    record = train.train(s, 1, "light", verbose=0)
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (None, "there is no champion"),
+        ({"architecture": "resnet101_v2"}, "of the architecture resnet101_v2"),
+        ({"classes": CLASSES[::-1]}, "knows the classes PNEUMONIA, COVID19, NORMAL"),
+        ({}, ""),
+    ],
+    ids=["no champion", "another network", "other classes", "not asked for"],
+)
+def test_no_warm_start_begins_as_the_settings_say_and_says_why(settings, trained, monkeypatch, capsys, changes, why):
+    move(trained, settings)
+    champion = trained.record.model_copy(update=(changes or {}) | {"model": "other"})
+    if changes is not None:
+        store.put_if_absent(settings, "models/other/model.json", champion.to_bytes())
+    begun = []
+
+    def begin(settings, model, network, stage, sha256, *_):
+        begun.append((model, sha256))
+        raise InterruptedError
+
+    monkeypatch.setattr(epochs, "run", begin)
+    monkeypatch.setattr(train, "_from_champion", lambda *_: pytest.fail("began with the champion"))
+    s = quick(settings, warm_start=bool(why))
+    with pytest.raises(InterruptedError):
+        train.train(s, 1, "light", champion=None if changes is None else "other")
+    assert begun == [(train.model_name(s, trained.dataset, "light"), "")]
+    said = capsys.readouterr().out
+    assert re.search(f"light: no warm start, .*{why}", said) if why else said == ""
+
+
+def test_a_network_learns_what_can_be_learned_and_says_so_on_images_it_never_saw(trained):
+    s, _, record = trained[:3]
     (found,) = evaluate.evaluate(s, 1, [record.model], None)
     assert found.test.accuracy > 0.9, "classes of plain grey levels"
     assert found.reload_difference < 1e-6, "the stored file predicts what this process did"
     assert record.operating_point.images == 12 and set(record.operating_point.floors) == set(s.classes)
     table = history(s, record)
-    assert table["val_loss"].iloc[-1] < 0.6 * table["val_loss"].iloc[0]
+    assert table["loss"].iloc[-1] < 0.6 * table["loss"].iloc[0]
 
 
-def test_the_same_inputs_are_not_trained_twice(settings, monkeypatch):
-    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
-    put_dataset(s)
-    record = train.train(s, 1, "light", verbose=0)
+def test_the_same_inputs_are_not_trained_twice(trained, monkeypatch):
+    s, _, record = trained[:3]
     before = {key: store.find(s, key) for key in store.keys(s, "models/")}
     no_training(monkeypatch)
     assert train.train(s, 1, "light", verbose=0) == record
     assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
 
 
-@pytest.mark.slow
-def test_the_same_inputs_give_the_same_network(settings):
-    one = quick(settings, head_epochs=1, fine_tune_epochs=0)
-    other = one.model_copy(update={"prefix": "again/", "cache_dir": settings.cache_dir / "again"})
-    networks = []
-    for s in (one, other):
-        put_dataset(s)
-        record = train.train(s, 1, "light", verbose=0)
-        networks.append((record.model, evaluate.load_model(s, record.model)[1].get_weights()))
-    (name, weights), (other_name, other_weights) = networks
-    assert name == other_name
-    for a, b in zip(weights, other_weights, strict=True):
+def test_the_same_inputs_give_the_same_network(settings, trained):
+    again = trained.settings.model_copy(update={"bucket": settings.bucket, "cache_dir": settings.cache_dir})
+    put_dataset(again)
+    record = train.train(again, 1, "light", verbose=0)
+    assert record.model == trained.record.model
+    one, other = (evaluate.load_model(s, record.model)[1].get_weights() for s in (trained.settings, again))
+    for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -249,7 +251,6 @@ def test_another_dataset_changes_the_name_and_where_the_store_is_does_not(settin
     assert train.model_name(s.model_copy(update=elsewhere), dataset, "light") == name
 
 
-@pytest.mark.slow
 def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
     dataset = put_dataset(s)
@@ -258,7 +259,7 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     record = train.train(s, 1, "light", verbose=0)
     assert record.model == name
     assert evaluate.load_model(s, name)[0] == record
-    assert len(history(s, record)) == 1
+    assert record.epochs == {"head": 1} and set(history(s, record)["stage"]) == {"head"}, "no fine-tuning was asked for"
 
 
 @pytest.mark.parametrize("moment", [(inputs, "load"), (operating, "fit"), (likeness, "learn"), (write, "_beside")])
@@ -324,7 +325,7 @@ def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoc
 
 @pytest.mark.slow
 def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
-    s = quick(settings, head_epochs=12, head_learning_rate=3e-3, fine_tune_epochs=2, fine_tune_learning_rate=0.02)
+    s = quick(settings, head_epochs=12, head_learning_rate=3e-3, fine_tune_epochs=2, fine_tune_learning_rate=0.3)
     dataset = put_dataset(s)
     record = train.train(s, 1, "light", verbose=0)
     table = history(s, record)
@@ -333,14 +334,6 @@ def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
     assert kept["val_calibrated"]["fine_tune"] > kept["val_calibrated"]["head"], "or this test shows nothing"
     classifier = evaluate.load_model(s, record.model)[1]
     assert validation_loss(s, dataset, classifier) == pytest.approx(kept["val_loss"]["head"], abs=1e-4)
-
-
-@pytest.mark.slow
-def test_no_fine_tuning_leaves_one_stage(settings):
-    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
-    put_dataset(s)
-    record = train.train(s, 1, "light", verbose=0)
-    assert record.epochs == {"head": 1} and set(history(s, record)["stage"]) == {"head"}
 
 
 @pytest.mark.parametrize(
@@ -403,15 +396,14 @@ def test_an_unknown_architecture_is_refused_and_nothing_is_stored(settings):
     assert list(store.keys(s, "models/")) == []
 
 
-def test_a_stored_model_whose_file_was_changed_is_refused_when_it_is_loaded(settings):
-    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
-    put_dataset(s)
-    record = train.train(s, 1, "light", verbose=0)
-    artefact = bytearray(store.get(s, f"models/{record.model}/model.keras"))
+def test_a_stored_model_whose_file_was_changed_is_refused_when_it_is_loaded(settings, trained):
+    record, key = trained.record, f"models/{trained.record.model}/model.keras"
+    move(trained, settings)
+    artefact = bytearray(store.get(settings, key))
     artefact[len(artefact) // 2] ^= 1
-    overwrite(s, f"models/{record.model}/model.keras", bytes(artefact))
+    overwrite(settings, key, bytes(artefact))
     with pytest.raises(Refused, match=record.artefact_sha256):
-        evaluate.load_model(s, record.model)
+        evaluate.load_model(settings, record.model)
 
 
 def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
@@ -419,17 +411,16 @@ def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
     put_dataset(s, 1, {"train": 2, "validation": 1})
     plenty = put_dataset(s, 2, {"train": 6}, labels=CLASSES[:1], seed=1)
     merged = merge(s, plenty)
-    seen = []
-    real = inputs.AugmentedBatches.__getitem__
+    first = []
 
-    def spy(self, index):
-        batch = real(self, index)
-        seen.append(batch)
-        return batch
+    def look(settings, model, network, stage, sha256, data, *_):
+        first.extend(data()[0][0])
+        raise InterruptedError
 
-    monkeypatch.setattr(inputs.AugmentedBatches, "__getitem__", spy)
-    train.train(s, merged, "light", verbose=0)
-    _, y, weights = seen[0]
+    monkeypatch.setattr(epochs, "run", look)
+    with pytest.raises(InterruptedError):
+        train.train(s, merged, "light", verbose=0)
+    _, y, weights = first
     assert sorted(y) == [0] * 8 + [1, 1, 2, 2]
     np.testing.assert_allclose(weights, np.array([12 / (3 * 8), 12 / (3 * 2), 12 / (3 * 2)])[y])
 
@@ -445,23 +436,22 @@ def merge(settings, other) -> int:
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A folder with a weights file of MobileNetV2 for 96 pixels, and the weights in it."""
+def pretrained(tmp_path_factory, shallow_light):
+    """A folder with a weights file of the light network for 32 pixels, and the weights in it."""
     folder = tmp_path_factory.mktemp("weights")
     keras.utils.set_random_seed(4)
-    network = keras.applications.MobileNetV2(input_shape=(96, 96, 3), include_top=False, weights=None)
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0  # one look at some noise gives statistics that signals pass
-    network(np.random.default_rng(0).normal(size=(8, 96, 96, 3)), training=True)
-    network.save_weights(folder / "mobilenet_v2_notop.weights.h5")
-    return folder, network.get_weights()
+    network = architectures.light((32, 32, 3))
+    network.layers[2].momentum = 0.0  # one look at some noise gives statistics that signals pass
+    network(np.random.default_rng(0).normal(size=(8, 32, 32, 3)), training=True)
+    network.save_weights(folder / "light_notop.weights.h5")
+    with pytest.MonkeyPatch.context() as patch:
+        entry = architectures.ARCHITECTURES["light"]._replace(pretrained=True)
+        patch.setitem(architectures.ARCHITECTURES, "light", entry)
+        yield folder, network.get_weights()
 
 
 def transfer(settings, folder, **changes):
-    return quick(
-        settings, **{"weights": "imagenet", "weights_dir": folder, "image_size": 96, "head_views": 2} | changes
-    )
+    return quick(settings, **{"weights": "imagenet", "weights_dir": folder, "head_views": 2} | changes)
 
 
 def inner(classifier: keras.Model) -> keras.Model:
@@ -474,14 +464,14 @@ def test_a_pretrained_network_is_fine_tuned_but_for_its_batch_normalisation(sett
     # A head that has hardly learned leaves the second stage something to better.
     s = transfer(settings, folder, head_epochs=1, head_learning_rate=1e-6, fine_tune_epochs=3)
     put_dataset(s, counts={"train": 5, "validation": 2, "test": 2})
-    record = train.train(s, 1, "mobilenet_v2", verbose=0)
-    file = folder / "mobilenet_v2_notop.weights.h5"
+    record = train.train(s, 1, "light", verbose=0)
+    file = folder / "light_notop.weights.h5"
     assert record.weights == file.name
     assert record.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert record.epochs == {"head": 1, "fine_tune": 3}
     network = inner(evaluate.load_model(s, record.model)[1])
     for variable, now, then in zip(network.weights, network.get_weights(), first, strict=True):
-        if "bn" in variable.path.lower():
+        if "batch_normalization" in variable.path:
             np.testing.assert_array_equal(now, then)
         else:
             assert (now != then).any(), variable.path
@@ -489,9 +479,9 @@ def test_a_pretrained_network_is_fine_tuned_but_for_its_batch_normalisation(sett
 
 def test_a_head_alone_leaves_the_pretrained_network_as_it_was(settings, pretrained):
     folder, first = pretrained
-    s = transfer(settings, folder, head_epochs=4, fine_tune_epochs=0, dropout=0.0, head_learning_rate=0.01)
+    s = transfer(settings, folder, head_epochs=12, fine_tune_epochs=0, dropout=0.0, head_learning_rate=0.03)
     dataset = put_dataset(s, counts={"train": 5, "validation": 2, "test": 2})
-    record = train.train(s, 1, "mobilenet_v2", verbose=0)
+    record = train.train(s, 1, "light", verbose=0)
     classifier = evaluate.load_model(s, record.model)[1]
     for now, then in zip(inner(classifier).get_weights(), first, strict=True):
         np.testing.assert_array_equal(now, then)
@@ -513,7 +503,7 @@ def test_without_stored_views_each_epoch_shows_the_frozen_backbone_new_ones(sett
         return shown[-1]
 
     monkeypatch.setattr(inputs, "views", spy)
-    record = train.train(s, 1, "mobilenet_v2", verbose=False)
+    record = train.train(s, 1, "light", verbose=False)
     views = [view.tobytes() for batch in shown for view in batch]
     assert len(views) >= 2 * 9, "Keras draws a batch or two ahead"
     assert len(set(views)) == len(views)
@@ -528,7 +518,7 @@ def test_several_hosts_do_not_take_stored_views_of_a_pretrained_network(settings
     monkeypatch.setattr(devices, "hosts", lambda: 2)
     monkeypatch.setattr(devices, "strategy", tf.distribute.get_strategy)
     with pytest.raises(Refused, match=r"head_views=2 and 2 hosts in TF_CONFIG\. Set CXR_HEAD_VIEWS=0"):
-        train.train(s, 1, "mobilenet_v2", verbose=0)
+        train.train(s, 1, "light", verbose=0)
 
 
 def test_pretrained_weights_that_are_missing_stop_the_training(settings, tmp_path):

@@ -1,29 +1,34 @@
 """Pages as a browser without a screen shows them."""
 
-import re
 import shutil
-import subprocess
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 
-def wider_than(html: str, width: int, folder: Path) -> int:
-    """By how many pixels a page is wider than a window of that width. Skips the test where there is no chromium."""
+def wider_than(pages: Mapping[str, str], *widths: int) -> list[str]:
+    """Which pages are wider than a window, and by how much. Skips the test where there is no chromium.
+
+    Args:
+        pages: name -> HTML.
+        widths: of windows, in pixels.
+    """
     found = shutil.which("chromium")
     if found is None:
         pytest.skip("needs chromium")
-    (folder / "page.html").write_text(html)
-    # A headless window cannot be narrower than 500 pixels, a frame can; only the frame around the page runs a script.
-    (folder / "frame.html").write_text(
-        f'<iframe id=f src="page.html" style="width:{width}px;height:900px;border:0"></iframe><script>onload=()=>'
-        "{const d=f.contentDocument.documentElement;document.title=d.scrollWidth+'/'+d.clientWidth}</script>"
-    )
-    done = subprocess.run(
-        [found, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom",
-         f"--user-data-dir={folder}/profile", f"--window-size={width + 40},1000", f"file://{folder}/frame.html"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    content, window = map(int, re.search(r"<title>(\d+)/(\d+)</title>", done.stdout).groups())
-    assert content > 0
-    return content - window
+    wider = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        shown = browser.new_page()
+        for name, html in pages.items():
+            shown.set_content(html)
+            for width in widths:
+                shown.set_viewport_size({"width": width, "height": 900})
+                script = "(({scrollWidth, clientWidth}) => [scrollWidth, clientWidth])(document.documentElement)"
+                content, window = shown.evaluate(script)
+                assert content > 0
+                if content > window:
+                    wider.append(f"{name}: {content} px in a window of {window}")
+        browser.close()
+    return wider

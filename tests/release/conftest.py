@@ -1,10 +1,25 @@
 """What the tests of this folder share: a mail server, and a store with candidates that were evaluated."""
 
+import io
+
 import pytest
 import run_samples
 import smtp_samples
+from PIL import Image
 
-from cxr_ml.release import deliver
+from cxr_ml.release import data_figures, deliver, figures
+
+
+@pytest.fixture
+def blank_plots(request, monkeypatch):
+    """Plots are left blank where a test looks at what stands around them: to draw those of a page takes seconds."""
+    if not request.node.get_closest_marker("plots"):
+        buffer = io.BytesIO()
+        Image.new("L", (1, 1)).save(buffer, "PNG")
+        for plot in ("losses", "recalls", "differences", "confusion"):
+            monkeypatch.setattr(figures, plot, lambda *_: buffer.getvalue())
+        for plot in ("balance", "growth", "refused"):
+            monkeypatch.setattr(data_figures, plot, lambda *_: buffer.getvalue())
 
 
 @pytest.fixture

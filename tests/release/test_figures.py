@@ -27,7 +27,6 @@ def picture(png: bytes) -> np.ndarray:
 def texts(monkeypatch, draw) -> list[str]:
     """Every text that the figure shows; none is cut off, and none lies on another."""
     seen = []
-    png = canvas.png
 
     def spy(figure):
         figure.set_dpi(180)
@@ -53,7 +52,7 @@ def texts(monkeypatch, draw) -> list[str]:
         width, height = figure.get_size_inches()
         assert box.x0 >= -0.02 and box.y0 >= -0.02, "something is cut off at the left or bottom"
         assert box.x1 <= width + 0.02 and box.y1 <= height + 0.02, "something is cut off at the right or top"
-        return png(figure)
+        return b""
 
     monkeypatch.setattr(canvas, "png", spy)
     draw()
