@@ -97,6 +97,7 @@ def test_the_error_of_a_full_device_is_the_real_one():
         network.fit(data(8)[0], verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fits", [5, 1])
 def test_a_batch_that_does_not_fit_goes_through_memory_in_pieces_and_gives_the_same_steps(settings, fits):
     whole, pieced = small_network(), small_network()
@@ -113,6 +114,7 @@ def test_a_batch_that_does_not_fit_goes_through_memory_in_pieces_and_gives_the_s
     assert int(optimizer.iterations) == 3 * 3, "steps, not pieces"
 
 
+@pytest.mark.slow
 def test_memory_that_holds_not_even_one_image_is_refused_with_the_setting_to_change(settings):
     network = small_network()
     limit_memory(network, 0)
@@ -121,6 +123,7 @@ def test_memory_that_holds_not_even_one_image_is_refused_with_the_setting_to_cha
     assert keys(settings) == []
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_a_later_epoch_does_not_undo_the_earlier_ones(settings):
     whole, pieced = small_network(), small_network()
     expected = run(settings.model_copy(update={"prefix": "whole/"}), whole)
@@ -239,6 +242,7 @@ def test_a_validation_loss_that_explodes_stops_the_stage_and_the_last_good_epoch
     assert {re.search(r"-(\d+)-", key)[1] for key in keys(settings)} == {"00001"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_in_mixed_precision_a_stage_goes_on_from_its_checkpoint_also_in_pieces(settings, monkeypatch, policy):
     monkeypatch.setattr(devices, "precision", lambda: policy)

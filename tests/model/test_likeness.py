@@ -1,6 +1,5 @@
 """What is remembered of the training images, and how far others are from them."""
 
-import hashlib
 import io
 import os
 from pathlib import Path
@@ -9,14 +8,11 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from model_samples import overwrite, put_dataset, quick
+from model_samples import put_dataset, quick
 from sklearn.datasets import load_sample_image
 
-from cxr_ml import store
 from cxr_ml.data import images as decoding
-from cxr_ml.errors import Refused
 from cxr_ml.model import architectures, inputs, likeness, train
-from cxr_ml.records import Model
 from cxr_ml.settings import Settings
 
 FOLDERS = {name: os.environ.get(name) for name in ("CXR_XRAYS", "CXR_WEIGHTS_DIR")}
@@ -153,23 +149,3 @@ def trained(settings):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
     put_dataset(s)
     return s, train.train(s, 1, "light", verbose=False)
-
-
-def test_a_training_leaves_it_beside_the_model_with_its_hash_in_the_record(trained):
-    s, record = trained
-    data = store.get(s, f"models/{record.model}/likeness.npz")
-    assert record.likeness_sha256 == hashlib.sha256(data).hexdigest()
-    known = likeness.load(s, record)
-    for space, length in ((known.features, 96), (known.shapes, likeness.SIDE**2)):
-        assert space.mean.shape == (length,) and space.principal.shape[1] == length and space.limit > 0
-        np.testing.assert_allclose(space.principal @ space.principal.T, np.eye(len(space.principal)), atol=1e-5)
-    # What was changed is not used.
-    overwrite(s, f"models/{record.model}/likeness.npz", data[:-1] + b"!")
-    with pytest.raises(Refused, match=r"likeness\.npz is not the file that model\.json records"):
-        likeness.load(s, record)
-
-
-def test_a_model_of_an_earlier_version_has_none(trained):
-    s, record = trained
-    earlier = Model.model_validate(record.model_dump(exclude={"likeness_sha256"}))
-    assert likeness.load(s, earlier) is None

@@ -37,6 +37,7 @@ def test_the_policy_ends_with_the_block_also_where_it_fails(monkeypatch):
     assert keras.config.dtype_policy().name == before == "float32"
 
 
+@pytest.mark.usefixtures("shallow_light")
 def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settings, tmp_path, monkeypatch):
     policy = "mixed_float16"
     entry = architectures.ARCHITECTURES["light"]
@@ -67,4 +68,13 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
     assert found.reload_difference < 1e-6
     monkeypatch.setattr(devices, "precision", lambda: "mixed_bfloat16")
     warm = s.model_copy(update={"warm_start": True, "head_epochs": 1})
-    assert train.train(warm, 1, "light", False, record.model).weights == f"champion {record.model}"
+    first = []
+
+    def begin(settings, model, network, stage, backbone_sha256, *_):
+        first.append(backbone_sha256)
+        raise InterruptedError
+
+    monkeypatch.setattr(epochs, "run", begin)
+    with pytest.raises(InterruptedError):
+        train.train(warm, 1, "light", False, record.model)
+    assert first == [record.artefact_sha256], "it begins with the champion, in other numbers"

@@ -94,6 +94,22 @@ def test_a_training_stores_model_history_and_record(trained):
     assert network.output_shape == (None, 3)
 
 
+def test_a_training_leaves_what_its_images_are_like_with_the_hash_in_the_record(settings, trained):
+    record, key = trained.record, f"models/{trained.record.model}/likeness.npz"
+    move(trained, settings)
+    data = store.get(settings, key)
+    assert record.likeness_sha256 == hashlib.sha256(data).hexdigest()
+    known = likeness.load(settings, record)
+    for space, length in ((known.features, 32), (known.shapes, likeness.SIDE**2)):
+        assert space.mean.shape == (length,) and space.principal.shape[1] == length and space.limit > 0
+        np.testing.assert_allclose(space.principal @ space.principal.T, np.eye(len(space.principal)), atol=1e-5)
+    earlier = Model.model_validate(record.model_dump(exclude={"likeness_sha256"}))
+    assert likeness.load(settings, earlier) is None, "an earlier version left none"
+    overwrite(settings, key, data[:-1] + b"!")
+    with pytest.raises(Refused, match=r"likeness\.npz is not the file that model\.json records"):
+        likeness.load(settings, record)
+
+
 def scalars(data: bytes, tmp_path) -> dict[tuple[str, int], float]:
     """(tag, step) -> value, of a TensorBoard event file."""
     (tmp_path / "events").write_bytes(data)
