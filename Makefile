@@ -26,10 +26,10 @@ run: $(READY)
 	@.venv/bin/python -m local.run
 
 test: $(READY)
-	@.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(READY)
-	@.venv/bin/python -m pytest -n 2 --dist loadfile
+	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	@$(PYTHON) -m local.state

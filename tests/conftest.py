@@ -28,6 +28,11 @@ BUCKET = "cxr-tests"
 LASTING = "cxr-tests-lasting"  # emptied after each file
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that in the end no process is left alone with one."""
+    items.sort(key=lambda item: not item.get_closest_marker("airflow") and item.path.name != "test_cli.py")
+
+
 def pytest_collection_finish() -> None:
     """What all tests have imported is not looked at again by the hundreds of collections that judging asks for."""
     gc.collect()

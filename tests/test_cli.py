@@ -235,6 +235,7 @@ def test_a_rollback_without_an_earlier_champion_is_refused_and_changes_nothing(h
     assert snapshot(settings) == before
 
 
+@pytest.mark.slow
 def test_with_labels_at_random_and_the_real_floors_the_gate_stays_shut_and_nobody_is_champion(here, monkeypatch, smtp):
     settings, root = here
     monkeypatch.setenv("CXR_CONFIG", str(root / "real.toml"))
@@ -318,6 +319,7 @@ def test_the_stages_one_by_one_print_json_and_end_with_a_champion(tiny, smtp, mo
     assert answer("predict", *films, "--model", model["model"]) == rows
 
 
+@pytest.mark.slow
 def test_without_json_the_stages_print_tables_for_people(tiny):
     _, out, _ = call("ingest")
     batch = out.strip()
@@ -328,6 +330,7 @@ def test_without_json_the_stages_print_tables_for_people(tiny):
     assert status == 0 and "dataset 1" in out and "train" in out
 
 
+@pytest.mark.slow
 def test_a_retraining_that_died_after_its_dataset_is_taken_up_by_the_next(tiny, monkeypatch):
     from cxr_ml.errors import Refused
     from cxr_ml.model import train

@@ -10,11 +10,14 @@ RULES = {"no_label", "too_small", "blank", "blurred", "colour_cast", "white_box"
 
 
 @pytest.fixture
-def handful(monkeypatch):
+def handful(request, monkeypatch):
     """Judges a few files quickly: in this process, by some of the rules, with a page of its title alone.
 
-    For tests of what becomes of a batch. Those of ingest, workers and validate look at processes, rules and pages.
+    For tests of what becomes of a batch. Those of ingest, workers and validate look at processes, rules and pages, and
+    so do those that are marked `processes`.
     """
+    if request.node.get_closest_marker("processes"):
+        return
 
     def few_rules(folder, name):
         suite = suites.load_suite(folder, name)

@@ -15,6 +15,8 @@ from test_archives import packed, put
 
 from cxr_ml.data import archives, cache, drops, inbox, ingest, matching
 
+pytestmark = pytest.mark.usefixtures("handful")
+
 OLD = (1_700_000_000, 1_700_000_000)
 FILES = {f"NORMAL/{n}.png": png(n) for n in range(4)}
 

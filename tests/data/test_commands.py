@@ -7,6 +7,8 @@ from drop_samples import boxed, put_drop, snapshot, week
 from cxr_ml import store
 from cxr_ml.records import Dataset, Ruling
 
+pytestmark = pytest.mark.usefixtures("handful")
+
 
 @pytest.fixture
 def here(small, monkeypatch):

@@ -31,6 +31,7 @@ def test_the_first_dataset_is_compared_with_nothing_and_says_so():
     assert "first dataset" in found.why
 
 
+@pytest.mark.slow
 def test_images_of_the_same_kind_are_no_drift_in_forty_weeks():
     false = [compared(images(200, 1), images(60, seed, first=10_000)).measures for seed in range(2, 42)]
     assert sum(m > 0 for m in false) <= 2

@@ -222,6 +222,7 @@ def test_crops_of_real_films_by_3_percent_are_found_and_the_films_among_their_cr
     assert (asked(films, crops)["duplicate_of"].to_numpy() == [n for n, _ in crops]).mean() >= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.xrays
 @pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays")
 def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_merged():

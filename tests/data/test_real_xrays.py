@@ -10,6 +10,7 @@ from drop_samples import judged, verdicts
 from cxr_ml.data import batches, dataset, images, ingest
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.xrays,
     pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays"),
 ]

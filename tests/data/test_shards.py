@@ -18,6 +18,8 @@ from cxr_ml import store
 from cxr_ml.data import batches, drops, ingest, tables, workers
 from cxr_ml.errors import Refused
 
+pytestmark = pytest.mark.usefixtures("handful")
+
 FILES = {f"NORMAL/{n}.png": png(n) for n in range(5)} | {"COVID19/a.jpg": resized(6), "COVID19/b.png": b"damaged"}
 
 
@@ -179,6 +181,7 @@ def test_the_same_drop_again_writes_nothing_and_a_judged_one_is_not_even_looked_
         assert asked == [f"HEAD batches/{batch}/batch.json"]
 
 
+@pytest.mark.processes
 def test_images_of_a_shard_that_was_not_finished_are_not_sent_again(settings):
     put_drop(settings, "drop", {f"NORMAL/{n}.png": png(n) for n in range(40)})
     batch = ingest.ingest(settings, "drop")
@@ -211,6 +214,7 @@ def test_beside_images_a_new_drop_costs_three_questions_and_its_tables(settings)
     ]  # fmt: skip
 
 
+@pytest.mark.processes
 def test_the_processes_reach_the_store_with_the_credentials_that_this_one_was_given(settings, seaweed, monkeypatch):
     put_drop(settings, "drop", FILES)
     keys = [seaweed[n] for n in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")]
@@ -244,6 +248,8 @@ def kill(process):
     process.communicate()
 
 
+@pytest.mark.slow
+@pytest.mark.processes
 def test_a_drop_that_is_killed_at_any_moment_and_taken_again_leaves_the_store_of_an_undisturbed_run(
     settings, monkeypatch
 ):

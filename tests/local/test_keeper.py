@@ -67,6 +67,7 @@ def test_two_signals_end_even_a_daemon_that_ignores_them_at_once(stubborn):
     assert time.monotonic() - began < 6
 
 
+@pytest.mark.slow
 def test_the_death_of_the_starter_ends_everything(stubborn):
     keeper, pids = stubborn
     keeper.stdin.close()
@@ -74,6 +75,7 @@ def test_the_death_of_the_starter_ends_everything(stubborn):
     assert gone(pids)
 
 
+@pytest.mark.slow
 def test_the_end_of_the_command_ends_what_it_left_behind_and_gives_its_status():
     keeper = start(STUBBORN.replace("os.wait()", "os.wait(); os._exit(3)"))
     daemon = int(keeper.stdout.readline())

@@ -21,7 +21,7 @@ from cxr_ml.records import Run
 from cxr_ml.release import registry, tell
 from local import airflow_api
 
-pytestmark = pytest.mark.airflow
+pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 
 STEPS = {
     "data.find_drops", "data.ingest", "data.left_out", "data.validate", "data.build_dataset", "learn.train",
@@ -312,7 +312,6 @@ def wait_until(true: Callable[[], bool], seconds: float, what: str) -> float:
     return time.monotonic() - start
 
 
-@pytest.mark.slow
 def test_a_training_that_is_killed_is_retried_and_goes_on_and_one_that_is_cancelled_stops(made):
     known = {key.split("/")[1] for key in store.keys(made.settings, "models/")}
     run_id = made.trigger(train_anyway=True, seed=2, head_epochs=1000, patience=1000)

@@ -90,10 +90,10 @@ def make_run(tmp_path, **variables):
 def test_make_run_ends_with_status_2_before_airflow_starts_when_drop_or_suites_are_unfit(tmp_path):
     done = make_run(tmp_path, DROP=str(drop(tmp_path / "2026-01-05", "FLU/1.png")))
     assert done.returncode == 2 and "the labels 'FLU'" in done.stderr
+    assert not list((tmp_path / "state" / "inbox").iterdir())
     expectations = tmp_path / "expectations"
     shutil.copytree(REPOSITORY / "expectations", expectations)
     (expectations / "classes.json").write_text("{")
-    done = make_run(tmp_path, CXR_EXPECTATIONS=str(expectations))
+    done = make_run(tmp_path, DROP=str(drop(tmp_path / "fit", "NORMAL/1.png")), CXR_EXPECTATIONS=str(expectations))
     assert done.returncode == 2 and "classes.json, line 1" in done.stderr
     assert not (tmp_path / "state" / "logs" / "scheduler.log").exists()
-    assert not list((tmp_path / "state" / "inbox").iterdir())

@@ -140,6 +140,7 @@ def test_a_failed_download_names_both_ways_out_and_trains_nothing_at_random(no_n
     assert 'CXR_WEIGHTS="none"' in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_download_that_brings_something_else_is_a_failed_download(no_network, monkeypatch):
     def portal(url, target, *_):
         Path(target).write_text("<html>Please log in</html>")
@@ -256,7 +257,7 @@ def test_the_batch_normalisation_of_a_network_from_scratch_learns():
     assert any((layer.gamma.numpy() != old).any() for layer, old in zip(layers, gammas, strict=True))
 
 
-@pytest.mark.parametrize("name", ["light", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["light", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_a_saved_classifier_gives_the_same_probabilities_when_it_is_loaded(tmp_path, mobilenet, name):
     classifier = architectures.classifier(architectures.backbone(local(mobilenet[0]), name), 3, 0.5)
     path = tmp_path / "model.keras"

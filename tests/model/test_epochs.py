@@ -139,6 +139,7 @@ def test_memory_that_runs_out_in_a_later_epoch_does_not_undo_the_earlier_ones(se
     assert more.pieces == 2 and max(seen) <= 8 and len(more.epochs) == 4
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_with_the_random_numbers_that_it_would_have_drawn(settings):
     one, two = small_network(dropout=0.5), small_network(dropout=0.5)
     expected = run(settings.model_copy(update={"prefix": "whole/"}), one, Stage("head", 4, 1e-2))
@@ -169,6 +170,7 @@ def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
     assert checkpoints.kept(found.progress) < 8, "or this test shows less"
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_is_left_out_loudly_in_favour_of_the_one_before(settings, caplog):
     expected = run(settings.model_copy(update={"prefix": "whole/"}), small_network(), Stage("head", 4, 1e-2))
     run(settings, small_network(), Stage("head", 3, 1e-2))
@@ -211,7 +213,7 @@ STOPPED = (
 )
 
 
-@pytest.mark.parametrize("loss", [np.nan, 1e4])
+@pytest.mark.parametrize("loss", [np.nan, pytest.param(1e4, marks=pytest.mark.slow)])
 def test_a_loss_that_explodes_within_an_epoch_stops_the_stage_there_and_the_last_good_epoch_is_kept(settings, loss):
     run(settings, small_network(), Stage("head", 2, 1e-2))
     network, steps = small_network(), []
@@ -231,7 +233,7 @@ def test_a_loss_that_explodes_within_an_epoch_stops_the_stage_there_and_the_last
     assert {re.search(r"-(\d+)-", key)[1] for key in keys(settings)} == {"00001", "00002"}
 
 
-@pytest.mark.parametrize("loss", [np.nan, 1e6])
+@pytest.mark.parametrize("loss", [pytest.param(np.nan, marks=pytest.mark.slow), 1e6])
 def test_a_validation_loss_that_explodes_stops_the_stage_and_the_last_good_epoch_is_kept(settings, loss):
     run(settings, small_network(), Stage("head", 1, 1e-2))
     network = small_network()
@@ -329,6 +331,7 @@ def test_a_learning_rate_that_decays_falls_along_half_a_cosine_and_another_stays
     np.testing.assert_allclose([e.learning_rate for e in steady.epochs], 1e-2)
 
 
+@pytest.mark.slow
 def test_a_stage_whose_rate_falls_is_run_to_its_end_and_kept_there_also_when_it_was_killed(settings, monkeypatch):
     stage = Stage("fine_tune", 7, 1e-2, decay=True)
     progress = run(
@@ -356,6 +359,7 @@ def test_a_stage_whose_rate_falls_is_run_to_its_end_and_kept_there_also_when_it_
             np.testing.assert_allclose(now, then, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_epoch_is_chosen_by_its_validation_loss_at_the_best_temperature(settings):
     def overconfident(batch_size):  # one target in five is wrong: the surer the network, the larger the plain loss
         batches, validation = data(batch_size)

@@ -212,6 +212,7 @@ def test_a_champion_that_cannot_be_evaluated_is_said_to_be_so_and_the_candidate_
     assert evaluations.load(s, 1, "good", champion).to_bytes() == found.to_bytes()
 
 
+@pytest.mark.slow
 def test_a_champion_that_is_mended_is_evaluated_after_all(judged):
     s, _ = judged
     whole = store.get(s, "models/bad/model.keras")
@@ -281,6 +282,7 @@ def left_by_training(s, name, p):
     overwrite(s, f"models/{name}/validation.npy", data.getvalue())
 
 
+@pytest.mark.slow
 def test_the_loaded_model_is_held_against_what_the_training_process_predicted(judged):
     s, _ = judged
     evaluate.evaluate(s, 1, ["good"], None)

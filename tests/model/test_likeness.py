@@ -60,6 +60,7 @@ def strangers(side=160):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.xrays
 @pytest.mark.skipif(not all(FOLDERS.values()), reason="CXR_XRAYS or CXR_WEIGHTS_DIR names no folder")
 def test_real_films_are_answered_and_strangers_and_films_on_their_side_or_inverted_are_not():

@@ -37,6 +37,7 @@ def test_the_policy_ends_with_the_block_also_where_it_fails(monkeypatch):
     assert keras.config.dtype_policy().name == before == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow_light")
 def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settings, tmp_path, monkeypatch):
     policy = "mixed_float16"

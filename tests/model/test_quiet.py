@@ -29,6 +29,7 @@ def test_a_prediction_on_a_machine_without_a_gpu_says_nothing_of_its_own():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_who_wants_to_hear_more_of_tensorflow_hears_it():
     assert python("import cxr_ml, os; print(os.environ['TF_CPP_MIN_LOG_LEVEL'])").stdout == "2\n"
     done = python(_PREDICTS, TF_CPP_MIN_LOG_LEVEL="0", CUDA_VISIBLE_DEVICES="-1")
@@ -43,6 +44,7 @@ def test_what_a_process_says_that_breaks_down_while_it_loads_is_told():
     assert done.returncode == -6 and done.stderr == said + "\n"
 
 
+@pytest.mark.slow
 def test_after_loading_standard_error_is_what_it_was():
     script = "import os, cxr_ml, tensorflow\nos.write(2, b'cudart_stub.cc:31] Could not find cuda drivers\\n')"
     assert python(script, CUDA_VISIBLE_DEVICES="-1").stderr == "cudart_stub.cc:31] Could not find cuda drivers\n"

@@ -216,6 +216,7 @@ def test_the_same_inputs_are_not_trained_twice(trained, monkeypatch):
     assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_network(settings, trained):
     again = trained.settings.model_copy(update={"bucket": settings.bucket, "cache_dir": settings.cache_dir})
     put_dataset(again)
@@ -475,6 +476,7 @@ def inner(classifier: keras.Model) -> keras.Model:
     return network
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_is_fine_tuned_but_for_its_batch_normalisation(settings, pretrained):
     folder, first = pretrained
     # A head that has hardly learned leaves the second stage something to better.
@@ -493,6 +495,7 @@ def test_a_pretrained_network_is_fine_tuned_but_for_its_batch_normalisation(sett
             assert (now != then).any(), variable.path
 
 
+@pytest.mark.slow
 def test_a_head_alone_leaves_the_pretrained_network_as_it_was(settings, pretrained):
     folder, first = pretrained
     s = transfer(settings, folder, head_epochs=12, fine_tune_epochs=0, dropout=0.0, head_learning_rate=0.03)

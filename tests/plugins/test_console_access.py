@@ -10,7 +10,7 @@ from drop_samples import boxed, png, take
 from cxr_ml import store
 from local.state import REPOSITORY
 
-pytestmark = pytest.mark.airflow
+pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 BAD = "..%2F..%2Fregistry%2Fchampion"
 EXAMPLES = {
     "name": "week-1",
@@ -20,7 +20,7 @@ EXAMPLES = {
 }
 
 
-@pytest.fixture(scope="module", params=["simple", pytest.param("fab", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["simple", "fab"])
 def server(request, seaweed, tmp_path_factory):
     with api_server(tmp_path_factory.mktemp(request.param), request.param, seaweed) as (address, tokens):
         yield address, tokens

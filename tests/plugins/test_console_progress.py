@@ -11,7 +11,7 @@ from api_server import api_server, run_airflow, run_script
 from cxr_ml.progress import now
 from cxr_ml.records import StepProgress
 
-pytestmark = pytest.mark.airflow
+pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 RUN, NAME = "manual__2026-01-05T03:00:00+00:00", "manual-2026-01-05T03-00-00-00-00"
 LIVE = ("/", "/runs", f"/runs/{NAME}")
 # Makes the run where there is none, and puts it and its tasks into the states that are asked for.

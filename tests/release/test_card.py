@@ -12,6 +12,8 @@ from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.release import publish, registry, words
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 
 def published(settings, run, name, batches=("b1",)):
     publish.publish(settings, run, batches)

@@ -13,6 +13,8 @@ from cxr_ml.model import explanations
 from cxr_ml.records import Ruling, Run
 from cxr_ml.release import publish, registry, runs, tell
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 
 def test_the_record_holds_the_rulings_that_its_dataset_honours_and_the_parent_did_not(filled):
     for number in range(1, 5):

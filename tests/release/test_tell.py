@@ -9,6 +9,8 @@ from cxr_ml.errors import Refused
 from cxr_ml.records import Run
 from cxr_ml.release import failures, publish, registry, tell
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 PAGE = f"reports/{RUN}/index.html"
 
 
