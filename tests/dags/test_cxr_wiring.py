@@ -128,7 +128,7 @@ def go_on(ti, steps=500):
     with wiring.progress(ti) as on_progress:
         tell = counted(on_progress, "files")
         tell(0, steps)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not ti.tries and time.monotonic() < end:
             time.sleep(0.01)
         for n in range(1, steps + 1):

@@ -48,6 +48,7 @@ def test_a_sound_drop_is_accepted_whole_and_committed(settings):
     assert list(judged(settings, record.batch)["verdict"]) == ["accepted"] * 3
 
 
+@pytest.mark.processes
 def test_an_unfit_image_is_quarantined_beside_an_unreadable_one_and_both_are_counted(settings):
     files = films("NORMAL", 1, 2, 3) | {
         "train/NORMAL/thumbnail.png": encoded(film(4)[80:170, 80:170]),

@@ -18,6 +18,7 @@ def here(small, monkeypatch):
     return small
 
 
+@pytest.mark.slow
 def test_a_refused_image_is_listed_shown_released_and_in_the_next_version(here):
     put_drop(here, "week-1", week(100) | {"train/NORMAL/boxed [red].png": boxed(1), "train/NORMAL/page.png": b"<html>"})
     (batch,) = answer("ingest")["batches"]

@@ -422,6 +422,7 @@ def test_records_from_before_there_were_rulings_still_load(settings):
 # Thumbnails
 
 
+@pytest.mark.processes
 def test_each_refused_image_has_a_small_picture_without_metadata_and_no_accepted_one_has(settings):
     big = np.asarray(Image.fromarray(film(1)).resize((600, 900)))
     big = np.stack([big, big // 2, big // 2], axis=2)

@@ -181,6 +181,7 @@ def test_the_same_drop_again_writes_nothing_and_a_judged_one_is_not_even_looked_
         assert asked == [f"HEAD batches/{batch}/batch.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_images_of_a_shard_that_was_not_finished_are_not_sent_again(settings):
     put_drop(settings, "drop", {f"NORMAL/{n}.png": png(n) for n in range(40)})

@@ -48,7 +48,7 @@ def probe(image, compose):
         cwd=root / "code",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.rpartition("PROBE ")[2])
@@ -126,6 +126,7 @@ def test_without_a_profile_the_settings_keep_their_defaults(raw):
     assert bare["worker"]["environment"]["CXR_CONFIG"] == ""
 
 
+@pytest.mark.slow
 def test_every_airflow_variable_is_an_option_and_every_airflow_command_exists(probe, compose):
     assert probe["options"] > 20
     assert probe["unknown_options"] == []

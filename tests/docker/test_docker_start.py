@@ -36,7 +36,7 @@ def test_init_makes_database_pool_bucket_and_password(image, compose, seaweed, t
     bucket, url = f"init-{uuid.uuid4().hex}", f"sqlite:///{tmp_path}/airflow.db"
     given = environment(compose["init"]) | seaweed | {"CXR_BUCKET": bucket, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url}
     command = [sys.executable, *shlex.split(compose["init"]["command"])[1:]]
-    result = subprocess.run(command, env=given, cwd=root / "code", capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=given, cwd=root / "code", capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stdout + result.stderr
     with sqlite3.connect(tmp_path / "airflow.db") as database:
         pool = database.execute("select slots, description from slot_pool where pool = 'gpu'").fetchone()
@@ -130,7 +130,7 @@ def test_the_mail_sink_starts_on_an_empty_volume_keeps_a_mail_and_has_a_true_hea
         subprocess.run([sys.executable, "-c", script.format(port)], check=True)
     finally:
         sink.terminate()
-        sink.wait(30)
+        sink.wait(120)
     (mail,) = tmp_path.glob("maildir/new/*")
     assert "Subject: x" in mail.read_text()
 

@@ -20,7 +20,7 @@ def logged_in(address: str, password: str) -> Iterator[tuple[Page, list[str]]]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(300_000)
         complaints: list[str] = []
         page.on("console", lambda m: complaints.append(m.text) if m.type == "error" and "/cxr/" in str(m) else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -41,6 +41,7 @@ mail_allowed = ["team@hospital.example"]
 mail_to = ["team@hospital.example"]
 """
 _UNFINISHED = ("queued", "running")
+LONG = 1200.0  # seconds that no wait takes, not even on a machine that is many times slower
 
 
 def clouds_of(rng: np.random.Generator, level: float) -> np.ndarray:
@@ -134,7 +135,7 @@ class MakeRun:
     def trigger(self, **form: object) -> str:
         return airflow_api.trigger(self.client, form)
 
-    def wait(self, run_id: str, seconds: float = 300) -> str:
+    def wait(self, run_id: str, seconds: float = LONG) -> str:
         end = time.monotonic() + seconds
         while (state := airflow_api.run_state(self.client, run_id, time.sleep)) in _UNFINISHED:
             assert time.monotonic() < end, self.tasks(run_id)
@@ -148,7 +149,7 @@ class MakeRun:
 
     def question(self, run_id: str) -> dict:
         """The question that the run asks a human, once it does."""
-        end = time.monotonic() + 300
+        end = time.monotonic() + LONG
         while self.tasks(run_id)["decide.approval"][0] != "awaiting_input":
             assert time.monotonic() < end, self.tasks(run_id)
             time.sleep(0.5)
@@ -182,7 +183,7 @@ class MakeRun:
         path = "/api/v2/dags/cxr_rollback/dagRuns"
         body = {"logical_date": None, "conf": form}
         run_id = self.client.post(path, json=body).raise_for_status().json()["dag_run_id"]
-        end = time.monotonic() + 300
+        end = time.monotonic() + LONG
         while (state := airflow_api.get(self.client, f"dags/cxr_rollback/dagRuns/{run_id}")["state"]) in _UNFINISHED:
             assert time.monotonic() < end
             time.sleep(0.5)

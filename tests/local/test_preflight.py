@@ -83,10 +83,11 @@ def make_run(tmp_path, **variables):
         env={"PATH": "/usr/bin:/bin", "CXR_LOCAL": str(tmp_path / "state"), "ONCE": "1", **variables},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
+@pytest.mark.slow
 def test_make_run_ends_with_status_2_before_airflow_starts_when_drop_or_suites_are_unfit(tmp_path):
     done = make_run(tmp_path, DROP=str(drop(tmp_path / "2026-01-05", "FLU/1.png")))
     assert done.returncode == 2 and "the labels 'FLU'" in done.stderr

@@ -225,6 +225,7 @@ def test_fine_tuning_leaves_the_batch_normalisation_of_a_pretrained_network_as_i
     assert (backbone.network.get_layer("Conv1").get_weights()[0] != first).any(), "the convolutions do learn"
 
 
+@pytest.mark.slow
 def test_normalisation_that_is_not_frozen_learns_but_in_the_frozen_stage(mobilenet):
     backbone = architectures.backbone(local(mobilenet[0]), "mobilenet_v2")
     classifier = architectures.classifier(backbone, 3, 0.5, freeze_normalisation=False)

@@ -98,6 +98,7 @@ def test_a_dataset_that_nobody_was_asked_about_has_no_explanation(settings: Sett
     assert explanations.load(settings, "light-d1-0a", 7) is None
 
 
+@pytest.mark.slow
 def test_a_changed_sheet_is_not_shown(settings):
     given = case(settings)
     found = contact_sheets.write(*given)

@@ -322,6 +322,7 @@ def test_macro_f1_of_an_epoch_is_scikit_learns(settings):
     assert len(CLASSES) == 3
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_decays_falls_along_half_a_cosine_and_another_stays(settings):
     stage = Stage("fine_tune", 4, 1e-2, decay=True)
     falling = run(settings, small_network(), stage)

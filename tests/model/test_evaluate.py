@@ -145,6 +145,7 @@ def test_a_model_that_a_disguise_deceives_is_found_out_and_its_figures_as_is_sta
     assert found.test.macro_f1 == 1.0
 
 
+@pytest.mark.slow
 def test_the_champion_is_measured_anew_on_a_new_dataset_not_remembered(judged):
     s, _ = judged
     newer = put_dataset(s, 2, {"train": 2, "validation": 2, "test": 7}, seed=3)
@@ -153,6 +154,7 @@ def test_the_champion_is_measured_anew_on_a_new_dataset_not_remembered(judged):
     assert found.champion.test.classes["NORMAL"].support == 7
 
 
+@pytest.mark.slow
 def test_each_candidate_gets_the_champion_beside_it(judged, tmp_path):
     s, dataset = judged
     put_model(s, dataset, "third", by_level(0.01), tmp_path)
@@ -233,6 +235,7 @@ def test_the_difference_to_the_champion_is_paired(seen):
     assert difference.mcnemar == pytest.approx(2 / 2**10)
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_differs_in_nothing(judged, tmp_path):
     s, dataset = judged
     put_model(s, dataset, "twin", by_level(), tmp_path)

@@ -35,7 +35,7 @@ def by_gradients(network, images, classes):
     return cam / np.where(top > 0, top, 1)
 
 
-@pytest.mark.parametrize("architecture", ["light", "mobilenet_v2"])
+@pytest.mark.parametrize("architecture", ["light", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_the_heat_is_that_of_gradients(architecture):
     network, images, classes = classifier(architecture), np.repeat(films(), 3, axis=0), np.tile([0, 1, 2], 5)
     heat = explain.heat(network, images, classes)

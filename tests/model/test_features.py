@@ -116,6 +116,7 @@ def test_two_processes_of_the_same_number_that_share_a_cache_do_not_disturb_each
     assert not list(s.cache_dir.glob("*.part.npy"))
 
 
+@pytest.mark.slow
 def test_other_weights_another_seed_another_augmentation_or_split_are_other_features(ready, monkeypatch):
     s, classifier, load = ready
     found = load(2)[0]

@@ -27,6 +27,7 @@ def test_a_batch_is_halved_as_long_as_memory_is_full_and_another_error_is_not_hi
         memory.predicted(lambda size: size / 0, 8)
 
 
+@pytest.mark.slow
 def test_whoever_predicts_gets_along_with_memory_for_four_images(settings, monkeypatch):
     s = quick(settings)
     dataset = put_dataset(s)

@@ -24,6 +24,7 @@ def python(script, **variables):
     return subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_prediction_on_a_machine_without_a_gpu_says_nothing_of_its_own():
     done = python(_PREDICTS, CUDA_VISIBLE_DEVICES="-1")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

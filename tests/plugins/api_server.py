@@ -105,7 +105,7 @@ def api_server(folder: Path, manager: str, store: dict[str, str]) -> Iterator[tu
 
 
 def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while True:
         with suppress(httpx.HTTPError):
             if httpx.get(f"{address}/api/v2/version", trust_env=False).status_code == 200:
@@ -116,6 +116,6 @@ def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 def _token(address: str, name: str, password: str) -> str:
     body = {"username": name, "password": password}
-    answer = httpx.post(f"{address}/auth/token", json=body, trust_env=False, timeout=60)
+    answer = httpx.post(f"{address}/auth/token", json=body, trust_env=False, timeout=300)
     assert answer.status_code == 201, answer.text
     return answer.json()["access_token"]

@@ -33,7 +33,7 @@ def ask(server, settings):
 
     def asked(user, method, path, **more):
         cookies = {"_token": tokens[user]} if user else {}
-        with httpx.Client(base_url=address, cookies=cookies, trust_env=False, timeout=60) as client:
+        with httpx.Client(base_url=address, cookies=cookies, trust_env=False, timeout=300) as client:
             return client.request(method, f"/cxr{path}", **more)
 
     return asked

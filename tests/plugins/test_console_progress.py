@@ -55,7 +55,7 @@ def airflow(seaweed, tmp_path_factory):
 
         def ask(path):
             with httpx.Client(base_url=address, cookies={"_token": tokens["viewer"]}, trust_env=False) as client:
-                answer = client.get(f"/cxr{path}", timeout=60)
+                answer = client.get(f"/cxr{path}", timeout=300)
             assert answer.status_code == 200, answer.text
             return answer.headers.get("refresh"), html.unescape(re.sub(r"<[^>]+>", " ", answer.text)), answer.text
 

@@ -1,6 +1,7 @@
 """The page of a run that failed: which step, why, what to do; it yields to the report of a run that went on."""
 
 import chromium
+import pytest
 import report_samples as samples
 
 from cxr_ml import store
@@ -77,6 +78,7 @@ def test_hostile_names_and_secrets_do_not_reach_the_page(settings, monkeypatch):
     assert "<script" not in html and "Log of this step" not in html
 
 
+@pytest.mark.slow
 def test_no_width_makes_the_page_wider_than_its_window():
     long = failed("learn.train [1]", Refused("models/" + "x" * 300))
     assert chromium.wider_than({"long": failures.render(Settings(), [long])}, 390, 1280) == []

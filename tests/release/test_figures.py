@@ -24,6 +24,9 @@ def picture(png: bytes) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+TWELVE = tuple(f"A CLASS WITH A LONG NAME {i}" for i in range(12))
+
+
 def texts(monkeypatch, draw) -> list[str]:
     """Every text that the figure shows; none is cut off, and none lies on another."""
     seen = []
@@ -168,7 +171,10 @@ def test_a_run_without_dataset_has_no_balance(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-@pytest.mark.parametrize("classes", [HOSTILE, tuple(f"A CLASS WITH A LONG NAME {i}" for i in range(12))])
+@pytest.mark.parametrize(
+    "classes",
+    [HOSTILE, pytest.param(tuple(f"A CLASS WITH A LONG NAME {i}" for i in range(12)), marks=pytest.mark.slow)],
+)
 def test_hostile_names_and_twelve_classes_are_drawn_whole(monkeypatch, classes):
     counts = crowd(classes)
     run = samples.run(test=counts, champion=counts, classes=classes)

@@ -55,7 +55,7 @@ def test_who_counts_tells_how_long_the_rest_takes_at_the_pace_so_far(monkeypatch
 
 
 def wait_until(true):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -103,14 +103,14 @@ def test_a_listener_that_hangs_holds_up_neither_the_step_nor_its_end_for_long(mo
 
     def hang(told):
         asked.set()
-        answer.wait(30)
+        answer.wait(120)
 
     began = time.monotonic()
     with follow.followed(hang, lambda line: None) as on_progress:
         on_progress(begun("drift"))
-        assert asked.wait(10)
+        assert asked.wait(60)
         on_progress(begun("shortcut risk"))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     answer.set()
 
 

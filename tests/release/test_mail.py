@@ -258,6 +258,7 @@ def bodies():
     }
 
 
+@pytest.mark.slow
 def test_no_mail_is_wider_than_its_window_with_or_without_images():
     pages = {}
     for name, message in bodies().items():

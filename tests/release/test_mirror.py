@@ -42,7 +42,7 @@ def server(tmp_path_factory):
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-        address, end = f"http://127.0.0.1:{port}", time.monotonic() + 300
+        address, end = f"http://127.0.0.1:{port}", time.monotonic() + 900
         try:
             while True:
                 try:

@@ -250,6 +250,7 @@ def test_a_link_that_could_run_something_is_refused(link):
         report.render(samples.run(), SETTINGS, {}, {"docs": link})
 
 
+@pytest.mark.slow
 @pytest.mark.plots
 def test_the_same_run_gives_the_same_bytes():
     run = samples.run()
@@ -354,6 +355,7 @@ LONG = tuple(f"A CLASS WITH A VERY LONG NAME {n}" for n in range(12))
 MANY = tuple(tuple(80 if t == p else (t * p) % 7 for p in range(12)) for t in range(12))
 
 
+@pytest.mark.slow
 @pytest.mark.plots
 def test_no_width_makes_the_page_wider_than_its_window():
     files = [Example(f"{'long' * 60}.png", "x" * 60, b"")]
