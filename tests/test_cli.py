@@ -263,7 +263,7 @@ def test_with_labels_at_random_and_the_real_floors_the_gate_stays_shut_and_nobod
 
 
 @pytest.fixture
-def here(house, monkeypatch):
+def here(house, shallow_light, monkeypatch):
     """The house for commands in this process: settings and folder."""
     settings, run, root = house
     for name, value in run.keywords["variables"].items():
@@ -272,7 +272,7 @@ def here(house, monkeypatch):
 
 
 @pytest.fixture
-def tiny(settings, few, smtp, tmp_path, monkeypatch):
+def tiny(settings, few, smtp, shallow_light, tmp_path, monkeypatch):
     """Settings for single commands in this process, with a drop in the inbox."""
     (tmp_path / "cxr.toml").write_text(TINY.format(epochs=1, team=TEAM, port=smtp[0].port) + NO_FLOORS)
     monkeypatch.setenv("CXR_CONFIG", str(tmp_path / "cxr.toml"))
