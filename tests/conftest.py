@@ -141,16 +141,10 @@ def lasting(seaweed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def shallow_light() -> Iterator[None]:
-    """`light` has one convolution in this file's tests: of a short training, most is to trace it layer by layer."""
-    import keras  # takes seconds
+    """`light` has one convolution in this file's tests."""
+    from shallow import shallow  # Keras takes seconds to import
 
     from cxr_ml.model import architectures
-
-    def shallow(input_shape: tuple[int, int, int], weights: None = None, include_top: bool = False) -> keras.Model:
-        images = keras.Input(input_shape)
-        maps = keras.layers.Conv2D(32, 5, 2, padding="same", use_bias=False, kernel_initializer="he_normal")(images)
-        maps = keras.layers.Activation("relu")(keras.layers.BatchNormalization(momentum=0.9)(maps))
-        return keras.Model(images, maps, name="light")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(architectures, "light", shallow)

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import signal
 
+from shallow import shallow
+
 from cxr_ml import store
 from cxr_ml.model import architectures, inputs, pieces, train
 from cxr_ml.settings import Settings
@@ -39,6 +41,7 @@ def _die_at(owner: object, name: str, number: int, after: bool) -> None:
 
 def _child(environment: dict[str, str], settings: Settings, pretrained: bool, moment: tuple[str, int] | None) -> None:
     os.environ.update(environment)
+    architectures.light = shallow
     if pretrained:
         let_light_be_pretrained()
     if moment:

@@ -11,7 +11,7 @@ from model_samples import put_dataset, quick
 from cxr_ml import store
 from cxr_ml.model import architectures, evaluate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shallow_light")]
 
 SHORT = {"head_epochs": 3, "fine_tune_epochs": 3, "batch_size": 8, "dropout": 0.5}
 # Where a process dies. One is killed after the other, each going on from what the last one left.

@@ -64,7 +64,7 @@ def result(s) -> tuple[pd.DataFrame, list[np.ndarray]]:
 
 def ended_well(processes) -> None:
     for process in processes:
-        process.join(240)
+        process.join(1200)
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
