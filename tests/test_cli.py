@@ -130,14 +130,16 @@ def house(seaweed, smtp, few, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def retrained(house, smtp):
+def retrained(house, smtp, shallow_light):
     """The first retraining: what it printed, and the mails that had come by then."""
     _, run, root = house
     made = run("demo-data", root / "inbox/demo", "--images-per-class", PER_CLASS, "--json")
     assert json.loads(made.stdout) == dict.fromkeys((*CLASSES, "TURBERCULOSIS"), PER_CLASS) | {"defects": 7}
-    done = run("retrain", "--run", "first run", "--json")
-    assert done.returncode == 0, done.stderr
-    return strict(done.stdout), list(smtp[1].mails)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in run.keywords["variables"].items():
+            patch.setenv(name, value)
+        printed = answer("retrain", "--run", "first run")
+    return printed, list(smtp[1].mails)
 
 
 def test_a_retraining_prints_the_record_of_the_run_that_the_store_holds(house, retrained):
@@ -236,15 +238,15 @@ def test_a_rollback_without_an_earlier_champion_is_refused_and_changes_nothing(h
 
 
 @pytest.mark.slow
-def test_with_labels_at_random_and_the_real_floors_the_gate_stays_shut_and_nobody_is_champion(here, monkeypatch, smtp):
-    settings, root = here
-    monkeypatch.setenv("CXR_CONFIG", str(root / "real.toml"))
-    monkeypatch.setenv("CXR_PREFIX", "shuffled/")
-    monkeypatch.setenv("CXR_INBOX", str(root / "spoiled"))
+def test_with_labels_at_random_and_the_real_floors_the_gate_stays_shut_and_nobody_is_champion(house, smtp):
+    settings, run, root = house
     (root / "spoiled").mkdir()
-    answer("demo-data", root / "spoiled/demo", "--images-per-class", PER_CLASS, "--shuffle-labels")
+    run("demo-data", root / "spoiled/demo", "--images-per-class", PER_CLASS, "--shuffle-labels")
     mails = len(smtp[1].mails)
-    printed = answer("retrain", "--run", "spoiled")
+    variables = {"CXR_CONFIG": str(root / "real.toml"), "CXR_PREFIX": "shuffled/", "CXR_INBOX": str(root / "spoiled")}
+    done = run("retrain", "--run", "spoiled", "--json", variables=run.keywords["variables"] | variables)
+    assert done.returncode == 0, done.stderr
+    printed = strict(done.stdout)
     there = settings.model_copy(update={"prefix": "shuffled/"})
     record = store.load(there, "reports/spoiled/run.json", Run)
     assert printed["outcome"] == record.outcome == "refused"

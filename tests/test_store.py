@@ -193,6 +193,7 @@ def test_a_prefix_keeps_two_projects_apart_in_one_bucket(settings):
     assert store.exists(one, "a") and store.get(other, "a") == b"other/"
 
 
+@pytest.mark.slow
 def test_keys_are_listed_in_order_beyond_the_thousand_of_one_answer(settings):
     names = [f"many/{i:05d}" for i in range(1003)]
     with ThreadPoolExecutor(16) as pool:

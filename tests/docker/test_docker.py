@@ -135,6 +135,7 @@ def test_every_airflow_variable_is_an_option_and_every_airflow_command_exists(pr
     assert checked == set(probe["job_types"])
 
 
+@pytest.mark.slow
 def test_the_dags_load_from_the_files_of_the_image(probe, image):
     root, _ = image
     assert probe["import_errors"] == {}

@@ -81,6 +81,7 @@ def test_images_too_small_for_a_network_are_refused_with_their_size():
         architectures.backbone(Settings(weights="none", image_size=64), "inception_v3")
 
 
+@pytest.mark.slow
 def test_weights_are_read_from_the_folder_and_named_with_their_hash(mobilenet):
     folder, weights = mobilenet
     backbone = architectures.backbone(local(folder), "mobilenet_v2")
@@ -102,6 +103,7 @@ def test_a_file_that_holds_no_weights_is_refused_by_name(tmp_path):
         architectures.backbone(local(tmp_path), "mobilenet_v2")
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_numbers_are_refused(mobilenet, tmp_path):
     network = architectures.backbone(local(mobilenet[0]), "mobilenet_v2").network
     first = network.get_layer("Conv1").kernel

@@ -81,6 +81,7 @@ def test_the_record_says_where_the_model_looked_and_what_is_shown(settings):
         assert example.predicted == CLASSES[predicted[row]] and example.label == labels[row]
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_read_back_and_not_made_again(settings, monkeypatch):
     given = case(settings)
     s, found = given[0], contact_sheets.write(*given)

@@ -387,7 +387,10 @@ def test_a_label_that_is_no_class_is_refused(settings):
     ("architecture", "changes", "said"),
     [
         ("inception_v3", {"image_size": 64}, "inception_v3 cannot take images of 64 pixels"),
-        ("mobilenet_v2", {"image_size": 96, "weights": "imagenet"}, "does not hold weights of mobilenet_v2"),
+        pytest.param(
+            *("mobilenet_v2", {"image_size": 96, "weights": "imagenet"}, "does not hold weights of mobilenet_v2"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["an image size that it cannot take", "weights that do not fit"],
 )

@@ -12,6 +12,8 @@ from cxr_ml import store
 from cxr_ml.data import rule
 from cxr_ml.release import registry
 
+pytestmark = pytest.mark.slow
+
 NOBODY = (None, None)  # request and user, which only the templates look at
 
 
@@ -77,7 +79,6 @@ def test_a_new_entry_of_the_history_is_seen(models, asked, settings):
     assert found["champion"].model == "first" and [row["model"] for row in found["earlier"]] == ["second"]
 
 
-@pytest.mark.slow
 def test_the_wall_reads_only_tables_that_can_have_what_is_asked_for(settings, asked):
     from cxr_console import data, quarantine
 
@@ -97,7 +98,6 @@ def test_the_wall_reads_only_tables_that_can_have_what_is_asked_for(settings, as
     assert read(asked) == []
 
 
-@pytest.mark.slow
 def test_pages_of_the_wall_are_cut_from_all_drops_in_their_order(settings, asked, monkeypatch):
     from cxr_console import quarantine
 

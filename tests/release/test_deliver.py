@@ -180,6 +180,7 @@ def test_only_those_who_still_wait_get_it_but_all_are_named_in_it(server):
     assert server.handler.parsed()["To"] == f"{TEAM}, {SECOND}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begin", [b"", b"220 slow\r\n"])
 def test_a_server_that_says_a_byte_now_and_then_is_hung_up_on(pauses, begin):
     # Each byte comes within the time-out of the socket, which therefore never strikes.
