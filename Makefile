@@ -1,9 +1,9 @@
 # make run      sets everything up, runs one retraining through Airflow, shows the outcome, leaves the UI up until Ctrl-C
 #                 DROP=path      labelled X-rays, a folder or an archive, instead of the generated demonstration drop
 #                 ONCE=1         ends when the run has ended
-#                 PROFILE=name   profiles/<name>.toml (demo, cpu), or `default` for the published method
+#                 PROFILE=name   profiles/<name>.toml (demo, cpu, paper), or `default` for the published method
 # make test     sets everything up, runs the tests but the slow ones
-# make test-all sets everything up, runs all tests: also races, kills, memory, containers, MLflow, a second user manager
+# make test-all sets everything up, runs all tests: also whole runs through Airflow, browsers, kills, races, memory
 # make clean    removes what `make run` keeps in .local/
 # make lock     compiles requirements.in into requirements.txt, and the CUDA libraries for docker/Dockerfile.gpu
 
