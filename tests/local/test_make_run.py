@@ -329,7 +329,7 @@ def test_a_training_that_is_killed_is_retried_and_goes_on_and_one_that_is_cancel
     assert "head: epoch 1 of 1000" not in log
 
     airflow_api.fail_run(made.client, run_id, "cancelled")
-    seconds = wait_until(lambda: not second.is_running(), LONG, "the cancelled training still runs")
+    seconds = wait_until(lambda: not second.is_running(), 30, "the cancelled training still runs")
     print(f"cancelled: the process was gone, and with it its memory, after {seconds:.1f} s")
     assert made.tasks(run_id)["learn.train"][0] in ("failed", "skipped")
 
@@ -350,9 +350,9 @@ def left_over(state: Path) -> list[str]:
 def test_ctrl_c_twice_ends_everything_at_once_with_the_status_of_the_run(made):
     assert left_over(made.state)
     made.process.send_signal(signal.SIGINT)
-    made.wait_for("Ending all services", LONG)
+    made.wait_for("Ending all services", 30)
     made.process.send_signal(signal.SIGINT)
-    assert made.process.wait(timeout=LONG) == 0
+    assert made.process.wait(timeout=30) == 0
     assert left_over(made.state) == []
     for name, port in made.ports.items():
         with socket.socket() as probe:

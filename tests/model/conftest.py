@@ -23,16 +23,10 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def trained_once(lasting: Settings, shallow_light: None) -> Trained:
-    """Looked at by several tests, none of which may change it."""
+def trained(lasting: Settings, shallow_light: None) -> Trained:
+    """One for all tests of a file that only look at it."""
     s = quick(lasting, head_epochs=12, fine_tune_epochs=2, head_learning_rate=0.03, patience=12)
     dataset, progress, printed = put_dataset(s), [], io.StringIO()
     with redirect_stdout(printed):
         record = train.train(s, 1, "light", on_progress=progress.append)
     return Trained(s, dataset, record, progress, printed.getvalue())
-
-
-@pytest.fixture
-def trained(settings: Settings, trained_once: Trained) -> Trained:
-    """`trained_once`, in a test that reaches the store."""
-    return trained_once

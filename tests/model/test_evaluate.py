@@ -86,17 +86,12 @@ class Seen(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def seen_once(lasting, blank_sheets, tmp_path_factory):
+def seen(lasting, blank_sheets, tmp_path_factory):
+    """One for all tests that only look at it."""
     s, dataset = put_models(lasting, tmp_path_factory.mktemp("models"))
     progress = []
     (found,) = evaluate.evaluate(s, 1, ["good"], "bad", progress.append)
     return Seen(s, dataset, found, progress)
-
-
-@pytest.fixture
-def seen(settings, seen_once):
-    """The same for all tests that only look at it."""
-    return seen_once
 
 
 def test_a_candidate_is_measured_on_validation_and_on_test(seen):

@@ -8,11 +8,10 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from model_samples import put_dataset, quick
 from sklearn.datasets import load_sample_image
 
 from cxr_ml.data import images as decoding
-from cxr_ml.model import architectures, inputs, likeness, train
+from cxr_ml.model import architectures, inputs, likeness
 from cxr_ml.settings import Settings
 
 FOLDERS = {name: os.environ.get(name) for name in ("CXR_XRAYS", "CXR_WEIGHTS_DIR")}
@@ -143,10 +142,3 @@ def test_the_same_images_and_seed_give_the_same_bytes():
     classifier, images, y = network(), films(60, 7), np.zeros(60, int)
     (_, first), (_, second) = (learned(classifier, images, np.arange(40), np.arange(40, 60), y) for _ in range(2))
     assert first == second
-
-
-@pytest.fixture
-def trained(settings):
-    s = quick(settings, head_epochs=1, fine_tune_epochs=0)
-    put_dataset(s)
-    return s, train.train(s, 1, "light", verbose=False)

@@ -35,7 +35,7 @@ def validation_loss(settings, dataset, classifier: keras.Model) -> float:
     return classifier.evaluate(images[rows], inputs.targets(manifest, CLASSES)[rows], verbose=0)
 
 
-def move(trained, settings) -> None:
+def copy_store(trained, settings) -> None:
     """Copies all that the training of `trained` left into the store of a test that changes it."""
     for key in store.keys(trained.settings, ""):
         store.put_if_absent(settings, key, store.get(trained.settings, key))
@@ -96,7 +96,7 @@ def test_a_training_stores_model_history_and_record(trained):
 
 def test_a_training_leaves_what_its_images_are_like_with_the_hash_in_the_record(settings, trained):
     record, key = trained.record, f"models/{trained.record.model}/likeness.npz"
-    move(trained, settings)
+    copy_store(trained, settings)
     data = store.get(settings, key)
     assert record.likeness_sha256 == hashlib.sha256(data).hexdigest()
     known = likeness.load(settings, record)
@@ -155,7 +155,7 @@ def test_each_epoch_is_a_line_of_the_log(trained):
 
 def test_a_warm_start_begins_with_the_champion_of_the_same_architecture(settings, trained, capsys):
     champion = trained.record
-    move(trained, settings)
+    copy_store(trained, settings)
     tiny = {"head_epochs": 1, "head_learning_rate": 1e-9, "fine_tune_epochs": 0, "seed": 5}
     warm = quick(settings, **tiny, warm_start=True)
     record = train.train(warm, 1, "light", verbose=0, champion=champion.model)
@@ -178,7 +178,7 @@ def test_a_warm_start_begins_with_the_champion_of_the_same_architecture(settings
     ids=["no champion", "another network", "other classes", "not asked for"],
 )
 def test_no_warm_start_begins_as_the_settings_say_and_says_why(settings, trained, monkeypatch, capsys, changes, why):
-    move(trained, settings)
+    copy_store(trained, settings)
     champion = trained.record.model_copy(update=(changes or {}) | {"model": "other"})
     if changes is not None:
         store.put_if_absent(settings, "models/other/model.json", champion.to_bytes())
@@ -418,7 +418,7 @@ def test_an_unknown_architecture_is_refused_and_nothing_is_stored(settings):
 
 def test_a_stored_model_whose_file_was_changed_is_refused_when_it_is_loaded(settings, trained):
     record, key = trained.record, f"models/{trained.record.model}/model.keras"
-    move(trained, settings)
+    copy_store(trained, settings)
     artefact = bytearray(store.get(settings, key))
     artefact[len(artefact) // 2] ^= 1
     overwrite(settings, key, bytes(artefact))

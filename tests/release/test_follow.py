@@ -110,7 +110,7 @@ def test_a_listener_that_hangs_holds_up_neither_the_step_nor_its_end_for_long(mo
         on_progress(begun("drift"))
         assert asked.wait(60)
         on_progress(begun("shortcut risk"))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 5
     answer.set()
 
 
