@@ -210,6 +210,16 @@ def test_a_second_retraining_finds_nothing_new_leaves_a_page_that_says_so_and_se
     assert {re.sub("/.*/", "/", key) for key in set(after) - set(before)} == {"reports/index.html", "reports/run.json"}
 
 
+def test_without_json_the_stages_print_tables_for_people(here, retrained):
+    _, out, _ = call("ingest", "demo")
+    batch = out.strip()
+    assert batch.startswith("demo-")
+    status, out, _ = call("validate", batch)
+    assert status == 0 and "TUBERCULOSIS" in out and "accepted" in out
+    status, out, _ = call("dataset")
+    assert status == 0 and "dataset 1" in out and "train" in out
+
+
 def test_the_champion_predicts_and_names_what_it_cannot_read(here, retrained):
     _, root = here
     (root / "page.png").write_bytes(b"<html>")
@@ -322,18 +332,9 @@ def test_the_stages_one_by_one_print_json_and_end_with_a_champion(tiny, smtp, mo
 
 
 @pytest.mark.slow
-def test_without_json_the_stages_print_tables_for_people(tiny):
-    _, out, _ = call("ingest")
-    batch = out.strip()
-    assert batch.startswith("demo-")
-    status, out, _ = call("validate", batch)
-    assert status == 0 and "TUBERCULOSIS" in out and "accepted" in out
-    status, out, _ = call("dataset")
-    assert status == 0 and "dataset 1" in out and "train" in out
-
-
-@pytest.mark.slow
-def test_a_retraining_that_died_after_its_dataset_is_taken_up_by_the_next(tiny, monkeypatch):
+def test_what_died_in_training_is_taken_up_and_what_needs_approval_is_promoted_once_somebody_gives_it(
+    tiny, monkeypatch
+):
     from cxr_ml.errors import Refused
     from cxr_ml.model import train
 
@@ -343,23 +344,23 @@ def test_a_retraining_that_died_after_its_dataset_is_taken_up_by_the_next(tiny, 
         asked.append(number)
         raise Refused("stopped in training")
 
-    monkeypatch.setattr(train, "train", stopped)
-    for _ in range(2):
-        status, out, err = call("retrain", "--json")
-        assert (status, out) == (2, "") and "stopped in training" in err
-    assert asked == [1, 1]
-    # A ruling of a human makes a new dataset, though the inbox brings nothing.
-    film = next(Path(tiny.inbox, "demo/train/NORMAL").iterdir())
-    answer("quarantine", "withdraw", f"train/NORMAL/{film.name}", "--why", "another patient")
-    assert call("retrain", "--json")[0] == 2
-    assert asked == [1, 1, 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", stopped)
+        for _ in range(2):
+            status, out, err = call("retrain", "--json")
+            assert (status, out) == (2, "") and "stopped in training" in err
+        assert asked == [1, 1]
+        # A ruling of a human makes a new dataset, though the inbox brings nothing.
+        film = next(Path(tiny.inbox, "demo/train/NORMAL").iterdir())
+        answer("quarantine", "withdraw", f"train/NORMAL/{film.name}", "--why", "another patient")
+        assert call("retrain", "--json")[0] == 2
+        assert asked == [1, 1, 2]
 
-
-@pytest.mark.slow
-def test_a_retraining_whose_settings_ask_for_approval_promotes_nothing_until_somebody_does(tiny, monkeypatch):
     monkeypatch.setenv("CXR_APPROVAL", "true")
     status, out, _ = call("retrain", "--run", "asked")
-    assert status == 0 and json.loads(store.get(tiny, "reports/asked/decision.json"))["promote"] is True
+    decision = store.load(tiny, "reports/asked/decision.json", Decision)
+    assert (status, decision.promote) == (0, True)
+    assert store.load(tiny, f"models/{decision.model}/model.json", Model).dataset == 2
     assert not list(store.keys(tiny, "registry/"))
     assert "yours to give: `cxr-ml promote --run asked`" in " ".join(out.split())
     assert answer("promote", "--run", "asked")["action"] == "promoted"

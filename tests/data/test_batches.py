@@ -265,6 +265,7 @@ def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
     assert snapshot(elsewhere(settings)) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
 def test_a_judge_that_dies_has_committed_nothing_and_is_resumed_to_the_same_store(settings, monkeypatch, number):
     put_drop(settings, "drop", WEEK)
@@ -281,6 +282,7 @@ def test_a_judge_that_dies_has_committed_nothing_and_is_resumed_to_the_same_stor
     assert drops.new(settings) == []
 
 
+@pytest.mark.slow
 def test_a_judge_that_died_and_is_resumed_after_another_batch_says_the_same_in_record_and_table(settings, monkeypatch):
     put_drop(settings, "slow", films("NORMAL", 1, 2))
     slow = ingest.ingest(settings, "slow")

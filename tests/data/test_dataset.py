@@ -210,6 +210,7 @@ def test_building_twice_or_in_another_store_gives_the_same_bytes(small):
     assert snapshot(elsewhere(small)) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_build_that_dies_leaves_no_dataset_and_is_resumed_to_the_same_store(small, monkeypatch, number):
     take(small, "week-1", week(100))
@@ -228,6 +229,7 @@ def test_a_build_that_dies_leaves_no_dataset_and_is_resumed_to_the_same_store(sm
     assert snapshot(small) == whole
 
 
+@pytest.mark.slow
 def test_what_a_dead_build_left_is_stepped_over_when_the_data_has_grown_meanwhile(small, monkeypatch):
     take(small, "week-1", week(100))
     with monkeypatch.context() as patch:

@@ -116,6 +116,7 @@ def test_what_is_larger_than_all_that_may_be_underway_is_sent_alone():
             assert sum(b < spans[number][1] and spans[number][0] < e for b, e in spans.values()) == 1
 
 
+@pytest.mark.slow
 def test_when_the_caller_is_killed_its_processes_end():
     script = (
         "import worker_jobs\nfrom cxr_ml.data import workers\nlist(workers.run(worker_jobs.sleep, 60, range(50), 2))"
