@@ -261,7 +261,7 @@ def test_a_drop_that_is_killed_at_any_moment_and_taken_again_leaves_the_store_of
     batches.judge(elsewhere(many), batch)
     lasted = time.monotonic() - begun
     reached = set()
-    for moment in ("images/", f"batches/{batch}/ingested/00000", f"batches/{batch}/images.html", "later", "later"):
+    for moment in ("images/", f"batches/{batch}/ingested/00000", f"batches/{batch}/images.html", "later"):
         process = start(many, monkeypatch)
         while moment != "later" and not [k for k in store.keys(many, "") if k.startswith(moment)]:
             assert process.poll() is None
