@@ -1,10 +1,12 @@
 """What tests of training share: one model that many look at."""
 
 import io
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from typing import NamedTuple
 
 import pytest
+import tensorflow as tf
 from model_samples import put_dataset, quick
 
 from cxr_ml.model import train
@@ -30,3 +32,11 @@ def trained(lasting: Settings, shallow_light: None) -> Trained:
     with redirect_stdout(printed):
         record = train.train(s, 1, "light", on_progress=progress.append)
     return Trained(s, dataset, record, progress, printed.getvalue())
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """TensorFlow traces no function but computes at once what it says: of a few steps, to trace them is most."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)

@@ -153,6 +153,7 @@ def test_each_epoch_is_a_line_of_the_log(trained):
     assert lines == [*head, "fine_tune: epoch 1 of 2", "fine_tune: epoch 2 of 2"]
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_warm_start_begins_with_the_champion_of_the_same_architecture(settings, trained, capsys):
     champion = trained.record
     copy_store(trained, settings)
@@ -268,6 +269,7 @@ def test_another_dataset_changes_the_name_and_where_the_store_is_does_not(settin
     assert train.model_name(s.model_copy(update=elsewhere), dataset, "light") == name
 
 
+@pytest.mark.usefixtures("eager")
 def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
     dataset = put_dataset(s)
@@ -280,12 +282,13 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
 
 
 @pytest.mark.parametrize("moment", [(inputs, "load"), (operating, "fit"), (likeness, "learn"), (write, "_beside")])
+@pytest.mark.usefixtures("eager")
 @pytest.mark.slow
 def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_model_and_returns_it(
     settings, monkeypatch, moment
 ):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
-    put_dataset(s)
+    dataset = put_dataset(s)
     owner, step = moment
     real, other = getattr(owner, step), []
 
@@ -296,12 +299,17 @@ def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_mod
 
     monkeypatch.setattr(owner, step, other_run_comes_first)
     assert train.train(s, 1, "light", verbose=0) == other[0]
-    assert evaluate.load_model(s, other[0].model)[0] == other[0]
-    assert likeness.load(s, other[0]) is not None
-    (found,) = evaluate.evaluate(s, 1, [other[0].model], None)
-    assert found.reload_difference < 1e-6
+    record, network = evaluate.load_model(s, other[0].model)
+    assert record == other[0]
+    assert likeness.load(s, record) is not None
+    said = store.get(s, f"models/{record.model}/validation.npy")
+    assert hashlib.sha256(said).hexdigest() == record.validation_sha256
+    images, manifest = inputs.load(s, dataset, s.image_size)
+    p = evaluate.probabilities(network, images, np.flatnonzero(manifest["split"] == "validation"))
+    np.testing.assert_allclose(p, np.load(io.BytesIO(said)), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_learning_rate_beyond_all_measure_is_refused(settings):
     s = quick(settings, head_epochs=3, head_learning_rate=1e30, fine_tune_epochs=0)
     put_dataset(s)
@@ -310,7 +318,7 @@ def test_a_learning_rate_beyond_all_measure_is_refused(settings):
     assert list(store.keys(s, "models/")) == []
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("eager")
 def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settings, monkeypatch):
     s = quick(settings, head_epochs=1)
     put_dataset(s)
@@ -383,29 +391,27 @@ def test_a_label_that_is_no_class_is_refused(settings):
         train.train(s, 1, "light", verbose=0)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "changes", "said"),
-    [
-        ("inception_v3", {"image_size": 64}, "inception_v3 cannot take images of 64 pixels"),
-        pytest.param(
-            *("mobilenet_v2", {"image_size": 96, "weights": "imagenet"}, "does not hold weights of mobilenet_v2"),
-            marks=pytest.mark.slow,
-        ),
-    ],
-    ids=["an image size that it cannot take", "weights that do not fit"],
-)
-def test_what_the_network_cannot_take_is_refused_before_anything_is_decoded(
-    settings, tmp_path, monkeypatch, architecture, changes, said
-):
+def refuses_before_anything_is_decoded(settings, architecture, monkeypatch, said):
+    put_dataset(settings, counts={"train": 1, "validation": 1})
+    monkeypatch.setattr(inputs, "load", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(Refused, match=said):
+        train.train(settings, 1, architecture, verbose=0)
+    assert list(store.keys(settings, "models/")) == []
+
+
+def test_an_image_size_that_the_network_cannot_take_is_refused_before_anything_is_decoded(settings, monkeypatch):
+    s = quick(settings, image_size=64)
+    said = "inception_v3 cannot take images of 64 pixels"
+    refuses_before_anything_is_decoded(s, "inception_v3", monkeypatch, said)
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_fit_the_network_are_refused_before_anything_is_decoded(settings, tmp_path, monkeypatch):
     keras.applications.MobileNetV2(input_shape=(96, 96, 3), alpha=0.35, include_top=False, weights=None).save_weights(
         tmp_path / "mobilenet_v2_notop.weights.h5"
     )
-    s = quick(settings, weights_dir=tmp_path, **changes)
-    put_dataset(s, counts={"train": 1, "validation": 1})
-    monkeypatch.setattr(inputs, "load", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(Refused, match=said):
-        train.train(s, 1, architecture, verbose=0)
-    assert list(store.keys(s, "models/")) == []
+    s = quick(settings, weights_dir=tmp_path, image_size=96, weights="imagenet")
+    refuses_before_anything_is_decoded(s, "mobilenet_v2", monkeypatch, "does not hold weights of mobilenet_v2")
 
 
 def test_an_unknown_architecture_is_refused_and_nothing_is_stored(settings):
