@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from cxr_ml.errors import Refused
-from cxr_ml.model import checkpoints, devices, memory
+from cxr_ml.model import checkpoints, memory
 from cxr_ml.model.checkpoints import Epoch, Progress
 from cxr_ml.model.pieces import Evenly, Pieces
 from cxr_ml.progress import OnProgress, nobody, now
@@ -142,7 +142,7 @@ def run(
         try:
             _fit(network, batches, validation, loop, settings.batch_size, verbose)
         except Exception as error:
-            if not memory.full(error) or devices.hosts() > 1:  # the other hosts know nothing of it
+            if not memory.full(error):
                 raise
             pieces *= 2
             if pieces >= 2 * min(settings.batch_size, len(batches.y)):
@@ -181,7 +181,6 @@ def _fit(
     validation = copy.copy(validation)
     validation.batch_size = max(1, min(batch_size // pieces, 32) // shares) * shares
     batches = batches if pieces * shares == 1 else Pieces(batches, pieces, shares)
-    devices.let_fit(network, batches)
     network.fit(
         batches,
         validation_data=validation if shares == 1 else Evenly(validation, shares),
@@ -284,8 +283,7 @@ class _Loop(keras.callbacks.Callback):
         if checkpoints.kept(self.progress) == epoch + 1:
             self.kept = weights
         optimizer = [keras.ops.convert_to_numpy(v) for v in _state(self.model.optimizer)]
-        if devices.chief():
-            checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
+        checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
         self.model.stop_training = ended(self.progress, self.stage, self.settings.patience)
         self._tell(None)
         if self.verbose:

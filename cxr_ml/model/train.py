@@ -84,8 +84,7 @@ def train(
 ) -> Model:
     """Trains and stores a candidate. A model that these very inputs made before is returned as it is.
 
-    A training that died goes on from its last finished epoch, and ends with the weights of one that did not. The hosts
-    that TF_CONFIG names train together: each of them calls this, and the first one writes.
+    A training that died goes on from its last finished epoch, and ends with the weights of one that did not.
 
     Args:
         settings: hyper-parameters and the store.
@@ -128,15 +127,8 @@ def _train(
     on_progress: OnProgress,
 ) -> Model:
     from_scratch = not backbone.weights_sha256
-    if settings.head_views and not from_scratch and devices.hosts() > 1:
-        raise Refused(
-            "On several hosts, the head is trained without stored views: they are computed by one process. Received: "
-            f"head_views={settings.head_views} and {devices.hosts()} hosts in TF_CONFIG. Set CXR_HEAD_VIEWS=0, or "
-            "train on one host."
-        )
     started = time.monotonic()
-    with devices.chief_first():
-        images, manifest = inputs.load(settings, dataset, settings.image_size, on_progress)
+    images, manifest = inputs.load(settings, dataset, settings.image_size, on_progress)
     seconds = {"inputs": time.monotonic() - started}
     y = inputs.targets(manifest, settings.classes)
     rows = {s: np.flatnonzero(manifest["split"] == s) for s in ("train", "validation")}

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,13 +52,11 @@ def artefact(settings: Settings, name: str, classifier: keras.Model) -> str:
         SHA-256 of the file that is in the store, whose weights the classifier now has.
     """
     key = f"models/{name}/model.keras"
-    with devices.chief_first():
-        if devices.chief():
-            data = _saved(classifier)
-            if store.put_if_absent(settings, key, data):
-                return hashlib.sha256(data).hexdigest()
-            if _opened(store.get(settings, key)) is None:
-                store.put_uncommitted(settings, key, data)
+    data = _saved(classifier)
+    if store.put_if_absent(settings, key, data):
+        return hashlib.sha256(data).hexdigest()
+    if _opened(store.get(settings, key)) is None:
+        store.put_uncommitted(settings, key, data)
     data = store.get(settings, key)
     classifier.set_weights(_opened(data))
     return hashlib.sha256(data).hexdigest()
@@ -76,26 +73,22 @@ def _saved(classifier: keras.Model) -> bytes:
 def _opened(data: bytes) -> list[np.ndarray] | None:
     """The weights in the bytes of model.keras; None where Keras does not open them."""
     try:
-        # In a thread of its own, where no strategy holds: of several hosts, only some come here.
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(lambda: opened(data).get_weights()).result()
+        return opened(data).get_weights()
     except UNOPENED:
         return None
 
 
 def write(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
-    """Stores what lies beside `model.keras`, the record last; of several hosts that train together, the first one does.
+    """Stores what lies beside `model.keras`, the record last.
 
     Returns:
         The record that is in the store: of another run of the same training, if that one was faster.
     """
     key = f"models/{trained.name}/model.json"
-    with devices.chief_first():
-        if devices.chief():
-            if not store.exists(settings, key):
-                record = _beside(settings, dataset, trained)
-                store.put_if_absent(settings, key, record.to_bytes(), "application/json")
-            checkpoints.sweep(settings, trained.name)
+    if not store.exists(settings, key):
+        record = _beside(settings, dataset, trained)
+        store.put_if_absent(settings, key, record.to_bytes(), "application/json")
+    checkpoints.sweep(settings, trained.name)
     return store.load(settings, key, Model)
 
 

@@ -18,7 +18,7 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data.ingest import to_parquet
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, devices, epochs, evaluate, inputs, likeness, operating, train, write
+from cxr_ml.model import architectures, epochs, evaluate, inputs, likeness, operating, train, write
 from cxr_ml.records import Model
 
 pytestmark = pytest.mark.usefixtures("shallow_light")
@@ -538,15 +538,6 @@ def test_without_stored_views_each_epoch_shows_the_frozen_backbone_new_ones(sett
     assert not list(store.keys(s, "features/"))
     for now, then in zip(inner(evaluate.load_model(s, record.model)[1]).get_weights(), first, strict=True):
         np.testing.assert_array_equal(now, then)
-
-
-def test_several_hosts_do_not_take_stored_views_of_a_pretrained_network(settings, pretrained, monkeypatch):
-    s = transfer(settings, pretrained[0])
-    put_dataset(s, counts={"train": 1, "validation": 1})
-    monkeypatch.setattr(devices, "hosts", lambda: 2)
-    monkeypatch.setattr(devices, "strategy", tf.distribute.get_strategy)
-    with pytest.raises(Refused, match=r"head_views=2 and 2 hosts in TF_CONFIG\. Set CXR_HEAD_VIEWS=0"):
-        train.train(s, 1, "light", verbose=0)
 
 
 def test_pretrained_weights_that_are_missing_stop_the_training(settings, tmp_path):
