@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,15 +19,6 @@ from local.state import REPOSITORY
 
 USERS = {"admin": "Admin", "viewer": "Viewer"}
 _FAB = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
-# As `airflow users create` does, but both in one process.
-_MAKE_USERS = """
-import json, sys
-from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
-with get_application_builder() as builder:
-    for name, (role, password) in json.load(sys.stdin).items():
-        found = builder.sm.find_role(role)
-        assert builder.sm.add_user(name, name, name, f"{name}@hospital.example", found, password)
-"""
 
 
 def _environment(folder: Path, store: dict[str, str]) -> dict[str, str]:
@@ -44,20 +35,30 @@ def _environment(folder: Path, store: dict[str, str]) -> dict[str, str]:
     return inherited | store | {name: str(value) for name, value in own.items()}
 
 
-def run_airflow(folder: Path, store: dict[str, str], *command: str) -> None:
-    """Runs a command of the Airflow in that folder."""
-    _run([sys.executable, "-m", "airflow", *command], folder, store, "")
+@contextmanager
+def states(folder: Path, store: dict[str, str]) -> Iterator[Callable[[dict[str, object]], None]]:
+    """Puts a run of the Airflow in that folder into the state that putting.py is told, once its server has started."""
+    command = [sys.executable, str(Path(__file__).with_name("putting.py"))]
+    log = folder / "putting.log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            command,
+            env=_environment(folder, store),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
 
+        def put(given: dict[str, object]) -> None:
+            process.stdin.write(json.dumps(given) + "\n")
+            process.stdin.flush()
+            while (line := process.stdout.readline()) != "put\n":
+                assert line, log.read_text(errors="replace")[-4000:]
 
-def run_script(folder: Path, store: dict[str, str], script: str, given: object) -> None:
-    """Runs a script by the database of the Airflow in that folder, with `given` as JSON on its standard input."""
-    _run([sys.executable, "-c", script], folder, store, json.dumps(given))
-
-
-def _run(command: list[str], folder: Path, store: dict[str, str], given: str) -> None:
-    env = _environment(folder, store)
-    done = subprocess.run(command, env=env, input=given, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+        yield put
 
 
 @contextmanager
@@ -82,16 +83,17 @@ def api_server(folder: Path, manager: str, store: dict[str, str]) -> Iterator[tu
         **({"AIRFLOW__CORE__AUTH_MANAGER": _FAB} if manager == "fab" else {}),
     }
     env = _environment(folder, store) | {name: str(value) for name, value in variables.items()}
-    airflow = [sys.executable, "-m", "airflow"]
+    users = {name: (role, passwords[name]) for name, role in USERS.items()} if manager == "fab" else {}
+    script = Path(__file__).with_name("serving.py")
+    # The console needs no `execution` of Airflow's, by which tasks are run.
+    command = [sys.executable, str(script), "--host", "127.0.0.1", "--port", str(port), "--apps", "core"]
     with (folder / "server.log").open("wb") as log:
-        subprocess.run([*airflow, "db", "migrate"], env=env, check=True, stdout=log, stderr=log)
-        if manager == "fab":
-            users = json.dumps({name: (role, passwords[name]) for name, role in USERS.items()}).encode()
-            command = [sys.executable, "-c", _MAKE_USERS]
-            subprocess.run(command, env=env, check=True, input=users, stdout=log, stderr=log)
-        command = [*airflow, "api-server", "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, text=True
+        )
         try:
+            server.stdin.write(json.dumps(users))
+            server.stdin.close()
             _wait(address, server, folder / "server.log")
             yield address, {name: _token(address, name, password) for name, password in passwords.items()}
         finally:
@@ -108,7 +110,7 @@ def _wait(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + 600
     while True:
         with suppress(httpx.HTTPError):
-            if httpx.get(f"{address}/api/v2/version", trust_env=False).status_code == 200:
+            if httpx.get(f"{address}/api/v2/version", trust_env=False, verify=False).status_code == 200:
                 return
         assert server.poll() is None and time.monotonic() < end, log.read_text(errors="replace")[-4000:]
         time.sleep(0.3)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from api_server import api_server, run_airflow, run_script
+from api_server import api_server, states
 
 from cxr_ml.progress import now
 from cxr_ml.records import StepProgress
@@ -14,53 +14,23 @@ from cxr_ml.records import StepProgress
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 RUN, NAME = "manual__2026-01-05T03:00:00+00:00", "manual-2026-01-05T03-00-00-00-00"
 LIVE = ("/", "/runs", f"/runs/{NAME}")
-# Makes the run where there is none, and puts it and its tasks into the states that are asked for.
-_SET = """
-import json, sys
-from datetime import UTC, datetime, timedelta
-from airflow.api.common.trigger_dag import trigger_dag
-from airflow.models.dagrun import DagRun
-from airflow.models.taskinstance import TaskInstance
-from airflow.models.xcom import XComModel
-from airflow.utils.session import create_session
-from airflow.utils.types import DagRunTriggeredByType
-from sqlalchemy import select, update
-
-given, dag = json.load(sys.stdin), "cxr_retraining"
-if not DagRun.find(dag_id=dag, run_id=given["run"]):
-    trigger_dag(dag, triggered_by=DagRunTriggeredByType.TEST, run_id=given["run"], triggering_user_name="ann")
-now = datetime.now(UTC)
-with create_session() as session:
-    run = session.scalar(select(DagRun).where(DagRun.dag_id == dag, DagRun.run_id == given["run"]))
-    run.start_date = now - timedelta(minutes=10)
-    run.end_date = None if given["state"] == "running" else now
-    run.set_state(given["state"])
-    for name, (state, index, minutes) in given["tasks"].items():
-        one = (TaskInstance.dag_id == dag, TaskInstance.run_id == given["run"], TaskInstance.task_id == name)
-        began = now - timedelta(minutes=minutes)
-        values = {"state": state, "map_index": index, "start_date": began, "queued_dttm": began}
-        session.execute(update(TaskInstance).where(*one).values(values))
-    for name, index, value in given["told"]:
-        XComModel.set("progress", value, dag_id=dag, task_id=name, run_id=given["run"], map_index=index,
-                      serialize=False, session=session)
-"""
 
 
 @pytest.fixture(scope="module")
 def airflow(seaweed, tmp_path_factory):
     """Asks for a page as a viewer, and puts the run into states."""
     folder = tmp_path_factory.mktemp("going-on")
-    with api_server(folder, "simple", seaweed) as (address, tokens):
-        run_airflow(folder, seaweed, "dags", "reserialize")
+    with api_server(folder, "simple", seaweed) as (address, tokens), states(folder, seaweed) as put_state:
 
         def ask(path):
-            with httpx.Client(base_url=address, cookies={"_token": tokens["viewer"]}, trust_env=False) as client:
+            cookies = {"_token": tokens["viewer"]}
+            with httpx.Client(base_url=address, cookies=cookies, trust_env=False, verify=False) as client:
                 answer = client.get(f"/cxr{path}", timeout=300)
             assert answer.status_code == 200, answer.text
             return answer.headers.get("refresh"), html.unescape(re.sub(r"<[^>]+>", " ", answer.text)), answer.text
 
         def put(state, tasks, told=()):
-            run_script(folder, seaweed, _SET, {"run": RUN, "state": state, "tasks": tasks, "told": list(told)})
+            put_state({"run": RUN, "state": state, "tasks": tasks, "told": list(told)})
 
         yield ask, put
 

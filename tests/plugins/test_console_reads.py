@@ -12,7 +12,7 @@ from cxr_ml import store
 from cxr_ml.data import rule
 from cxr_ml.release import registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("handful")]
 
 NOBODY = (None, None)  # request and user, which only the templates look at
 
