@@ -19,21 +19,41 @@ FAIR = ((84, 3, 3), (0, 88, 2), (2, 2, 86))
 POOR = ((60, 20, 10), (10, 70, 10), (5, 5, 80))
 
 
-@pytest.fixture
-def house(settings, monkeypatch):
-    """A dataset, a champion before, a champion, a refused candidate, and one that another was preferred to."""
-    data = stored.put_dataset(settings)
-    first = stored.put_model(settings, "first", data, FAIR)
-    stored.run(settings, "run-1", [first])
+@pytest.fixture(scope="module")
+def house(lasting):
+    """A dataset, a champion before, a champion, a refused candidate, and one that another was preferred to.
+
+    For tests that change nothing.
+    """
+    data = stored.put_dataset(lasting)
+    first = stored.put_model(lasting, "first", data, FAIR)
+    stored.run(lasting, "run-1", [first])
     beside = stored.evaluate("first", data, FAIR)
-    stored.put_model(settings, "second", data, stored.BEST, beside, settings={"seed": 7, "batch_size": 128})
-    stored.put_model(settings, "other", data, FAIR, beside, architecture="resnet101_v2")
-    stored.run(settings, "run-2", ["second", "other"])
+    stored.put_model(lasting, "second", data, stored.BEST, beside, settings={"seed": 7, "batch_size": 128})
+    stored.put_model(lasting, "other", data, FAIR, beside, architecture="resnet101_v2")
+    stored.run(lasting, "run-2", ["second", "other"])
     beside = stored.evaluate("second", data, stored.BEST)
-    stored.put_model(settings, "poor", data, POOR, beside)
-    stored.run(settings, "run-3", ["poor"], by="bob")
-    stored.put_model(settings, "fresh", data, FAIR)
+    stored.put_model(lasting, "poor", data, POOR, beside)
+    stored.run(lasting, "run-3", ["poor"], by="bob")
+    stored.put_model(lasting, "fresh", data, FAIR)
+    return lasting
+
+
+@pytest.fixture(scope="module")
+def objects(house):
+    return snapshot(house)
+
+
+@pytest.fixture
+def own_house(objects, settings):
+    """The same in a store of the test's own, which it may change."""
+    for key, data in objects.items():
+        store.put_if_absent(settings, key, data)
     return settings
+
+
+def snapshot(settings):
+    return {key: store.get(settings, key) for key in store.keys(settings, "")}
 
 
 def overwrite(settings, key, data):
@@ -102,8 +122,8 @@ def test_a_name_that_is_no_model_and_no_version_is_refused(house):
             assert status == 2 and "A model or a champion version such as v1 was expected." in err
 
 
-def test_the_history_tells_what_who_when_and_why(house):
-    registry.rollback(house, None, "eve", "Misses [too] much.")
+def test_the_history_tells_what_who_when_and_why(own_house):
+    registry.rollback(own_house, None, "eve", "Misses [too] much.")
     entries = answer("models", "history")
     assert [(e["number"], e["action"], e["model"], e["version"], e["by"]) for e in entries] == [
         (1, "promoted", "first", 1, "ann"),
@@ -128,25 +148,25 @@ def test_two_models_are_compared_on_the_same_images_also_where_only_the_one_stoo
     assert "Both were evaluated on the test images of dataset 1" in call("models", "compare", "v1", "v2")[1]
 
 
-def test_a_champion_is_compared_on_the_later_images_of_the_candidate_that_it_stood_beside(house):
-    later = stored.put_dataset(house, 2)
-    stored.put_model(house, "new", later, FAIR, stored.evaluate("second", later, POOR))
+def test_a_champion_is_compared_on_the_later_images_of_the_candidate_that_it_stood_beside(own_house):
+    later = stored.put_dataset(own_house, 2)
+    stored.put_model(own_house, "new", later, FAIR, stored.evaluate("second", later, POOR))
     found = answer("models", "compare", "second", "new")
     assert found["same_images"] and found["datasets"] == [2, 2]
     assert {r["name"]: r for r in found["figures"]}["recall NORMAL"]["values"][0] == pytest.approx(60 / 90)
 
 
-def test_models_of_different_images_are_compared_with_a_plain_warning(house):
-    later = stored.put_dataset(house, 2)
-    stored.put_model(house, "new", later, FAIR)
+def test_models_of_different_images_are_compared_with_a_plain_warning(own_house):
+    later = stored.put_dataset(own_house, 2)
+    stored.put_model(own_house, "new", later, FAIR)
     found = answer("models", "compare", "poor", "new")
     assert not found["same_images"] and found["datasets"] == [1, 2]
     assert "Not the same test images" in call("models", "compare", "poor", "new")[1]
 
 
-def test_a_model_that_was_never_evaluated_is_not_compared(house):
+def test_a_model_that_was_never_evaluated_is_not_compared(own_house):
     record = samples.model().model_copy(update={"model": "bare"})
-    store.put_if_absent(house, "models/bare/model.json", record.to_bytes())
+    store.put_if_absent(own_house, "models/bare/model.json", record.to_bytes())
     status, _, err = call("models", "compare", "first", "bare")
     assert status == 2 and "bare, which was never evaluated" in err
 
@@ -173,47 +193,47 @@ def test_a_store_that_nobody_touched_is_verified_to_the_last_image(house):
         assert steps[-1]["said"].startswith("6 images, each")
 
 
-def test_a_pointer_that_was_moved_by_hand_is_named(house):
-    pointer = registry.champion(house)
+def test_a_pointer_that_was_moved_by_hand_is_named(own_house):
+    pointer = registry.champion(own_house)
     changed = pointer.model_copy(update={"model": "poor"})
-    overwrite(house, "registry/champion.json", changed.to_bytes())
+    overwrite(own_house, "registry/champion.json", changed.to_bytes())
     assert (
         "names version 2, poor, of history entry 2; the last that the history made is version 2, second"
         in (differing()["registry/champion.json"])
     )
     changed = pointer.model_copy(update={"artefact_sha256": "0" * 64})
-    overwrite(house, "registry/champion.json", changed.to_bytes())
+    overwrite(own_house, "registry/champion.json", changed.to_bytes())
     assert f"artefact_sha256 is {'0' * 64}" in differing()["registry/champion.json"]
-    overwrite(house, "registry/champion.json", b'{"version": 2}')
+    overwrite(own_house, "registry/champion.json", b'{"version": 2}')
     assert "registry/champion.json does not hold a Champion record" in differing()["what comes next"]
-    store.remove(house, "registry/champion.json")
+    store.remove(own_house, "registry/champion.json")
     assert "version 2, second, was expected; there is no pointer" in differing()["registry/champion.json"]
 
 
-def test_a_history_with_a_hole_or_another_story_is_named(house):
-    second = registry.history(house)[1]
-    overwrite(house, "registry/history/00002.json", second.model_copy(update={"previous": "poor"}).to_bytes())
+def test_a_history_with_a_hole_or_another_story_is_named(own_house):
+    second = registry.history(own_house)[1]
+    overwrite(own_house, "registry/history/00002.json", second.model_copy(update={"previous": "poor"}).to_bytes())
     assert "00002.json says that poor was champion before; it was first" in differing()["registry/history/"]
-    overwrite(house, "registry/history/00002.json", second.model_copy(update={"version": 5}).to_bytes())
+    overwrite(own_house, "registry/history/00002.json", second.model_copy(update={"version": 5}).to_bytes())
     assert "makes version 5; it was expected to make 2" in differing("second")["registry/history/"]
-    store.remove(house, "registry/history/00002.json")
+    store.remove(own_house, "registry/history/00002.json")
     assert "entry 2 was expected, and registry/history/00003.json" in differing("second")["registry/history/"]
 
 
-def test_a_decision_that_is_not_the_one_carried_out_is_named_field_by_field(house):
-    decision = runs.load_decision(house, "run-3")
+def test_a_decision_that_is_not_the_one_carried_out_is_named_field_by_field(own_house):
+    decision = runs.load_decision(own_house, "run-3")
     changed = decision.model_copy(update={"promote": True, "reason": "Trust me."})
-    overwrite(house, "reports/run-3/decision.json", changed.to_bytes())
+    overwrite(own_house, "reports/run-3/decision.json", changed.to_bytes())
     said = differing("poor")["reports/run-3/decision.json"]
     assert "promote of reports" in said and "reason of reports" in said and "checks of" not in said
 
 
-def test_a_promotion_of_what_did_not_pass_is_named(house):
-    entry = registry.history(house)[1]
+def test_a_promotion_of_what_did_not_pass_is_named(own_house):
+    entry = registry.history(own_house)[1]
     checks = (entry.decision.checks[0].model_copy(update={"passed": False}), *entry.decision.checks[1:])
     decision = entry.decision.model_copy(update={"checks": checks})
-    overwrite(house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
-    overwrite(house, "reports/run-2/decision.json", decision.to_bytes())
+    overwrite(own_house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
+    overwrite(own_house, "reports/run-2/decision.json", decision.to_bytes())
     said = differing()["reports/run-2/decision.json"]
     assert f"it was promoted, although not every check passed: {checks[0].name}" in said
 
@@ -228,16 +248,16 @@ def tampered(settings, name="first"):
     overwrite(settings, f"models/{name}/model.keras", weights)
 
 
-def test_a_past_champion_replaced_with_its_record_and_its_evaluation_is_named_and_not_rolled_back_to(house):
-    tampered(house)
+def test_a_past_champion_replaced_with_its_record_and_its_evaluation_is_named_and_not_rolled_back_to(own_house):
+    tampered(own_house)
     assert (
         "The evaluation of first is not the one that run-1 was decided on" in differing("v1")["models/first/evaluation"]
     )
     with pytest.raises(
         Refused, match=r"evaluation of first is not the one that run-1 was.*The champion stays as it is"
     ):
-        registry.rollback(house, "first", "eve", "Misses too much.")
-    assert registry.champion(house).model == "second" and len(registry.history(house)) == 3
+        registry.rollback(own_house, "first", "eve", "Misses too much.")
+    assert registry.champion(own_house).model == "second" and len(registry.history(own_house)) == 3
 
 
 @pytest.mark.parametrize(
@@ -247,103 +267,103 @@ def test_a_past_champion_replaced_with_its_record_and_its_evaluation_is_named_an
         ("model.json", {"operating_point": None}),
     ],
 )
-def test_a_past_champion_that_is_not_what_its_evaluation_names_is_not_rolled_back_to(house, file, changes):
-    record = store.load(house, "models/first/model.json", Model)
-    overwrite(house, "models/first/model.json", record.model_copy(update=changes).to_bytes())
+def test_a_past_champion_that_is_not_what_its_evaluation_names_is_not_rolled_back_to(own_house, file, changes):
+    record = store.load(own_house, "models/first/model.json", Model)
+    overwrite(own_house, "models/first/model.json", record.model_copy(update=changes).to_bytes())
     if file == "model.keras":
-        overwrite(house, "models/first/model.keras", b"weights that nobody judged")
+        overwrite(own_house, "models/first/model.keras", b"weights that nobody judged")
     with pytest.raises(Refused, match=rf"models/first/{file} is not what run-1 was decided on.*The champion stays"):
-        registry.rollback(house, "first", "eve", "Misses too much.")
-    assert registry.champion(house).model == "second"
+        registry.rollback(own_house, "first", "eve", "Misses too much.")
+    assert registry.champion(own_house).model == "second"
     assert "models/first/model.json" in differing("first")
 
 
-def test_faked_figures_are_named_also_those_of_a_decision_before_the_last(house):
-    beside = stored.evaluate("second", stored.put_dataset(house), stored.BEST)
-    evaluations.save(house, stored.evaluate("first", stored.put_dataset(house), FAIR, beside))
-    stored.run(house, "run-4", ["first"])
-    found = store.load(house, "models/first/evaluation.json", Evaluation)
+def test_faked_figures_are_named_also_those_of_a_decision_before_the_last(own_house):
+    beside = stored.evaluate("second", stored.put_dataset(own_house), stored.BEST)
+    evaluations.save(own_house, stored.evaluate("first", stored.put_dataset(own_house), FAIR, beside))
+    stored.run(own_house, "run-4", ["first"])
+    found = store.load(own_house, "models/first/evaluation.json", Evaluation)
     faked = found.model_copy(update={"test": found.test.model_copy(update={"macro_f1": 0.999})})
-    overwrite(house, "models/first/evaluation.json", faked.to_bytes())
+    overwrite(own_house, "models/first/evaluation.json", faked.to_bytes())
     assert "is not the one that run-1 was decided on" in differing("first")["models/first/evaluation"]
 
 
-def test_an_evaluation_that_no_decision_holds_a_hash_of_is_told_as_not_checked(house):
-    entry = registry.history(house)[1]
+def test_an_evaluation_that_no_decision_holds_a_hash_of_is_told_as_not_checked(own_house):
+    entry = registry.history(own_house)[1]
     decision = entry.decision.model_copy(update={"evaluation_sha256": {}})
-    overwrite(house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
-    overwrite(house, "reports/run-2/decision.json", decision.to_bytes())
+    overwrite(own_house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
+    overwrite(own_house, "reports/run-2/decision.json", decision.to_bytes())
     steps = {s["name"]: s for s in answer("models", "verify", "second")}
     assert [name for name, s in steps.items() if not s["checked"]] == ["models/second/evaluation"]
     assert "did not record its SHA-256" in steps["models/second/evaluation"]["said"]
     assert "NOT CHECKED models/second/evaluation" in " ".join(call("models", "verify", "second")[1].split())
 
 
-def test_other_predictions_and_another_curve_are_named(house):
+def test_other_predictions_and_another_curve_are_named(own_house):
     files = {"models/second/predictions-d1.parquet", "models/second/history.csv"}
     for key in files:
-        overwrite(house, key, b"other bytes")
+        overwrite(own_house, key, b"other bytes")
     assert set(differing()) == files
-    store.remove(house, "models/second/history.csv")
+    store.remove(own_house, "models/second/history.csv")
     assert differing()["models/second/history.csv"].startswith("it is missing; model.json records")
 
 
-def test_a_contact_sheet_that_was_changed_is_named(house):
-    model = store.load(house, "models/second/model.json", Model)
+def test_a_contact_sheet_that_was_changed_is_named(own_house):
+    model = store.load(own_house, "models/second/model.json", Model)
     sheets = {label: f"sheet of {label}".encode() for label in samples.CLASSES}
     facts = {"dataset": 1, "dataset_sha256": model.dataset_sha256, "artefact_sha256": model.artefact_sha256}
     facts["sheets"] = {label: hashlib.sha256(png).hexdigest() for label, png in sheets.items()}
-    explanations.save(house, samples.explanation("second").model_copy(update=facts), sheets)
+    explanations.save(own_house, samples.explanation("second").model_copy(update=facts), sheets)
     steps = {s["name"]: s["said"] for s in answer("models", "verify", "second")}
     assert steps["models/second/explanation-d1"].startswith("its 3 contact sheets")
-    overwrite(house, "models/second/explanation-d1-1.png", b"another sheet")
+    overwrite(own_house, "models/second/explanation-d1-1.png", b"another sheet")
     assert "explanation-d1-1.png is not the sheet that was recorded" in differing()["models/second/explanation-d1"]
 
 
-def test_other_weights_a_record_of_others_and_no_weights_are_named(house):
+def test_other_weights_a_record_of_others_and_no_weights_are_named(own_house):
     key = "models/second/model.keras"
-    overwrite(house, key, b"other weights")
+    overwrite(own_house, key, b"other weights")
     assert f"{key} is not the file that model.json records" in differing()[key]
-    store.remove(house, key)
+    store.remove(own_house, key)
     assert "nobody swept it" in differing()[key]
-    record = store.load(house, "models/second/model.json", Model)
-    overwrite(house, key, b"weights of second")
+    record = store.load(own_house, "models/second/model.json", Model)
+    overwrite(own_house, key, b"weights of second")
     changed = record.model_copy(update={"artefact_sha256": "1" * 64})
-    overwrite(house, "models/second/model.json", changed.to_bytes())
+    overwrite(own_house, "models/second/model.json", changed.to_bytes())
     assert set(differing()) == {
         "registry/champion.json", key, "models/second/evaluation", "models/second/model.json",
     }  # fmt: skip
 
 
-def test_other_predictions_of_the_training_process_and_another_likeness_are_named(house):
+def test_other_predictions_of_the_training_process_and_another_likeness_are_named(own_house):
     files = {"models/second/validation.npy", "models/second/likeness.npz"}
     for key in files:
-        overwrite(house, key, b"other bytes")
+        overwrite(own_house, key, b"other bytes")
     assert set(differing()) == files
 
 
-def test_an_evaluation_of_other_images_is_named(house):
-    data = store.get(house, "models/poor/evaluation.json").replace(stored.put_dataset(house).manifest_sha256.encode(),
-                                                                   b"f" * 64)  # fmt: skip
-    overwrite(house, "models/poor/evaluation.json", data)
+def test_an_evaluation_of_other_images_is_named(own_house):
+    digest = stored.put_dataset(own_house).manifest_sha256
+    data = store.get(own_house, "models/poor/evaluation.json").replace(digest.encode(), b"f" * 64)
+    overwrite(own_house, "models/poor/evaluation.json", data)
     assert "is not the one that run-3 was decided on" in differing("poor")["models/poor/evaluation"]
 
 
-def test_another_dataset_record_or_manifest_is_named(house):
-    record = stored.put_dataset(house)
+def test_another_dataset_record_or_manifest_is_named(own_house):
+    record = stored.put_dataset(own_house)
     other = record.model_copy(update={"manifest_sha256": "2" * 64})
-    overwrite(house, "datasets/1/dataset.json", other.to_bytes())
+    overwrite(own_house, "datasets/1/dataset.json", other.to_bytes())
     found = differing()
     assert "manifest_sha256 is " + "2" * 64 in found["datasets/1/dataset.json"]
-    overwrite(house, "datasets/1/dataset.json", record.to_bytes())
-    overwrite(house, "datasets/1/manifest.parquet", b"another table")
+    overwrite(own_house, "datasets/1/dataset.json", record.to_bytes())
+    overwrite(own_house, "datasets/1/manifest.parquet", b"another table")
     assert "datasets/1/manifest.parquet was changed" in differing()["what comes next"]
 
 
-def test_an_image_with_other_bytes_and_one_that_is_missing_are_named(house):
-    one, two = list(store.keys(house, "images/"))[:2]
-    overwrite(house, one, b"another film")
-    store.remove(house, two)
+def test_an_image_with_other_bytes_and_one_that_is_missing_are_named(own_house):
+    one, two = list(store.keys(own_house, "images/"))[:2]
+    overwrite(own_house, one, b"another film")
+    store.remove(own_house, two)
     found = differing("first")
     assert set(found) == {"images/"}
     assert f"{one} holds other bytes" in found["images/"] and f"{two} is missing" in found["images/"]
@@ -362,28 +382,24 @@ def test_of_many_differences_a_person_is_shown_some_and_a_machine_all(settings):
 # Prune
 
 
-def snapshot(settings):
-    return {key: store.get(settings, key) for key in store.keys(settings, "")}
-
-
-def test_only_weights_of_old_refused_candidates_are_swept_and_all_evidence_stays(house):
-    before = snapshot(house)
+def test_only_weights_of_old_refused_candidates_are_swept_and_all_evidence_stays(own_house):
+    before = snapshot(own_house)
     assert answer("models", "prune", "--keep", 0) == {"models": ["poor", "other"], "deleted": False}
     assert answer("models", "prune", "--keep", 1) == {"models": ["other"], "deleted": False}
     assert answer("models", "prune", "--keep", 2) == {"models": [], "deleted": False}
     out = call("models", "prune", "--keep", 1)[1]
-    assert "Would be deleted, with --yes: models/other/model.keras" in out and snapshot(house) == before
+    assert "Would be deleted, with --yes: models/other/model.keras" in out and snapshot(own_house) == before
     assert answer("models", "prune", "--keep", 1, "--yes") == {"models": ["other"], "deleted": True}
-    after = snapshot(house)
+    after = snapshot(own_house)
     assert set(before) - set(after) == {"models/other/model.keras"}
     assert set(after) - set(before) == {"models/other/swept.json", "registry/history/00004.json"}
     assert all(after[key] == data for key, data in before.items() if key in after)
     assert answer("models", "prune", "--keep", 1) == {"models": [], "deleted": False}
 
 
-def test_what_was_swept_is_told_by_whom_and_when_wherever_one_asks(house):
-    prune.sweep(house, "other", "bob", "Beyond the 1 refused candidates judged last.")
-    entry = registry.history(house)[-1]
+def test_what_was_swept_is_told_by_whom_and_when_wherever_one_asks(own_house):
+    prune.sweep(own_house, "other", "bob", "Beyond the 1 refused candidates judged last.")
+    entry = registry.history(own_house)[-1]
     said = f"swept at {entry.at} by bob"
     assert said in " ".join(call("models", "show", "other")[1].split())
     assert answer("models", "show", "other")["swept"]["by"] == "bob"
@@ -392,31 +408,31 @@ def test_what_was_swept_is_told_by_whom_and_when_wherever_one_asks(house):
     steps = {s["name"]: s for s in answer("models", "verify", "other")}
     assert said in steps["models/other/model.keras"]["said"]
     with pytest.raises(Refused, match=f"{re.escape(said)}.*train with another seed"):
-        artefact.read(house, store.load(house, "models/other/model.json", Model))
+        artefact.read(own_house, store.load(own_house, "models/other/model.json", Model))
 
 
-def test_no_candidate_whose_decision_waits_for_a_human_is_swept(house):
-    data = stored.put_dataset(house)
+def test_no_candidate_whose_decision_waits_for_a_human_is_swept(own_house):
+    data = stored.put_dataset(own_house)
     beside = stored.evaluate("second", data, stored.BEST)
-    stored.put_model(house, "waits", data, POOR, beside)
-    stored.run(house, "run-4", ["waits"])
-    assert "waits" in prune.candidates(house, 0)
-    decision = runs.load_decision(house, "run-4").model_copy(update={"run": "run-5"})
-    store.put_if_absent(house, "reports/run-5/decision.json", decision.to_bytes())
-    assert prune.candidates(house, 0) == ["poor", "other"]
+    stored.put_model(own_house, "waits", data, POOR, beside)
+    stored.run(own_house, "run-4", ["waits"])
+    assert "waits" in prune.candidates(own_house, 0)
+    decision = runs.load_decision(own_house, "run-4").model_copy(update={"run": "run-5"})
+    store.put_if_absent(own_house, "reports/run-5/decision.json", decision.to_bytes())
+    assert prune.candidates(own_house, 0) == ["poor", "other"]
 
 
-def test_a_champion_that_was_rolled_back_from_keeps_its_weights(house):
-    registry.rollback(house, None, "ann", "Misses too much.")
-    assert prune.candidates(house, 0) == ["poor", "other"]
+def test_a_champion_that_was_rolled_back_from_keeps_its_weights(own_house):
+    registry.rollback(own_house, None, "ann", "Misses too much.")
+    assert prune.candidates(own_house, 0) == ["poor", "other"]
     for name in ("first", "second"):
         with pytest.raises(Refused, match="never swept"):
-            prune.sweep(house, name, "bob", "Old.")
-        assert store.exists(house, artefact.key(name))
+            prune.sweep(own_house, name, "bob", "Old.")
+        assert store.exists(own_house, artefact.key(name))
 
 
 @pytest.mark.parametrize("dies_at", ["put_if_absent", "remove"])
-def test_a_sweep_that_dies_leaves_a_true_state_and_is_ended_by_the_next(house, monkeypatch, dies_at):
+def test_a_sweep_that_dies_leaves_a_true_state_and_is_ended_by_the_next(own_house, monkeypatch, dies_at):
     real = getattr(store, dies_at)
 
     def dies(settings, key, *rest):
@@ -427,11 +443,11 @@ def test_a_sweep_that_dies_leaves_a_true_state_and_is_ended_by_the_next(house, m
     with monkeypatch.context() as broken:
         broken.setattr(store, dies_at, dies)
         with pytest.raises(ConnectionError):
-            prune.sweep(house, "other", "bob", "Old.")
-    assert store.exists(house, artefact.key("other"))
-    assert registry.history(house)[-1].action == "swept"
-    assert prune.candidates(house, 5) == ["other"]
-    prune.sweep(house, "other", "eve", "Old.")
-    assert not store.exists(house, artefact.key("other"))
-    assert [e.by for e in registry.history(house) if e.action == "swept"] == ["bob"]
-    assert artefact.swept(house, "other").by == "bob"
+            prune.sweep(own_house, "other", "bob", "Old.")
+    assert store.exists(own_house, artefact.key("other"))
+    assert registry.history(own_house)[-1].action == "swept"
+    assert prune.candidates(own_house, 5) == ["other"]
+    prune.sweep(own_house, "other", "eve", "Old.")
+    assert not store.exists(own_house, artefact.key("other"))
+    assert [e.by for e in registry.history(own_house) if e.action == "swept"] == ["bob"]
+    assert artefact.swept(own_house, "other").by == "bob"
