@@ -1,6 +1,11 @@
-"""Reads a DAG as Airflow's dag-processor does and prints what it found as JSON. Run with a PYTHONPATH of dags/."""
+"""Reads a DAG as Airflow's dag-processor does and prints what it found as JSON. Run with a PYTHONPATH of dags/.
+
+Arguments: the file, and a JSON list of environments. Each is read in a fork of its own, which imports Airflow no more.
+"""
 
 import json
+import multiprocessing
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -43,7 +48,8 @@ def field(param):
     return {name: value for name, value in param.serialize().items() if value is not NOTSET}
 
 
-def main(file):
+def read(file, variables):
+    os.environ.update(variables)
     bag = DagBag(dag_folder=file)
     dag = bag.dags.get(Path(file).stem)
     found = {"errors": bag.import_errors, "dags": sorted(bag.dags), "modules": sorted(sys.modules)}
@@ -63,7 +69,10 @@ def main(file):
             "tasks": {task.task_id: facts(task) for task in dag.tasks},
             "form": {name: field(dag.params.get_param(name)) for name in dag.params},
         }
-    print("FACTS" + json.dumps(found))
+    return found
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    jobs = [(sys.argv[1], variables) for variables in json.loads(sys.argv[2])]
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        print("FACTS" + json.dumps(pool.starmap(read, jobs, chunksize=1)))

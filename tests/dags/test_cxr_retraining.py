@@ -38,8 +38,20 @@ HOUR = 3600
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory):
-    return read_dag("cxr_retraining", tmp_path_factory.mktemp("airflow"))
+def reads(tmp_path_factory):
+    """What is read with the settings' defaults, with a profile of one's own, and with one that cannot be used."""
+    home, profile = tmp_path_factory.mktemp("airflow"), tmp_path_factory.mktemp("profile") / "own.toml"
+    profile.write_text(
+        'architectures = ["light"]\nseed = 9\napproval = true\nmail_to = []\nmail_allowed = ["a@b.example"]\n'
+        "[recall_floors]\nNORMAL = 0.5\n"
+    )
+    own = {"CXR_CONFIG": str(profile), "CXR_BATCH_SIZE": "7"}
+    return read_dag("cxr_retraining", home, {}, own, {"CXR_BATCH_SIZE": "many"})
+
+
+@pytest.fixture(scope="module")
+def read(reads):
+    return reads[0]
 
 
 @pytest.fixture(scope="module")
@@ -164,13 +176,8 @@ def test_the_form_starts_from_the_settings(dag):
     }
 
 
-def test_another_profile_changes_the_form(tmp_path):
-    config = tmp_path / "own.toml"
-    config.write_text(
-        'architectures = ["light"]\nseed = 9\napproval = true\nmail_to = []\nmail_allowed = ["a@b.example"]\n'
-        "[recall_floors]\nNORMAL = 0.5\n"
-    )
-    found = read_dag("cxr_retraining", tmp_path, CXR_CONFIG=str(config), CXR_BATCH_SIZE="7")
+def test_another_profile_changes_the_form(reads):
+    found = reads[1]
     assert found["errors"] == {}
     form = {name: entry["value"] for name, entry in found["dag"]["form"].items()}
     assert (form["architectures"], form["seed"], form["batch_size"], form["approval"]) == (["light"], 9, 7, True)
@@ -179,9 +186,8 @@ def test_another_profile_changes_the_form(tmp_path):
     assert found["dag"]["form"]["recipients"]["schema"]["items"]["enum"] == ["a@b.example"]
 
 
-def test_settings_that_cannot_be_used_are_an_import_error_that_says_so(tmp_path):
-    found = read_dag("cxr_retraining", tmp_path, CXR_BATCH_SIZE="many")
-    (error,) = found["errors"].values()
+def test_settings_that_cannot_be_used_are_an_import_error_that_says_so(reads):
+    (error,) = reads[2]["errors"].values()
     assert "batch_size" in error
     assert "Received: 'many'" in error
 

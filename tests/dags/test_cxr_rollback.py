@@ -16,7 +16,8 @@ from cxr_ml.release import registry
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    return read_dag("cxr_rollback", tmp_path_factory.mktemp("airflow"))
+    (found,) = read_dag("cxr_rollback", tmp_path_factory.mktemp("airflow"), {})
+    return found
 
 
 def field(read: dict, name: str) -> Param:
