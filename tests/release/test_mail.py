@@ -14,6 +14,8 @@ from cxr_ml.records import Check, HistoryEntry, Run
 from cxr_ml.release import advice, deliver, failures, mail
 from cxr_ml.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 TEAM = "team@hospital.example"
 SECOND = "second@hospital.example"
 SETTINGS = Settings(mail_from="cxr@hospital.example", mail_allowed=(TEAM, SECOND), mail_to=(TEAM,))
@@ -41,6 +43,7 @@ def html_of(message) -> str:
     return message.get_body(("html",)).get_content()
 
 
+@pytest.mark.plots
 def test_a_promotion_arrives_as_text_html_and_two_plots(server):
     deliver.send(outcome(to=(TEAM, SECOND)), at(server))
     assert len(server.handler.mails) == 1 and server.handler.mails[0][0] == (TEAM, SECOND)
@@ -69,6 +72,7 @@ def test_further_failed_checks_are_counted_in_the_subject():
     assert outcome(run)["Subject"].endswith("recall COVID19 55.6 % below 95 % (+3 more)")
 
 
+@pytest.mark.plots
 def test_nan_is_not_evaluated_in_subject_text_and_html():
     run = samples.run(test=((90, 0, 0), (0, 0, 0), (0, 0, 90)))
     message = outcome(run)
@@ -92,6 +96,7 @@ def test_a_run_without_decision_dataset_or_champion_has_a_mail_without_plots():
     assert "cid:" not in html_of(message) and "No candidate went to the gate" in text_of(message)
 
 
+@pytest.mark.plots
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_hostile_names_arrive_harmless(server):
     classes = (EVIL, "COVID19\r\nBcc: thief@evil.example", '"><img src=x onerror=alert(1)>')
@@ -111,6 +116,7 @@ def test_hostile_names_arrive_harmless(server):
     assert not re.search(r"^Bcc:", text_of(got), re.MULTILINE)
 
 
+@pytest.mark.plots
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_a_mail_with_many_long_names_stays_small_and_its_subject_short():
     classes = tuple(f"{'LONG ' * 60}{i}" for i in range(16))
@@ -123,6 +129,7 @@ def test_a_mail_with_many_long_names_stays_small_and_its_subject_short():
     assert len(message["Subject"]) <= 150
 
 
+@pytest.mark.plots
 def test_plots_that_would_make_the_mail_too_large_are_left_out(monkeypatch):
     monkeypatch.setattr(mail, "MAX_BYTES", 20_000)
     message = outcome()
@@ -258,6 +265,7 @@ def bodies():
     }
 
 
+@pytest.mark.plots
 @pytest.mark.slow
 def test_no_mail_is_wider_than_its_window_with_or_without_images():
     pages = {}
