@@ -1,10 +1,11 @@
-"""Stores a candidate and promotes it over whoever is champion, trying again while others are faster. Loads no Keras.
-
-Arguments: name of the candidate. Says `ready`, waits for a line on standard input, says `promoted` when it is.
-"""
+"""Processes that store a candidate and promote it over whoever is champion. They load no Keras."""
 
 import hashlib
+import multiprocessing
+import os
 import sys
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from cxr_ml import settings as settings_module
 from cxr_ml import store
@@ -12,10 +13,14 @@ from cxr_ml.errors import Refused
 from cxr_ml.records import Check, Decision, Model
 from cxr_ml.release import registry
 
+# Children start from a process that has loaded the registry but never used it.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["cxr_ml.release.registry"])
 WEIGHTS = 200_000  # bytes, so that writing them takes a while
 
 
 def promote(settings, name):
+    """Tries again while others are faster."""
     weights = hashlib.sha256(name.encode()).digest() * (WEIGHTS // 32)
     record = Model(
         model=name, architecture="light", dataset=3, dataset_sha256="d" * 64,
@@ -39,11 +44,22 @@ def promote(settings, name):
             assert "is champion now" in str(refused), refused
 
 
-if __name__ == "__main__":
+def _child(environment: dict[str, str], name: str, pipe: Connection) -> None:
+    os.environ.update(environment)
     settings = settings_module.load()
     assert "keras" not in sys.modules
     store.check(settings)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    promote(settings, sys.argv[1])
-    print("promoted", flush=True)
+    pipe.send("ready")
+    pipe.recv()
+    promote(settings, name)
+    pipe.send("promoted")
+
+
+def start(name: str) -> tuple[BaseProcess, Connection]:
+    """Says `ready`, waits to be told something, says `promoted` when its candidate is."""
+    environment = {n: v for n, v in os.environ.items() if n.startswith(("AWS_", "CXR_"))}
+    ours, theirs = _context.Pipe()
+    process = _context.Process(target=_child, args=(environment, name, theirs))
+    process.start()
+    theirs.close()
+    return process, ours

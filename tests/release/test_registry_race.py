@@ -1,13 +1,10 @@
 """Twenty processes promote at once on a real S3 server, and some are killed: the registry stays what it promises."""
 
 import hashlib
-import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import promoting
 import pytest
 from test_registry import decision, put_model
 
@@ -18,13 +15,6 @@ from cxr_ml.release import registry
 pytestmark = pytest.mark.slow
 
 PROCESSES, KILLED = 20, 8
-
-
-def start(name: str) -> subprocess.Popen:
-    script = Path(__file__).with_name("promoting.py")
-    return subprocess.Popen(
-        [sys.executable, str(script), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
-    )
 
 
 def pointed(settings) -> int:
@@ -54,17 +44,17 @@ def chain(entries: list[HistoryEntry]) -> list[tuple[int, str | None]]:
 
 def test_of_twenty_that_promote_at_once_and_die_the_history_has_no_hole_and_one_is_champion(settings):
     names = [f"candidate-{n:02}" for n in range(PROCESSES)]
-    processes = {name: start(name) for name in names}
+    started = {name: promoting.start(name) for name in names}
+    processes = {name: process for name, (process, _) in started.items()}
+    pipes = {name: pipe for name, (_, pipe) in started.items()}
     try:
-        for process in processes.values():
-            assert process.stdout.readline() == "ready\n"
+        assert all(pipe.recv() == "ready" for pipe in pipes.values())
         # Each of these dies once so many others are promoted: early and late, whatever the machine's speed.
         deaths = {name: random.randrange(PROCESSES - KILLED) for name in random.sample(names, KILLED)}
-        for process in processes.values():
-            process.stdin.write("go\n")
-            process.stdin.flush()
+        for pipe in pipes.values():
+            pipe.send("go")
         pointers, lengths = [], []
-        while any(process.poll() is None for process in processes.values()):
+        while any(process.is_alive() for process in processes.values()):
             lengths.append(look(settings))
             for name, promoted in deaths.items():
                 if lengths[-1] >= promoted:
@@ -75,10 +65,10 @@ def test_of_twenty_that_promote_at_once_and_die_the_history_has_no_hole_and_one_
     finally:
         for process in processes.values():
             process.kill()
-    said = {name: process.communicate()[0] for name, process in processes.items()}
-    killed = [name for name, process in processes.items() if process.returncode != 0]
+            process.join()
+    killed = [name for name, process in processes.items() if process.exitcode != 0]
     assert set(killed) <= set(deaths) and killed, "nobody died: kill earlier"
-    assert all(said[name] == "promoted\n" for name in names if name not in killed)
+    assert all(pipes[name].recv() == "promoted" for name in names if name not in killed)
     assert pointers == sorted(pointers) and lengths == sorted(lengths), "pointer or history went backwards"
 
     entries = registry.history(settings)
