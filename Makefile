@@ -25,11 +25,14 @@ unexport PYTHONDONTWRITEBYTECODE
 run: $(READY)
 	@.venv/bin/python -m local.run
 
+# Three processes for two cores: tests of servers and of Airflow wait a good part of their time.
+PYTEST := .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-all: $(READY)
-	@.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST)
 
 clean:
 	@$(PYTHON) -m local.state

@@ -1,7 +1,6 @@
 """Lets tests import the console; Airflow gets a home of its own, so that it writes nothing into the user's."""
 
 import atexit
-import importlib.util
 import os
 import shutil
 import sys
@@ -17,8 +16,4 @@ sys.path.insert(0, str(REPOSITORY / "plugins"))
 for room in ("data", "release"):
     sys.path.insert(0, str(REPOSITORY / "tests" / room))
 
-# The fixture with which a drop's few files are judged quickly lies with the tests of the data room.
-_spec = importlib.util.spec_from_file_location("data_conftest", REPOSITORY / "tests" / "data" / "conftest.py")
-_data = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_data)
-handful = _data.handful
+from quick_judging import handful  # noqa: E402, F401 - a fixture, of tests/data
