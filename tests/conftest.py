@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from local.services import STORE_PORTS, choose_ports
 BUCKET = "cxr-tests"
 LASTING = "cxr-tests-lasting"  # emptied after each file
 _http = httpx.Client(trust_env=False)  # one for all tests: to make one takes 40 ms
+gc.set_threshold(100_000)  # else a quarter of the time that imports take goes into looking through what they make
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -114,7 +116,6 @@ def _settings(seaweed: dict[str, str], bucket: str, folder: Path, patch: pytest.
     for name, value in (seaweed | variables).items():
         patch.setenv(name, value)
     patch.setattr(store, "_given", [])
-    store._own_client.cache_clear()
     yield Settings(
         bucket=bucket,
         inbox=variables["CXR_INBOX"],
@@ -123,7 +124,6 @@ def _settings(seaweed: dict[str, str], bucket: str, folder: Path, patch: pytest.
         s3_endpoint_url=seaweed["CXR_S3_ENDPOINT_URL"],
     )
     _empty(seaweed["FILER"], bucket)
-    store._own_client.cache_clear()
 
 
 @pytest.fixture
@@ -137,6 +137,17 @@ def lasting(seaweed: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     """Settings with a bucket that lasts for the tests of a file, for what is made once and looked at by several."""
     with pytest.MonkeyPatch.context() as patch:
         yield from _settings(seaweed, LASTING, tmp_path_factory.mktemp("lasting"), patch)
+
+
+@pytest.fixture
+def forget_credentials(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function after which boto3 and the store, until the end of the test, use the credentials there are then."""
+
+    def forget() -> None:
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+        monkeypatch.setattr(store, "_own_client", lru_cache(store._own_client.__wrapped__))
+
+    return forget
 
 
 @pytest.fixture(scope="module")

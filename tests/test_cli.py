@@ -14,7 +14,6 @@ import sysconfig
 from functools import partial
 from pathlib import Path
 
-import boto3
 import pytest
 from aiosmtpd.controller import Controller
 from cli_calls import answer, call, strict
@@ -122,11 +121,9 @@ def house(seaweed, smtp, few, tmp_path_factory):
         for name, value in seaweed.items():
             patch.setenv(name, value)
         patch.setattr(store, "_given", [])
-        store._own_client.cache_clear()
         settings = Settings(bucket=variables["CXR_BUCKET"], s3_endpoint_url=seaweed["CXR_S3_ENDPOINT_URL"])
         store.client(settings.s3_endpoint_url).create_bucket(Bucket=settings.bucket)
         yield settings, partial(run, variables=variables), root
-        store._own_client.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -438,10 +435,11 @@ def test_the_name_of_a_run_is_made_fit_for_a_key_as_retrain_does(settings, comma
         ("AWS_SECRET_ACCESS_KEY", "wrong", "credentials"),
     ],
 )
-def test_a_wrong_setting_ends_with_status_2_and_its_name(settings, monkeypatch, variable, value, words):
+def test_a_wrong_setting_ends_with_status_2_and_its_name(
+    settings, monkeypatch, forget_credentials, variable, value, words
+):
     monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers credentials
-    store._own_client.cache_clear()
+    forget_credentials()
     for command in ("retrain", "ingest"):
         status, out, err = call(command, "--json")
         assert (status, out) == (2, "") and words in err

@@ -31,12 +31,6 @@ def content_type(settings, key: str) -> str:
     return client.head_object(Bucket=settings.bucket, Key=settings.prefix + key)["ContentType"]
 
 
-def forget_credentials(monkeypatch) -> None:
-    """boto3 reads the credentials again: it keeps those that it found first for the whole process."""
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    store._own_client.cache_clear()
-
-
 @pytest.mark.parametrize("attempt", range(2))
 def test_of_many_who_write_the_same_key_one_wins_and_its_bytes_stay(settings, attempt):
     won = race(lambda i: store.put_if_absent(settings, "race", bytes([i])))
@@ -251,18 +245,18 @@ def test_a_bucket_that_is_missing_is_refused_by_name(settings):
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_credentials_are_refused_without_showing_them(settings, monkeypatch, name):
+def test_wrong_credentials_are_refused_without_showing_them(settings, monkeypatch, forget_credentials, name):
     monkeypatch.setenv(name, "wrong-and-secret")
-    forget_credentials(monkeypatch)
+    forget_credentials()
     with pytest.raises(Refused, match=r"cannot be used \(403\).*AWS credentials") as refused:
         store.check(settings)
     assert "wrong-and-secret" not in str(refused.value)
 
 
-def test_a_client_with_credentials_from_elsewhere_is_used(settings, seaweed, monkeypatch):
+def test_a_client_with_credentials_from_elsewhere_is_used(settings, seaweed, monkeypatch, forget_credentials):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "wrong")
-    forget_credentials(monkeypatch)
+    forget_credentials()
     keys = {k.lower(): seaweed[k] for k in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     store.use(boto3.client("s3", endpoint_url=settings.s3_endpoint_url, **keys), None)
     store.check(settings)

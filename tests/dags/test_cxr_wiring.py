@@ -8,7 +8,6 @@ import socket
 import time
 from types import SimpleNamespace
 
-import boto3
 import cxr_wiring as wiring
 import pytest
 from aiosmtpd.controller import Controller
@@ -175,7 +174,9 @@ def test_a_connection_that_cannot_work_is_refused_before_anything_is_done(monkey
         pytest.fail("the step went on")
 
 
-def test_the_store_is_reached_with_the_airflow_connection_that_the_settings_name(settings, seaweed, monkeypatch):
+def test_the_store_is_reached_with_the_airflow_connection_that_the_settings_name(
+    settings, seaweed, monkeypatch, forget_credentials
+):
     given = {
         "conn_type": "aws",
         "login": seaweed["AWS_ACCESS_KEY_ID"],
@@ -185,9 +186,7 @@ def test_the_store_is_reached_with_the_airflow_connection_that_the_settings_name
     monkeypatch.setenv("AIRFLOW_CONN_HOSPITAL_STORE", json.dumps(given))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "wrong")
-    # boto3 and the store remember what the fixture told them.
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    store._own_client.cache_clear()
+    forget_credentials()
     with pytest.raises(AirflowFailException, match="cannot be used"), wiring.settings(values()) as s:
         store.check(s)
     monkeypatch.setenv("CXR_AWS_CONN_ID", "hospital_store")
