@@ -41,7 +41,7 @@ from cxr_ml import settings as all_settings
 from cxr_ml import store
 from cxr_ml.data import batches, ingest
 from cxr_ml.data import dataset as datasets
-from cxr_ml.model import architectures, epochs, evaluate, inputs, likeness, operating, train
+from cxr_ml.model import architectures, epochs, inputs, likeness, operating, predictions, train
 from cxr_ml.model.disguise import FIXED
 from cxr_ml.settings import Settings
 
@@ -93,7 +93,7 @@ def tested(settings: Settings, network: keras.Model) -> dict[str, float]:
     y, test = inputs.targets(manifest, settings.classes), np.flatnonzero(manifest["split"] == "test")
     figures = {}
     for kind, change in {"as is": None, **FIXED}.items():
-        decided = evaluate.probabilities(network, images, test, change).argmax(axis=1)
+        decided = predictions.probabilities(network, images, test, change).argmax(axis=1)
         figures[f"macro F1 {kind}"] = f1_score(y[test], decided, average="macro")
         if change is None:
             recalls = recall_score(y[test], decided, average=None)
@@ -136,10 +136,10 @@ def measured(settings: Settings, variant: str, architecture: str) -> dict[str, f
     with VARIANTS[variant].around(), named, unasked:
         record = train.train(own, 1, architecture, verbose=False)
     figures = {"minutes": (time.monotonic() - began) / 60, "processor minutes": (time.process_time() - spent) / 60}
-    _, network = evaluate.load_model(own, name)
+    _, network = predictions.load_model(own, name)
     images, manifest = inputs.load(own, datasets.load(own, 1), own.image_size)
     y, held = inputs.targets(manifest, own.classes), np.flatnonzero(manifest["split"] == "validation")
-    p = evaluate.probabilities(network, images, held)
+    p = predictions.probabilities(network, images, held)
     figures["validation loss"] = log_loss(y[held], p)
     figures["at its best temperature"] = log_loss(y[held], operating.apply(p, record.operating_point, own.classes)[0])
     figures["validation macro F1"] = f1_score(y[held], p.argmax(axis=1), average="macro")

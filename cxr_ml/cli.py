@@ -145,10 +145,10 @@ def train(
 @app.command()
 def evaluate(model: list[str], json_: Json = False) -> None:
     """Evaluate candidates of one dataset, and the champion on the same images."""
-    from cxr_ml.release import registry, runs
+    from cxr_ml.release import registry
 
     with opened() as settings:
-        numbers = {runs.load_model_record(settings, name).dataset for name in model}
+        numbers = {registry.load_model_record(settings, name).dataset for name in model}
         if len(numbers) != 1:
             raise Refused(f"Candidates must come from one dataset version. Received: {sorted(numbers)}")
         champion = registry.champion(settings)
@@ -169,10 +169,10 @@ def gate(model: list[str], run: RunName, json_: Json = False) -> None:
 @app.command()
 def promote(run: RunName, json_: Json = False) -> None:
     """Carry out the gate's decision of a run: promote, or record the refusal. Airflow's asset is not updated."""
-    from cxr_ml.release import registry, runs
+    from cxr_ml.release import registry
 
     with opened() as settings:
-        entry = registry.conclude(settings, runs.load_decision(settings, run), by=getpass.getuser())
+        entry = registry.conclude(settings, registry.load_decision(settings, run), by=getpass.getuser())
         show(entry, json_, f"{entry.action}: {entry.model}" + (f", champion v{entry.version}" if entry.version else ""))
 
 

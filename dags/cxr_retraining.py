@@ -152,11 +152,11 @@ def cxr_retraining() -> None:
             """Evaluates the candidates, and the champion on the same images."""
             with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
                 from cxr_ml.model import evaluate as stage
-                from cxr_ml.release import registry, runs
+                from cxr_ml.release import registry
 
                 names = list(models)
                 champion = registry.champion(s)
-                number = runs.load_model_record(s, names[0]).dataset
+                number = registry.load_model_record(s, names[0]).dataset
                 stage.evaluate(s, number, names, champion.model if champion else None, on_progress)
                 return names
 
@@ -206,9 +206,9 @@ def cxr_retraining() -> None:
         context = get_current_context()
         answer = context["ti"].xcom_pull(task_ids="decide.approval")
         with wiring.settings(params) as s, wiring.progress(context["ti"]):
-            from cxr_ml.release import registry, runs
+            from cxr_ml.release import registry
 
-            decision = runs.load_decision(s, wiring.run_name(context))
+            decision = registry.load_decision(s, wiring.run_name(context))
             by = wiring.actor(context)
             if decision.promote and params["approval"] and not answer:
                 return registry.decline(s, decision, by, "The answer is missing.").model_dump(include=wiring.OUTCOME)

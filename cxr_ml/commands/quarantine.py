@@ -119,10 +119,13 @@ def release_all(
     json_: Json = False,
 ) -> None:
     """Let all images that were refused for one reason into the next dataset, each by a ruling of its own."""
+    from cxr_ml.data import dataset as datasets
     from cxr_ml.data import rule as stage
 
     with opened() as settings:
-        rows, skipped = stage.releasable(settings, reason, label, drop, from_rejected_class)
+        rows, skipped = stage.releasable(
+            settings, datasets.withheld(settings), reason, label, drop, from_rejected_class
+        )
         counts = {str(k): int(n) for k, n in rows["label"].value_counts().sort_index().items()}
         for words, many in skipped.items():
             err.print(f"{many} {plain(words)}", highlight=False)
@@ -148,9 +151,10 @@ def withdraw(name: Name, why: Why, by: By = None, json_: Json = False) -> None:
 
 
 def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected: bool, json_: bool) -> None:
+    from cxr_ml.data import dataset as datasets
     from cxr_ml.data import rule as stage
 
     with opened() as settings:
         by = getpass.getuser() if by is None else by
-        ruling, notes = stage.rule(settings, name, action, by, why, label, rejected)
+        ruling, notes = stage.rule(settings, datasets.withheld(settings), name, action, by, why, label, rejected)
         show(ruling, json_, plain(reading.ruled(ruling)), *map(plain, notes), _LATER)

@@ -22,6 +22,12 @@ def latest(settings: Settings) -> Dataset | None:
     return load(settings, found[-1]) if found else None
 
 
+def withheld(settings: Settings) -> tuple[str, ...]:
+    """SHA-256 of the images that the newest dataset keeps out for good; none before the first dataset."""
+    newest = latest(settings)
+    return newest.withheld if newest else ()
+
+
 def numbers(settings: Settings) -> list[int]:
     """The numbers of all dataset versions, in order."""
     return sorted(int(k.split("/")[1]) for k in store.keys(settings, "datasets/") if k.endswith("/dataset.json"))

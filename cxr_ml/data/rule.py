@@ -1,16 +1,15 @@
 """A human rules on refused images: lets them in, gives them another label, or takes them out."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pandas as pd
 import pyarrow as pa
 
 from cxr_ml import store
 from cxr_ml.data import batches, quarantine, rulings
-from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.records import Batch, Dataset, Ruling
+from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
 
 _WITHHELD = (
@@ -20,12 +19,20 @@ _WITHHELD = (
 
 
 def rule(
-    settings: Settings, name: str, action: str, by: str, why: str, label: str = "", rejected_too: bool = False
+    settings: Settings,
+    withheld: Collection[str],
+    name: str,
+    action: str,
+    by: str,
+    why: str,
+    label: str = "",
+    rejected_too: bool = False,
 ) -> tuple[Ruling, list[str]]:
     """Records what a human rules on one image; the next dataset honours it.
 
     Args:
         settings: the store, the classes, the spellings of labels.
+        withheld: SHA-256 of the images that stay out for good, by the newest dataset.
         name: as in `find`.
         action: release (it enters with its label), relabel (it enters with `label`) or withdraw (it leaves).
         by: who rules.
@@ -42,7 +49,7 @@ def rule(
     """
     frame = quarantine.files(settings)
     row = quarantine.find(frame, name, settings)
-    inside, wanted = _asked(settings, frame, datasets.latest(settings), row, action, label, rejected_too)
+    inside, wanted = _asked(settings, frame, withheld, row, action, label, rejected_too)
     (ruling,) = rulings.append(settings, [(row, action, wanted)], by, why)
     if action == "withdraw":
         return ruling, []
@@ -57,6 +64,7 @@ def rule(
 
 def rule_all(
     settings: Settings,
+    withheld: Collection[str],
     names: Sequence[str],
     action: str,
     by: str,
@@ -69,7 +77,7 @@ def rule_all(
     """`rule` for several images, with one reason. All are ruled on, or, where one cannot be, none is.
 
     Args:
-        settings: as for `rule`, as are `action`, `by`, `why`, `label` and `rejected_too`.
+        settings: as for `rule`, as are `withheld`, `action`, `by`, `why`, `label` and `rejected_too`.
         names: a batch, "/" and a file of it, each.
         read: as for `quarantine.files`, as is `ruled`.
 
@@ -77,14 +85,14 @@ def rule_all(
         Refused: the action is not possible for some; the message names each with its reason. Nothing is recorded then.
     """
     ruled = rulings.read(settings) if ruled is None else ruled
-    frame, newest = quarantine.files(settings, names, read, ruled), datasets.latest(settings)
+    frame = quarantine.files(settings, names, read, ruled)
     asked: dict[str, tuple[pd.Series, str, str]] = {}
     refusals = []
     places = dict(zip(frame["batch"] + "/" + frame["file"], frame.index, strict=True))
     for name in names:
         try:
             row = frame.loc[places[name]] if name in places else quarantine.find(frame, name, settings)
-            _, wanted = _asked(settings, frame, newest, row, action, label, rejected_too)
+            _, wanted = _asked(settings, frame, withheld, row, action, label, rejected_too)
             asked.setdefault(row["sha256"], (row, action, wanted))
         except Refused as error:
             refusals.append(str(error))
@@ -96,7 +104,7 @@ def rule_all(
 def _asked(
     settings: Settings,
     frame: pd.DataFrame,
-    newest: Dataset | None,
+    withheld: Collection[str],
     row: pd.Series,
     action: str,
     label: str,
@@ -120,7 +128,7 @@ def _asked(
         raise Refused(
             f"{what} is accepted as {wanted} already: there is nothing to {action}. To take it out: withdraw it."
         )
-    if newest and row["sha256"] in newest.withheld:
+    if row["sha256"] in withheld:
         raise Refused(f"{what} {_WITHHELD}")
     if _of_rejected_class(row) and not rejected_too:
         record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
@@ -133,12 +141,18 @@ def _asked(
 
 
 def releasable(
-    settings: Settings, reason: str, label: str | None = None, drop: str | None = None, rejected_too: bool = False
+    settings: Settings,
+    withheld: Collection[str],
+    reason: str,
+    label: str | None = None,
+    drop: str | None = None,
+    rejected_too: bool = False,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Which of the files that `refused` gives can be released at once.
 
     Args:
         settings: the store and the classes.
+        withheld: as for `rule`.
         reason: as for `refused`, as are `label` and `drop`.
         rejected_too: as for `rule`.
 
@@ -148,8 +162,6 @@ def releasable(
     frame = quarantine.files(settings)
     rows = quarantine.select(settings, frame, reason, label, drop)
     labels_of = frame[frame["label"] != ""].groupby("sha256")["label"].agg(set)
-    newest = datasets.latest(settings)
-    withheld = set(newest.withheld) if newest else set()
     fit: dict[int, None] = {}
     skipped: Counter[str] = Counter()
     seen = set(frame.loc[frame["now"] != "", "sha256"])

@@ -5,7 +5,7 @@ import numpy as np
 from cxr_ml.data import batches, ingest
 from cxr_ml.data import dataset as datasets
 from cxr_ml.errors import Refused
-from cxr_ml.model import evaluate, inputs
+from cxr_ml.model import inputs, predictions
 from cxr_ml.records import Dataset, Doubt, Doubts
 from cxr_ml.settings import Settings
 
@@ -33,7 +33,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    record, network = evaluate.load_model(settings, model)
+    record, network = predictions.load_model(settings, model)
     trained = datasets.manifest(settings, datasets.load(settings, record.dataset))
     trained = trained[trained["split"] == "train"]
     images, manifest = inputs.load(settings, dataset, record.image_size)
@@ -46,7 +46,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
         raise Refused(f"{model} was trained on all images of dataset {dataset.dataset}: there is nothing to hold out.")
     looked = manifest.iloc[rows].reset_index(drop=True)
     y = inputs.targets(looked, record.classes)
-    p = evaluate.probabilities(network, images, rows)
+    p = predictions.probabilities(network, images, rows)
     quality = get_label_quality_scores(y, p, method="self_confidence")
     issues = np.zeros(len(y), bool)
     if len(set(y.tolist())) == len(record.classes):

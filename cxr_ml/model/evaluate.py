@@ -1,10 +1,9 @@
 """Evaluates candidates, and the champion beside them on the same images."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
@@ -16,44 +15,18 @@ from cxr_ml.errors import Refused
 from cxr_ml.model import (
     artefact,
     contact_sheets,
-    devices,
     disguise,
     evaluations,
     inputs,
-    memory,
     metrics,
     moved,
     operating,
+    predictions,
     slices,
 )
 from cxr_ml.progress import OnProgress, begun, counted, nobody
 from cxr_ml.records import Dataset, Difference, Evaluation, Metrics, Model
 from cxr_ml.settings import Settings
-
-Change = Callable[[np.ndarray], np.ndarray]
-OnImages = Callable[[int], None]
-
-
-def _nobody(images: int) -> None: ...
-
-
-def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
-    """A stored model, with its SHA-256 checked before Keras opens it.
-
-    Raises:
-        Refused: no such model, its weights were swept, its bytes are not those that were recorded, or Keras does not
-            open them: they are of another version of it, or would run code.
-    """
-    devices.warn_of_idle_gpu()
-    record = store.load(settings, f"models/{name}/model.json", Model)
-    data = artefact.read(settings, record)
-    try:
-        return record, artefact.opened(data)
-    except artefact.UNOPENED as error:
-        raise Refused(
-            f"models/{name}/model.keras is the file that was recorded, but Keras {keras.__version__} does not open "
-            f"it, which it was written with {record.packages.get('keras', 'an unknown version')}. Received: {error}"
-        ) from error
 
 
 class _Judged(NamedTuple):
@@ -107,7 +80,7 @@ def _evaluate_one(
     settings: Settings, dataset: Dataset, name: str, on_progress: OnProgress, candidate: bool = False
 ) -> _Judged:
     on_progress(begun(f"loading {name}"))
-    record, network = load_model(settings, name)
+    record, network = predictions.load_model(settings, name)
     if record.classes != settings.classes:
         raise Refused(f"{name} must know the classes {settings.classes}. Received: {record.classes}")
     images, manifest = inputs.load(settings, dataset, record.image_size, on_progress)
@@ -119,17 +92,17 @@ def _evaluate_one(
     total += len(few) * len(moved.CHANGES) + len(test) if candidate else 0  # the last are explained
     tell, done = counted(on_progress, "images"), 0
 
-    def count(what: str, more: int) -> OnImages:
+    def count(what: str, more: int) -> predictions.OnImages:
         nonlocal done
         before, done = done, done + more
         stage = f"{name}: {what}"
         tell(before, total, stage)
         return lambda seen: tell(before + seen, total, stage)
 
-    def predict(what: str, chosen: np.ndarray, change: Change | None = None) -> np.ndarray:
-        return probabilities(network, images, chosen, change, count(what, len(chosen)))
+    def predict(what: str, chosen: np.ndarray, change: predictions.Change | None = None) -> np.ndarray:
+        return predictions.probabilities(network, images, chosen, change, count(what, len(chosen)))
 
-    def judge(what: str, chosen: np.ndarray, change: Change) -> tuple[np.ndarray, np.ndarray]:
+    def judge(what: str, chosen: np.ndarray, change: predictions.Change) -> tuple[np.ndarray, np.ndarray]:
         return operating.apply(predict(what, chosen, change), record.operating_point, settings.classes)
 
     def measure(chosen: np.ndarray, said: tuple[np.ndarray, np.ndarray], groups: np.ndarray | None = None) -> Metrics:
@@ -215,36 +188,3 @@ def _difference(settings: Settings, own: _Judged, beside: _Judged) -> Difference
         # McNemar 1947, as the exact binomial test of the images on which they differ.
         mcnemar=float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0,
     )
-
-
-def probabilities(
-    network: keras.Model,
-    images: np.ndarray,
-    rows: np.ndarray | None = None,
-    change: Change | None = None,
-    on_images: OnImages = _nobody,
-) -> np.ndarray:
-    """What a model says of uint8 images (n, size, size, 1), or of these rows of them: float32 (rows, classes).
-
-    Args:
-        network: the model.
-        images: of which no more than a batch is read at a time.
-        rows: int (rows,); None: all.
-        change: what is done to a batch of images before it is shown.
-        on_images: called with the number of images done after each batch.
-
-    Raises:
-        Refused: no images, or an output that is not a number.
-    """
-    rows = np.arange(len(images)) if rows is None else rows
-    if not len(rows):
-        raise Refused("A model is evaluated on at least one image. Received: none.")
-
-    def predict(size: int) -> np.ndarray:
-        counting = inputs.Counting(size, len(rows), on_images)
-        return network.predict(inputs.Batches(images, rows, size, change=change), verbose=0, callbacks=[counting])
-
-    output = memory.predicted(predict, 32)
-    if not np.isfinite(output).all():
-        raise Refused("Probabilities must be numbers. Received: NaN or infinity; the model cannot be used.")
-    return output

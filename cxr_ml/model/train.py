@@ -21,11 +21,11 @@ from cxr_ml.model import (
     checkpoints,
     devices,
     epochs,
-    evaluate,
     features,
     inputs,
     likeness,
     operating,
+    predictions,
     write,
 )
 from cxr_ml.model.checkpoints import Progress
@@ -157,7 +157,7 @@ def _train(
     classifier = devices.exact(classifier)
     sha256 = write.artefact(settings, name, classifier)
     tell, held = counted(on_progress, "images", "operating point"), rows["validation"]
-    p = evaluate.probabilities(classifier, images, held, on_images=lambda done: tell(done, len(held)))
+    p = predictions.probabilities(classifier, images, held, on_images=lambda done: tell(done, len(held)))
     point = operating.fit(y[rows["validation"]], p, settings.classes, settings.recall_floors)
     started = time.monotonic()
     known = likeness.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed, on_progress)
@@ -195,7 +195,7 @@ def _from_champion(settings: Settings, champion: Model) -> tuple[keras.Model, ar
     backbone = architectures.backbone(scratch, champion.architecture)
     backbone = backbone._replace(weights=f"champion {champion.model}", weights_sha256=champion.artefact_sha256)
     classifier = _classifier(settings, backbone)
-    classifier.set_weights(evaluate.load_model(settings, champion.model)[1].get_weights())
+    classifier.set_weights(predictions.load_model(settings, champion.model)[1].get_weights())
     return classifier, backbone
 
 

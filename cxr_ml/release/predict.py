@@ -15,7 +15,7 @@ import numpy as np
 
 from cxr_ml.data import files, images, inbox, room, screen
 from cxr_ml.errors import Refused
-from cxr_ml.model import evaluate, explain, inputs, likeness, operating
+from cxr_ml.model import explain, inputs, likeness, operating, predictions
 from cxr_ml.records import Model, Prediction
 from cxr_ml.release import catalogue, overlays, registry
 from cxr_ml.settings import Settings
@@ -59,7 +59,7 @@ def load(settings: Settings, model: str | None = None) -> Predict:
     if model is None and champion is None:
         raise Refused("There is no champion yet. Run a retraining, or name a model.")
     name = champion.model if model is None else catalogue.resolve(settings, model)
-    record, network = evaluate.load_model(settings, name)
+    record, network = predictions.load_model(settings, name)
     if champion and champion.artefact_sha256 != record.artefact_sha256:
         raise Refused(
             f"The champion's pointer and models/{champion.model}/model.json must name the same file. Received: SHA-256 "

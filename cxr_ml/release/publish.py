@@ -11,7 +11,7 @@ from cxr_ml.data import rulings
 from cxr_ml.errors import Refused
 from cxr_ml.model import evaluations, explanations
 from cxr_ml.records import Batch, Decision, HistoryEntry, Run
-from cxr_ml.release import card, examples, mirror, registry, report, runs
+from cxr_ml.release import card, examples, mirror, registry, report
 from cxr_ml.settings import Settings
 
 _VERSIONS = 60  # of the dataset whose growth is shown, the newest: a year of weekly runs and some more
@@ -41,7 +41,7 @@ def publish(
     Raises:
         Refused: a run without a decision, or MLflow is asked for and not installed.
     """
-    decision, entry = runs.load_decision(settings, run), _entry(settings, run)
+    decision, entry = registry.load_decision(settings, run), _entry(settings, run)
     if entry is None:
         raise Refused(f"The run {run} must be concluded before its report: `cxr-ml promote --run {run}`.")
     record = _assemble(settings, decision, entry, batches, seconds or {}, left_out)
@@ -127,7 +127,7 @@ def _assemble(
         outcome=entry.action,
         batches=_load(settings, batches),
         dataset=dataset,
-        models=tuple(runs.load_model_record(settings, name) for name in decision.candidates),
+        models=tuple(registry.load_model_record(settings, name) for name in decision.candidates),
         evaluations=tuple(evaluations.decided(settings, decision, name) for name in decision.candidates),
         decision=decision,
         champion=registry.champion(settings),

@@ -31,6 +31,16 @@ def trained_on(settings: Settings) -> int | None:
     return store.load(settings, f"models/{now.model}/model.json", Model).dataset if now else None
 
 
+def load_decision(settings: Settings, run: str) -> Decision:
+    """The stored decision of a run."""
+    return store.load(settings, f"reports/{run}/decision.json", Decision)
+
+
+def load_model_record(settings: Settings, name: str) -> Model:
+    """The record of a stored model."""
+    return store.load(settings, f"models/{name}/model.json", Model)
+
+
 def history(settings: Settings) -> list[HistoryEntry]:
     """All entries, oldest first."""
     return [store.load(settings, key, HistoryEntry) for key in store.keys(settings, "registry/history/")]

@@ -8,7 +8,7 @@ from cxr_ml.data import drops, ingest
 from cxr_ml.data.suite_check import check_suites
 from cxr_ml.errors import Refused
 from cxr_ml.model import backbones, evaluations
-from cxr_ml.records import Decision, Model
+from cxr_ml.records import Decision
 from cxr_ml.release import gate, registry
 from cxr_ml.settings import Settings
 
@@ -89,22 +89,12 @@ def decide(
         return decision
     champion = registry.champion(settings)
     beside = champion.model if champion else None
-    number = load_model_record(settings, models[0]).dataset
+    number = registry.load_model_record(settings, models[0]).dataset
     found = [evaluations.load_hashed(settings, number, name, beside) for name in models]
     named = [*models, *([beside] if beside else [])]
-    records = {name: load_model_record(settings, name) for name in named}
+    records = {name: registry.load_model_record(settings, name) for name in named}
     judged, digests = [e for e, _ in found], {e.model: digest for e, digest in found}
     decision = gate.decide(settings, run, datasets.load(settings, number), judged, records, champion, overrides, by)
     decision = decision.model_copy(update={"evaluation_sha256": digests})
     store.put_if_absent(settings, key, decision.to_bytes(), "application/json")
     return decision
-
-
-def load_decision(settings: Settings, run: str) -> Decision:
-    """The stored decision of a run."""
-    return store.load(settings, f"reports/{run}/decision.json", Decision)
-
-
-def load_model_record(settings: Settings, name: str) -> Model:
-    """The record of a stored model."""
-    return store.load(settings, f"models/{name}/model.json", Model)

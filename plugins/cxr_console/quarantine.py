@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from cxr_console import pages, shelf
 from cxr_console.access import User, ask_form, may_trigger
-from cxr_ml.data import reasons, rule, thumbnails
+from cxr_ml.data import dataset, reasons, rule, thumbnails
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch
 
@@ -119,8 +119,10 @@ def judge(
         raise HTTPException(400, "Choose at least one file, and tick that you are sure. Nothing was changed.")
     names = [f"{batch}/{row['file']}" for batch, _, row in map(_row, files)]
     try:
+        settings = shelf.settings()
+        withheld, known = dataset.withheld(settings), shelf.rulings()
         made = rule.rule_all(
-            shelf.settings(), names, action, user.get_name(), why, label, rejected_too, shelf.named, shelf.rulings()
+            settings, withheld, names, action, user.get_name(), why, label, rejected_too, shelf.named, known
         )
     except Refused as error:
         # What the command line calls an option is a box to tick here.

@@ -39,7 +39,11 @@ pytestmark = pytest.mark.usefixtures("handful")
 
 
 def rule(settings, name, action="release", label="", why="seen by two readers", **more):
-    return stage.rule(settings, name, action, "dr.a", why, label, **more)
+    return stage.rule(settings, dataset.withheld(settings), name, action, "dr.a", why, label, **more)
+
+
+def releasable(settings, reason, **more):
+    return stage.releasable(settings, dataset.withheld(settings), reason, **more)
 
 
 def labels(table):
@@ -258,17 +262,17 @@ def test_all_that_was_refused_for_one_reason_is_released_each_by_a_ruling_of_its
     files |= {"train/LUNG/c.png": boxed(4), "train/TB/d.png": boxed(5), "train/NORMAL/again.png": boxed(2)}
     take(small, "week-1", files)
     rule(small, "boxed1.png")
-    rows, skipped = stage.releasable(small, "white_box")
+    rows, skipped = releasable(small, "white_box")
     assert sorted(rows["label"]) == ["COVID19", "NORMAL"]
     assert skipped == {"are in already": 2, "are labelled with what is none of the model's classes": 1}
-    assert stage.releasable(small, "unknown_label")[1] == {"have no single label": 1}
-    assert stage.releasable(small, "white_box", label="covid")[0]["file"].tolist() == ["train/COVID19/b.png"]
-    assert stage.releasable(small, "white_box", drop="week-2")[0].empty
+    assert releasable(small, "unknown_label")[1] == {"have no single label": 1}
+    assert releasable(small, "white_box", label="covid")[0]["file"].tolist() == ["train/COVID19/b.png"]
+    assert releasable(small, "white_box", drop="week-2")[0].empty
     ruled = stage.release_all(small, rows, "dr.a", "collimators")
     assert [(r.number, r.action) for r in ruled] == [(2, "release"), (3, "release")]
     frame = quarantine.files(small)
     assert set(frame.loc[frame["sha256"].isin(rows["sha256"]), "now"]) == {"NORMAL", "COVID19"}
-    assert stage.releasable(small, "white_box")[0].empty
+    assert releasable(small, "white_box")[0].empty
 
 
 IMPOSSIBLE = [
@@ -300,7 +304,7 @@ def test_what_cannot_be_ruled_is_refused_with_a_sentence_and_nothing_is_written(
             rule(small, name, action, label)
     for by, why in (("dr.a", " "), (" ", "a reason"), ("", "")):
         with pytest.raises(Refused, match="needs a reason"):
-            stage.rule(small, "tb.png", "relabel", by, why, "NORMAL")
+            stage.rule(small, (), "tb.png", "relabel", by, why, "NORMAL")
     assert snapshot(small) == before
 
 
@@ -314,9 +318,9 @@ def test_an_image_of_a_rejected_class_enters_only_when_that_is_said(small):
             rule(small, "train/COVID19/1.png", action, label)
     ruling, _ = rule(small, "train/COVID19/1.png", rejected_too=True)
     assert ruling.reasons == ("rejected_class:artefacts",)
-    rows, skipped = stage.releasable(small, "artefacts")
+    rows, skipped = releasable(small, "artefacts")
     assert rows.empty and [n for words, n in skipped.items() if "rejected as a whole" in words] == [3]
-    assert len(stage.releasable(small, "artefacts", rejected_too=True)[0]) == 3
+    assert len(releasable(small, "artefacts", rejected_too=True)[0]) == 3
     assert labels(built(small))[sha(1)] == "COVID19"
 
 

@@ -15,7 +15,7 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data import tables
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, contact_sheets, disguise, evaluate, evaluations, metrics
+from cxr_ml.model import architectures, contact_sheets, disguise, evaluate, evaluations, metrics, predictions
 from cxr_ml.records import Dataset, Evaluation, Model, OperatingPoint, StepProgress
 from cxr_ml.settings import Settings
 
@@ -343,6 +343,6 @@ def test_an_image_of_the_training_split_has_no_say(seen):
 
 
 def test_predictions_follow_the_picture(seen):
-    _, network = evaluate.load_model(seen.settings, "good")
+    _, network = predictions.load_model(seen.settings, "good")
     pictures = np.stack([picture(label, 5, side=32)[..., None] for label in CLASSES])
-    np.testing.assert_array_equal(evaluate.probabilities(network, pictures).argmax(axis=1), [0, 1, 2])
+    np.testing.assert_array_equal(predictions.probabilities(network, pictures).argmax(axis=1), [0, 1, 2])

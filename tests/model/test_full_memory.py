@@ -7,7 +7,7 @@ import tensorflow as tf
 from model_samples import put_dataset, quick
 
 from cxr_ml.data import dataset as datasets
-from cxr_ml.model import architectures, evaluate, features, inputs, likeness, memory
+from cxr_ml.model import architectures, features, inputs, likeness, memory, predictions
 
 
 def test_a_batch_is_halved_as_long_as_memory_is_full_and_another_error_is_not_hidden():
@@ -38,7 +38,7 @@ def test_whoever_predicts_gets_along_with_memory_for_four_images(settings, monke
     classifier = architectures.classifier(architectures.backbone(s, "light"), 3, 0.5)
 
     def all_of_them(own):
-        p = evaluate.probabilities(classifier, images)
+        p = predictions.probabilities(classifier, images)
         known = likeness.read(likeness.learn(classifier, images, *rows, y, 0))
         return (
             p,

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from model_samples import put_dataset, quick
 
-from cxr_ml.model import architectures, devices, epochs, evaluate, inputs, train
+from cxr_ml.model import architectures, devices, epochs, evaluate, inputs, predictions, train
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
     assert trained[1] >= {policy.removeprefix("mixed_"), "float32"}
     assert record.settings["precision"] == policy and record.model != exact
     assert keras.config.dtype_policy().name == "float32"
-    _, network = evaluate.load_model(s, record.model)
+    _, network = predictions.load_model(s, record.model)
     assert {layer.compute_dtype for layer in network._flatten_layers()} == {"float32"}
     p = network.predict(inputs.load(s, dataset, 32)[0], verbose=0)
     assert p.dtype == np.float32

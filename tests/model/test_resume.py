@@ -9,7 +9,7 @@ from killed import train_in_a_process
 from model_samples import put_dataset, quick
 
 from cxr_ml import store
-from cxr_ml.model import architectures, evaluate
+from cxr_ml.model import architectures, predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shallow_light")]
 
@@ -33,7 +33,7 @@ def settings_with_weights(settings, tmp_path, **changes):
 
 def final_weights(s):
     (name,) = {key.split("/")[1] for key in store.keys(s, "models/")}
-    return name, evaluate.load_model(s, name)[1].get_weights()
+    return name, predictions.load_model(s, name)[1].get_weights()
 
 
 @pytest.mark.parametrize("pretrained", [True, False], ids=["head on features", "from scratch"])

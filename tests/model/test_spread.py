@@ -9,7 +9,7 @@ from model_samples import put_dataset, quick
 from spread import train_on
 
 from cxr_ml import store
-from cxr_ml.model import evaluate
+from cxr_ml.model import predictions
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def result(s) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """The training history and the final weights of the only model in the store."""
     (name,) = {key.split("/")[1] for key in store.keys(s, "models/")}
     history = pd.read_csv(io.BytesIO(store.get(s, f"models/{name}/history.csv")))
-    return history, evaluate.load_model(s, name)[1].get_weights()
+    return history, predictions.load_model(s, name)[1].get_weights()
 
 
 def test_two_virtual_devices_give_the_loss_of_one_also_where_batches_are_odd(settings):

@@ -18,7 +18,7 @@ from cxr_ml import store
 from cxr_ml.data import dataset as datasets
 from cxr_ml.data.ingest import to_parquet
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, epochs, evaluate, inputs, likeness, operating, train, write
+from cxr_ml.model import architectures, epochs, evaluate, inputs, likeness, operating, predictions, train, write
 from cxr_ml.records import Model
 
 pytestmark = pytest.mark.usefixtures("shallow_light")
@@ -90,7 +90,7 @@ def test_a_training_stores_model_history_and_record(trained):
     assert list(table["learning_rate"]) == pytest.approx([0.03] * 12 + [1e-4, 5e-5])
     assert (table["images_per_second"] > 0).all() and table["val_f1"].between(0, 1).all()
     assert not list(store.keys(s, f"models/{record.model}/checkpoints/"))
-    _, network = evaluate.load_model(s, record.model)
+    _, network = predictions.load_model(s, record.model)
     assert network.output_shape == (None, 3)
 
 
@@ -162,7 +162,7 @@ def test_a_warm_start_begins_with_the_champion_of_the_same_architecture(settings
     record = train.train(warm, 1, "light", verbose=0, champion=champion.model)
     assert (record.weights, record.weights_sha256) == (f"champion {champion.model}", champion.artefact_sha256)
     assert record.settings["warm_start"] is True
-    weights = [evaluate.load_model(warm, name)[1].get_weights() for name in (record.model, champion.model)]
+    weights = [predictions.load_model(warm, name)[1].get_weights() for name in (record.model, champion.model)]
     for now, then in zip(*weights, strict=True):
         np.testing.assert_allclose(now, then, atol=1e-6)
     assert capsys.readouterr().out == "", "not asked to, it prints nothing"
@@ -223,7 +223,7 @@ def test_the_same_inputs_give_the_same_network(settings, trained):
     put_dataset(again)
     record = train.train(again, 1, "light", verbose=0)
     assert record.model == trained.record.model
-    one, other = (evaluate.load_model(s, record.model)[1].get_weights() for s in (trained.settings, again))
+    one, other = (predictions.load_model(s, record.model)[1].get_weights() for s in (trained.settings, again))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -277,7 +277,7 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     store.put_if_absent(s, f"models/{name}/model.keras", b"half a file")
     record = train.train(s, 1, "light", verbose=0)
     assert record.model == name
-    assert evaluate.load_model(s, name)[0] == record
+    assert predictions.load_model(s, name)[0] == record
     assert record.epochs == {"head": 1} and set(history(s, record)["stage"]) == {"head"}, "no fine-tuning was asked for"
 
 
@@ -299,13 +299,13 @@ def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_mod
 
     monkeypatch.setattr(owner, step, other_run_comes_first)
     assert train.train(s, 1, "light", verbose=0) == other[0]
-    record, network = evaluate.load_model(s, other[0].model)
+    record, network = predictions.load_model(s, other[0].model)
     assert record == other[0]
     assert likeness.load(s, record) is not None
     said = store.get(s, f"models/{record.model}/validation.npy")
     assert hashlib.sha256(said).hexdigest() == record.validation_sha256
     images, manifest = inputs.load(s, dataset, s.image_size)
-    p = evaluate.probabilities(network, images, np.flatnonzero(manifest["split"] == "validation"))
+    p = predictions.probabilities(network, images, np.flatnonzero(manifest["split"] == "validation"))
     np.testing.assert_allclose(p, np.load(io.BytesIO(said)), rtol=0, atol=1e-6)
 
 
@@ -344,7 +344,7 @@ def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoc
     best = table["val_calibrated"].idxmin()
     assert 3 <= len(table) < 40 and list(table["epoch"][table["kept"]]) == [best + 1]
     assert best == len(table) - 3, "two epochs without a better one end it"
-    classifier = evaluate.load_model(s, record.model)[1]
+    classifier = predictions.load_model(s, record.model)[1]
     assert validation_loss(s, dataset, classifier) == pytest.approx(table["val_loss"][best], abs=1e-4)
 
 
@@ -357,7 +357,7 @@ def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
     kept = table[table["kept"]].set_index("stage")
     assert kept["epoch"]["fine_tune"] == len(table), "its rate falls to the end"
     assert kept["val_calibrated"]["fine_tune"] > kept["val_calibrated"]["head"], "or this test shows nothing"
-    classifier = evaluate.load_model(s, record.model)[1]
+    classifier = predictions.load_model(s, record.model)[1]
     assert validation_loss(s, dataset, classifier) == pytest.approx(kept["val_loss"]["head"], abs=1e-4)
 
 
@@ -429,7 +429,7 @@ def test_a_stored_model_whose_file_was_changed_is_refused_when_it_is_loaded(sett
     artefact[len(artefact) // 2] ^= 1
     overwrite(settings, key, bytes(artefact))
     with pytest.raises(Refused, match=record.artefact_sha256):
-        evaluate.load_model(settings, record.model)
+        predictions.load_model(settings, record.model)
 
 
 def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
@@ -496,7 +496,7 @@ def test_a_pretrained_network_is_fine_tuned_but_for_its_batch_normalisation(sett
     assert record.weights == file.name
     assert record.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert record.epochs == {"head": 1, "fine_tune": 3}
-    network = inner(evaluate.load_model(s, record.model)[1])
+    network = inner(predictions.load_model(s, record.model)[1])
     for variable, now, then in zip(network.weights, network.get_weights(), first, strict=True):
         if "batch_normalization" in variable.path:
             np.testing.assert_array_equal(now, then)
@@ -510,7 +510,7 @@ def test_a_head_alone_leaves_the_pretrained_network_as_it_was(settings, pretrain
     s = transfer(settings, folder, head_epochs=12, fine_tune_epochs=0, dropout=0.0, head_learning_rate=0.03)
     dataset = put_dataset(s, counts={"train": 5, "validation": 2, "test": 2})
     record = train.train(s, 1, "light", verbose=0)
-    classifier = evaluate.load_model(s, record.model)[1]
+    classifier = predictions.load_model(s, record.model)[1]
     for now, then in zip(inner(classifier).get_weights(), first, strict=True):
         np.testing.assert_array_equal(now, then)
     table = history(s, record)
@@ -536,7 +536,7 @@ def test_without_stored_views_each_epoch_shows_the_frozen_backbone_new_ones(sett
     assert len(views) >= 2 * 9, "Keras draws a batch or two ahead"
     assert len(set(views)) == len(views)
     assert not list(store.keys(s, "features/"))
-    for now, then in zip(inner(evaluate.load_model(s, record.model)[1]).get_weights(), first, strict=True):
+    for now, then in zip(inner(predictions.load_model(s, record.model)[1]).get_weights(), first, strict=True):
         np.testing.assert_array_equal(now, then)
 
 

@@ -13,7 +13,7 @@ from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.model import artefact, evaluations, explanations
 from cxr_ml.records import Evaluation, Model
-from cxr_ml.release import catalogue, prune, registry, runs
+from cxr_ml.release import catalogue, prune, registry
 
 FAIR = ((84, 3, 3), (0, 88, 2), (2, 2, 86))
 POOR = ((60, 20, 10), (10, 70, 10), (5, 5, 80))
@@ -221,7 +221,7 @@ def test_a_history_with_a_hole_or_another_story_is_named(own_house):
 
 
 def test_a_decision_that_is_not_the_one_carried_out_is_named_field_by_field(own_house):
-    decision = runs.load_decision(own_house, "run-3")
+    decision = registry.load_decision(own_house, "run-3")
     changed = decision.model_copy(update={"promote": True, "reason": "Trust me."})
     overwrite(own_house, "reports/run-3/decision.json", changed.to_bytes())
     said = differing("poor")["reports/run-3/decision.json"]
@@ -417,7 +417,7 @@ def test_no_candidate_whose_decision_waits_for_a_human_is_swept(own_house):
     stored.put_model(own_house, "waits", data, POOR, beside)
     stored.run(own_house, "run-4", ["waits"])
     assert "waits" in prune.candidates(own_house, 0)
-    decision = runs.load_decision(own_house, "run-4").model_copy(update={"run": "run-5"})
+    decision = registry.load_decision(own_house, "run-4").model_copy(update={"run": "run-5"})
     store.put_if_absent(own_house, "reports/run-5/decision.json", decision.to_bytes())
     assert prune.candidates(own_house, 0) == ["poor", "other"]
 

@@ -18,7 +18,7 @@ def test_the_gate_decides_on_what_is_stored(filled):
     assert decision.promote and decision.model == MODELS[0] and decision.candidates == tuple(MODELS)
     assert (decision.run, decision.dataset, decision.champion) == (RUN, 3, None)
     assert decision.overrides == {"macro_f1_floor": "0.85 → 0.8"}
-    assert runs.load_decision(filled, RUN) == decision
+    assert registry.load_decision(filled, RUN) == decision
 
 
 def test_a_run_is_decided_once_even_if_the_floors_change_between_two_tries(filled):
@@ -70,7 +70,7 @@ def test_the_next_run_meets_the_champion(filled):
 
 def test_the_stored_decision_is_what_the_gate_said(filled):
     found = [evaluations.load(filled, 3, name, None) for name in MODELS]
-    records = {name: runs.load_model_record(filled, name) for name in MODELS}
+    records = {name: registry.load_model_record(filled, name) for name in MODELS}
     said = runs.decide(filled, RUN, MODELS)
     assert said.model_copy(update={"evaluation_sha256": {}}) == gate.decide(filled, RUN, DATASET, found, records, None)
 
@@ -93,4 +93,4 @@ def test_the_gate_stays_shut_where_the_pointer_names_another_file_than_was_evalu
 
 def test_a_run_without_a_decision_is_refused_by_name(filled):
     with pytest.raises(Refused, match=r"reports/unknown/decision\.json"):
-        runs.load_decision(filled, "unknown")
+        registry.load_decision(filled, "unknown")
