@@ -134,7 +134,7 @@ def measured(settings: Settings, variant: str, architecture: str) -> dict[str, f
     unasked = mock.patch.object(likeness, "learn", lambda *_: b"")
     named = mock.patch.object(train, "model_name", lambda *_: name)
     with VARIANTS[variant].around(), named, unasked:
-        record = train.train(own, 1, architecture, verbose=False)
+        record = train.train_model(own, 1, architecture, verbose=False)
     figures = {"minutes": (time.monotonic() - began) / 60, "processor minutes": (time.process_time() - spent) / 60}
     _, network = predictions.load_model(own, name)
     images, manifest = inputs.load(own, datasets.load(own, 1), own.image_size)

@@ -81,7 +81,7 @@ def main() -> None:
             [inputs.resize(decoding.decode_grey(f.read_bytes()), given.size) for f in every[:: len(every) // 64]]
         )
         network = put_model(settings, given.architecture, some)
-        ours = predict.load(settings, "bench")
+        ours = predict.load_predictor(settings, "bench")
         before = peak()
         rows = list(ours(every[:: max(1, len(every) // given.files)]))
         fit = [Path(row.file) for row in rows if row.unlikeness is not None]  # else it was not shown to the network

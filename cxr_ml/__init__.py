@@ -15,7 +15,7 @@ def load_champion() -> "Predict":
     """A function that predicts images with the champion, for services; settings come from CXR_* and cxr.toml.
 
     `predict = cxr_ml.load_champion()`, then `for row in predict([Path("film.png"), data]): …`, as often as you like;
-    `cxr_ml.release.predict.load` says what it takes and yields. It stays with the model that is champion now.
+    `cxr_ml.release.predict.load_predictor` says what it takes and yields. It stays with the model that is champion now.
 
     Raises:
         Refused: there is no champion, or it cannot be trusted.
@@ -23,4 +23,4 @@ def load_champion() -> "Predict":
     from cxr_ml import settings  # the framework is loaded only for who predicts
     from cxr_ml.release import predict
 
-    return predict.load(settings.load())
+    return predict.load_predictor(settings.load())

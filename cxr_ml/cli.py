@@ -209,10 +209,10 @@ def predict(files: list[Path],
             explain: Annotated[Path | None, typer.Option(help="A folder for pictures of where it looked.")] = None,
             json_: Json = False) -> None:  # fmt: skip
     """Probabilities of X-ray files. Not a diagnosis."""
-    from cxr_ml.release import predict as stage
+    from cxr_ml.release.predict import load_predictor
 
     with opened() as settings:
-        rows = list(stage.load(settings, model)(files, explain))
+        rows = list(load_predictor(settings, model)(files, explain))
         if any(row.predicted and row.unlikeness is None for row in rows):
             err.print(
                 "This model is of a version that did not learn what its training images are like: a picture that is no "
@@ -246,20 +246,20 @@ def retrain(run: RunName = "", json_: Json = False) -> None:
 
 
 def _train(settings: Settings, number: int, architecture: str, champion: str | None, json_: bool) -> Model:
-    from cxr_ml.model import train as stage  # it loads a deep-learning framework
+    from cxr_ml.model.train import train_model  # it loads a deep-learning framework
 
     # On a terminal, a bar of its own shows each epoch.
     with following(json_ or sys.stdout.isatty()) as on_progress:
-        return stage.train(settings, number, architecture, not json_, champion, on_progress)
+        return train_model(settings, number, architecture, not json_, champion, on_progress)
 
 
 def _evaluate(
     settings: Settings, number: int, models: list[str], champion: str | None, json_: bool
 ) -> list[Evaluation]:
-    from cxr_ml.model import evaluate as stage
+    from cxr_ml.model.evaluate import evaluate_models
 
     with following(json_) as on_progress:
-        return stage.evaluate(settings, number, models, champion, on_progress)
+        return evaluate_models(settings, number, models, champion, on_progress)
 
 
 def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str], json_: bool) -> None:

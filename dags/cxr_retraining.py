@@ -140,24 +140,24 @@ def cxr_retraining() -> None:
         )
         def train(number: int, architecture: str, params: dict) -> str:
             with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
-                from cxr_ml.model import train as stage
+                from cxr_ml.model.train import train_model
                 from cxr_ml.release import registry
 
                 champion = registry.champion(s)
                 warm = champion.model if champion else None
-                return stage.train(s, number, architecture, champion=warm, on_progress=on_progress).model
+                return train_model(s, number, architecture, champion=warm, on_progress=on_progress).model
 
         @task(pool="gpu", queue="gpu")
         def evaluate(models: list[str], params: dict) -> list[str]:
             """Evaluates the candidates, and the champion on the same images."""
             with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
-                from cxr_ml.model import evaluate as stage
+                from cxr_ml.model.evaluate import evaluate_models
                 from cxr_ml.release import registry
 
                 names = list(models)
                 champion = registry.champion(s)
                 number = registry.load_model_record(s, names[0]).dataset
-                stage.evaluate(s, number, names, champion.model if champion else None, on_progress)
+                evaluate_models(s, number, names, champion.model if champion else None, on_progress)
                 return names
 
         return evaluate(train.expand_kwargs(jobs))

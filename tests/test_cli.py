@@ -342,7 +342,7 @@ def test_what_died_in_training_is_taken_up_and_what_needs_approval_is_promoted_o
         raise Refused("stopped in training")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train", stopped)
+        patch.setattr(train, "train_model", stopped)
         for _ in range(2):
             status, out, err = call("retrain", "--json")
             assert (status, out) == (2, "") and "stopped in training" in err

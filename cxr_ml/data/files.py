@@ -59,7 +59,7 @@ def copy(settings: Settings, job: tuple[inbox.Entry, dict[str, Any]]) -> dict[st
     return row | measured
 
 
-def measure(settings: Settings, entry: inbox.Entry) -> dict[str, Any]:
+def measure_file(settings: Settings, entry: inbox.Entry) -> dict[str, Any]:
     """What `copy` finds in a file, which is put nowhere."""
     with room.for_file(_held(settings, entry)):
         try:

@@ -50,7 +50,7 @@ def tables(settings: Settings, listed: list[inbox.Entry], on_file: Callable[[int
     for first in range(0, len(listed), settings.shard_files):
         part = listed[first : first + settings.shard_files]
         rows = [{"file": inbox.printable(entry.file)} for entry in part]
-        done = workers.run(files.measure, settings, part, min(room.processes(), max(1, len(part) // 16)))
+        done = workers.run(files.measure_file, settings, part, min(room.processes(), max(1, len(part) // 16)))
         for count, (number, found) in enumerate(done, start=first + 1):
             rows[number].update(files.CRASHED if found is None else found)
             on_file(count)

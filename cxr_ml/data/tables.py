@@ -195,7 +195,7 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """The rows with the columns and types of COLUMNS, and the verdict that follows from the reasons.
 
     Args:
-        rows: measurements as `files.copy` and `files.measure` return them; `unread` is appended to `reasons`.
+        rows: measurements as `files.copy` and `files.measure_file` return them; `unread` is appended to `reasons`.
     """
     for row in rows:
         row["reasons"] = [*row.get("reasons", ()), *row.pop("unread", ())]

@@ -36,7 +36,7 @@ class _Judged(NamedTuple):
     groups: np.ndarray  # of the test images
 
 
-def evaluate(
+def evaluate_models(
     settings: Settings, number: int, names: Sequence[str], champion: str | None, on_progress: OnProgress = nobody
 ) -> list[Evaluation]:
     """Evaluates each candidate on validation and test of a dataset; the champion too, on the same images.

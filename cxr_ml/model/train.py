@@ -74,7 +74,7 @@ def model_name(settings: Settings, dataset: Dataset, architecture: str, champion
     return f"{architecture}-d{dataset.dataset}-{digest}"
 
 
-def train(
+def train_model(
     settings: Settings,
     number: int,
     architecture: str,

@@ -39,7 +39,7 @@ class _Look(NamedTuple):
     film: np.ndarray | None = None  # uint8 (height, width), for a person
 
 
-def load(settings: Settings, model: str | None = None) -> Predict:
+def load_predictor(settings: Settings, model: str | None = None) -> Predict:
     """A function that predicts images, each on its own, with a model that is loaded and verified once.
 
     It takes images, each a path or the bytes of a file (PNG, JPEG or DICOM), as a list or one by one, and a folder for

@@ -54,7 +54,7 @@ def _child(environment: dict[str, str], settings: Settings, pretrained: bool, mo
             "in a batch": (inputs.AugmentedBatches, "__getitem__", False),
         }[what]
         _die_at(owner, name, number, after)
-    train.train(settings, 1, "light")
+    train.train_model(settings, 1, "light")
 
 
 def train_in_a_process(settings: Settings, pretrained: bool, moment: tuple[str, int] | None = None) -> int:

@@ -26,7 +26,7 @@ def _child(environment: dict[str, str], settings: Settings, processors: int) -> 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * processors)
     architectures.light = _unnormalised
-    train.train(settings, 1, "light")
+    train.train_model(settings, 1, "light")
 
 
 def train_on(settings: Settings, processors: int) -> None:

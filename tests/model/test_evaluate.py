@@ -90,7 +90,7 @@ def seen(lasting, blank_sheets, tmp_path_factory):
     """One for all tests that only look at it."""
     s, dataset = put_models(lasting, tmp_path_factory.mktemp("models"))
     progress = []
-    (found,) = evaluate.evaluate(s, 1, ["good"], "bad", progress.append)
+    (found,) = evaluate.evaluate_models(s, 1, ["good"], "bad", progress.append)
     return Seen(s, dataset, found, progress)
 
 
@@ -135,7 +135,7 @@ def test_candidate_and_champion_are_measured_on_the_test_images_in_every_disguis
 def test_a_model_that_a_disguise_deceives_is_found_out_and_its_figures_as_is_stay(judged, monkeypatch):
     s, _ = judged
     monkeypatch.setattr(disguise, "FIXED", {"bleached": lambda images: np.full_like(images, 200)})
-    (found,) = evaluate.evaluate(s, 1, ["good"], None)
+    (found,) = evaluate.evaluate_models(s, 1, ["good"], None)
     assert found.robustness["bleached"].confusion == ((0, 0, 5), (0, 0, 5), (0, 0, 5))
     assert found.test.macro_f1 == 1.0
 
@@ -144,7 +144,7 @@ def test_a_model_that_a_disguise_deceives_is_found_out_and_its_figures_as_is_sta
 def test_the_champion_is_measured_anew_on_a_new_dataset_not_remembered(judged):
     s, _ = judged
     newer = put_dataset(s, 2, {"train": 2, "validation": 2, "test": 7}, seed=3)
-    (found,) = evaluate.evaluate(s, 2, ["good"], "bad")
+    (found,) = evaluate.evaluate_models(s, 2, ["good"], "bad")
     assert found.champion.dataset_sha256 == newer.manifest_sha256
     assert found.champion.test.classes["NORMAL"].support == 7
 
@@ -153,14 +153,14 @@ def test_the_champion_is_measured_anew_on_a_new_dataset_not_remembered(judged):
 def test_each_candidate_gets_the_champion_beside_it(judged, tmp_path):
     s, dataset = judged
     put_model(s, dataset, "third", by_level(0.01), tmp_path)
-    found = evaluate.evaluate(s, 1, ["good", "third"], "bad")
+    found = evaluate.evaluate_models(s, 1, ["good", "third"], "bad")
     assert [e.model for e in found] == ["good", "third"]
     assert [e.champion.model for e in found] == ["bad", "bad"]
 
 
 def test_the_evaluation_is_stored_and_read_back_by_dataset_and_champion(judged, seen):
     s, _ = judged
-    (alone,) = evaluate.evaluate(s, 1, ["good"], None)
+    (alone,) = evaluate.evaluate_models(s, 1, ["good"], None)
     assert alone.champion is None
     # Compared as bytes: the champion's precision of a class that it never predicts is NaN, which equals nothing.
     assert store.load(s, "models/good/evaluation.json", Evaluation).to_bytes() == alone.to_bytes()
@@ -185,7 +185,7 @@ def test_evaluating_a_stored_model_again_gives_the_same_figures_to_the_digit_and
     before = {key: store.find(s, key) for key in store.keys(s, "models/")}
     assert sum("evaluation" in key for key in before) == 1
     keras.utils.set_random_seed(5)
-    (again,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    (again,) = evaluate.evaluate_models(s, 1, ["good"], "bad")
     assert again.to_bytes() == found.to_bytes()
     assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
 
@@ -195,14 +195,14 @@ def test_a_model_file_that_was_changed_is_refused_before_keras_opens_it(judged, 
     overwrite(s, "models/good/model.keras", store.get(s, "models/bad/model.keras"))
     monkeypatch.setattr(keras.saving, "load_model", lambda *a, **k: pytest.fail("opened"))
     with pytest.raises(Refused, match=r"models/good/model\.keras is not the file .*Received: [0-9a-f]{64}"):
-        evaluate.evaluate(s, 1, ["good"], None)
+        evaluate.evaluate_models(s, 1, ["good"], None)
 
 
 @pytest.mark.parametrize("champion", ["bad", "gone"])
 def test_a_champion_that_cannot_be_evaluated_is_said_to_be_so_and_the_candidate_is_evaluated(judged, champion):
     s, _ = judged
     overwrite(s, "models/bad/model.keras", b"PK")
-    (found,) = evaluate.evaluate(s, 1, ["good"], champion)
+    (found,) = evaluate.evaluate_models(s, 1, ["good"], champion)
     assert found.champion is None and found.difference is None
     assert found.champion_problem.startswith(f"The champion {champion} could not be evaluated: ")
     assert found.test.macro_f1 == 1.0
@@ -213,12 +213,12 @@ def test_a_champion_that_cannot_be_evaluated_is_said_to_be_so_and_the_candidate_
 def test_a_champion_that_is_mended_is_evaluated_after_all(judged):
     s, _ = judged
     whole = store.get(s, "models/bad/model.keras")
-    evaluate.evaluate(s, 1, ["good"], None)
+    evaluate.evaluate_models(s, 1, ["good"], None)
     overwrite(s, "models/bad/model.keras", b"PK")
-    (failed,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    (failed,) = evaluate.evaluate_models(s, 1, ["good"], "bad")
     assert evaluations.load(s, 1, "good", "bad").to_bytes() == failed.to_bytes()
     overwrite(s, "models/bad/model.keras", whole)
-    (found,) = evaluate.evaluate(s, 1, ["good"], "bad")
+    (found,) = evaluate.evaluate_models(s, 1, ["good"], "bad")
     assert found.champion.model == "bad" and evaluations.load(s, 1, "good", "bad").to_bytes() == found.to_bytes()
 
 
@@ -234,7 +234,7 @@ def test_the_difference_to_the_champion_is_paired(seen):
 def test_a_model_beside_itself_differs_in_nothing(judged, tmp_path):
     s, dataset = judged
     put_model(s, dataset, "twin", by_level(), tmp_path)
-    (found,) = evaluate.evaluate(s, 1, ["good"], "twin")
+    (found,) = evaluate.evaluate_models(s, 1, ["good"], "twin")
     assert set(found.difference.figures.values()) == {0.0} and found.difference.mcnemar == 1.0
     assert set(found.difference.intervals.values()) == {(0.0, 0.0)}
 
@@ -255,7 +255,7 @@ def test_the_operating_point_of_a_model_decides_and_its_figures_without_are_kept
     point = OperatingPoint(temperature=2.0, offsets={"NORMAL": 0, "COVID19": 50, "PNEUMONIA": 0}, floors={}, images=9)
     changed = record.model_copy(update={"operating_point": point})
     overwrite(s, "models/careful/model.json", changed.to_bytes())
-    (found,) = evaluate.evaluate(s, 1, ["careful"], None)
+    (found,) = evaluate.evaluate_models(s, 1, ["careful"], None)
     assert found.test.confusion == ((0, 5, 0), (0, 5, 0), (0, 5, 0))
     assert found.plain.confusion == ((5, 0, 0), (0, 5, 0), (0, 0, 5))
     assert found.test.log_loss > found.plain.log_loss  # twice as doubtful about what it has right
@@ -283,18 +283,18 @@ def left_by_training(s, name, p):
 @pytest.mark.slow
 def test_the_loaded_model_is_held_against_what_the_training_process_predicted(judged):
     s, _ = judged
-    evaluate.evaluate(s, 1, ["good"], None)
+    evaluate.evaluate_models(s, 1, ["good"], None)
     table = tables.read_parquet(s, "models/good/predictions-d1.parquet")
     p = table.loc[table["split"] == "validation", [f"p_{c}" for c in CLASSES]].to_numpy(np.float32)
     left_by_training(s, "good", p)
     left_by_training(s, "bad", p)
-    good, bad = evaluate.evaluate(s, 1, ["good", "bad"], "gone")
+    good, bad = evaluate.evaluate_models(s, 1, ["good", "bad"], "gone")
     assert good.reload_difference < 1e-6 and bad.reload_difference > 0.5
     left_by_training(s, "good", p[:-1])
-    assert evaluate.evaluate(s, 1, ["good"], "absent")[0].reload_difference is None
+    assert evaluate.evaluate_models(s, 1, ["good"], "absent")[0].reload_difference is None
     overwrite(s, "models/good/validation.npy", b"other")
     with pytest.raises(Refused, match=r"models/good/validation\.npy is not the file"):
-        evaluate.evaluate(s, 1, ["good"], None)
+        evaluate.evaluate_models(s, 1, ["good"], None)
 
 
 def test_a_model_that_would_run_code_when_opened_is_not_run(judged, tmp_path):
@@ -303,26 +303,26 @@ def test_a_model_that_would_run_code_when_opened_is_not_run(judged, tmp_path):
     mean = keras.layers.Lambda(lambda x: x[:, 0, 0, :])(keras.layers.Rescaling(1.0)(pixels))
     put_model(s, dataset, "hostile", keras.Model(pixels, keras.layers.Dense(3)(mean)), tmp_path)
     with pytest.raises(Refused, match=r"(?s)Keras [\d.]+ does not open it.*ambda"):
-        evaluate.evaluate(s, 1, ["hostile"], None)
+        evaluate.evaluate_models(s, 1, ["hostile"], None)
 
 
 def test_a_model_that_is_not_there_is_refused_by_name(seen):
     with pytest.raises(Refused, match=r"models/absent/model\.json"):
-        evaluate.evaluate(seen.settings, 1, ["absent"], None)
+        evaluate.evaluate_models(seen.settings, 1, ["absent"], None)
 
 
 @pytest.mark.parametrize("classes", [("COVID19", "NORMAL", "PNEUMONIA"), (*CLASSES, "TUBERCULOSIS"), CLASSES[:2]])
 def test_a_model_of_other_classes_or_another_order_is_refused(seen, classes):
     s = seen.settings
     with pytest.raises(Refused, match="good must know the classes"):
-        evaluate.evaluate(s.model_copy(update={"classes": classes}), 1, ["good"], None)
+        evaluate.evaluate_models(s.model_copy(update={"classes": classes}), 1, ["good"], None)
 
 
 def test_a_dataset_without_test_images_is_not_evaluated(judged):
     s, _ = judged
     put_dataset(s, 2, {"train": 2, "validation": 2}, seed=1)
     with pytest.raises(Refused, match="at least one image"):
-        evaluate.evaluate(s, 2, ["good"], None)
+        evaluate.evaluate_models(s, 2, ["good"], None)
 
 
 def test_probabilities_that_are_not_numbers_are_refused(judged, tmp_path):
@@ -331,7 +331,7 @@ def test_probabilities_that_are_not_numbers_are_refused(judged, tmp_path):
     broken.get_layer("head").set_weights([np.full((3, 3), np.nan), np.zeros(3)])
     put_model(s, dataset, "broken", broken, tmp_path)
     with pytest.raises(Refused, match="NaN or infinity"):
-        evaluate.evaluate(s, 1, ["broken"], None)
+        evaluate.evaluate_models(s, 1, ["broken"], None)
     assert not store.exists(s, "models/broken/evaluation.json")
 
 

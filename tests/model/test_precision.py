@@ -56,7 +56,7 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
         return run(settings, model, network, *args)
 
     monkeypatch.setattr(epochs, "run", spy)
-    record = train.train(s, 1, "light", verbose=0)
+    record = train.train_model(s, 1, "light", verbose=0)
     assert trained[1] >= {policy.removeprefix("mixed_"), "float32"}
     assert record.settings["precision"] == policy and record.model != exact
     assert keras.config.dtype_policy().name == "float32"
@@ -65,7 +65,7 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
     p = network.predict(inputs.load(s, dataset, 32)[0], verbose=0)
     assert p.dtype == np.float32
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)
-    (found,) = evaluate.evaluate(s, 1, [record.model], None)
+    (found,) = evaluate.evaluate_models(s, 1, [record.model], None)
     assert found.reload_difference < 1e-6
     monkeypatch.setattr(devices, "precision", lambda: "mixed_bfloat16")
     warm = s.model_copy(update={"warm_start": True, "head_epochs": 1})
@@ -77,5 +77,5 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
 
     monkeypatch.setattr(epochs, "run", begin)
     with pytest.raises(InterruptedError):
-        train.train(warm, 1, "light", False, record.model)
+        train.train_model(warm, 1, "light", False, record.model)
     assert first == [record.artefact_sha256], "it begins with the champion, in other numbers"

@@ -159,7 +159,7 @@ def test_a_warm_start_begins_with_the_champion_of_the_same_architecture(settings
     copy_store(trained, settings)
     tiny = {"head_epochs": 1, "head_learning_rate": 1e-9, "fine_tune_epochs": 0, "seed": 5}
     warm = quick(settings, **tiny, warm_start=True)
-    record = train.train(warm, 1, "light", verbose=0, champion=champion.model)
+    record = train.train_model(warm, 1, "light", verbose=0, champion=champion.model)
     assert (record.weights, record.weights_sha256) == (f"champion {champion.model}", champion.artefact_sha256)
     assert record.settings["warm_start"] is True
     weights = [predictions.load_model(warm, name)[1].get_weights() for name in (record.model, champion.model)]
@@ -193,7 +193,7 @@ def test_no_warm_start_begins_as_the_settings_say_and_says_why(settings, trained
     monkeypatch.setattr(train, "_from_champion", lambda *_: pytest.fail("began with the champion"))
     s = quick(settings, warm_start=bool(why))
     with pytest.raises(InterruptedError):
-        train.train(s, 1, "light", champion=None if changes is None else "other")
+        train.train_model(s, 1, "light", champion=None if changes is None else "other")
     assert begun == [(train.model_name(s, trained.dataset, "light"), "")]
     said = capsys.readouterr().out
     assert re.search(f"light: no warm start, .*{why}", said) if why else said == ""
@@ -201,7 +201,7 @@ def test_no_warm_start_begins_as_the_settings_say_and_says_why(settings, trained
 
 def test_a_network_learns_what_can_be_learned_and_says_so_on_images_it_never_saw(trained):
     s, _, record = trained[:3]
-    (found,) = evaluate.evaluate(s, 1, [record.model], None)
+    (found,) = evaluate.evaluate_models(s, 1, [record.model], None)
     assert found.test.accuracy > 0.9, "classes of plain grey levels"
     assert found.reload_difference < 1e-6, "the stored file predicts what this process did"
     assert record.operating_point.images == 12 and set(record.operating_point.floors) == set(s.classes)
@@ -213,7 +213,7 @@ def test_the_same_inputs_are_not_trained_twice(trained, monkeypatch):
     s, _, record = trained[:3]
     before = {key: store.find(s, key) for key in store.keys(s, "models/")}
     no_training(monkeypatch)
-    assert train.train(s, 1, "light", verbose=0) == record
+    assert train.train_model(s, 1, "light", verbose=0) == record
     assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
 
 
@@ -221,7 +221,7 @@ def test_the_same_inputs_are_not_trained_twice(trained, monkeypatch):
 def test_the_same_inputs_give_the_same_network(settings, trained):
     again = trained.settings.model_copy(update={"bucket": settings.bucket, "cache_dir": settings.cache_dir})
     put_dataset(again)
-    record = train.train(again, 1, "light", verbose=0)
+    record = train.train_model(again, 1, "light", verbose=0)
     assert record.model == trained.record.model
     one, other = (predictions.load_model(s, record.model)[1].get_weights() for s in (trained.settings, again))
     for a, b in zip(one, other, strict=True):
@@ -275,7 +275,7 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     dataset = put_dataset(s)
     name = train.model_name(s, dataset, "light")
     store.put_if_absent(s, f"models/{name}/model.keras", b"half a file")
-    record = train.train(s, 1, "light", verbose=0)
+    record = train.train_model(s, 1, "light", verbose=0)
     assert record.model == name
     assert predictions.load_model(s, name)[0] == record
     assert record.epochs == {"head": 1} and set(history(s, record)["stage"]) == {"head"}, "no fine-tuning was asked for"
@@ -294,11 +294,11 @@ def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_mod
 
     def other_run_comes_first(*args):
         monkeypatch.setattr(owner, step, real)
-        other.append(train.train(s, 1, "light", verbose=0))
+        other.append(train.train_model(s, 1, "light", verbose=0))
         return real(*args)
 
     monkeypatch.setattr(owner, step, other_run_comes_first)
-    assert train.train(s, 1, "light", verbose=0) == other[0]
+    assert train.train_model(s, 1, "light", verbose=0) == other[0]
     record, network = predictions.load_model(s, other[0].model)
     assert record == other[0]
     assert likeness.load(s, record) is not None
@@ -314,7 +314,7 @@ def test_a_learning_rate_beyond_all_measure_is_refused(settings):
     s = quick(settings, head_epochs=3, head_learning_rate=1e30, fine_tune_epochs=0)
     put_dataset(s)
     with pytest.raises(Refused, match=r"(?s)exploded in epoch 1 of head.*a smaller head_learning_rate"):
-        train.train(s, 1, "light", verbose=0)
+        train.train_model(s, 1, "light", verbose=0)
     assert list(store.keys(s, "models/")) == []
 
 
@@ -331,7 +331,7 @@ def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settin
 
     monkeypatch.setattr(epochs, "run", explode)
     with pytest.raises(Refused, match=r"(?s)epoch 1 of fine_tune.*below 109\.9\. .*step 1 is nan.*No model is written"):
-        train.train(s, 1, "light", verbose=0)
+        train.train_model(s, 1, "light", verbose=0)
     assert {key.split("/")[2] for key in store.keys(s, "models/")} == {"checkpoints"}, "what went well is kept"
 
 
@@ -339,7 +339,7 @@ def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settin
 def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoch(settings):
     s = quick(settings, head_epochs=40, fine_tune_epochs=0, head_learning_rate=0.01, patience=2)
     dataset = put_dataset(s)
-    record = train.train(s, 1, "light", verbose=0)
+    record = train.train_model(s, 1, "light", verbose=0)
     table = history(s, record)
     best = table["val_calibrated"].idxmin()
     assert 3 <= len(table) < 40 and list(table["epoch"][table["kept"]]) == [best + 1]
@@ -352,7 +352,7 @@ def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoc
 def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
     s = quick(settings, head_epochs=12, head_learning_rate=3e-3, fine_tune_epochs=2, fine_tune_learning_rate=0.3)
     dataset = put_dataset(s)
-    record = train.train(s, 1, "light", verbose=0)
+    record = train.train_model(s, 1, "light", verbose=0)
     table = history(s, record)
     kept = table[table["kept"]].set_index("stage")
     assert kept["epoch"]["fine_tune"] == len(table), "its rate falls to the end"
@@ -378,7 +378,7 @@ def test_images_that_cannot_teach_or_judge_every_class_are_refused_before_anythi
     put_dataset(s, counts=counts, labels=labels)
     monkeypatch.setattr(inputs, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(Refused, match=f"Received: .*{said}.*Put more labelled images into the inbox"):
-        train.train(s, 1, "light", verbose=0)
+        train.train_model(s, 1, "light", verbose=0)
     assert list(store.keys(s, "models/")) == []
 
 
@@ -388,14 +388,14 @@ def test_a_label_that_is_no_class_is_refused(settings):
     with pytest.raises(
         Refused, match=r"must be one of the classes NORMAL, COVID19\. Received: PNEUMONIA\. Set CXR_CLA"
     ):
-        train.train(s, 1, "light", verbose=0)
+        train.train_model(s, 1, "light", verbose=0)
 
 
 def refuses_before_anything_is_decoded(settings, architecture, monkeypatch, said):
     put_dataset(settings, counts={"train": 1, "validation": 1})
     monkeypatch.setattr(inputs, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(Refused, match=said):
-        train.train(settings, 1, architecture, verbose=0)
+        train.train_model(settings, 1, architecture, verbose=0)
     assert list(store.keys(settings, "models/")) == []
 
 
@@ -418,7 +418,7 @@ def test_an_unknown_architecture_is_refused_and_nothing_is_stored(settings):
     s = quick(settings)
     put_dataset(s, counts={"train": 2, "validation": 1})
     with pytest.raises(Refused, match="Received: 'vgg99'"):
-        train.train(s, 1, "vgg99", verbose=0)
+        train.train_model(s, 1, "vgg99", verbose=0)
     assert list(store.keys(s, "models/")) == []
 
 
@@ -445,7 +445,7 @@ def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
 
     monkeypatch.setattr(epochs, "run", look)
     with pytest.raises(InterruptedError):
-        train.train(s, merged, "light", verbose=0)
+        train.train_model(s, merged, "light", verbose=0)
     _, y, weights = first
     assert sorted(y) == [0] * 8 + [1, 1, 2, 2]
     np.testing.assert_allclose(weights, np.array([12 / (3 * 8), 12 / (3 * 2), 12 / (3 * 2)])[y])
@@ -491,7 +491,7 @@ def test_a_pretrained_network_is_fine_tuned_but_for_its_batch_normalisation(sett
     # A head that has hardly learned leaves the second stage something to better.
     s = transfer(settings, folder, head_epochs=1, head_learning_rate=1e-6, fine_tune_epochs=3)
     put_dataset(s, counts={"train": 5, "validation": 2, "test": 2})
-    record = train.train(s, 1, "light", verbose=0)
+    record = train.train_model(s, 1, "light", verbose=0)
     file = folder / "light_notop.weights.h5"
     assert record.weights == file.name
     assert record.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -509,7 +509,7 @@ def test_a_head_alone_leaves_the_pretrained_network_as_it_was(settings, pretrain
     folder, first = pretrained
     s = transfer(settings, folder, head_epochs=12, fine_tune_epochs=0, dropout=0.0, head_learning_rate=0.03)
     dataset = put_dataset(s, counts={"train": 5, "validation": 2, "test": 2})
-    record = train.train(s, 1, "light", verbose=0)
+    record = train.train_model(s, 1, "light", verbose=0)
     classifier = predictions.load_model(s, record.model)[1]
     for now, then in zip(inner(classifier).get_weights(), first, strict=True):
         np.testing.assert_array_equal(now, then)
@@ -531,7 +531,7 @@ def test_without_stored_views_each_epoch_shows_the_frozen_backbone_new_ones(sett
         return shown[-1]
 
     monkeypatch.setattr(inputs, "views", spy)
-    record = train.train(s, 1, "light", verbose=False)
+    record = train.train_model(s, 1, "light", verbose=False)
     views = [view.tobytes() for batch in shown for view in batch]
     assert len(views) >= 2 * 9, "Keras draws a batch or two ahead"
     assert len(set(views)) == len(views)
@@ -544,5 +544,5 @@ def test_pretrained_weights_that_are_missing_stop_the_training(settings, tmp_pat
     s = quick(settings, weights="imagenet", weights_dir=tmp_path, image_size=96)
     put_dataset(s, counts={"train": 1, "validation": 1})
     with pytest.raises(Refused, match=r"mobilenet_v2_notop\.weights\.h5"):
-        train.train(s, 1, "mobilenet_v2", verbose=0)
+        train.train_model(s, 1, "mobilenet_v2", verbose=0)
     assert list(store.keys(s, "models/")) == []

@@ -61,12 +61,12 @@ def film(path, size=(120, 100), seed=1):
 
 
 def predict(settings, sources, model=None, explain=None):
-    return list(stage.load(settings, model)(sources, explain))
+    return list(stage.load_predictor(settings, model)(sources, explain))
 
 
 def test_without_a_champion_and_a_name_nothing_is_predicted(settings, tmp_path):
     with pytest.raises(Refused, match="There is no champion yet"):
-        stage.load(settings)
+        stage.load_predictor(settings)
 
 
 def test_the_champion_predicts_unless_another_model_is_named(settings, tmp_path):
@@ -89,7 +89,7 @@ def test_the_champion_predicts_unless_another_model_is_named(settings, tmp_path)
 def test_a_name_that_is_no_model_is_refused_also_where_it_is_no_key(settings):
     for name in ("../x", "..", "", "nobody", "v1"):
         with pytest.raises(Refused, match="A model or a champion version such as v1 was expected"):
-            stage.load(settings, name)
+            stage.load_predictor(settings, name)
 
 
 def test_the_label_is_that_of_the_operating_point_and_probabilities_are_calibrated(settings, tmp_path):
@@ -194,7 +194,7 @@ def test_only_a_few_images_are_taken_before_the_first_is_answered(settings, tmp_
             taken.append(i)
             yield data
 
-    rows = stage.load(settings, "champion")(sources())
+    rows = stage.load_predictor(settings, "champion")(sources())
     assert next(rows).predicted == "NORMAL"
     assert 32 <= len(taken) <= 100
     rows.close()
@@ -247,7 +247,7 @@ def test_a_champion_whose_file_was_changed_predicts_nothing(settings, tmp_path):
         Bucket=settings.bucket, Key="models/champion/model.keras", Body=b"PK"
     )
     with pytest.raises(Refused, match=r"models/champion/model\.keras is not the file"):
-        stage.load(settings)
+        stage.load_predictor(settings)
 
 
 def test_a_pointer_that_names_another_file_than_the_models_record_predicts_nothing(settings, tmp_path):
@@ -256,4 +256,4 @@ def test_a_pointer_that_names_another_file_than_the_models_record_predicts_nothi
     other = registry.champion(settings).model_copy(update={"artefact_sha256": "0" * 64})
     assert store.swap(settings, "registry/champion.json", other.to_bytes(), found[1])
     with pytest.raises(Refused, match=r"must name the same file\. Received: SHA-256 0{64} and"):
-        stage.load(settings)
+        stage.load_predictor(settings)
