@@ -24,9 +24,9 @@ import numpy as np
 import tensorflow as tf
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-from cxr_ml.data import images
-from cxr_ml.model.augment import augment
-from cxr_ml.model.inputs import resize
+from cxr_ml.imaging import measure
+from cxr_ml.training.augment import augment
+from cxr_ml.training.inputs import resize
 
 SIZE, BATCH = 256, 128
 
@@ -40,8 +40,8 @@ def xrays(folder: Path, wanted: int) -> np.ndarray:
     found = []
     for file in files:
         try:
-            found.append(resize(images.decode_grey(file.read_bytes()), SIZE))
-        except images.BadImage:
+            found.append(resize(measure.decode_grey(file.read_bytes()), SIZE))
+        except measure.BadImage:
             continue
     return np.stack(found[:wanted])
 

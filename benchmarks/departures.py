@@ -39,11 +39,13 @@ from sklearn.metrics import f1_score, log_loss, recall_score
 
 from cxr_ml import settings as all_settings
 from cxr_ml import store
-from cxr_ml.data import batches, ingest
-from cxr_ml.data import dataset as datasets
-from cxr_ml.model import architectures, epochs, inputs, likeness, operating, predictions, train
-from cxr_ml.model.disguise import FIXED
+from cxr_ml.dataset import versions
+from cxr_ml.ingest import ingest_drop
 from cxr_ml.settings import Settings
+from cxr_ml.training import architectures, calibration, inputs, ood, predictions, train
+from cxr_ml.training import loop as epochs
+from cxr_ml.training.corruptions import FIXED
+from cxr_ml.validation import judge_batch
 
 DROP = "2026-01-05"
 SMOOTHING = 0.1  # share of a target that is spread over all classes
@@ -89,7 +91,7 @@ VARIANTS = {
 
 def tested(settings: Settings, network: keras.Model) -> dict[str, float]:
     """Macro F1 on the test images, as they are and in each fixed disguise, and recalls."""
-    images, manifest = inputs.load(settings, datasets.load(settings, 1), settings.image_size)
+    images, manifest = inputs.load(settings, versions.load(settings, 1), settings.image_size)
     y, test = inputs.targets(manifest, settings.classes), np.flatnonzero(manifest["split"] == "test")
     figures = {}
     for kind, change in {"as is": None, **FIXED}.items():
@@ -131,17 +133,17 @@ def measured(settings: Settings, variant: str, architecture: str) -> dict[str, f
     name = f"{variant.replace(' ', '-')}-{own.seed}"
     began, spent = time.monotonic(), time.process_time()
     # Nothing here asks whether an image is unlike the training's, which would take a tenth of the time.
-    unasked = mock.patch.object(likeness, "learn", lambda *_: b"")
+    unasked = mock.patch.object(ood, "learn", lambda *_: b"")
     named = mock.patch.object(train, "model_name", lambda *_: name)
     with VARIANTS[variant].around(), named, unasked:
         record = train.train_model(own, 1, architecture, verbose=False)
     figures = {"minutes": (time.monotonic() - began) / 60, "processor minutes": (time.process_time() - spent) / 60}
     _, network = predictions.load_model(own, name)
-    images, manifest = inputs.load(own, datasets.load(own, 1), own.image_size)
+    images, manifest = inputs.load(own, versions.load(own, 1), own.image_size)
     y, held = inputs.targets(manifest, own.classes), np.flatnonzero(manifest["split"] == "validation")
     p = predictions.probabilities(network, images, held)
     figures["validation loss"] = log_loss(y[held], p)
-    figures["at its best temperature"] = log_loss(y[held], operating.apply(p, record.operating_point, own.classes)[0])
+    figures["at its best temperature"] = log_loss(y[held], calibration.apply(p, record.operating_point, own.classes)[0])
     figures["validation macro F1"] = f1_score(y[held], p.argmax(axis=1), average="macro")
     figures |= tested(own, network)
     history = pd.read_csv(io.BytesIO(store.get(own, f"models/{name}/history.csv")))
@@ -182,9 +184,9 @@ def main() -> None:
         settings = all_settings.load(
             inbox=inbox, cache_dir=Path(folder) / "cache", image_size=given.size, fine_tune_epochs=given.epochs
         )
-        batches.judge(settings, ingest.ingest(settings, DROP))
-        built, _ = datasets.build(settings)
-        counts = datasets.manifest(settings, built).groupby(["split", "label"]).size()
+        judge_batch.judge(settings, ingest_drop.ingest(settings, DROP))
+        built, _ = versions.build(settings)
+        counts = versions.manifest(settings, built).groupby(["split", "label"]).size()
         print(f"{given.architecture}, {given.size} px, images: {counts.to_dict()}", flush=True)
         for seed in given.seeds:
             for variant in given.variants:

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn import metrics as sklearn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cxr_ml.model import metrics
+from cxr_ml.evaluation import metrics
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 

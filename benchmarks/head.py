@@ -24,10 +24,10 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cxr_ml.data import images as decoding
-from cxr_ml.model import architectures, inputs
-from cxr_ml.model.train import class_weights
+from cxr_ml.imaging import measure
 from cxr_ml.settings import Settings
+from cxr_ml.training import architectures, inputs
+from cxr_ml.training.train import class_weights
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 
@@ -38,8 +38,8 @@ def xrays(drop: Path, size: int, split: str = "train") -> tuple[np.ndarray, np.n
     for index, label in enumerate(CLASSES):
         for file in sorted((drop / split / label).iterdir()):
             try:
-                x.append(inputs.resize(decoding.decode_grey(file.read_bytes()), size))
-            except decoding.BadImage:
+                x.append(inputs.resize(measure.decode_grey(file.read_bytes()), size))
+            except measure.BadImage:
                 continue
             y.append(index)
     return np.stack(x), np.array(y)

@@ -28,7 +28,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cxr_ml.data import drops, ingest, synthetic
+from cxr_ml.imaging import synthetic
+from cxr_ml.ingest import ingest_drop, labels
 from cxr_ml.settings import Settings
 from local.services import choose_ports
 
@@ -36,8 +37,8 @@ SIDE = 7071  # px; squared, 50 megapixels
 DRIVER = """
 import sys
 from cxr_ml import settings
-from cxr_ml.data import ingest
-ingest.ingest(settings.load(), sys.argv[1])
+from cxr_ml.ingest import ingest_drop
+ingest_drop.ingest(settings.load(), sys.argv[1])
 """
 
 
@@ -76,13 +77,13 @@ def store(folder: Path) -> Iterator[Settings]:
 def timed(settings: Settings, drop: str, processes: int) -> float:
     """Seconds of one ingest."""
     begun = time.perf_counter()
-    ingest.ingest(settings, drop, processes=processes)
+    ingest_drop.ingest(settings, drop, processes=processes)
     return time.perf_counter() - begun
 
 
 def speed(settings: Settings) -> None:
-    for drop in drops.names(settings):
-        images = len(drops.listing(settings, drop))
+    for drop in labels.names(settings):
+        images = len(labels.listing(settings, drop))
         timed(settings.model_copy(update={"prefix": f"warm/{drop}/"}), drop, 2)  # the disk's cache, for all alike
         for processes in (1, 2):
             own = settings.model_copy(update={"prefix": f"{drop}/{processes}/"})

@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import hashlib
 
 from cxr_ml import store
-from cxr_ml.data import dataset as datasets
-from cxr_ml.data.ingest import image_key, to_parquet
+from cxr_ml.dataset import versions
+from cxr_ml.ingest.ingest_drop import image_key, to_parquet
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
 
@@ -44,7 +44,7 @@ SIDE = 128  # px of a generated image
 
 
 def put_images(settings: Settings, number: int, images: int) -> None:
-    """A dataset of so many generated pictures, as `dataset.build` would leave one."""
+    """A dataset of so many generated pictures, as `diff.build` would leave one."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8), (9, 9), 3)
 
     def put(n: int) -> str:
@@ -59,7 +59,7 @@ def put_images(settings: Settings, number: int, images: int) -> None:
         shas = list(pool.map(put, range(images)))
     table = pd.DataFrame({"sha256": shas, "format": "png", "label": "NORMAL", "split": "train", "source": ""})
     table = table.assign(group="image:" + table["sha256"], batch=[f"week-{n * 10 // images}" for n in range(images)])
-    data = to_parquet(table.sort_values("sha256", ignore_index=True).astype("string")[list(datasets._COLUMNS)])
+    data = to_parquet(table.sort_values("sha256", ignore_index=True).astype("string")[list(versions._COLUMNS)])
     record = Dataset(
         dataset=number, parent=None, batches=(), counts={}, manifest_sha256=hashlib.sha256(data).hexdigest()
     )
@@ -76,7 +76,7 @@ def _status(name: str) -> int:
 def take(number: int) -> None:
     """In a process of its own: takes a dataset, an epoch of augmented and one of plain batches; prints what it took."""
     from cxr_ml import settings as all_settings
-    from cxr_ml.model import inputs
+    from cxr_ml.training import inputs
 
     settings, peak, done = all_settings.load(), [0], threading.Event()
     before = _status("RssAnon")
@@ -88,7 +88,7 @@ def take(number: int) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    images, _ = inputs.load(settings, datasets.load(settings, number), SIZE)
+    images, _ = inputs.load(settings, versions.load(settings, number), SIZE)
     loaded = time.perf_counter() - begun
     rows = np.arange(len(images))
     ones = np.ones(len(images))
@@ -128,7 +128,7 @@ def speed(folder: Path) -> None:
     import keras
     from augment import xrays
 
-    from cxr_ml.model import architectures, inputs
+    from cxr_ml.training import architectures, inputs
 
     weights = os.environ.get("CXR_WEIGHTS_DIR")
     settings = Settings(weights="imagenet" if weights else "none", weights_dir=weights, image_size=SIZE)

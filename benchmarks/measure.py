@@ -35,12 +35,12 @@ def decode(path: str) -> None:
 
 def measure(path: str) -> None:
     """Ours: read, refuse or decode, measure, clean."""
-    from cxr_ml.data import images
+    from cxr_ml.imaging.measure import measure_image
     from cxr_ml.settings import Settings
 
     global _settings
     _settings = _settings or Settings()
-    images.measure(Path(path).read_bytes(), _settings)
+    measure_image(Path(path).read_bytes(), _settings)
 
 
 _settings = None
@@ -91,7 +91,7 @@ CONTESTANTS: dict[str, Callable[[list[str]], tuple[float, float]]] = {
 
 def readable(folder: Path) -> list[str]:
     """The files below `folder` that ours does not refuse."""
-    from cxr_ml.data.images import BadImage
+    from cxr_ml.imaging.measure import BadImage
 
     found = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

@@ -23,10 +23,10 @@ from sklearn.metrics import f1_score, recall_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from cxr_ml.model import architectures
-from cxr_ml.model.augment import augment
-from cxr_ml.model.disguise import FIXED, disguise
 from cxr_ml.settings import Settings
+from cxr_ml.training import architectures
+from cxr_ml.training.augment import augment
+from cxr_ml.training.corruptions import FIXED, disguise
 
 PENALTY = 0.01  # scikit-learn's C; some thousand features of some thousand images
 

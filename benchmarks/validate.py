@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pandas as pd
 
-from cxr_ml.data import validate
 from cxr_ml.settings import Settings
+from cxr_ml.validation import verdicts
 
 
 def films(rows: int) -> pd.DataFrame:
@@ -39,12 +39,12 @@ def films(rows: int) -> pd.DataFrame:
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     folder, table = Settings().expectations, films(count)
-    validate.judge_images(films(100), folder)  # what is loaded once
+    verdicts.judge_images(films(100), folder)  # what is loaded once
     for attempt in range(2):
         start = time.perf_counter()
-        judged, _, image_page = validate.judge_images(table, folder)
+        judged, _, image_page = verdicts.judge_images(table, folder)
         between = time.perf_counter()
-        _, _, _, class_page = validate.judge_classes(judged, folder)
+        _, _, _, class_page = verdicts.judge_classes(judged, folder)
         end = time.perf_counter()
         print(
             f"{count:,} rows, time {attempt + 1}: "

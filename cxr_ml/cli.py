@@ -18,7 +18,7 @@ from cxr_ml.commands import quarantine as quarantine_commands
 from cxr_ml.commands.shared import Json, err, following, opened, out, progress, show
 from cxr_ml.errors import Refused
 from cxr_ml.records import Evaluation, Model
-from cxr_ml.release.terminal import candidates_table, decision_table, plain, show_batch, show_run
+from cxr_ml.reporting.terminal import candidates_table, decision_table, plain, show_batch, show_run
 from cxr_ml.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -29,13 +29,13 @@ app.add_typer(quarantine_commands.app, name="quarantine")
 
 def _run_name(given: str, param: typer.CallbackParam) -> str:
     """The name as it is used in keys, as Airflow's runs have it; refused where nothing of it can stay."""
-    from cxr_ml.release import registry
+    from cxr_ml.registry import promotion
 
     if given == param.default:
         return given
     if not any(c.isascii() and c.isalnum() for c in given):
         raise typer.BadParameter(f"A name with letters or digits was expected. Received: {given!r}")
-    return registry.slug(given)
+    return promotion.slug(given)
 
 
 RunName = Annotated[
@@ -58,18 +58,17 @@ def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default
 
 def _ingest(settings: Settings, named: list[str], json_: bool) -> tuple[list[str], list[str]]:
     """Batches of the drops that are named, or of all new ones; and of these the drops that were refused."""
-    from cxr_ml.data import drops
-    from cxr_ml.data import ingest as stage
-    from cxr_ml.data.suite_check import check_suites
+    from cxr_ml.ingest import ingest_drop, labels
+    from cxr_ml.validation.suite_check import check_suites
 
     check = partial(check_suites, settings)
-    names, batches, left_out = named or drops.new(settings), [], []
+    names, batches, left_out = named or labels.new(settings), [], []
     if names and not named:
         check()  # no drop is at fault for a suite
     for name in names:
         try:
             with progress(name, json_) as on_file:
-                batches.append(stage.ingest(settings, name, on_file, begin=check if named else None))
+                batches.append(ingest_drop.ingest(settings, name, on_file, begin=check if named else None))
         except Refused as error:
             if named:
                 raise
@@ -88,14 +87,14 @@ def measure(paths: Annotated[list[Path], typer.Argument(help="Image files, and f
             out_: Annotated[Path | None, typer.Option("--out", help="A .parquet or .csv file to write.")] = None,
             json_: Json = False) -> None:  # fmt: skip
     """Measure image files of any folder, as `ingest` does with a drop. Needs no store."""
-    from cxr_ml.data import measure as stage
+    from cxr_ml.ingest import measure_folder
 
     with opened() as settings:
-        listed = stage.listing(paths)
+        listed = measure_folder.listing(paths)
         with progress("measuring", json_) as on_file:
-            tables = stage.tables(settings, listed, lambda done: on_file(done, len(listed)))
+            tables = measure_folder.tables(settings, listed, lambda done: on_file(done, len(listed)))
             if out_:
-                unread = stage.write(tables, out_)
+                unread = measure_folder.write(tables, out_)
             else:
                 rows = [row for frame in tables for row in frame.to_dict("records")]
         if out_:
@@ -115,11 +114,11 @@ def measure(paths: Annotated[list[Path], typer.Argument(help="Image files, and f
 @app.command()
 def validate(batch: list[str], json_: Json = False) -> None:
     """Judge ingested batches with Great Expectations and commit them."""
-    from cxr_ml.data import batches
+    from cxr_ml.validation import judge_batch
 
     with opened() as settings:
         with following(json_) as on_progress:
-            records = [batches.judge(settings, name, on_progress) for name in batch]
+            records = [judge_batch.judge(settings, name, on_progress) for name in batch]
         if json_:
             show([r.model_dump(mode="json") for r in records], True)
             return
@@ -132,11 +131,11 @@ def train(
     dataset: int, architecture: Annotated[list[str] | None, typer.Argument()] = None, json_: Json = False
 ) -> None:
     """Train candidates on a dataset version; default: the architectures of the settings."""
-    from cxr_ml.release import registry
+    from cxr_ml.registry import promotion
 
     with opened() as settings:
         chosen = architecture or list(settings.architectures)
-        champion = registry.champion(settings)
+        champion = promotion.champion(settings)
         warm = champion.model if champion else None
         models = [_train(settings, dataset, name, warm, json_) for name in chosen]
         show([m.model_dump(mode="json") for m in models], json_, "\n".join(m.model for m in models))
@@ -145,13 +144,13 @@ def train(
 @app.command()
 def evaluate(model: list[str], json_: Json = False) -> None:
     """Evaluate candidates of one dataset, and the champion on the same images."""
-    from cxr_ml.release import registry
+    from cxr_ml.registry import promotion
 
     with opened() as settings:
-        numbers = {registry.load_model_record(settings, name).dataset for name in model}
+        numbers = {promotion.load_model_record(settings, name).dataset for name in model}
         if len(numbers) != 1:
             raise Refused(f"Candidates must come from one dataset version. Received: {sorted(numbers)}")
-        champion = registry.champion(settings)
+        champion = promotion.champion(settings)
         found = _evaluate(settings, numbers.pop(), model, champion.model if champion else None, json_)
         show([e.model_dump(mode="json") for e in found], json_, candidates_table(found))
 
@@ -159,20 +158,20 @@ def evaluate(model: list[str], json_: Json = False) -> None:
 @app.command()
 def gate(model: list[str], run: RunName, json_: Json = False) -> None:
     """Let the gate decide on evaluated candidates. A shut gate is a result, not an error."""
-    from cxr_ml.release import runs
+    from cxr_ml import pipeline
 
     with opened() as settings:
-        decision = runs.decide(settings, run, model, by=getpass.getuser())
+        decision = pipeline.decide(settings, run, model, by=getpass.getuser())
         show(decision, json_, decision_table(decision))
 
 
 @app.command()
 def promote(run: RunName, json_: Json = False) -> None:
     """Carry out the gate's decision of a run: promote, or record the refusal. Airflow's asset is not updated."""
-    from cxr_ml.release import registry
+    from cxr_ml.registry import promotion
 
     with opened() as settings:
-        entry = registry.conclude(settings, registry.load_decision(settings, run), by=getpass.getuser())
+        entry = promotion.conclude(settings, promotion.load_decision(settings, run), by=getpass.getuser())
         show(entry, json_, f"{entry.action}: {entry.model}" + (f", champion v{entry.version}" if entry.version else ""))
 
 
@@ -181,12 +180,12 @@ def rollback(why: Annotated[str, typer.Option(help="The reason, for the history.
              to: Annotated[str | None, typer.Option(help="An earlier champion, or version; default: the last.")] = None,
              json_: Json = False) -> None:  # fmt: skip
     """Make an earlier champion champion again. Airflow's asset is not updated: the DAG's rollback does that."""
-    from cxr_ml.release import mirror, registry
+    from cxr_ml.registry import mlflow_sync, promotion
 
     with opened() as settings:
-        entry = registry.rollback(settings, to, by=getpass.getuser(), why=why)
+        entry = promotion.rollback(settings, to, by=getpass.getuser(), why=why)
         show(entry, json_, f"{entry.model} is champion again, v{entry.version}.")
-        mirror.mirror(settings)
+        mlflow_sync.mirror(settings)
 
 
 @app.command()
@@ -194,12 +193,12 @@ def report(run: RunName, batch: Annotated[list[str] | None, typer.Argument()] = 
            to: Annotated[list[str] | None, typer.Option(help="Recipients, from mail_allowed; none: no mail.")] = None,
            json_: Json = False) -> None:  # fmt: skip
     """Write the report of a concluded run, and mail it."""
-    from cxr_ml.release import mail, publish, tell
+    from cxr_ml.reporting import messages, notify, publish
 
     with opened() as settings:
-        mail.allowed(tuple(to or ()), settings)
+        messages.allowed(tuple(to or ()), settings)
         record, key = publish.publish(settings, run, batch or ())
-        tell.outcome(settings, run, to or ())
+        notify.outcome(settings, run, to or ())
         show(record, json_, f"s3://{settings.bucket}/{settings.prefix}{key}")
 
 
@@ -209,7 +208,7 @@ def predict(files: list[Path],
             explain: Annotated[Path | None, typer.Option(help="A folder for pictures of where it looked.")] = None,
             json_: Json = False) -> None:  # fmt: skip
     """Probabilities of X-ray files. Not a diagnosis."""
-    from cxr_ml.release.predict import load_predictor
+    from cxr_ml.serving.predict import load_predictor
 
     with opened() as settings:
         rows = list(load_predictor(settings, model)(files, explain))
@@ -235,18 +234,18 @@ def predict(files: list[Path],
 def retrain(run: RunName = "", json_: Json = False) -> None:
     """All stages, one after the other, as Airflow does them."""
     from cxr_ml import store
-    from cxr_ml.release import registry
+    from cxr_ml.registry import promotion
 
     with opened() as settings:
         store.check(settings)
-        run = registry.slug(run or f"cli-{datetime.now(UTC).isoformat(timespec='seconds')}")
+        run = promotion.slug(run or f"cli-{datetime.now(UTC).isoformat(timespec='seconds')}")
         names, left_out = _ingest(settings, [], json_)
         _retrain(settings, run, names, left_out, json_)
         _refuse(left_out)
 
 
 def _train(settings: Settings, number: int, architecture: str, champion: str | None, json_: bool) -> Model:
-    from cxr_ml.model.train import train_model  # it loads a deep-learning framework
+    from cxr_ml.training.train import train_model  # it loads a deep-learning framework
 
     # On a terminal, a bar of its own shows each epoch.
     with following(json_ or sys.stdout.isatty()) as on_progress:
@@ -256,38 +255,40 @@ def _train(settings: Settings, number: int, architecture: str, champion: str | N
 def _evaluate(
     settings: Settings, number: int, models: list[str], champion: str | None, json_: bool
 ) -> list[Evaluation]:
-    from cxr_ml.model.evaluate import evaluate_models
+    from cxr_ml.evaluation.evaluate import evaluate_models
 
     with following(json_) as on_progress:
         return evaluate_models(settings, number, models, champion, on_progress)
 
 
 def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str], json_: bool) -> None:
-    from cxr_ml.data import batches
-    from cxr_ml.data import dataset as datasets
-    from cxr_ml.release import publish, registry, runs
+    from cxr_ml import pipeline
+    from cxr_ml.dataset import versions
+    from cxr_ml.registry import promotion
+    from cxr_ml.reporting import publish
+    from cxr_ml.validation import judge_batch
 
     with following(json_) as on_progress:
         for name in names:
-            batches.judge(settings, name, on_progress)
+            judge_batch.judge(settings, name, on_progress)
     # A dataset that no run brought before the gate, because that run died, is taken up.
-    changed = names or datasets.pending(settings)
-    against = registry.trained_on(settings)
-    built, new = datasets.build(settings, against) if changed else (datasets.latest(settings), False)
-    if built is None or (not new and registry.decided(settings, built.dataset)):
+    changed = names or versions.pending(settings)
+    against = promotion.trained_on(settings)
+    built, new = versions.build(settings, against) if changed else (versions.latest(settings), False)
+    if built is None or (not new and promotion.decided(settings, built.dataset)):
         publish.nothing_new(settings, run, names, left_out=left_out)
         _mail(settings, run)
         show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
         return
 
-    champion = registry.champion(settings)
+    champion = promotion.champion(settings)
     beside = champion.model if champion else None
     models = [_train(settings, built.dataset, a, beside, json_).model for a in settings.architectures]
     # In a process of its own, as in Airflow: what the gate judges is the stored file, loaded afresh.
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
         other.submit(_evaluate, settings, built.dataset, models, beside, json_).result()
     by = getpass.getuser()
-    decision = runs.decide(settings, run, models, by=by)
+    decision = pipeline.decide(settings, run, models, by=by)
     if settings.approval and decision.promote:
         then = f"`cxr-ml promote --run {run}`, and then `cxr-ml report --run {run}`"
         show(
@@ -297,7 +298,7 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
             f"The settings ask for approval, which is yours to give: {then}.",
         )
         return
-    registry.conclude(settings, decision, by=by)
+    promotion.conclude(settings, decision, by=by)
     record, key = publish.publish(settings, run, names, left_out=left_out)
     _mail(settings, run)
     if json_:
@@ -308,10 +309,10 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
 
 
 def _mail(settings: Settings, run: str) -> None:
-    from cxr_ml.release import tell
+    from cxr_ml.reporting import notify
 
     try:
-        tell.outcome(settings, run, settings.mail_to)
+        notify.outcome(settings, run, settings.mail_to)
     except (OSError, Refused) as error:  # what it tells of is done, and must not be done again
         err.print(f"The report is written, but not everybody has the mail: {error}", style="bold red", markup=False)
 
@@ -321,7 +322,7 @@ def demo_data(folder: Path, seed: int = 0, images_per_class: int = 300,
               shuffle_labels: Annotated[bool, typer.Option(help="A spoiled drop: labels at random.")] = False,
               json_: Json = False) -> None:  # fmt: skip
     """Write a demonstration drop of synthetic chest phantoms."""
-    from cxr_ml.data import synthetic
+    from cxr_ml.imaging import synthetic
 
     with opened():
         counts = synthetic.write_drop(folder, seed, images_per_class, shuffle_labels)

@@ -49,9 +49,9 @@ def cxr_retraining() -> None:
             """Cuts the drops that are not in the store yet into shards. None, and nothing unfinished: a skip."""
             context = get_current_context()
             with wiring.settings(params) as s, wiring.progress(context["ti"]):
-                from cxr_ml.release import runs
+                from cxr_ml import pipeline
 
-                shards, why = runs.due(s, params["drop"])
+                shards, why = pipeline.due(s, params["drop"])
                 print("\n".join(why))
                 if not shards and not why and not params["train_anyway"]:
                     wiring.nothing_new(s, context)
@@ -69,12 +69,12 @@ def cxr_retraining() -> None:
         )
         def ingest(drop: str, batch: str, number: int, of: int, params: dict) -> str:
             with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
-                from cxr_ml.data import ingest as stage
+                from cxr_ml.ingest import ingest_drop
                 from cxr_ml.progress import counted
 
-                shard = stage.Shard(drop, batch, number, of)
+                shard = ingest_drop.Shard(drop, batch, number, of)
                 try:
-                    stage.ingest_shard(s, shard, counted(on_progress, "files"))
+                    ingest_drop.ingest_shard(s, shard, counted(on_progress, "files"))
                 except Refused as error:
                     if params["drop"]:
                         raise
@@ -95,14 +95,16 @@ def cxr_retraining() -> None:
             if shards is None:
                 raise AirflowSkipException("Nothing new to validate.")
             with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
-                from cxr_ml.data import batches as stage
-                from cxr_ml.data import ingest as ingests
+                from cxr_ml.ingest import ingest_drop
+                from cxr_ml.validation import judge_batch
 
-                names = [b for b in dict.fromkeys(shard["batch"] for shard in shards) if b and ingests.ingested(s, b)]
-                if shards and not names and not stage.committed(s):
+                names = [
+                    b for b in dict.fromkeys(shard["batch"] for shard in shards) if b and ingest_drop.ingested(s, b)
+                ]
+                if shards and not names and not judge_batch.committed(s):
                     raise AirflowSkipException("No drop could be used, and there is none of earlier.")
                 for name in names:
-                    print(stage.judge(s, name, on_progress).model_dump_json(indent=2))
+                    print(judge_batch.judge(s, name, on_progress).model_dump_json(indent=2))
             return names
 
         @task
@@ -110,11 +112,11 @@ def cxr_retraining() -> None:
             """Writes the next dataset version; stops the run when the data is not fit to train on."""
             context = get_current_context()
             with wiring.settings(params) as s, wiring.progress(context["ti"]) as on_progress:
-                from cxr_ml.data import dataset as stage
-                from cxr_ml.release import registry
+                from cxr_ml.dataset import versions
+                from cxr_ml.registry import promotion
 
-                record, new = stage.build(s, registry.trained_on(s), on_progress)
-                if not new and registry.decided(s, record.dataset) and not params["train_anyway"]:
+                record, new = versions.build(s, promotion.trained_on(s), on_progress)
+                if not new and promotion.decided(s, record.dataset) and not params["train_anyway"]:
                     wiring.nothing_new(s, context, batches)
                     raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")
                 print(record.model_dump_json(indent=2))
@@ -140,10 +142,10 @@ def cxr_retraining() -> None:
         )
         def train(number: int, architecture: str, params: dict) -> str:
             with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
-                from cxr_ml.model.train import train_model
-                from cxr_ml.release import registry
+                from cxr_ml.registry import promotion
+                from cxr_ml.training.train import train_model
 
-                champion = registry.champion(s)
+                champion = promotion.champion(s)
                 warm = champion.model if champion else None
                 return train_model(s, number, architecture, champion=warm, on_progress=on_progress).model
 
@@ -151,12 +153,12 @@ def cxr_retraining() -> None:
         def evaluate(models: list[str], params: dict) -> list[str]:
             """Evaluates the candidates, and the champion on the same images."""
             with wiring.settings(params) as s, wiring.progress(get_current_context()["ti"]) as on_progress:
-                from cxr_ml.model.evaluate import evaluate_models
-                from cxr_ml.release import registry
+                from cxr_ml.evaluation.evaluate import evaluate_models
+                from cxr_ml.registry import promotion
 
                 names = list(models)
-                champion = registry.champion(s)
-                number = registry.load_model_record(s, names[0]).dataset
+                champion = promotion.champion(s)
+                number = promotion.load_model_record(s, names[0]).dataset
                 evaluate_models(s, number, names, champion.model if champion else None, on_progress)
                 return names
 
@@ -172,10 +174,10 @@ def cxr_retraining() -> None:
             changed = {name: str(value) for name, value in wiring.overrides(params).items()}
             context = get_current_context()
             with wiring.settings(params) as s, wiring.progress(context["ti"]):
-                from cxr_ml.release import runs
-                from cxr_ml.release.terminal import decision_markdown
+                from cxr_ml import pipeline
+                from cxr_ml.reporting.terminal import decision_markdown
 
-                decision = runs.decide(s, wiring.run_name(context), models, changed, wiring.actor(context))
+                decision = pipeline.decide(s, wiring.run_name(context), models, changed, wiring.actor(context))
             print(decision.model_dump_json(indent=2))
             return {"open": decision.promote, "table": decision_markdown(decision)}
 
@@ -206,18 +208,18 @@ def cxr_retraining() -> None:
         context = get_current_context()
         answer = context["ti"].xcom_pull(task_ids="decide.approval")
         with wiring.settings(params) as s, wiring.progress(context["ti"]):
-            from cxr_ml.release import registry
+            from cxr_ml.registry import promotion
 
-            decision = registry.load_decision(s, wiring.run_name(context))
+            decision = promotion.load_decision(s, wiring.run_name(context))
             by = wiring.actor(context)
             if decision.promote and params["approval"] and not answer:
-                return registry.decline(s, decision, by, "The answer is missing.").model_dump(include=wiring.OUTCOME)
+                return promotion.decline(s, decision, by, "The answer is missing.").model_dump(include=wiring.OUTCOME)
             if answer:
                 approved, human, said = wiring.answered(answer)
                 if not approved:
-                    return registry.decline(s, decision, human or by, said).model_dump(include=wiring.OUTCOME)
+                    return promotion.decline(s, decision, human or by, said).model_dump(include=wiring.OUTCOME)
                 by = f"{by}, {said}"
-            return registry.conclude(s, decision, by).model_dump(include=wiring.OUTCOME)
+            return promotion.conclude(s, decision, by).model_dump(include=wiring.OUTCOME)
 
     @task(outlets=[wiring.CHAMPION])
     def announce(outcome: dict, outlet_events: object = None) -> None:
@@ -232,7 +234,7 @@ def cxr_retraining() -> None:
         context = get_current_context()
         ti = context["ti"]
         with wiring.settings(params) as s, wiring.progress(ti):
-            from cxr_ml.release import publish
+            from cxr_ml.reporting import publish
 
             print(f"outcome: {outcome['action']}")
             link = wiring.run_link(s, ti)
@@ -245,10 +247,10 @@ def cxr_retraining() -> None:
         """Mails the report. Red in a green run: all is done, but no mail server took the mail; see the log."""
         context = get_current_context()
         with wiring.settings(params) as s, wiring.progress(context["ti"]):
-            from cxr_ml.release import tell
+            from cxr_ml.reporting import notify
 
             link = wiring.run_link(s, context["ti"])
-            if not tell.outcome(s, wiring.run_name(context), params["recipients"], link):
+            if not notify.outcome(s, wiring.run_name(context), params["recipients"], link):
                 raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")
 
     batches, jobs = data()

@@ -42,9 +42,9 @@ def cxr_rollback() -> None:
         """Moves the champion pointer to the earlier model, and tells the history by whom and why."""
         context = get_current_context()
         with wiring.settings() as s, wiring.progress(context["ti"]):
-            from cxr_ml.release import registry
+            from cxr_ml.registry import promotion
 
-            entry = registry.rollback(s, params["to"], wiring.actor(context), params["why"], wiring.run_name(context))
+            entry = promotion.rollback(s, params["to"], wiring.actor(context), params["why"], wiring.run_name(context))
         print(entry.model_dump_json(indent=2))
         wiring.announce(outlet_events, entry.model, entry.version)
 
@@ -54,10 +54,10 @@ def cxr_rollback() -> None:
         """Mails the team which model is champion again, by whom and why. Red in a green run: only the mail failed."""
         context = get_current_context()
         with wiring.settings() as s, wiring.progress(context["ti"]):
-            from cxr_ml.release import tell as stage
+            from cxr_ml.reporting import notify
 
             link = wiring.run_link(s, context["ti"])
-            if not stage.rollback(s, wiring.run_name(context), s.mail_to, link):
+            if not notify.rollback(s, wiring.run_name(context), s.mail_to, link):
                 raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")
 
     roll_back() >> tell()

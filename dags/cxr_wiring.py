@@ -14,10 +14,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from cxr_ml import settings as settings_module
 from cxr_ml.errors import Refused
-from cxr_ml.model.backbones import ARCHITECTURES
 from cxr_ml.progress import OnProgress
 from cxr_ml.records import StepProgress
 from cxr_ml.settings import Settings
+from cxr_ml.training.backbones import ARCHITECTURES
 
 # Fields of the form that are settings of the same name; the floors are spread over one field per class.
 _SAME = (
@@ -157,7 +157,7 @@ def progress(ti: Any) -> Iterator[OnProgress]:  # noqa: ANN401
     The step's log is never silent for long, either; so what a step imports, it imports within: on a busy machine that
     takes seconds, too. That nobody can be told fails no step.
     """
-    from cxr_ml.release import follow
+    from cxr_ml.reporting import follow
 
     failed = False
 
@@ -212,7 +212,7 @@ def _with_connections(s: Settings) -> Settings:
 
 def run_name(context: Any) -> str:  # noqa: ANN401 - Airflow's context is a mapping of many types
     """The name of this run as it is used in the store."""
-    from cxr_ml.release.registry import slug
+    from cxr_ml.registry.promotion import slug
 
     return slug(context["run_id"])
 
@@ -251,7 +251,7 @@ def answered(answer: dict[str, Any]) -> tuple[bool, str, str]:
 
 def nothing_new(s: Settings, context: Any, batches: Sequence[str] = ()) -> None:  # noqa: ANN401
     """Leaves a report that says that nothing was trained, because nothing was new."""
-    from cxr_ml.release import publish
+    from cxr_ml.reporting import publish
 
     ti = context["ti"]
     publish.nothing_new(s, run_name(context), batches, seconds(ti), run_link(s, ti), left_out(s, ti))
@@ -259,10 +259,10 @@ def nothing_new(s: Settings, context: Any, batches: Sequence[str] = ()) -> None:
 
 def left_out(s: Settings, ti: Any) -> list[str]:  # noqa: ANN401
     """The drops that this run found and could not use."""
-    from cxr_ml.data.ingest import Shard
-    from cxr_ml.release import runs
+    from cxr_ml import pipeline
+    from cxr_ml.ingest.ingest_drop import Shard
 
-    return runs.left_out(s, [Shard(**shard) for shard in ti.xcom_pull(task_ids="data.find_drops") or ()])
+    return pipeline.left_out(s, [Shard(**shard) for shard in ti.xcom_pull(task_ids="data.find_drops") or ()])
 
 
 def announce(outlet_events: Any, model: str, version: int) -> None:  # noqa: ANN401
@@ -298,7 +298,7 @@ def mail_silent_failures(context: Any) -> None:  # noqa: ANN401
 
 def _tell_failure(context: Any, task_id: str, map_index: int, error: BaseException) -> None:  # noqa: ANN401
     """Writes the page of the run, and mails."""
-    from cxr_ml.release import failures, mail, tell
+    from cxr_ml.reporting import failures, messages, notify
 
     s = _with_connections(settings_module.load())
     ti = context["ti"]
@@ -312,11 +312,11 @@ def _tell_failure(context: Any, task_id: str, map_index: int, error: BaseExcepti
         # The store may be why the step failed: the mail must go all the same.
         _log.error("No page about the failure of %s: the store says %s", task_id, trouble)
         page = ""
-    to = mail.allowed(tuple((context.get("params") or {}).get("recipients") or s.mail_to), s)
+    to = messages.allowed(tuple((context.get("params") or {}).get("recipients") or s.mail_to), s)
     if not to:
         _log.warning("No mail about the failure of %s: there are no recipients.", task_id)
         return
-    tell.failure(s, failed, to, page)
+    notify.failure(s, failed, to, page)
 
 
 # Of a teardown that mails: a mail server may be down for a while, and nobody can be mailed about it.

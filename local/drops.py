@@ -6,8 +6,8 @@ import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cxr_ml.data.archives import SUFFIXES, is_archive
 from cxr_ml.errors import Refused
+from cxr_ml.ingest.archives import SUFFIXES, is_archive
 
 
 def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

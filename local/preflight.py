@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from cxr_ml import settings as settings_module
-from cxr_ml.data import cache, drops
-from cxr_ml.data.suite_check import check_suites
 from cxr_ml.errors import Refused
-from cxr_ml.model import backbones
-from cxr_ml.release import mail
+from cxr_ml.ingest import cache, labels
+from cxr_ml.reporting import messages
 from cxr_ml.settings import Settings
+from cxr_ml.training import backbones
+from cxr_ml.validation.suite_check import check_suites
 
 
 def check_settings(settings: Settings) -> None:
@@ -22,7 +22,7 @@ def check_settings(settings: Settings) -> None:
         Refused: they are not.
     """
     backbones.check(settings)
-    mail.allowed(settings.mail_to, settings)
+    messages.allowed(settings.mail_to, settings)
 
 
 def check_drop(settings: Settings, drop: Path) -> None:
@@ -34,7 +34,7 @@ def check_drop(settings: Settings, drop: Path) -> None:
     drop = drop.resolve()
     there = settings.model_copy(update={"inbox": str(drop.parent)})
     try:
-        drops.check_labels(there, drop.name)
+        labels.check_labels(there, drop.name)
     finally:
         cache.forget(there, drop.name)
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cxr_ml.records import StepProgress
-from cxr_ml.release import words
+from cxr_ml.reporting import formatting
 from local import airflow_api
 from local.airflow_api import Json
 
@@ -84,7 +84,7 @@ def table(tasks: list[Json], state: str, now: datetime, progress: dict[Key, Step
             escape(label(task)),
             f"[{style}]{_in_words(task)}[/]" if style else _in_words(task),
             _duration(task, now),
-            escape(words.progress(told[key(task)])) if task["state"] == "running" and key(task) in told else "",
+            escape(formatting.progress(told[key(task)])) if task["state"] == "running" and key(task) in told else "",
         )
     return shown
 
@@ -114,7 +114,7 @@ def progress_lines(
         told = progress.get(key(task)) if task["state"] == "running" else None
         at, before = said.get(key(task), (None, None))
         if told and told != before and (at is None or (now - at).total_seconds() >= SAID):
-            lines.append(_line(task, words.progress(told), now))
+            lines.append(_line(task, formatting.progress(told), now))
             said[key(task)] = now, told
     return lines
 

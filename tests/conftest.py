@@ -33,7 +33,8 @@ gc.set_threshold(100_000)  # else a quarter of the time that imports take goes i
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first, so that in the end no process is left alone with one."""
-    items.sort(key=lambda item: not item.get_closest_marker("airflow") and item.path.name != "test_cli.py")
+    long = ("test_cli.py", "test_resume.py", "test_epochs.py", "test_train.py")
+    items.sort(key=lambda item: not item.get_closest_marker("airflow") and item.path.name not in long)
 
 
 def pytest_collection_finish() -> None:
@@ -86,7 +87,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         yield keys | place | {"FILER": filer}
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
+            os.killpg(server.pid, signal.SIGKILL)  # it takes its time to end, and nobody reads its folder again
         server.wait(120)
         log.close()
 
@@ -155,7 +156,7 @@ def shallow_light() -> Iterator[None]:
     """`light` has one convolution in this file's tests."""
     from shallow import shallow  # Keras takes seconds to import
 
-    from cxr_ml.model import architectures
+    from cxr_ml.training import architectures
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(architectures, "light", shallow)

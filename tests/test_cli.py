@@ -333,7 +333,7 @@ def test_what_died_in_training_is_taken_up_and_what_needs_approval_is_promoted_o
     tiny, monkeypatch
 ):
     from cxr_ml.errors import Refused
-    from cxr_ml.model import train
+    from cxr_ml.training import train
 
     asked = []
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from cxr_ml.commands.shared import Json, err, opened, show
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset
-from cxr_ml.release.terminal import dataset_remarks, plain
+from cxr_ml.reporting.terminal import dataset_remarks, plain
 from cxr_ml.settings import Settings
 
 app = typer.Typer(invoke_without_command=True)
@@ -17,23 +17,23 @@ app = typer.Typer(invoke_without_command=True)
 @app.callback()
 def dataset(context: typer.Context, json_: Json = False) -> None:
     """Build the next dataset version from all validated batches and rulings; with a command: ask about versions."""
-    from cxr_ml.data import dataset as stage
-    from cxr_ml.release import registry
+    from cxr_ml.dataset import versions
+    from cxr_ml.registry import promotion
 
     if context.invoked_subcommand:
         return
     with opened() as settings:
-        record, new = stage.build(settings, registry.trained_on(settings))
+        record, new = versions.build(settings, promotion.trained_on(settings))
         show(record, json_, _counts(record, settings, "" if new else " (nothing new)"), *dataset_remarks(record))
 
 
 @app.command("list")
 def list_(json_: Json = False) -> None:
     """All dataset versions."""
-    from cxr_ml.data import dataset as stage
+    from cxr_ml.dataset import versions
 
     with opened() as settings:
-        records = [stage.load(settings, n) for n in stage.numbers(settings)]
+        records = [versions.load(settings, n) for n in versions.numbers(settings)]
         table = Table("dataset", "parent", "batches", "rulings", "train", "validation", "test", "manifest SHA-256")
         for r in records:
             sums = (str(sum(r.counts.get(s, {}).values())) for s in ("train", "validation", "test"))
@@ -48,10 +48,10 @@ def list_(json_: Json = False) -> None:
 @app.command("show")
 def show_(number: int, json_: Json = False) -> None:
     """One version: its images, where they come from, and what probes without lungs make of them."""
-    from cxr_ml.data import dataset as stage
+    from cxr_ml.dataset import versions
 
     with opened() as settings:
-        record = stage.load(settings, number)
+        record = versions.load(settings, number)
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_row("parent", "none, the first" if record.parent is None else str(record.parent))
         facts.add_row("batches", plain(", ".join(record.batches)))
@@ -67,17 +67,17 @@ def show_(number: int, json_: Json = False) -> None:
 @app.command()
 def diff(before: int, after: int, json_: Json = False) -> None:
     """What two versions do not hold alike; with --json, image by image."""
-    from cxr_ml.data import versions as stage
+    from cxr_ml.dataset.diff import CHANGES, compare_datasets
 
     with opened() as settings:
-        rows = stage.diff(settings, before, after)
+        rows = compare_datasets(settings, before, after)
         table = Table("change", "class", "was", "split", "batch", "images")
         keys = ["change", "label", "label_before", "split", "batch"]
         for (change, label, was, split, batch), n in rows.groupby(keys, sort=False).size().items():
             shown = was if change == "relabelled" else ""
             table.add_row(change, plain(label), plain(shown), split, plain(batch), str(n))
-        sums = ", ".join(f"{int((rows['change'] == c).sum())} {c}" for c in stage.CHANGES)
-        value = {c: rows[rows["change"] == c].drop(columns="change").to_dict("records") for c in stage.CHANGES}
+        sums = ", ".join(f"{int((rows['change'] == c).sum())} {c}" for c in CHANGES)
+        value = {c: rows[rows["change"] == c].drop(columns="change").to_dict("records") for c in CHANGES}
         show(value, json_, *([table] if len(rows) else []), f"dataset {before} → {after}: {sums}")
 
 
@@ -88,17 +88,17 @@ def doubts(
     json_: Json = False,
 ) -> None:
     """Images whose label the champion contradicts most, for a human to look at. Changes nothing."""
-    from cxr_ml.data import dataset as datasets
-    from cxr_ml.model import doubts as stage
-    from cxr_ml.release import registry
+    from cxr_ml.dataset import versions
+    from cxr_ml.evaluation import label_issues
+    from cxr_ml.registry import promotion
 
     with opened() as settings:
-        record = datasets.load(settings, number) if number is not None else datasets.latest(settings)
-        champion = registry.champion(settings)
+        record = versions.load(settings, number) if number is not None else versions.latest(settings)
+        champion = promotion.champion(settings)
         if record is None or champion is None:
             raise Refused("Doubts need a dataset and a champion. Received: none yet. Retrain first.")
         with err.status("predicting"):
-            found = stage.find(settings, record, champion.model, top)
+            found = label_issues.find(settings, record, champion.model, top)
         table = Table("SHA-256", "file", "label", "champion says", "p(label)", "p(says)", "split", "issue")
         for d in found.doubts:
             table.add_row(

@@ -9,8 +9,8 @@ from rich.table import Column, Table
 
 from cxr_ml.commands.shared import Json, opened, progress, show
 from cxr_ml.records import Decision, Evaluation
-from cxr_ml.release import words
-from cxr_ml.release.terminal import candidates_table, decision_table, plain
+from cxr_ml.reporting import formatting
+from cxr_ml.reporting.terminal import candidates_table, decision_table, plain
 
 app = typer.Typer(no_args_is_help=True, help="Ask about models, verify them, sweep the weights of old refused ones.")
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="A model, or a champion version such as v3.")]
@@ -20,10 +20,10 @@ _SHOWN = 20  # differences of one step that a person is shown; --json has all
 @app.command("list")
 def list_(json_: Json = False) -> None:
     """All models, newest first."""
-    from cxr_ml.release import catalogue
+    from cxr_ml.registry import queries
 
     with opened() as settings:
-        rows = catalogue.models(settings)
+        rows = queries.models(settings)
         table = Table(Column("model", no_wrap=True), "dataset", "outcome", "champion", "macro F1")
         recalls = list(dict.fromkeys(label for row in rows for label in row["recalls"] or ()))
         for label in recalls:
@@ -31,9 +31,13 @@ def list_(json_: Json = False) -> None:
         for row in rows:
             found = row["recalls"] or {}
             table.add_row(
-                plain(row["model"]), str(row["dataset"]), _outcome(row), _versions(row), words.score(row["macro_f1"]),
-                *(words.percent(found.get(label)) for label in recalls),
-            )  # fmt: skip
+                plain(row["model"]),
+                str(row["dataset"]),
+                _outcome(row),
+                _versions(row),
+                formatting.score(row["macro_f1"]),
+                *(formatting.percent(found.get(label)) for label in recalls),
+            )
         show(rows, json_, table if rows else "No model yet.")
 
 
@@ -48,10 +52,10 @@ def _versions(row: dict[str, Any]) -> str:
 @app.command("show")
 def show_(model: Name, json_: Json = False) -> None:
     """One model: what it was made of, how it was judged, and what became of it."""
-    from cxr_ml.release import catalogue
+    from cxr_ml.registry import queries
 
     with opened() as settings:
-        found = catalogue.show(settings, model)
+        found = queries.show(settings, model)
         record = found["model"]
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_column()
@@ -79,10 +83,10 @@ def show_(model: Name, json_: Json = False) -> None:
 @app.command()
 def compare(first: Name, second: Name, json_: Json = False) -> None:
     """Two models beside each other: figures on the same test images, and settings that differ."""
-    from cxr_ml.release import catalogue
+    from cxr_ml.registry import queries
 
     with opened() as settings:
-        found = catalogue.compare(settings, first, second)
+        found = queries.compare(settings, first, second)
         names = [plain(name) for name in found["models"]]
         one, two = found["datasets"]
         said = (
@@ -93,7 +97,7 @@ def compare(first: Name, second: Name, json_: Json = False) -> None:
         )
         figures = Table("on the test images", *names, "difference")
         for row in found["figures"]:
-            values = [words.observed(v) for v in row["values"]]
+            values = [formatting.observed(v) for v in row["values"]]
             change = "–" if row["difference"] is None else f"{row['difference']:+.4f}"
             figures.add_row(plain(row["name"]), *values, change)
         differing = Table("setting", *names)
@@ -105,10 +109,10 @@ def compare(first: Name, second: Name, json_: Json = False) -> None:
 @app.command()
 def history(json_: Json = False) -> None:
     """What was promoted, refused, rolled back and swept, by whom, when and why; oldest first."""
-    from cxr_ml.release import registry
+    from cxr_ml.registry import promotion
 
     with opened() as settings:
-        entries = [e.model_dump(mode="json", exclude={"decision"}) for e in registry.history(settings)]
+        entries = [e.model_dump(mode="json", exclude={"decision"}) for e in promotion.history(settings)]
         show(entries, json_, _entries(entries) if entries else "Nothing has happened yet.")
 
 
@@ -124,11 +128,11 @@ def _entries(entries: list[dict[str, Any]]) -> Table:
 @app.command()
 def verify(model: Name, json_: Json = False) -> None:
     """Check every hash from the champion's pointer to the pixels. Exit status 1 if anything differs."""
-    from cxr_ml.release import verify as stage
+    from cxr_ml.registry.verify import verify_model
 
     with opened() as settings:
         with progress("images", json_) as on_image:
-            steps = stage.verify(settings, model, on_image)
+            steps = verify_model(settings, model, on_image)
         texts = []
         for step in steps:
             told = "[green]ok[/]" if step.checked else "[bold yellow]NOT CHECKED[/]"
@@ -151,12 +155,12 @@ def prune(
     json_: Json = False,
 ) -> None:
     """Delete the weights of old refused candidates. Everything else of them stays, and every champion."""
-    from cxr_ml.release import prune as stage
+    from cxr_ml.registry.prune import candidates, sweep
 
     with opened() as settings:
-        names = stage.candidates(settings, keep)
+        names = candidates(settings, keep)
         for name in names if yes else ():
-            stage.sweep(settings, name, getpass.getuser(), f"Beyond the {keep} refused candidates judged last.")
+            sweep(settings, name, getpass.getuser(), f"Beyond the {keep} refused candidates judged last.")
         said = "Weights deleted" if yes else "Would be deleted, with --yes"
         texts = [f"{said}: {plain(f'models/{name}/model.keras')}" for name in names]
         show({"models": names, "deleted": yes}, json_, *(texts or ["Nothing to delete."]))

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from cxr_ml.commands.shared import Json, err, opened, show
 from cxr_ml.records import Ruling
-from cxr_ml.release import reading
-from cxr_ml.release.terminal import plain
+from cxr_ml.reporting import narrative
+from cxr_ml.reporting.terminal import plain
 
 app = typer.Typer(no_args_is_help=True, help="Ask about refused files, and rule on them.")
 Name = Annotated[
@@ -43,12 +43,12 @@ def list_(
     json_: Json = False,
 ) -> None:
     """Every refused file, with its reasons."""
-    from cxr_ml.data import quarantine as stage
+    from cxr_ml.validation import quarantine
 
     with opened() as settings:
-        rows = stage.dated(settings, stage.refused(settings, reason, label, drop))
+        rows = quarantine.dated(settings, quarantine.refused(settings, reason, label, drop))
         if reason and rows.empty:
-            known = sorted({code for codes in stage.refused(settings)["reasons"] for code in codes})
+            known = sorted({code for codes in quarantine.refused(settings)["reasons"] for code in codes})
             err.print(f"No such file was refused for {plain(reason)}. Reasons there are: {plain(', '.join(known))}")
         table = Table()
         table.add_column("SHA-256", no_wrap=True)
@@ -68,10 +68,10 @@ def list_(
 @app.command("show")
 def show_(name: Name, json_: Json = False) -> None:
     """All about one file: why it was refused, its measurements, files with the same picture, rulings."""
-    from cxr_ml.data import quarantine as stage
+    from cxr_ml.validation import quarantine
 
     with opened() as settings:
-        found = stage.show(settings, name)
+        found = quarantine.show(settings, name)
         failed = set(found["reasons"])
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_column()
@@ -92,7 +92,7 @@ def show_(name: Name, json_: Json = False) -> None:
         for other in found["others"]:
             picture = prefix + other["thumbnail"] if other["thumbnail"] else "–"
             others.add_row(*(plain(other[k]) for k in ("file", "batch", "label", "state")), plain(picture))
-        ruled = [plain(reading.ruled(Ruling(**r))) for r in found["rulings"]]
+        ruled = [plain(narrative.ruled(Ruling(**r))) for r in found["rulings"]]
         tables = [t for t in (limits, others) if t.row_count]
         show(found, json_, facts, *why, *tables, *ruled)
 
@@ -119,12 +119,12 @@ def release_all(
     json_: Json = False,
 ) -> None:
     """Let all images that were refused for one reason into the next dataset, each by a ruling of its own."""
-    from cxr_ml.data import dataset as datasets
-    from cxr_ml.data import rule as stage
+    from cxr_ml.dataset import versions
+    from cxr_ml.validation import add_ruling
 
     with opened() as settings:
-        rows, skipped = stage.releasable(
-            settings, datasets.withheld(settings), reason, label, drop, from_rejected_class
+        rows, skipped = add_ruling.releasable(
+            settings, versions.withheld(settings), reason, label, drop, from_rejected_class
         )
         counts = {str(k): int(n) for k, n in rows["label"].value_counts().sort_index().items()}
         for words, many in skipped.items():
@@ -132,7 +132,9 @@ def release_all(
         many = ", ".join(f"{n} {k}" for k, n in counts.items()) or "nothing"
         if len(rows) and not yes:
             typer.confirm(f"Release {many}, refused for {reason}?", abort=True, err=True)
-        ruled = stage.release_all(settings, rows, getpass.getuser() if by is None else by, why) if len(rows) else []
+        ruled = (
+            add_ruling.release_all(settings, rows, getpass.getuser() if by is None else by, why) if len(rows) else []
+        )
         found = {"released": counts, "skipped": skipped, "rulings": [r.number for r in ruled]}
         show(found, json_, f"Released: {plain(many)}. {_LATER}" if ruled else "Nothing to release.")
 
@@ -151,10 +153,10 @@ def withdraw(name: Name, why: Why, by: By = None, json_: Json = False) -> None:
 
 
 def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected: bool, json_: bool) -> None:
-    from cxr_ml.data import dataset as datasets
-    from cxr_ml.data import rule as stage
+    from cxr_ml.dataset import versions
+    from cxr_ml.validation import add_ruling
 
     with opened() as settings:
         by = getpass.getuser() if by is None else by
-        ruling, notes = stage.rule(settings, datasets.withheld(settings), name, action, by, why, label, rejected)
-        show(ruling, json_, plain(reading.ruled(ruling)), *map(plain, notes), _LATER)
+        ruling, notes = add_ruling.rule(settings, versions.withheld(settings), name, action, by, why, label, rejected)
+        show(ruling, json_, plain(narrative.ruled(ruling)), *map(plain, notes), _LATER)

@@ -16,8 +16,8 @@ from cxr_ml import settings as settings_module
 from cxr_ml.errors import Refused
 from cxr_ml.progress import OnProgress, nobody
 from cxr_ml.records import Record
-from cxr_ml.release import follow, words
-from cxr_ml.release.terminal import plain
+from cxr_ml.reporting import follow, formatting
+from cxr_ml.reporting.terminal import plain
 from cxr_ml.settings import Settings
 
 out = Console()
@@ -65,7 +65,7 @@ def following(json_: bool) -> Iterator[OnProgress]:
         yield nobody
     elif err.is_terminal:
         with err.status("at work") as status:
-            yield lambda told: status.update(plain(words.progress(told)))
+            yield lambda told: status.update(plain(formatting.progress(told)))
     else:
         with follow.followed(nobody, lambda line: print(line, file=sys.stderr, flush=True)) as on_progress:
             yield on_progress

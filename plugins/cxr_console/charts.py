@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from cxr_ml.release import words
+from cxr_ml.reporting import formatting
 
 WIDTH, HEIGHT = 720, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 210, 12, 28
@@ -40,7 +40,7 @@ def lines(
     for number, (name, values) in enumerate(series.items()):
         points = [(x(i), y(v), names[i], _text(v, shares)) for i, v in enumerate(values) if v is not None]
         if points:
-            shown = words.plain(name, _LONGEST)
+            shown = formatting.plain(name, _LONGEST)
             drawn.append({"name": shown, "style": number % 6, "points": points, "last": points[-1][3]})
     above = -1e9
     for line in sorted(drawn, key=lambda line: line["points"][-1][1]):  # labels at the ends never overlap

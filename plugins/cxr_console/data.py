@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse
 from cxr_console import charts, pages, shelf
 from cxr_console.access import User
 from cxr_ml.records import Dataset
-from cxr_ml.release import reading
+from cxr_ml.reporting import narrative
 
 router = APIRouter()
 _EXAMPLES = 12  # of a rejected class
@@ -65,8 +65,8 @@ def dataset(request: Request, user: User, number: int) -> HTMLResponse:
         f"Dataset {number}",
         dataset=found,
         classes=shelf.settings().classes,
-        shortcuts=reading.shortcuts(found),
-        drift=reading.drift(found),
+        shortcuts=narrative.shortcuts(found),
+        drift=narrative.drift(found),
         trained=trained,
     )
 
@@ -76,7 +76,7 @@ def drop(request: Request, user: User, name: str) -> HTMLResponse:
     """One drop: what became of its files, and why its classes were rejected, with examples."""
     record = shelf.batch(name)
     rows = shelf.refused(name)
-    columns, counts = reading.table(record)
+    columns, counts = narrative.table(record)
     return pages.render(
         request,
         user,

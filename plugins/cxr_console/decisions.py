@@ -9,7 +9,7 @@ from cxr_console import pages, scheduler, shelf
 from cxr_console.access import User, ask_form, may_answer, may_roll_back, may_trigger
 from cxr_ml import store
 from cxr_ml.records import Decision
-from cxr_ml.release import registry
+from cxr_ml.registry import promotion
 
 router = APIRouter()
 Why = Annotated[str, Form(max_length=2000)]
@@ -26,7 +26,7 @@ def _meant(why: str, sure: bool) -> str:
 def rollback(request: Request, user: User) -> HTMLResponse:
     """The earlier champions, and the form that brings one back."""
     entries = shelf.history()
-    champion = registry.champion(shelf.settings())
+    champion = promotion.champion(shelf.settings())
     rows = {row["model"]: row for row in shelf.models(entries) if row["versions"]}
     earlier = [row for name, row in rows.items() if champion and name != champion.model]
     return pages.render(
@@ -47,12 +47,12 @@ def roll_back(
 ) -> RedirectResponse:
     """Triggers the rollback."""
     reason = _meant(why, sure)
-    champion = registry.champion(shelf.settings())
+    champion = promotion.champion(shelf.settings())
     known = {e.model for e in shelf.history() if e.version is not None} - {champion.model if champion else None}
     if to not in known:
         raise HTTPException(400, f"A rollback goes to an earlier champion. Received: {to[:200]!r}")
     run = scheduler.roll_back(to, reason, user)
-    return pages.back_to(request, f"runs/{registry.slug(run)}", f"The rollback to {to} has begun.")
+    return pages.back_to(request, f"runs/{promotion.slug(run)}", f"The rollback to {to} has begun.")
 
 
 @router.get("/approvals/{name}")

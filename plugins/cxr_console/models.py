@@ -10,7 +10,8 @@ from markupsafe import Markup
 from cxr_console import pages, shelf
 from cxr_console.access import User
 from cxr_ml.errors import Refused
-from cxr_ml.release import catalogue, reading, registry
+from cxr_ml.registry import promotion, queries
+from cxr_ml.reporting import narrative
 
 router = APIRouter()
 OUTCOMES = ("promoted", "refused", "not_chosen", "undecided")
@@ -81,7 +82,7 @@ def compare(
 def model(request: Request, user: User, name: str) -> HTMLResponse:
     """One model: what it is made of, how the gate judged it, its figures, its card."""
     record, entries = shelf.model(name), shelf.history()
-    s, last = shelf.settings(), catalogue.judged(entries, name)
+    s, last = shelf.settings(), queries.judged(entries, name)
     found = shelf.evaluation(name, entries)
     judged = [e for e in entries if e.decision and name in e.decision.candidates]
     card = shelf.card(name, last.run if last and len(judged) > 1 else None)
@@ -91,13 +92,13 @@ def model(request: Request, user: User, name: str) -> HTMLResponse:
         "model.html",
         name,
         model=record,
-        fate=catalogue.fate(entries, registry.champion(s), name),
+        fate=queries.fate(entries, promotion.champion(s), name),
         entries=[e for e in reversed(entries) if e.model == name],
         last=last,
         found=found,
-        figures=catalogue.all_figures(found) if found else {},
-        disguises=reading.disguises(found) if found else [],
-        lungs=reading.lungs(found, s.lungs_hidden_limit) if found else [],
+        figures=queries.all_figures(found) if found else {},
+        disguises=narrative.disguises(found) if found else [],
+        lungs=narrative.lungs(found, s.lungs_hidden_limit) if found else [],
         card=_html(card) if card else None,
         others=sorted(shelf.model_names() - {name}),
     )

@@ -8,9 +8,9 @@ from fastapi.responses import HTMLResponse
 
 from cxr_console import charts, pages, scheduler, shelf
 from cxr_console.access import User
-from cxr_ml.model import metrics
+from cxr_ml.evaluation import metrics
 from cxr_ml.records import Evaluation, HistoryEntry, Model
-from cxr_ml.release import registry
+from cxr_ml.registry import promotion
 from cxr_ml.settings import Settings
 
 router = APIRouter()
@@ -22,7 +22,7 @@ _VERSIONS = 30  # champion versions in the chart
 def overview(request: Request, user: User) -> HTMLResponse:
     """The page."""
     s, entries = shelf.settings(), shelf.history()
-    champion = registry.champion(s)
+    champion = promotion.champion(s)
     since = next((e for e in entries if champion and e.number == champion.history), None)
     model = shelf.record(f"models/{champion.model}/model.json", Model) if champion else None
     figures = shelf.evaluation(champion.model, entries) if champion else None

@@ -12,8 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from cxr_console import access
 from cxr_ml.records import StepProgress
-from cxr_ml.release import pages as library
-from cxr_ml.release import reading, words
+from cxr_ml.reporting import formatting, html_pages, narrative
 
 REFRESH = 5  # seconds after which a page that shows what goes on is loaded anew
 _SILENT = 30  # seconds after which it is worth telling that a step told nothing new
@@ -37,18 +36,18 @@ def _since(moment: datetime) -> str:
     """`since 14:48 UTC (2 min 3 s)`, with the day where it was another."""
     now = datetime.now(UTC)
     clock = f"{moment:%H:%M}" if moment.date() == now.date() else _day(moment)
-    return f"since {clock} UTC ({words.about(max(0.0, (now - moment).total_seconds()))})"
+    return f"since {clock} UTC ({formatting.about(max(0.0, (now - moment).total_seconds()))})"
 
 
 def _progress(told: StepProgress) -> str:
     """How far a step has come; where it told so a while ago, also when: it may hang."""
     silent = (datetime.now(UTC) - datetime.fromisoformat(told.at)).total_seconds()
-    return words.progress(told) + (f" (told {words.about(silent)} ago)" if silent >= _SILENT else "")
+    return formatting.progress(told) + (f" (told {formatting.about(silent)} ago)" if silent >= _SILENT else "")
 
 
-_ENVIRONMENT = library.environment(Path(__file__).with_name("templates"), "html")
+_ENVIRONMENT = html_pages.environment(Path(__file__).with_name("templates"), "html")
 _ENVIRONMENT.filters |= {
-    "limit_percent": words.limit_percent,
+    "limit_percent": formatting.limit_percent,
     "day": _day,
     "since": _since,
     "progress": _progress,
@@ -99,7 +98,7 @@ def render(
     refreshing = _refreshing(request) if goes_on else None
     html = _ENVIRONMENT.get_template(template).render(
         title=title,
-        note=reading.NOTE,
+        note=narrative.NOTE,
         here=request.url.path.removeprefix(root).strip("/").split("/")[0],
         navigation=NAVIGATION,
         root=root,
@@ -119,7 +118,7 @@ def problem(request: Request, status: int, title: str, text: str) -> HTMLRespons
     """A page that says what went wrong; whoever asks may not be known."""
     root = _root(request)
     html = _ENVIRONMENT.get_template("problem.html").render(
-        title=title, text=text, root=root, airflow=_AIRFLOW, note=reading.NOTE
+        title=title, text=text, root=root, airflow=_AIRFLOW, note=narrative.NOTE
     )
     return HTMLResponse(html, status)
 

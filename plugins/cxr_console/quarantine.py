@@ -11,9 +11,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from cxr_console import pages, shelf
 from cxr_console.access import User, ask_form, may_trigger
-from cxr_ml.data import dataset, reasons, rule, thumbnails
+from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch
+from cxr_ml.validation import add_ruling, reasons, thumbnails
 
 router = APIRouter()
 PAGE = 60  # thumbnails on a page
@@ -120,8 +121,8 @@ def judge(
     names = [f"{batch}/{row['file']}" for batch, _, row in map(_row, files)]
     try:
         settings = shelf.settings()
-        withheld, known = dataset.withheld(settings), shelf.rulings()
-        made = rule.rule_all(
+        withheld, known = versions.withheld(settings), shelf.rulings()
+        made = add_ruling.rule_all(
             settings, withheld, names, action, user.get_name(), why, label, rejected_too, shelf.named, known
         )
     except Refused as error:

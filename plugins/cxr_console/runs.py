@@ -11,7 +11,7 @@ from cxr_ml import store
 
 router = APIRouter()
 _PAGE = 50
-_RUN = re.compile(r"[A-Za-z0-9.-]{1,120}")  # what registry.slug leaves
+_RUN = re.compile(r"[A-Za-z0-9.-]{1,120}")  # what promotion.slug leaves
 _DOCUMENT = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}/){0,3}[A-Za-z0-9_-][A-Za-z0-9_.-]{0,254}\.html")
 # A page of the store has styles and pictures within itself, and may do nothing but be read and link: no script runs, so
 # that it may keep its origin, by which the console can tell where its links go.

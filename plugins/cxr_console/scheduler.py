@@ -22,7 +22,7 @@ from sqlalchemy import select
 from cxr_console.access import RETRAINING, ROLLBACK
 from cxr_ml.errors import Refused
 from cxr_ml.records import StepProgress
-from cxr_ml.release.registry import slug
+from cxr_ml.registry.promotion import slug
 
 QUESTION = "decide.approval"  # the step that waits for a human
 _NAMES = {RETRAINING: "retraining", ROLLBACK: "rollback"}

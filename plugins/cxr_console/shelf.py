@@ -15,12 +15,12 @@ from fastapi import HTTPException
 
 from cxr_ml import settings as settings_module
 from cxr_ml import store
-from cxr_ml.data import batches as batches_module
-from cxr_ml.data import rulings as rulings_module
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Model, Record, Ruling
-from cxr_ml.release import catalogue, registry
+from cxr_ml.registry import promotion, queries
 from cxr_ml.settings import Settings
+from cxr_ml.validation import judge_batch
+from cxr_ml.validation import rulings as rulings_module
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def read_ahead() -> None:
         rulings()
         for found, _ in batches()[:_AHEAD]:
             refused(found.batch)
-        champion = registry.champion(settings())
+        champion = promotion.champion(settings())
         if champion:
             evaluation(champion.model, entries)
     except (Refused, BotoCoreError, ClientError) as error:
@@ -114,16 +114,16 @@ def model_names() -> set[str]:
 
 
 def models(entries: list[HistoryEntry]) -> list[dict[str, Any]]:
-    """All stored models, newest first, as `catalogue.models` gives them."""
-    now = registry.champion(settings())
+    """All stored models, newest first, as `queries.models` gives them."""
+    now = promotion.champion(settings())
     rows = [facts for facts in _together(_model_facts, model_names()) if facts]
     rows.sort(key=lambda row: (row["at"], row["model"]), reverse=True)
-    return [row | catalogue.fate(entries, now, row["model"]) for row in rows]
+    return [row | queries.fate(entries, now, row["model"]) for row in rows]
 
 
 def _model_facts(name: str) -> dict[str, Any] | None:
     if name not in _facts:
-        found = _if_there(catalogue.facts, settings(), name)
+        found = _if_there(queries.facts, settings(), name)
         if found is None or found["macro_f1"] is None:  # it is being trained, or may be evaluated yet
             return found
         _facts[name] = found
@@ -141,12 +141,12 @@ def model(name: str) -> Model:
 
 def evaluation(name: str, entries: list[HistoryEntry]) -> Evaluation | None:
     """The evaluation of a stored model that it was decided on, else its first."""
-    return catalogue.evaluation(settings(), name, entries, _load)
+    return queries.evaluation(settings(), name, entries, _load)
 
 
 def compare(first: str, second: str) -> dict[str, Any]:
-    """Two stored models side by side, as `catalogue.compare` gives them."""
-    return catalogue.compare(settings(), first, second, _load)
+    """Two stored models side by side, as `queries.compare` gives them."""
+    return queries.compare(settings(), first, second, _load)
 
 
 def card(name: str, run: str | None) -> bytes | None:
@@ -210,7 +210,7 @@ def _named(name: str, known: set[str], read: Callable[[], R], what: str) -> R:
 
 def refused(batch: str) -> pa.Table:
     """The refused files of a committed batch, in their order."""
-    return _kept("refused", batch, batches_module.refused)
+    return _kept("refused", batch, judge_batch.refused)
 
 
 def refused_of(batches: Iterable[str]) -> list[pa.Table]:
@@ -219,8 +219,8 @@ def refused_of(batches: Iterable[str]) -> list[pa.Table]:
 
 
 def named(_: Settings, batch: str) -> pa.Table:
-    """`batches.named` for the library, which a ruling needs of every batch."""
-    return _kept("named", batch, batches_module.named)
+    """`judge_batch.named` for the library, which a ruling needs of every batch."""
+    return _kept("named", batch, judge_batch.named)
 
 
 def _kept(kind: str, batch: str, read: Callable[[Settings, str], pa.Table]) -> pa.Table:

@@ -13,10 +13,10 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, P
 from dag_reading import HEAVY, read_dag
 from jinja2 import Template
 
-from cxr_ml import store
-from cxr_ml.data import ingest
+from cxr_ml import pipeline, store
+from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Batch, Dataset, Decision, HistoryEntry, Ruling, Run
-from cxr_ml.release import publish, runs
+from cxr_ml.reporting import publish
 
 EDGES = {
     "data.find_drops": ["data.ingest", "data.validate"],
@@ -389,10 +389,10 @@ def test_a_drop_that_cannot_be_used_stops_no_other_and_ends_the_run_red_with_wha
         assert re.match(words, line)
     left_out(refusals[1:2])
     assert data_task("validate")[1]({}, shards=jobs) == [jobs[1]["batch"]]
-    found = [ingest.Shard(**job) for job in jobs]
-    assert runs.left_out(settings, found) == ["a.zip", "c", "d"]
+    found = [ingest_drop.Shard(**job) for job in jobs]
+    assert pipeline.left_out(settings, found) == ["a.zip", "c", "d"]
 
-    publish.nothing_new(settings, "r", (), left_out=runs.left_out(settings, found))
+    publish.nothing_new(settings, "r", (), left_out=pipeline.left_out(settings, found))
     assert "the drops a.zip, c, d." in store.get(settings, "reports/r/index.html").decode()
 
 
@@ -414,9 +414,9 @@ def test_how_many_shards_are_ingested_at_once_is_a_setting(data_task, monkeypatc
 
 
 def test_drops_of_more_shards_than_airflow_maps_are_left_to_the_next_run(settings, find_drops, monkeypatch, capsys):
-    from cxr_ml.release import runs
+    from cxr_ml import pipeline
 
-    monkeypatch.setattr(runs, "MOST_SHARDS", 4)
+    monkeypatch.setattr(pipeline, "MOST_SHARDS", 4)
     monkeypatch.setenv("CXR_SHARD_FILES", "1")
     for name, files in (("a", 3), ("b", 2), ("c", 1)):
         write_drop(settings, name, files)
@@ -465,16 +465,16 @@ def test_a_drop_of_which_every_image_was_known_or_unfit_leaves_a_report_that_is_
         store.put_if_absent(settings, f"batches/b-1/{name}.html", b"Data Docs")
     store.put_if_absent(settings, "batches/b-1/batch.json", batch.to_bytes())
     nothing = pd.DataFrame(columns=["file", "sha256", "label", "verdict", "reasons"])
-    store.put_if_absent(settings, "batches/b-1/refused.parquet", ingest.to_parquet(nothing))
+    store.put_if_absent(settings, "batches/b-1/refused.parquet", ingest_drop.to_parquet(nothing))
     write_dataset(settings, 1)
     conclude(settings, dataset=1, number=1)
     stored = store.load(settings, "datasets/1/dataset.json", Dataset)
-    monkeypatch.setattr("cxr_ml.data.dataset.build", lambda *_: (stored, False))
+    monkeypatch.setattr("cxr_ml.dataset.versions.build", lambda *_: (stored, False))
     with pytest.raises(AirflowSkipException, match="dataset 1 stays"):
         data_task("build_dataset")[1]({}, batches=["b-1"])
     assert "None of the 9 files" in store.get(settings, "reports/manual-1/index.html").decode()
     sent = []
-    monkeypatch.setattr("cxr_ml.release.deliver.send", lambda message, *_: sent.append(message["Subject"]))
+    monkeypatch.setattr("cxr_ml.reporting.smtp.send", lambda message, *_: sent.append(message["Subject"]))
     mail_task()
     assert [subject.startswith("[cxr] NOTHING NEW: None of the 9 files") for subject in sent] == [True]
 

@@ -11,7 +11,7 @@ from dag_reading import HEAVY, read_dag
 
 from cxr_ml import store
 from cxr_ml.records import HistoryEntry, Model
-from cxr_ml.release import registry
+from cxr_ml.registry import promotion
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,9 @@ def test_the_champion_before_is_back_with_who_and_why_in_the_history_also_if_the
 ):
     put_champions(settings, "first", "second", "third")
     assert roll_back() == roll_back() == {"model": "second", "version": 4}
-    entry = registry.history(settings)[-1]
+    entry = promotion.history(settings)[-1]
     assert (entry.number, entry.action, entry.by, entry.why) == (4, "rolled_back", "eve", "Misses too much.")
-    assert registry.champion(settings).model == "second"
+    assert promotion.champion(settings).model == "second"
 
 
 def test_the_form_takes_a_champion_version(settings, roll_back):
@@ -123,4 +123,4 @@ def test_a_model_that_was_never_champion_fails_the_step_for_good(settings, roll_
     put_champions(settings, "first", "second")
     with pytest.raises(AirflowFailException, match=r"earlier champion, one of first\. Received: 'third'"):
         roll_back(to="third")
-    assert len(registry.history(settings)) == 2
+    assert len(promotion.history(settings)) == 2

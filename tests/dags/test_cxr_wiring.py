@@ -325,7 +325,7 @@ def test_the_dag_mails_only_about_failed_steps_that_could_not_do_so_themselves(s
 def test_a_step_leaves_its_mark_before_it_mails(monkeypatch):
     # The DAG's callback runs in another process and may look while the mail is still on its way.
     ti, marks = Ti(), []
-    monkeypatch.setattr("cxr_ml.release.deliver.send", lambda *_: marks.append(set(ti.marks)))
+    monkeypatch.setattr("cxr_ml.reporting.smtp.send", lambda *_: marks.append(set(ti.marks)))
     wiring.mail_failure({"ti": ti, "params": values(), "exception": ValueError("x")})
     assert marks == [{("learn.train", 1, wiring.MAILED)}]
 

@@ -13,9 +13,12 @@ import pandas as pd
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.data import batches, dataset, ingest, synthetic
+from cxr_ml.dataset import versions
+from cxr_ml.imaging import synthetic
+from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
+from cxr_ml.validation import judge_batch
 
 SHIPPED = Path(__file__).parents[2] / "expectations"
 LABELS = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -72,15 +75,15 @@ def take(settings: Settings, name: str, files: dict[str, bytes] | None = None) -
     """A drop on its whole way to a committed batch."""
     if files is not None:
         put_drop(settings, name, files)
-    return batches.judge(settings, ingest.ingest(settings, name))
+    return judge_batch.judge(settings, ingest_drop.ingest(settings, name))
 
 
 def ingested(settings: Settings, batch: str) -> pd.DataFrame:
-    return ingest.read(settings, batch).set_index("file")
+    return ingest_drop.read(settings, batch).set_index("file")
 
 
 def judged(settings: Settings, batch: str) -> pd.DataFrame:
-    return batches.measurements(settings, batch).set_index("file")
+    return judge_batch.measurements(settings, batch).set_index("file")
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, tuple]:
@@ -156,9 +159,9 @@ def listed(*rows):
 
 
 def built(settings) -> pd.DataFrame:
-    record, new = dataset.build(settings)
+    record, new = versions.build(settings)
     assert new
-    return dataset.manifest(settings, record)
+    return versions.manifest(settings, record)
 
 
 def sha(number: int) -> str:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cxr_ml.data import batches, suites, validate, workers
+from cxr_ml.ingest import worker_pool
+from cxr_ml.validation import judge_batch, suites, verdicts
 
 RULES = {
     "imbalance_ratio",
@@ -33,7 +34,7 @@ def handful(request, monkeypatch):
         return suite
 
     in_turn = lambda function, fixed, jobs, processes: enumerate(function(fixed, job) for job in jobs)  # noqa: E731
-    monkeypatch.setattr(workers, "run", in_turn)
-    monkeypatch.setattr(validate, "load_suite", few_rules)
+    monkeypatch.setattr(worker_pool, "run", in_turn)
+    monkeypatch.setattr(verdicts, "load_suite", few_rules)
     monkeypatch.setattr(suites, "_page", lambda validated: f"<title>Data Docs: {validated.suite_name}</title>")
-    monkeypatch.setattr(batches, "check_suites", lambda settings: None)
+    monkeypatch.setattr(judge_batch, "check_suites", lambda settings: None)

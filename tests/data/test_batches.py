@@ -25,8 +25,9 @@ from drop_samples import (
 )
 
 from cxr_ml import store
-from cxr_ml.data import batches, drops, ingest
 from cxr_ml.errors import Refused
+from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.validation import judge_batch
 
 pytestmark = pytest.mark.usefixtures("handful")
 
@@ -39,8 +40,8 @@ def test_a_sound_drop_is_accepted_whole_and_committed(settings):
     record = take(settings, "week-1", films("NORMAL", 1, 2) | films("COVID19", 3))
     assert (record.drop, record.reasons, record.rejected_classes, record.failures) == ("week-1", {}, {}, ())
     assert record.counts == {"accepted": {"NORMAL": 2, "COVID19": 1}}
-    assert batches.committed(settings) == [record.batch]
-    assert drops.new(settings) == []
+    assert judge_batch.committed(settings) == [record.batch]
+    assert labels.new(settings) == []
     folder = f"batches/{record.batch}"
     assert {f"{folder}/{n}" for n in ("batch.json", "measurements.parquet", "images.html", "classes.html")} <= set(
         snapshot(settings)
@@ -116,7 +117,7 @@ def test_images_that_come_again_are_duplicates_whole_or_resized(settings):
         "NORMAL/mirrored.png": ("duplicate", "near_duplicate"),
         "NORMAL/new.png": ("accepted",),
     }
-    (first,) = [b for b in batches.committed(settings) if b != second.batch]
+    (first,) = [b for b in judge_batch.committed(settings) if b != second.batch]
     originals = judged(settings, first)["sha256"]
     assert table.loc["NORMAL/resized.jpg", "duplicate_of"] == originals["train/NORMAL/3.png"]
     assert table.loc["NORMAL/new.png", "duplicate_of"] == ""
@@ -153,7 +154,7 @@ def test_a_known_picture_under_another_label_is_quarantined_and_names_the_one_it
         "PNEUMONIA/b.png": ("accepted",),
     }
     contradicted = judged(settings, first.batch).loc["train/NORMAL/1.png", "sha256"]
-    assert batches.conflicts(table.reset_index()) == {contradicted}
+    assert judge_batch.conflicts(table.reset_index()) == {contradicted}
     # What is committed stays as it was; the dataset leaves the contradicted image out.
     assert set(judged(settings, first.batch)["verdict"]) == {"accepted"}
 
@@ -204,22 +205,22 @@ def test_a_clean_class_that_the_model_does_not_know_is_told_as_not_trained(setti
 @pytest.mark.parametrize("lacking", [["fine_hash", "inner_hash"], ["inner_hash"]])
 def test_a_batch_from_before_the_later_hashes_still_knows_its_images(settings, lacking):
     first = take(settings, "week-1", films("NORMAL", 1, 2))
-    table = batches.measurements(settings, first.batch).drop(columns=lacking)
-    overwrite(settings, f"batches/{first.batch}/measurements.parquet", ingest.to_parquet(table))
+    table = judge_batch.measurements(settings, first.batch).drop(columns=lacking)
+    overwrite(settings, f"batches/{first.batch}/measurements.parquet", ingest_drop.to_parquet(table))
     assert take(settings, "week-2", {"NORMAL/x.jpg": resized(1)}).reasons == {"near_duplicate": 1}
 
 
 def test_a_drop_ingested_in_part_before_the_inner_hash_is_judged(settings):
     put_drop(settings, "drop", films("NORMAL", 1, 2))
     small = settings.model_copy(update={"shard_files": 1})
-    batch = ingest.ingest(small, "drop")
+    batch = ingest_drop.ingest(small, "drop")
     key = f"batches/{batch}/ingested/00000.parquet"
     table = pq.read_table(io.BytesIO(store.get(settings, key))).drop_columns(["inner_hash"])
     sink = io.BytesIO()
     pq.write_table(table, sink)
     overwrite(settings, key, sink.getvalue())
-    assert batches.judge(small, batch).counts == {"accepted": {"NORMAL": 2}}
-    assert batches.measurements(settings, batch)["inner_hash"][0] == ""
+    assert judge_batch.judge(small, batch).counts == {"accepted": {"NORMAL": 2}}
+    assert judge_batch.measurements(settings, batch)["inner_hash"][0] == ""
 
 
 def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
@@ -230,20 +231,20 @@ def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
 
 def test_a_batch_that_nobody_ingested_is_refused(settings):
     with pytest.raises(Refused, match=r"batches/nobody/ingested/00000\.parquet"):
-        batches.judge(settings, "nobody")
+        judge_batch.judge(settings, "nobody")
     assert snapshot(settings) == {}
 
 
 def test_a_suite_that_cannot_be_used_commits_nothing(settings, tmp_path):
     put_drop(settings, "drop", films("NORMAL", 1))
-    batch = ingest.ingest(settings, "drop")
+    batch = ingest_drop.ingest(settings, "drop")
     before = snapshot(settings)
     spoiled = loosened(settings, tmp_path / "spoiled")
     (tmp_path / "spoiled/classes.json").write_text("{}")
     with pytest.raises(Refused, match=r"classes\.json"):
-        batches.judge(spoiled, batch)
+        judge_batch.judge(spoiled, batch)
     assert snapshot(settings) == before
-    assert batches.judge(settings, batch).counts == {"accepted": {"NORMAL": 1}}
+    assert judge_batch.judge(settings, batch).counts == {"accepted": {"NORMAL": 1}}
 
 
 def test_limits_are_those_of_the_settings(settings, tmp_path):
@@ -259,7 +260,7 @@ WEEK = films("NORMAL", 1, 2) | {"NORMAL/again.jpg": resized(1), "COVID19/c.png":
 def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
     record = take(settings, "drop", WEEK)
     first = snapshot(settings)
-    assert batches.judge(settings, record.batch) == record
+    assert judge_batch.judge(settings, record.batch) == record
     assert snapshot(settings) == first
     take(elsewhere(settings), "drop")
     assert snapshot(elsewhere(settings)) == first
@@ -270,29 +271,29 @@ def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
 def test_a_judge_that_dies_has_committed_nothing_and_is_resumed_to_the_same_store(settings, monkeypatch, number):
     put_drop(settings, "drop", WEEK)
     take(elsewhere(settings), "drop")
-    batch = ingest.ingest(settings, "drop")
+    batch = ingest_drop.ingest(settings, "drop")
     with monkeypatch.context() as patch:
         die_at_write(patch, number)
         with pytest.raises(Died):
-            batches.judge(settings, batch)
-    assert batches.committed(settings) == [] and drops.new(settings) == ["drop"]
-    batches.judge(settings, batch)
+            judge_batch.judge(settings, batch)
+    assert judge_batch.committed(settings) == [] and labels.new(settings) == ["drop"]
+    judge_batch.judge(settings, batch)
     mine = {k: v for k, v in snapshot(settings).items() if not k.startswith("elsewhere/")}
     assert mine == snapshot(elsewhere(settings))
-    assert drops.new(settings) == []
+    assert labels.new(settings) == []
 
 
 @pytest.mark.slow
 def test_a_judge_that_died_and_is_resumed_after_another_batch_says_the_same_in_record_and_table(settings, monkeypatch):
     put_drop(settings, "slow", films("NORMAL", 1, 2))
-    slow = ingest.ingest(settings, "slow")
+    slow = ingest_drop.ingest(settings, "slow")
     with monkeypatch.context() as patch:
         die_at_write(patch, 4)  # the commit mark
         with pytest.raises(Died):
-            batches.judge(settings, slow)
+            judge_batch.judge(settings, slow)
     take(settings, "quick", {"NORMAL/x.jpg": resized(1)})
-    record = batches.judge(settings, slow)
-    table = batches.measurements(settings, slow)
+    record = judge_batch.judge(settings, slow)
+    table = judge_batch.measurements(settings, slow)
     assert record.counts == {"accepted": {"NORMAL": 1}, "duplicate": {"NORMAL": 1}}
     assert table["verdict"].value_counts().to_dict() == {"accepted": 1, "duplicate": 1}
 

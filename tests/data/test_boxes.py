@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_ml.data import images
-from cxr_ml.data.boxes import white_box
+from cxr_ml.imaging import measure
+from cxr_ml.imaging.white_box import white_box
 from cxr_ml.settings import Settings
 
 LIMIT = 0.005
@@ -223,7 +223,7 @@ def test_pictures_of_any_shape_can_be_asked(shape):
 
 
 def measured_box(path):
-    return images.measure(path.read_bytes(), Settings())[0]["white_box"]
+    return measure.measure_image(path.read_bytes(), Settings())[0]["white_box"]
 
 
 @pytest.mark.xrays
@@ -254,7 +254,7 @@ def resized(picture, side):
 
 
 def looked_at(picture):
-    return white_box(images.shrink(picture, images.SMALL)) >= LIMIT
+    return white_box(measure.shrink(picture, measure.SMALL)) >= LIMIT
 
 
 @pytest.mark.xrays

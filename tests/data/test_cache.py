@@ -13,7 +13,7 @@ import pytest
 from drop_samples import csv, ingested, png, put_drop
 from test_archives import packed, put
 
-from cxr_ml.data import archives, cache, drops, inbox, ingest, matching
+from cxr_ml.ingest import archives, cache, inbox, ingest_drop, label_matching, labels
 
 pytestmark = pytest.mark.usefixtures("handful")
 
@@ -34,7 +34,7 @@ def calls(monkeypatch):
     def counting(name, whole):
         return lambda *args: (counted.append(name), whole(*args))[1]
 
-    for module, name in ((inbox, "_list"), (archives, "unpack"), (matching, "match")):
+    for module, name in ((inbox, "_list"), (archives, "unpack"), (label_matching, "match")):
         monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
     return counted
 
@@ -47,7 +47,7 @@ def aged(root: Path) -> Path:
 
 
 def files(settings, drop="drop"):
-    with drops.opened(settings, drop) as (_, entries):
+    with labels.opened(settings, drop) as (_, entries):
         return [e.file for e in entries]
 
 
@@ -58,11 +58,11 @@ def left(settings):
 def test_all_shards_of_a_drop_share_one_listing_and_one_reading_of_its_table(small, calls):
     rows = [f"NORMAL/{n}.png,normal,P000{n}" for n in range(4)]
     aged(put_drop(small, "drop", FILES | {"labels.csv": csv(*rows, header="filename,label,patient")}))
-    plan = ingest.plan(small, "drop")
+    plan = ingest_drop.plan(small, "drop")
     assert len(plan) == 3
     for shard in plan:
         assert left(small)
-        ingest.ingest_shard(small, shard)
+        ingest_drop.ingest_shard(small, shard)
     assert calls == ["_list", "match"]
     assert left(small) == []
     assert set(ingested(small, plan[0].batch)["verdict"]) == {"accepted"}
@@ -70,9 +70,9 @@ def test_all_shards_of_a_drop_share_one_listing_and_one_reading_of_its_table(sma
 
 def test_an_archive_is_unpacked_once_for_all_its_shards(small, calls):
     put(small, packed(FILES, "drop.tgz"), "drop.tgz")
-    plan = ingest.plan(small, "drop.tgz")
+    plan = ingest_drop.plan(small, "drop.tgz")
     for shard in plan:
-        ingest.ingest_shard(small, shard)
+        ingest_drop.ingest_shard(small, shard)
     assert len(plan) == 2 and calls == ["unpack"] and left(small) == []
 
 
@@ -105,19 +105,19 @@ def test_another_archive_of_the_same_name_is_opened_anew(small, calls):
 
 def test_a_prefix_in_s3_is_listed_once_for_the_shards_of_a_run_and_anew_by_the_next_run(small, calls):
     away = small.model_copy(update={"inbox": f"s3://{small.bucket}/inbox"})
-    client = drops.store.client(small.s3_endpoint_url)
+    client = labels.store.client(small.s3_endpoint_url)
     for n in range(3):
         client.put_object(Bucket=small.bucket, Key=f"inbox/drop/NORMAL/{n}.png", Body=png(n))
-    plan = ingest.plan(away, "drop")
+    plan = ingest_drop.plan(away, "drop")
     client.put_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/late.png", Body=png(9))
     for shard in plan:
-        ingest.ingest_shard(away, shard)
+        ingest_drop.ingest_shard(away, shard)
     assert len(plan) == 2 and calls == ["_list"]
     assert list(ingested(away, plan[0].batch).index) == ["NORMAL/0.png", "NORMAL/1.png", "NORMAL/2.png"]
-    again = ingest.plan(away, "drop")
+    again = ingest_drop.plan(away, "drop")
     assert again[0].batch != plan[0].batch and calls == ["_list", "_list"]
     client.delete_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/0.png")
-    whole = ingest.ingest(away, "drop")
+    whole = ingest_drop.ingest(away, "drop")
     assert list(ingested(away, whole).index) == ["NORMAL/1.png", "NORMAL/2.png", "NORMAL/late.png"]
 
 
@@ -126,8 +126,8 @@ def test_a_table_is_read_anew_for_other_settings(small, calls):
     said = []
     for salt in ("one", "one", "other"):
         own = small.model_copy(update={"patient_salt": salt})
-        with drops.opened(own, "drop") as (_, entries):
-            said.append(drops.labels(own, "drop", entries)["patient"].iat[0])
+        with labels.opened(own, "drop") as (_, entries):
+            said.append(labels.read_labels(own, "drop", entries)["patient"].iat[0])
     assert said[0] == said[1] != said[2] and calls == ["_list", "match", "match"]
 
 
@@ -141,13 +141,13 @@ def test_of_many_that_begin_at_the_same_time_one_unpacks(small, calls):
 KILLED = """
 import os, signal
 from cxr_ml import settings
-from cxr_ml.data import archives, drops
+from cxr_ml.ingest import archives, labels
 def half(settings, path, target, drop):
     target.write(b"half of it")
     target.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 archives.unpack = half
-with drops.opened(settings.load(), "drop.tgz"): pass
+with labels.opened(settings.load(), "drop.tgz"): pass
 """
 
 
@@ -162,12 +162,12 @@ def test_what_a_killed_run_left_half_done_is_not_believed_and_removed(small, cal
 def test_what_nobody_uses_any_more_is_removed_by_the_next_run_and_what_is_in_use_is_not(small):
     put(small, packed(FILES, "a.tgz"), "a.tgz")
     put_drop(small, "b", FILES)
-    with drops.opened(small, "a.tgz") as (_, entries):
+    with labels.opened(small, "a.tgz") as (_, entries):
         folder, old = entries.cache, time.time() - 10_000
         os.utime(folder, (old, old))
         cache.forget(small, "a.tgz")
         files(small, "b")
-        assert drops.read(small, entries[0]) == png(0)
+        assert labels.read(small, entries[0]) == png(0)
     os.utime(folder, (old, old))
     files(small, "b")
     assert not folder.exists()

@@ -15,8 +15,8 @@ from pydicom.pixels.decoders.base import Decoder
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from cxr_ml.data import dicom as dicoms
-from cxr_ml.data import images
+from cxr_ml.imaging import dicom as dicoms
+from cxr_ml.imaging import measure
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings()
@@ -25,12 +25,12 @@ SAMPLES = Path(pydicom.data.__file__).parent / "test_files"
 
 
 def shown(data, settings=SETTINGS):
-    return images.open_image(data, settings).pixels
+    return measure.open_image(data, settings).pixels
 
 
 def refused(data, settings=SETTINGS):
-    with pytest.raises(images.BadImage) as caught:
-        images.open_image(data, settings)
+    with pytest.raises(measure.BadImage) as caught:
+        measure.open_image(data, settings)
     assert "Received: " in str(caught.value)
     return caught.value.code
 
@@ -100,7 +100,7 @@ def test_monochrome1_is_inverted():
 def test_eight_and_sixteen_bits_signed_and_not_show_low_as_dark_and_high_as_bright(kind):
     info = np.iinfo(kind)
     pixels = np.linspace(info.min, info.max, 256 * 4).reshape(32, 32).astype(kind)
-    opened = images.open_image(dicom(pixels), SETTINGS)
+    opened = measure.open_image(dicom(pixels), SETTINGS)
     assert (opened.format, opened.mode, opened.bits) == ("dicom", "MONOCHROME2", info.bits)
     assert np.abs(opened.pixels - np.linspace(0, 255, 1024).reshape(32, 32)).max() <= 1
 
@@ -128,8 +128,8 @@ def test_padding_is_black_and_does_not_narrow_the_range(photometric, kind, paddi
     ],
 )  # fmt: skip
 def test_every_way_to_write_the_same_pixels_shows_the_same_and_has_the_same_hash(name):
-    measured, stored = images.measure((SAMPLES / f"{name}.dcm").read_bytes(), SETTINGS)
-    same, _ = images.measure((SAMPLES / "MR_small.dcm").read_bytes(), SETTINGS)
+    measured, stored = measure.measure_image((SAMPLES / f"{name}.dcm").read_bytes(), SETTINGS)
+    same, _ = measure.measure_image((SAMPLES / "MR_small.dcm").read_bytes(), SETTINGS)
     assert measured["sha256"] == same["sha256"] == hashlib.sha256(stored).hexdigest()
 
 
@@ -181,16 +181,16 @@ def test_a_file_without_any_preamble_and_meta_header_is_read():
 
 def test_stored_is_a_grey_png_of_the_picture_that_was_measured():
     data = dicom(RAMP, 12, **PERSON)
-    measured, stored = images.measure(data, SETTINGS)
+    measured, stored = measure.measure_image(data, SETTINGS)
     assert (measured["format"], measured["width"], measured["bytes"]) == ("dicom", 64, len(data))
     assert (Image.open(io.BytesIO(stored)).format, Image.open(io.BytesIO(stored)).mode) == ("PNG", "L")
-    np.testing.assert_array_equal(images.decode_grey(stored), shown(data))
-    assert images.clean(stored, "png") == stored
+    np.testing.assert_array_equal(measure.decode_grey(stored), shown(data))
+    assert measure.clean(stored, "png") == stored
 
 
 def test_the_header_changes_neither_the_bytes_stored_nor_their_hash():
     other = dicom(RAMP, 12, PatientID="other", StudyDescription="another study")
-    assert images.measure(dicom(RAMP, 12, **PERSON), SETTINGS)[1] == images.measure(other, SETTINGS)[1]
+    assert measure.measure_image(dicom(RAMP, 12, **PERSON), SETTINGS)[1] == measure.measure_image(other, SETTINGS)[1]
 
 
 # What is refused
@@ -299,9 +299,9 @@ def test_random_damage_is_measured_or_refused_but_never_another_error():
             for at in rng.integers(128, len(data), 3):
                 damaged[at] = rng.integers(256)
             try:
-                images.open_image(bytes(damaged), SETTINGS)
+                measure.open_image(bytes(damaged), SETTINGS)
                 outcomes.add("opened")
-            except images.BadImage as error:
+            except measure.BadImage as error:
                 outcomes.add(error.code)
             dicoms.facts(bytes(damaged))
     assert {"opened", "unreadable"} <= outcomes

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_ml.data import drift
+from cxr_ml.dataset import drift
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_ml.data import duplicates, fine_hashes, images, turned
+from cxr_ml.imaging import measure
 from cxr_ml.settings import Settings
+from cxr_ml.validation.duplicates import bit_hashes, orientations, search
 
 SETTINGS = Settings()
 SIZE = 320
-NO_MARGINS = duplicates.inner_of(pd.Series([], dtype=object))
+NO_MARGINS = search.inner_of(pd.Series([], dtype=object))
 
 
 def film(seed):
@@ -38,19 +39,19 @@ def asked(pictures, known=(), index=None, settings=SETTINGS):
         return pd.DataFrame(
             {
                 "sha256": [n for n, _ in named],
-                "phash": [images.perceptual_hash(p) for _, p in named],
-                "fine_hash": [images.fine_hash(p) for _, p in named],
-                "inner_hash": [images.inner_hash(p) for _, p in named],
+                "phash": [measure.perceptual_hash(p) for _, p in named],
+                "fine_hash": [measure.fine_hash(p) for _, p in named],
+                "inner_hash": [measure.inner_hash(p) for _, p in named],
                 "label": "NORMAL",
                 "format": "png",
             },
-            columns=["sha256", *duplicates.HASHES, "label", "format"],
+            columns=["sha256", *search.HASHES, "label", "format"],
         )
 
     frame = rows(pictures)
     if index is not None:
         frame.index = index
-    return duplicates.find(frame, rows(list(known)), everything.__getitem__, settings)
+    return search.find(frame, rows(list(known)), everything.__getitem__, settings)
 
 
 def jpeg(picture, quality):
@@ -99,7 +100,7 @@ def test_the_whole_picture_is_near_to_its_crop_that_came_earlier(change):
 def test_a_fine_hash_is_stretched_by_one_pixel_at_some_edges_and_first_sideways_only():
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (3, 32, 32), np.uint8)
-    ways = fine_hashes.stretched(np.packbits(bits).view(np.uint64).reshape(3, 16))
+    ways = bit_hashes.stretched(np.packbits(bits).view(np.uint64).reshape(3, 16))
     pixels = np.unpackbits(np.ascontiguousarray(ways.transpose(0, 2, 1)).view(np.uint8)).reshape(-1, 3, 32, 32)
     edge = np.arange(32)
 
@@ -125,7 +126,7 @@ def test_the_same_bytes_are_exact_and_need_no_pixels():
         {"sha256": ["a", "b", "b"], "phash": ["0" * 16, "f" * 16, "f" * 16], "fine_hash": "", "format": "png"}
     )
     known = frame.iloc[:1]
-    found = duplicates.find(frame, known, lambda sha: pytest.fail(f"{sha} was loaded"), Settings(duplicate_bits=0))
+    found = search.find(frame, known, lambda sha: pytest.fail(f"{sha} was loaded"), Settings(duplicate_bits=0))
     assert list(found["duplicate_of"]) == ["a", "", "b"]
     assert list(found["duplicate_kind"]) == ["exact", "", "exact"]
 
@@ -156,14 +157,14 @@ def test_blank_pictures_are_not_duplicates_of_each_other():
 def test_pixels_are_loaded_for_candidates_alone_and_once_each():
     loaded = []
     pictures = {f"film{i}": film(i) for i in range(12)} | {"copy": jpeg(film(3), 60)}
-    frame = pd.DataFrame({"sha256": list(pictures), "phash": [images.perceptual_hash(p) for p in pictures.values()]})
-    frame["fine_hash"] = [images.fine_hash(p) for p in pictures.values()]
+    frame = pd.DataFrame({"sha256": list(pictures), "phash": [measure.perceptual_hash(p) for p in pictures.values()]})
+    frame["fine_hash"] = [measure.fine_hash(p) for p in pictures.values()]
 
     def load(sha):
         loaded.append(sha)
         return pictures[sha]
 
-    duplicates.find(frame, frame.iloc[:0], load, Settings(duplicate_bits=3, duplicate_correlation=0.92))
+    search.find(frame, frame.iloc[:0], load, Settings(duplicate_bits=3, duplicate_correlation=0.92))
     assert {"film3", "copy"} <= set(loaded)
     assert len(loaded) == len(set(loaded)) < len(pictures)
 
@@ -174,10 +175,10 @@ def test_a_drop_that_is_one_picture_over_and_over_names_the_likest_few_whatever_
     fine[0] ^= np.uint64(1) << rng.integers(0, 64, 200, dtype=np.uint64)
     fine[:, 50] = 0  # unknown: never left out
     hashes = np.full(200, 7, np.uint64)
-    found = list(duplicates.candidates(hashes, fine, 0, 19, NO_MARGINS))
-    monkeypatch.setattr(duplicates, "_BLOCK", (16, 32))
-    monkeypatch.setattr(duplicates, "_HELD", 100)
-    assert list(duplicates.candidates(hashes, fine, 0, 19, NO_MARGINS)) == found
+    found = list(search.candidates(hashes, fine, 0, 19, NO_MARGINS))
+    monkeypatch.setattr(search, "_BLOCK", (16, 32))
+    monkeypatch.setattr(search, "_HELD", 100)
+    assert list(search.candidates(hashes, fine, 0, 19, NO_MARGINS)) == found
     pairs = dict(found)
     assert [len(pairs[i]) for i in (1, 16, 49, 150, 199)] == [1, 16, 16, 17, 17]
     assert len(pairs[50]) == 50 and all((50, 0) in pairs[i] for i in range(51, 200))
@@ -187,9 +188,9 @@ def test_a_drop_that_is_one_picture_over_and_over_names_the_likest_few_whatever_
 
 def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
     pictures = [film(i) for i in range(6)] + [film(i)[:, ::-1] for i in range(3)] + [crop(film(4), 0.03, 0, 0, 0.03)]
-    hexes = [(images.perceptual_hash(p), images.fine_hash(p)) for p in pictures]
-    fine = duplicates._words(pd.Series([f for _, f in hexes]))
-    ways = {way: fine_hashes.stretched(turned.turn_fine(fine, way)) for way in turned.UPRIGHT}
+    hexes = [(measure.perceptual_hash(p), measure.fine_hash(p)) for p in pictures]
+    fine = search._words(pd.Series([f for _, f in hexes]))
+    ways = {way: bit_hashes.stretched(orientations.turn_fine(fine, way)) for way in orientations.UPRIGHT}
     bits = SETTINGS.duplicate_bits
     expected = {}
     for i in range(2, len(hexes)):
@@ -201,10 +202,10 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
                     sum((int(a) ^ int(b)).bit_count() for a, b in zip(moved[:, i], fine[j], strict=True))
                     for moved in stretched
                 )
-                if coarse <= bits and apart <= fine_hashes.FINE_BITS:
+                if coarse <= bits and apart <= bit_hashes.FINE_BITS:
                     expected.setdefault(i, set()).add((j, way))
     hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
-    found = duplicates.candidates(hashes, np.ascontiguousarray(fine.T), 2, bits, NO_MARGINS)
+    found = search.candidates(hashes, np.ascontiguousarray(fine.T), 2, bits, NO_MARGINS)
     assert {i: set(pairs) for i, pairs in found} == expected
     assert {(6, 0, 1), (7, 1, 1), (8, 2, 1), (9, 4, 0)} <= {(i, *p) for i in expected for p in expected[i]}
 
@@ -215,7 +216,7 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
 def test_crops_of_real_films_by_3_percent_are_found_and_the_films_among_their_crops(sides):
     folder = Path(os.environ["CXR_XRAYS"]) / "drops/2026-01-05/test"
     paths = [p for label in ("COVID19", "NORMAL", "PNEUMONIA") for p in sorted((folder / label).iterdir())[:20]]
-    whole = [images.measure_and_decode(p.read_bytes(), SETTINGS)[1] for p in paths]
+    whole = [measure.measure_and_decode(p.read_bytes(), SETTINGS)[1] for p in paths]
     films = [(f"whole{i}", film) for i, film in enumerate(whole)]
     crops = [(f"crop{i}", jpeg(crop(film, *sides), 90)) for i, film in enumerate(whole)]
     assert (asked(crops, films)["duplicate_of"].to_numpy() == [n for n, _ in films]).mean() >= 0.98
@@ -233,8 +234,8 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_mer
         *sorted((folder / "drops/2026-01-12/images").iterdir()),
     ]:
         try:
-            measured, cleaned = images.measure(path.read_bytes(), Settings())
-        except images.BadImage:
+            measured, cleaned = measure.measure_image(path.read_bytes(), Settings())
+        except measure.BadImage:
             continue
         data[measured["sha256"]] = cleaned
         rows.append({"path": path.relative_to(folder / "drops").as_posix(), **measured})
@@ -242,15 +243,15 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_mer
     first, second = (table[table["path"].str.startswith(d)] for d in ("2026-01-05", "2026-01-12"))
 
     def load(sha):
-        return images.decode_grey(data[sha])
+        return measure.decode_grey(data[sha])
 
-    inside = duplicates.find(first, first.iloc[:0], load, SETTINGS)
+    inside = search.find(first, first.iloc[:0], load, SETTINGS)
     # One film of the public set is there twice: plain in test/, with arrows and a date in train/. Another one is
     # cropped by more than 3 % in test/, so it may be found or not.
     again = set(first["path"][inside["duplicate_of"] != ""])
     assert again - {"2026-01-05/train/COVID19/469.jpg"} == {"2026-01-05/train/COVID19/422.JPG"}
 
-    found = duplicates.find(second, first, load, SETTINGS)
+    found = search.find(second, first, load, SETTINGS)
     names = second["path"].str.split("/").str[-1]
     kinds = dict(zip(names, found["duplicate_kind"], strict=True))
     marked = {n for n, kind in kinds.items() if kind}
@@ -263,10 +264,10 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_mer
 
 
 def test_a_copy_is_found_among_any_number_of_images_whose_fine_hash_was_never_measured():
-    known = {f"film{i}": film(i) for i in range(duplicates.CONFIRMED + 8)}
+    known = {f"film{i}": film(i) for i in range(search.CONFIRMED + 8)}
     # All within the radius of each other's hashes: only pixels can tell which one it is.
     rows = pd.DataFrame({"sha256": list(known), "phash": "0" * 16, "fine_hash": ""})
-    copy = rows.iloc[[-1]].assign(sha256="copy", fine_hash=images.fine_hash(jpeg(film(len(known) - 1), 60)))
+    copy = rows.iloc[[-1]].assign(sha256="copy", fine_hash=measure.fine_hash(jpeg(film(len(known) - 1), 60)))
     pictures = known | {"copy": jpeg(film(len(known) - 1), 60)}
-    found = duplicates.find(copy, rows, pictures.__getitem__, SETTINGS)
+    found = search.find(copy, rows, pictures.__getitem__, SETTINGS)
     assert found["duplicate_of"].to_list() == [rows["sha256"].iloc[-1]]

@@ -11,7 +11,8 @@ from drop_samples import encoded, film, png
 from typer.testing import CliRunner
 
 from cxr_ml.cli import app
-from cxr_ml.data import images, ingest
+from cxr_ml.imaging import measure
+from cxr_ml.ingest import ingest_drop
 from cxr_ml.settings import Settings
 
 
@@ -63,8 +64,8 @@ def test_a_folder_is_measured_as_ingest_does_each_file_with_its_reason(folder):
     status, out, _ = call("films", "--json")
     rows = {row["file"]: row for row in json.loads(out)}
     assert status == 0 and {f: r["reasons"] for f, r in rows.items()} == REASONS
-    assert list(rows["films/a.png"]) == list(ingest.COLUMNS)
-    measured = images.measure(png(1), Settings())[0]
+    assert list(rows["films/a.png"]) == list(ingest_drop.COLUMNS)
+    measured = measure.measure_image(png(1), Settings())[0]
     assert {name: rows["films/a.png"][name] for name in measured} == measured
     assert rows["films/page.png"]["mean"] is None and rows["films/page.png"]["verdict"] == "quarantined"
 
@@ -72,7 +73,7 @@ def test_a_folder_is_measured_as_ingest_does_each_file_with_its_reason(folder):
 def test_a_link_is_followed_where_it_is_named_and_files_and_folders_may_be_mixed(folder):
     _, out, _ = call("films/link.png", "films/deep", "--json")
     linked, deep = json.loads(out)
-    assert linked["sha256"] == images.measure(png(5), Settings())[0]["sha256"]
+    assert linked["sha256"] == measure.measure_image(png(5), Settings())[0]["sha256"]
     assert deep["file"] == "films/deep/b.jpg"
 
 
@@ -83,7 +84,7 @@ def test_a_parquet_file_holds_the_same_table_however_it_was_cut(folder, monkeypa
     unread = {"empty_file": 1, "not_an_image": 1, "special_file": 1, "symlink": 1}
     assert json.loads(out) == {"files": 8, "unread": unread, "out": "t.parquet"}
     table = pd.read_parquet("t.parquet")
-    assert list(table.columns) == list(ingest.COLUMNS)
+    assert list(table.columns) == list(ingest_drop.COLUMNS)
     assert {f: list(r) for f, r in zip(table["file"], table["reasons"], strict=True)} == REASONS
 
 
@@ -93,7 +94,7 @@ def test_a_csv_file_can_be_opened_in_a_spreadsheet_and_runs_nothing(folder):
         rows = list(csv_module.DictReader(file))
     assert rows[0]["file"] == "'=cmd().png"
     assert {r["file"]: r["reasons"].split() for r in rows[1:]} == REASONS
-    assert float(rows[1]["mean"]) == images.measure(png(1), Settings())[0]["mean"]
+    assert float(rows[1]["mean"]) == measure.measure_image(png(1), Settings())[0]["mean"]
     assert not [c for row in rows for c in row.values() if c.startswith(("=", "+", "-", "@"))]
 
 

@@ -30,20 +30,22 @@ from PIL import Image
 from request_counter import counted
 
 from cxr_ml import store
-from cxr_ml.data import dataset, files, images, ingest, quarantine, reasons, rulings, thumbnails, versions
-from cxr_ml.data import rule as stage
+from cxr_ml.dataset import diff, versions
 from cxr_ml.errors import Refused
+from cxr_ml.imaging import measure
+from cxr_ml.ingest import ingest_drop, process_file
 from cxr_ml.records import Dataset, Ruling
+from cxr_ml.validation import add_ruling, quarantine, reasons, rulings, thumbnails
 
 pytestmark = pytest.mark.usefixtures("handful")
 
 
 def rule(settings, name, action="release", label="", why="seen by two readers", **more):
-    return stage.rule(settings, dataset.withheld(settings), name, action, "dr.a", why, label, **more)
+    return add_ruling.rule(settings, versions.withheld(settings), name, action, "dr.a", why, label, **more)
 
 
 def releasable(settings, reason, **more):
-    return stage.releasable(settings, dataset.withheld(settings), reason, **more)
+    return add_ruling.releasable(settings, versions.withheld(settings), reason, **more)
 
 
 def labels(table):
@@ -144,20 +146,20 @@ def test_an_empty_store_has_nothing_refused(settings):
 def test_a_released_image_enters_the_next_dataset_and_the_ruling_is_on_record(small):
     take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
     first = built(small)
-    assert dataset.pending(small) == 0
+    assert versions.pending(small) == 0
     ruling, notes = rule(small, "boxed.png")
-    assert notes == [] and dataset.pending(small) == 1
+    assert notes == [] and versions.pending(small) == 1
     assert store.load(small, "rulings/00001.json", Ruling) == ruling
     assert (ruling.number, ruling.action, ruling.label, ruling.by) == (1, "release", "NORMAL", "dr.a")
     assert (ruling.reasons, ruling.why) == (("white_box",), "seen by two readers")
     second = built(small)
-    record = dataset.latest(small)
+    record = versions.latest(small)
     assert set(second["sha256"]) - set(first["sha256"]) == {ruling.sha256}
-    assert (record.parent, record.rulings, dataset.pending(small)) == (1, 1, 0)
+    assert (record.parent, record.rulings, versions.pending(small)) == (1, 1, 0)
     assert split_of(second).items() >= split_of(first).items()
     before = snapshot(small)
-    assert dataset.build(small) == (record, False) and snapshot(small) == before
-    assert dataset.load(small, 1).rulings == 0
+    assert versions.build(small) == (record, False) and snapshot(small) == before
+    assert versions.load(small, 1).rulings == 0
 
 
 def test_a_relabelled_image_changes_its_label_and_keeps_its_split(small):
@@ -166,7 +168,7 @@ def test_a_relabelled_image_changes_its_label_and_keeps_its_split(small):
     rule(small, "test/NORMAL/x.png", "relabel", "covid")
     second = built(small)
     assert (labels(second)[sha(1)], split_of(second)[sha(1)]) == ("COVID19", "test")
-    changes = versions.diff(small, 1, 2)
+    changes = diff.compare_datasets(small, 1, 2)
     assert changes[["change", "label_before", "label"]].values.tolist() == [["relabelled", "NORMAL", "COVID19"]]
 
 
@@ -268,7 +270,7 @@ def test_all_that_was_refused_for_one_reason_is_released_each_by_a_ruling_of_its
     assert releasable(small, "unknown_label")[1] == {"have no single label": 1}
     assert releasable(small, "white_box", label="covid")[0]["file"].tolist() == ["train/COVID19/b.png"]
     assert releasable(small, "white_box", drop="week-2")[0].empty
-    ruled = stage.release_all(small, rows, "dr.a", "collimators")
+    ruled = add_ruling.release_all(small, rows, "dr.a", "collimators")
     assert [(r.number, r.action) for r in ruled] == [(2, "release"), (3, "release")]
     frame = quarantine.files(small)
     assert set(frame.loc[frame["sha256"].isin(rows["sha256"]), "now"]) == {"NORMAL", "COVID19"}
@@ -304,7 +306,7 @@ def test_what_cannot_be_ruled_is_refused_with_a_sentence_and_nothing_is_written(
             rule(small, name, action, label)
     for by, why in (("dr.a", " "), (" ", "a reason"), ("", "")):
         with pytest.raises(Refused, match="needs a reason"):
-            stage.rule(small, (), "tb.png", "relabel", by, why, "NORMAL")
+            add_ruling.rule(small, (), "tb.png", "relabel", by, why, "NORMAL")
     assert snapshot(small) == before
 
 
@@ -331,7 +333,7 @@ def test_a_ruling_whose_batch_is_gone_stops_the_dataset(small):
     )
     overwrite(small, "rulings/00001.json", lost.to_bytes())
     with pytest.raises(Refused, match=r"Ruling 1 is on .x\.png. of batch .lost."):
-        dataset.build(small)
+        versions.build(small)
 
 
 # One picture, one label, one split
@@ -419,7 +421,7 @@ def test_datasets_built_with_the_same_rulings_elsewhere_are_the_same_bytes(small
 def test_records_from_before_there_were_rulings_still_load(settings):
     old = b'{"dataset": 1, "parent": null, "batches": [], "counts": {}, "manifest_sha256": "a"}'
     overwrite(settings, "datasets/1/dataset.json", old)
-    record = dataset.load(settings, 1)
+    record = versions.load(settings, 1)
     assert isinstance(record, Dataset) and (record.rulings, record.withheld, record.shortcuts) == (0, (), ())
 
 
@@ -438,21 +440,21 @@ def test_each_refused_image_has_a_small_picture_without_metadata_and_no_accepted
     with Image.open(io.BytesIO(data)) as small:
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (171, 256))
         assert set(small.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-    image = store.get(settings, ingest.image_key(picture, "png"))
+    image = store.get(settings, ingest_drop.image_key(picture, "png"))
     assert thumbnails.make(image, settings) == data
 
 
 @pytest.mark.parametrize("size", [(300, 200), (600, 400), (2100, 1400)])
 def test_a_large_jpeg_is_decoded_in_part_and_its_thumbnail_looks_the_same(settings, size, monkeypatch):
     data = encoded(np.asarray(Image.fromarray(film(1)).resize(size)), "JPEG", quality=95)
-    shapes, opened = [], images.open_image
+    shapes, opened = [], measure.open_image
 
     def noted(*args):
         found = opened(*args)
         shapes.append(max(found.pixels.shape))
         return found
 
-    monkeypatch.setattr(images, "open_image", noted)
+    monkeypatch.setattr(measure, "open_image", noted)
     thumbnail = Image.open(io.BytesIO(thumbnails.make(data, settings)))
     assert thumbnail.size == (256, round(256 * size[1] / size[0])) and 256 <= shapes[0] < 640
     whole = Image.open(io.BytesIO(data)).resize(thumbnail.size, Image.Resampling.BOX)
@@ -496,11 +498,11 @@ def test_what_turns_out_to_be_one_group_in_two_splits_stays_in_the_stricter_and_
     take(small, "week-2", {"a.jpg": resized(1), "b.jpg": resized(2), "labels.csv": rows})
     second = split_of(built(small))
     assert second[sha(1)] == "test" and sha(2) not in second
-    assert dataset.latest(small).withheld == (sha(2),)
+    assert versions.latest(small).withheld == (sha(2),)
     take(small, "week-3", {"train/NORMAL/z.png": png(3)})
     third = split_of(built(small))
-    assert sha(2) not in third and dataset.latest(small).withheld == (sha(2),)
-    assert (versions.diff(small, 1, 3)["change"] != "moved").all()
+    assert sha(2) not in third and versions.latest(small).withheld == (sha(2),)
+    assert (diff.compare_datasets(small, 1, 3)["change"] != "moved").all()
     with pytest.raises(Refused, match="stays out for good"):
         rule(small, sha(2), "relabel", "COVID19")
 
@@ -515,7 +517,7 @@ def test_a_diff_names_what_was_added_removed_and_relabelled(small):
     rule(small, "train/NORMAL/x.png", "withdraw")
     rule(small, "train/NORMAL/y.png", "relabel", "PNEUMONIA")
     built(small)
-    found = versions.diff(small, 1, 2).set_index("change")
+    found = diff.compare_datasets(small, 1, 2).set_index("change")
     assert found["sha256"].to_dict() == {"added": sha(3), "removed": sha(1), "relabelled": sha(2)}
     assert found.loc["added", ["label", "label_before", "split_before", "batch"]].tolist() == [
         "COVID19",
@@ -524,21 +526,21 @@ def test_a_diff_names_what_was_added_removed_and_relabelled(small):
         second,
     ]
     assert found.loc["removed", ["label", "split"]].tolist() == ["NORMAL", "train"]
-    back = versions.diff(small, 2, 1)
-    assert set(back["change"]) == {"added", "removed", "relabelled"} and versions.diff(small, 2, 2).empty
-    assert dataset.numbers(small) == [1, 2]
+    back = diff.compare_datasets(small, 2, 1)
+    assert set(back["change"]) == {"added", "removed", "relabelled"} and diff.compare_datasets(small, 2, 2).empty
+    assert versions.numbers(small) == [1, 2]
 
 
 def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(small):
     take(small, "week-1", week(100))
-    record, _ = dataset.build(small)
-    table = dataset.manifest(small, record)
+    record, _ = versions.build(small)
+    table = versions.manifest(small, record)
     one = table["sha256"][table["split"] == "train"].iloc[0]
-    forged = ingest.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
+    forged = ingest_drop.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
     overwrite(small, "datasets/2/manifest.parquet", forged)
     changed = {"dataset": 2, "manifest_sha256": hashlib.sha256(forged).hexdigest()}
     overwrite(small, "datasets/2/dataset.json", record.model_copy(update=changed).to_bytes())
-    assert versions.diff(small, 1, 2)[["change", "sha256", "split"]].values.tolist() == [["moved", one, "test"]]
+    assert diff.compare_datasets(small, 1, 2)[["change", "sha256", "split"]].values.tolist() == [["moved", one, "test"]]
 
 
 @pytest.mark.parametrize(
@@ -575,7 +577,7 @@ def test_a_suite_that_is_none_is_refused_where_a_file_is_asked_about(settings, t
 
 def test_every_code_that_a_drop_can_give_a_file_has_words():
     codes = ["name_too_long", "duplicate_name", "special_file", "encrypted", "unsupported_compression", "unknown_split"]
-    for code in [*codes, *files.CRASHED["unread"]]:
+    for code in [*codes, *process_file.CRASHED["unread"]]:
         assert len(reasons.explain(code, {}, "", None)) > len(code) + 5
 
 

@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 from drop_samples import judged, verdicts
 
-from cxr_ml.data import batches, dataset, images, ingest
+from cxr_ml.dataset import versions
+from cxr_ml.imaging import measure
+from cxr_ml.ingest import ingest_drop
+from cxr_ml.validation import judge_batch
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,9 +66,9 @@ def drops(lasting, folder):
     settings = lasting.model_copy(update={"inbox": str(folder / "drops")})
     records, tables, built = {}, {}, {}
     for name in (FIRST, SECOND):
-        records[name] = batches.judge(settings, ingest.ingest(settings, name))
+        records[name] = judge_batch.judge(settings, ingest_drop.ingest(settings, name))
         tables[name] = judged(settings, records[name].batch)
-        built[name] = dataset.manifest(settings, dataset.build(settings)[0])
+        built[name] = versions.manifest(settings, versions.build(settings)[0])
     return settings, records, tables, built
 
 
@@ -137,7 +140,7 @@ def test_white_boxes_on_films_that_a_person_judged_are_told_apart(drops, folder)
     seen = pd.read_csv(folder / "white_box.csv")
     measured = tables[FIRST]["white_box"].rename(lambda file: f"drops/{FIRST}/{file}").to_dict()
     for path in set(seen["path"]) - set(measured):
-        measured[path] = images.measure((folder / path).read_bytes(), settings)[0]["white_box"]
+        measured[path] = measure.measure_image((folder / path).read_bytes(), settings)[0]["white_box"]
     found = seen["path"].map(measured) > LIMIT
     assert (len(found), seen["white_box"].sum()) == (156, 39)
     assert found[seen["white_box"] == 1].sum() >= 38

@@ -15,8 +15,9 @@ from drop_samples import csv, elsewhere, ingested, png, put_drop, resized, snaps
 from request_counter import counted
 
 from cxr_ml import store
-from cxr_ml.data import batches, drops, ingest, tables, workers
 from cxr_ml.errors import Refused
+from cxr_ml.ingest import ingest_drop, labels, tables, worker_pool
+from cxr_ml.validation import judge_batch
 
 pytestmark = pytest.mark.usefixtures("handful")
 
@@ -39,78 +40,78 @@ def shards(settings, batch):
 
 def test_shards_are_cut_from_the_listing_alone_and_hold_together_what_one_would(small, settings):
     put_drop(small, "drop", FILES)
-    plan = ingest.plan(small, "drop")
+    plan = ingest_drop.plan(small, "drop")
     assert [(s.drop, s.number, s.of) for s in plan] == [("drop", n, 4) for n in range(4)]
-    batch = ingest.ingest(small, "drop")
+    batch = ingest_drop.ingest(small, "drop")
     assert {s.batch for s in plan} == {batch}
     assert shards(small, batch) == ["00000.parquet", "00001.parquet", "00002.parquet", "00003.parquet"]
     whole = elsewhere(settings)
-    assert ingest.ingest(whole, "drop") == batch and shards(whole, batch) == ["00000.parquet"]
+    assert ingest_drop.ingest(whole, "drop") == batch and shards(whole, batch) == ["00000.parquet"]
     assert ingested(small, batch).to_json() == ingested(whole, batch).to_json()
 
 
 def test_shards_done_one_by_one_in_any_order_give_the_same_store(small):
     put_drop(small, "drop", FILES)
-    ingest.ingest(elsewhere(small), "drop")
+    ingest_drop.ingest(elsewhere(small), "drop")
     told = []
-    for shard in reversed(ingest.plan(small, "drop")):
-        batch = ingest.ingest_shard(small, shard, lambda *done: told.append(done))
-        assert ingest.ingest_shard(small, shard) == batch
+    for shard in reversed(ingest_drop.plan(small, "drop")):
+        batch = ingest_drop.ingest_shard(small, shard, lambda *done: told.append(done))
+        assert ingest_drop.ingest_shard(small, shard) == batch
     assert sorted(told) == [(1, 1), *[(1, 2)] * 3, *[(2, 2)] * 3]
     assert own(small) == snapshot(elsewhere(small))
 
 
 def test_a_very_large_drop_gets_larger_shards_instead_of_more(small, monkeypatch):
-    monkeypatch.setattr(ingest, "MAX_SHARDS", 3)
+    monkeypatch.setattr(ingest_drop, "MAX_SHARDS", 3)
     put_drop(small, "drop", FILES)
-    assert len(ingest.plan(small, "drop")) == 3
-    assert len(ingested(small, ingest.ingest(small, "drop"))) == len(FILES)
+    assert len(ingest_drop.plan(small, "drop")) == 3
+    assert len(ingested(small, ingest_drop.ingest(small, "drop"))) == len(FILES)
 
 
 def test_rows_of_a_labels_csv_are_in_one_shard_each_also_those_without_a_file(small):
     lines = [f"{n}.png,normal" for n in range(5)] + ["0a.png,covid", "9.png,normal", "!.png,covid", "../x.png,normal"]
     put_drop(small, "drop", {f"{n}.png": png(n) for n in range(6)} | {"labels.csv": csv(*lines)})
     (Path(small.inbox) / "drop" / os.fsdecode(b"\xe9.png")).write_bytes(png(7))
-    table = ingested(small, ingest.ingest(small, "drop"))
+    table = ingested(small, ingest_drop.ingest(small, "drop"))
     whole = elsewhere(small).model_copy(update={"shard_files": 100})
-    assert len(shards(small, ingest.ingest(whole, "drop"))) == 4
-    assert verdicts(table) == verdicts(ingested(whole, ingest.ingest(whole, "drop")))
+    assert len(shards(small, ingest_drop.ingest(whole, "drop"))) == 4
+    assert verdicts(table) == verdicts(ingested(whole, ingest_drop.ingest(whole, "drop")))
     assert table.index.is_unique and len(table) == 11
     assert verdicts(table)["0a.png"] == ("quarantined", "file_missing")
 
 
 def test_a_shard_that_is_missing_is_named_and_nothing_is_judged(small):
     put_drop(small, "drop", FILES)
-    plan = ingest.plan(small, "drop")
+    plan = ingest_drop.plan(small, "drop")
     for number in (0, 3):
-        ingest.ingest_shard(small, plan[number])
+        ingest_drop.ingest_shard(small, plan[number])
     before = snapshot(small)
     with pytest.raises(Refused, match=rf"Received: 2; there is no batches/{plan[0].batch}/ingested/00001\.parquet, "):
-        batches.judge(small, plan[0].batch)
+        judge_batch.judge(small, plan[0].batch)
     assert snapshot(small) == before
-    ingest.ingest(small, "drop")
-    assert batches.judge(small, plan[0].batch).counts["accepted"]["NORMAL"] == 5
+    ingest_drop.ingest(small, "drop")
+    assert judge_batch.judge(small, plan[0].batch).counts["accepted"]["NORMAL"] == 5
 
 
 def test_a_batch_that_was_begun_with_other_shards_is_finished_with_those(small, settings):
     put_drop(small, "drop", FILES)
-    ingest.ingest(elsewhere(small), "drop")
-    ingest.ingest_shard(small, ingest.plan(small, "drop")[1])
-    ingest.ingest(settings.model_copy(update={"shard_files": 100}), "drop")
+    ingest_drop.ingest(elsewhere(small), "drop")
+    ingest_drop.ingest_shard(small, ingest_drop.plan(small, "drop")[1])
+    ingest_drop.ingest(settings.model_copy(update={"shard_files": 100}), "drop")
     assert own(small) == snapshot(elsewhere(small))
 
 
 def test_an_archive_is_ingested_in_shards_as_a_folder_is(small):
     root = put_drop(small, "drop", FILES)
-    folder = ingested(small, ingest.ingest(small, "drop"))
+    folder = ingested(small, ingest_drop.ingest(small, "drop"))
     with tarfile.open(f"{root}-packed.tar.gz", "w:gz") as archive:
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
             archive.add(path, path.relative_to(root).as_posix())
     away = elsewhere(small)
-    plan = ingest.plan(away, "drop-packed.tar.gz")
+    plan = ingest_drop.plan(away, "drop-packed.tar.gz")
     assert len(plan) == 4
     for shard in plan:
-        ingest.ingest_shard(away, shard)
+        ingest_drop.ingest_shard(away, shard)
     assert ingested(away, plan[0].batch).to_json() == folder.to_json()
     assert {k for k in own(small) if "images/" in k} == {k for k in snapshot(away) if "images/" in k}
 
@@ -120,19 +121,19 @@ def test_an_archive_is_ingested_in_shards_as_a_folder_is(small):
 
 def test_a_drop_with_other_files_than_when_the_run_began_is_refused(small):
     root = put_drop(small, "drop", FILES)
-    plan = ingest.plan(small, "drop")
+    plan = ingest_drop.plan(small, "drop")
     (root / "NORMAL/late.png").write_bytes(png(9))
     with pytest.raises(Refused, match=r"must not change while it is ingested.*'drop' had other files"):
-        ingest.ingest_shard(small, plan[0])
+        ingest_drop.ingest_shard(small, plan[0])
     assert snapshot(small) == {}
 
 
 @pytest.mark.parametrize("change", ["longer", "newer", "gone"])
 def test_a_file_that_changes_before_it_is_read_is_refused_and_its_shard_not_written(small, change):
     # More than are read ahead.
-    root = put_drop(small, "drop", FILES | {f"PNEUMONIA/{n}.png": png(n) for n in range(10, 20 + workers._AHEAD)})
+    root = put_drop(small, "drop", FILES | {f"PNEUMONIA/{n}.png": png(n) for n in range(10, 20 + worker_pool._AHEAD)})
     last = sorted(root.glob("PNEUMONIA/*.png"))[-1]
-    shard, was = ingest.plan(small, "drop")[-1], last.read_bytes()
+    shard, was = ingest_drop.plan(small, "drop")[-1], last.read_bytes()
 
     def meddle(done, total):
         if done != 1:
@@ -146,7 +147,7 @@ def test_a_file_that_changes_before_it_is_read_is_refused_and_its_shard_not_writ
             os.utime(last, (1_700_000_000, 1_700_000_000))
 
     with pytest.raises(Refused, match=rf"'PNEUMONIA/{last.name}' is not as it was listed.*start a new run"):
-        ingest.ingest(small, "drop", meddle, processes=1)
+        ingest_drop.ingest(small, "drop", meddle, processes=1)
     assert tables.key(shard.batch, shard.number) not in snapshot(small)
 
 
@@ -154,11 +155,11 @@ def test_an_object_that_changes_before_it_is_read_is_refused(settings):
     away = settings.model_copy(update={"inbox": f"s3://{settings.bucket}/inbox", "prefix": "away/"})
     client = store.client(settings.s3_endpoint_url)
     client.put_object(Bucket=settings.bucket, Key="inbox/drop/NORMAL/a.png", Body=png(1))
-    with drops.opened(away, "drop") as (_, (entry,)):
-        assert drops.read(away, entry) == png(1)
+    with labels.opened(away, "drop") as (_, (entry,)):
+        assert labels.read(away, entry) == png(1)
         client.put_object(Bucket=settings.bucket, Key="inbox/drop/NORMAL/a.png", Body=png(2))
         with pytest.raises(Refused, match="not as it was listed"):
-            drops.read(away, entry)
+            labels.read(away, entry)
 
 
 # Requests, counted over all processes
@@ -168,16 +169,16 @@ def test_the_same_drop_again_writes_nothing_and_a_judged_one_is_not_even_looked_
     put_drop(small, "drop", FILES)
     with counted(small.s3_endpoint_url) as (address, asked):
         through = small.model_copy(update={"s3_endpoint_url": address})
-        batch = ingest.ingest(through, "drop")
+        batch = ingest_drop.ingest(through, "drop")
         assert sum(a.startswith("PUT images/") for a in asked) == 6
         assert sum(a.startswith(f"PUT batches/{batch}/ingested/") for a in asked) == 4
         asked.clear()
-        assert ingest.ingest(through, "drop") == batch
+        assert ingest_drop.ingest(through, "drop") == batch
         assert asked and not [a for a in asked if not a.startswith(("GET", "HEAD"))]
         assert not [a for a in asked if "images/" in a]
-        batches.judge(through, batch)
+        judge_batch.judge(through, batch)
         asked.clear()
-        assert ingest.ingest(through, "drop") == batch
+        assert ingest_drop.ingest(through, "drop") == batch
         assert asked == [f"HEAD batches/{batch}/batch.json"]
 
 
@@ -185,14 +186,14 @@ def test_the_same_drop_again_writes_nothing_and_a_judged_one_is_not_even_looked_
 @pytest.mark.processes
 def test_images_of_a_shard_that_was_not_finished_are_not_sent_again(settings):
     put_drop(settings, "drop", {f"NORMAL/{n}.png": png(n) for n in range(40)})
-    batch = ingest.ingest(settings, "drop")
+    batch = ingest_drop.ingest(settings, "drop")
     whole = snapshot(settings)
     table = f"batches/{batch}/ingested/00000.parquet"
     missing = sorted(k for k in whole if k.startswith("images/"))[:3]
     for key in (table, *missing):
         store.client(settings.s3_endpoint_url).delete_object(Bucket=settings.bucket, Key=key)
     with counted(settings.s3_endpoint_url) as (address, asked):
-        ingest.ingest(settings.model_copy(update={"s3_endpoint_url": address}), "drop")
+        ingest_drop.ingest(settings.model_copy(update={"s3_endpoint_url": address}), "drop")
     assert sorted(a for a in asked if a.startswith("PUT")) == [f"PUT {table}", *(f"PUT {k}" for k in missing)]
     assert snapshot(settings) == whole
 
@@ -200,7 +201,7 @@ def test_images_of_a_shard_that_was_not_finished_are_not_sent_again(settings):
 def test_new_images_are_not_asked_for_one_by_one(settings):
     put_drop(settings, "drop", {f"NORMAL/{n}.png": png(n) for n in range(40)})
     with counted(settings.s3_endpoint_url) as (address, asked):
-        ingest.ingest(settings.model_copy(update={"s3_endpoint_url": address}), "drop", processes=1)
+        ingest_drop.ingest(settings.model_copy(update={"s3_endpoint_url": address}), "drop", processes=1)
     assert sum(a.startswith("PUT images/") for a in asked) == 40
     assert sum(a.startswith("HEAD images/") for a in asked) <= 16
 
@@ -208,7 +209,7 @@ def test_new_images_are_not_asked_for_one_by_one(settings):
 def test_beside_images_a_new_drop_costs_three_questions_and_its_tables(settings):
     put_drop(settings, "drop", FILES)
     with counted(settings.s3_endpoint_url) as (address, asked):
-        batch = ingest.ingest(settings.model_copy(update={"s3_endpoint_url": address}), "drop")
+        batch = ingest_drop.ingest(settings.model_copy(update={"s3_endpoint_url": address}), "drop")
     lists = ["GET "] * 2
     assert [a for a in asked if "images/" not in a] == [
         f"HEAD batches/{batch}/batch.json", *lists, f"PUT batches/{batch}/ingested/00000.parquet"
@@ -225,7 +226,7 @@ def test_the_processes_reach_the_store_with_the_credentials_that_this_one_was_gi
     )
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "wrong")
-    rows = ingested(settings, ingest.ingest(settings.model_copy(update={"s3_endpoint_url": None}), "drop"))
+    rows = ingested(settings, ingest_drop.ingest(settings.model_copy(update={"s3_endpoint_url": None}), "drop"))
     assert (rows["verdict"] == "accepted").sum() == 6
 
 
@@ -233,9 +234,10 @@ def test_the_processes_reach_the_store_with_the_credentials_that_this_one_was_gi
 
 TAKE = """
 from cxr_ml import settings
-from cxr_ml.data import batches, ingest
+from cxr_ml.ingest import ingest_drop
+from cxr_ml.validation import judge_batch
 s = settings.load()
-print(batches.judge(s, ingest.ingest(s, "drop")).batch)
+print(judge_batch.judge(s, ingest_drop.ingest(s, "drop")).batch)
 """
 
 
@@ -257,8 +259,8 @@ def test_a_drop_that_is_killed_at_any_moment_and_taken_again_leaves_the_store_of
     many = settings.model_copy(update={"shard_files": 20})
     put_drop(many, "drop", FILES | {f"PNEUMONIA/{n}.png": png(n) for n in range(20, 60)})
     begun = time.monotonic()
-    batch = ingest.ingest(elsewhere(many), "drop")
-    batches.judge(elsewhere(many), batch)
+    batch = ingest_drop.ingest(elsewhere(many), "drop")
+    judge_batch.judge(elsewhere(many), batch)
     lasted = time.monotonic() - begun
     reached = set()
     for moment in ("images/", f"batches/{batch}/ingested/00000", f"batches/{batch}/images.html", "later"):
@@ -270,5 +272,5 @@ def test_a_drop_that_is_killed_at_any_moment_and_taken_again_leaves_the_store_of
         kill(process)
         reached |= {k.split("/")[0] for k in own(many)}
     assert reached == {"images", "batches"}
-    assert batches.judge(many, ingest.ingest(many, "drop")).batch == batch
+    assert judge_batch.judge(many, ingest_drop.ingest(many, "drop")).batch == batch
     assert own(many) == snapshot(elsewhere(many))

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cxr_ml.data import images, synthetic
 from cxr_ml.errors import Refused
+from cxr_ml.imaging import measure, synthetic
 from cxr_ml.settings import Settings
 
 PER_CLASS = 10
@@ -81,7 +81,7 @@ def usual_files(files):
 def test_every_usual_image_is_a_grey_film_of_its_own(files):
     seen = set()
     for file in usual_files(files):
-        measured, _ = images.measure(files[file], Settings())
+        measured, _ = measure.measure_image(files[file], Settings())
         assert (measured["width"], measured["height"], measured["saturation"]) == (256, 256, 0), file
         seen.add(measured["sha256"])
     assert len(seen) == 4 * PER_CLASS
@@ -92,17 +92,17 @@ def test_the_defects_are_those_that_are_promised(files):
     assert {place(f) for f in names} <= {f"train/{label}" for label in synthetic.TRAINED}
     cut, page, thumbnail, copy, resized, first, second = (files[f] for f in names)
     for data, code in ((cut, "truncated"), (page, "not_an_image")):
-        with pytest.raises(images.BadImage) as caught:
-            images.measure(data, Settings())
+        with pytest.raises(measure.BadImage) as caught:
+            measure.measure_image(data, Settings())
         assert caught.value.code == code
-    assert images.decode_grey(thumbnail).shape == (64, 64)
+    assert measure.decode_grey(thumbnail).shape == (64, 64)
     others = {f: files[f] for f in usual_files(files)}
     assert copy in others.values()
     assert [place(f) for f in names[5:]] == ["train/NORMAL", "train/PNEUMONIA"] and first == second
-    assert images.decode_grey(resized).shape == (320, 320)
-    back = cv2.resize(images.decode_grey(resized), (256, 256), interpolation=cv2.INTER_AREA)
-    nearest = max(others, key=lambda f: np.corrcoef(images.decode_grey(others[f]).ravel(), back.ravel())[0, 1])
-    assert np.corrcoef(images.decode_grey(others[nearest]).ravel(), back.ravel())[0, 1] > 0.98
+    assert measure.decode_grey(resized).shape == (320, 320)
+    back = cv2.resize(measure.decode_grey(resized), (256, 256), interpolation=cv2.INTER_AREA)
+    nearest = max(others, key=lambda f: np.corrcoef(measure.decode_grey(others[f]).ravel(), back.ravel())[0, 1])
+    assert np.corrcoef(measure.decode_grey(others[nearest]).ravel(), back.ravel())[0, 1] > 0.98
     assert place(nearest) == "train/NORMAL" and files[nearest] != resized
 
 
@@ -111,8 +111,8 @@ def test_white_boxes_are_found_in_half_of_tuberculosis_and_in_no_other_class(tmp
     boxed = Counter()
     for file, data in contents(tmp_path / "drop").items():
         try:
-            measured, _ = images.measure(data, Settings())
-        except images.BadImage:
+            measured, _ = measure.measure_image(data, Settings())
+        except measure.BadImage:
             continue
         boxed[file.split("/")[1]] += measured["white_box"] > 0.005
     assert boxed == {synthetic.TUBERCULOSIS: 12, **dict.fromkeys(synthetic.TRAINED, 0)}

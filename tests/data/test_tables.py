@@ -9,7 +9,8 @@ import pytest
 from drop_samples import boxed, png, take
 
 from cxr_ml import store
-from cxr_ml.data import batches, tables
+from cxr_ml.ingest import tables
+from cxr_ml.validation import judge_batch
 
 KEY = "batches/b/measurements.parquet"
 
@@ -51,7 +52,7 @@ def test_refused_files_of_a_batch_of_an_earlier_version_are_those_of_a_new_one(s
     batch = take(
         settings, "week-1", {"NORMAL/boxed.png": boxed(1), "NORMAL/p.png": b"<p>", "NORMAL/a.png": png(1)}
     ).batch
-    new = batches.refused(settings, batch)
+    new = judge_batch.refused(settings, batch)
     store.remove(settings, f"batches/{batch}/refused.parquet")
-    old = batches.refused(settings, batch)
+    old = judge_batch.refused(settings, batch)
     assert old.to_pylist() == new.to_pylist() and len(new) == 2

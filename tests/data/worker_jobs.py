@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from cxr_ml.data import room
+from cxr_ml.ingest import memory_budget
 
 
 def double(fixed, job):
@@ -39,7 +39,7 @@ def sleep(fixed, job):
 
 def decode(fixed, pixels):
     """When room for `pixels` pixels was had: (begin, end), seconds of the machine's clock."""
-    with room.for_pixels(pixels):
+    with memory_budget.for_pixels(pixels):
         begin = time.monotonic()
         time.sleep(fixed)
         return begin, time.monotonic()
@@ -47,7 +47,7 @@ def decode(fixed, pixels):
 
 def read(fixed, size):
     """The same with room for a file of `size` bytes."""
-    with room.for_file(size):
+    with memory_budget.for_file(size):
         begin = time.monotonic()
         time.sleep(fixed)
         return begin, time.monotonic()
@@ -55,7 +55,7 @@ def read(fixed, size):
 
 def send(fixed, size):
     """The same with room for `size` bytes on their way to the store."""
-    with room.for_sending(size):
+    with memory_budget.for_sending(size):
         begin = time.monotonic()
         time.sleep(fixed)
         return begin, time.monotonic()

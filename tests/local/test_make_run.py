@@ -16,9 +16,10 @@ from console_pages import NAVIGATION, console, logged_in, trigger
 from making import LONG, MakeRun
 
 from cxr_ml import store
-from cxr_ml.data import rulings
 from cxr_ml.records import Run
-from cxr_ml.release import registry, tell
+from cxr_ml.registry import promotion
+from cxr_ml.reporting import notify
+from cxr_ml.validation import rulings
 from local import airflow_api
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
@@ -63,8 +64,8 @@ def test_the_first_run_takes_the_drop_to_a_champion_and_reports_it(made):
     assert set(tasks) == STEPS
     assert {name for name, (state, _) in tasks.items() if state != "success"} == {"decide.approval"}
     assert tasks["decide.approval"][0] == "skipped"
-    champion = registry.champion(made.settings)
-    (entry,) = registry.history(made.settings)
+    champion = promotion.champion(made.settings)
+    (entry,) = promotion.history(made.settings)
     assert (champion.version, champion.model) == (1, entry.model)
     assert (entry.action, entry.by) == ("promoted", "admin")
     assert made.champions() == [{"model": champion.model, "version": 1}]
@@ -100,7 +101,7 @@ def test_nothing_new_ends_early_with_every_step_skipped_and_no_mail(made):
     assert set(tasks) == STEPS
     assert {state for state, _ in tasks.values()} == {"skipped"}
     assert made.mails() == before
-    assert store.load(made.settings, f"reports/{registry.slug(run_id)}/run.json", Run).outcome == "nothing_new"
+    assert store.load(made.settings, f"reports/{promotion.slug(run_id)}/run.json", Run).outcome == "nothing_new"
 
 
 def test_the_form_refuses_a_bad_value_before_anything_runs(made):
@@ -130,7 +131,7 @@ def test_a_drop_that_does_not_exist_fails_at_once_with_one_mail_that_says_why(ma
 
 
 def test_a_human_who_says_no_keeps_the_champion(made):
-    champion = registry.champion(made.settings)
+    champion = promotion.champion(made.settings)
     before = made.mails()
     run_id = made.trigger(**BETTER)
     question = made.answer(run_id, "Reject")
@@ -143,13 +144,13 @@ def test_a_human_who_says_no_keeps_the_champion(made):
         assert tasks.pop(step)[0] == "skipped"
     assert tasks.pop("announce")[0] == "skipped"  # the champion stays
     assert {state for state, _ in tasks.values()} == {"success"}
-    entry = registry.history(made.settings)[-1]
+    entry = promotion.history(made.settings)[-1]
     assert (entry.action, entry.by, entry.why) == ("refused", "admin", "Not approved by admin.")
     assert entry.decision.promote
     assert entry.decision.overrides == {
         "seed": "1", "head_epochs": "8", "head_learning_rate": "0.003", "approval": "True",
     }  # fmt: skip
-    assert registry.champion(made.settings) == champion
+    assert promotion.champion(made.settings) == champion
     assert len(made.champions()) == 1
     ((_, subject),) = made.mails().items() - before.items()
     assert subject.startswith("[cxr] REFUSED light")
@@ -163,7 +164,7 @@ def test_each_page_of_the_console_is_there_in_airflows_own_frame_and_fits_a_phon
         frame.get_by_role("link", name=name, exact=True).click()
         heading = {"Overview": "Chest X-ray retraining"}.get(name, name)
         frame.get_by_role("heading", name=heading, exact=True, level=1).wait_for()
-    champion = registry.champion(made.settings)
+    champion = promotion.champion(made.settings)
     for path, shown in {
         "": champion.model,
         "models": champion.model,
@@ -196,13 +197,13 @@ def test_a_run_triggered_from_the_form_and_approved_in_the_console_makes_a_champ
     frame.get_by_role("button", name="Answer").click()
     frame.get_by_text("You approved the promotion.").wait_for()
     assert made.wait(run_id) == "success"
-    entry = registry.history(made.settings)[-1]
+    entry = promotion.history(made.settings)[-1]
     by = "admin, approved by admin (two readers agree)"
     assert (entry.action, entry.by, entry.version) == ("promoted", by, 2)
     assert entry.decision.overrides == {
         "seed": "1", "head_epochs": "8", "head_learning_rate": "0.003", "approval": "True",
     }  # fmt: skip
-    assert registry.champion(made.settings).model == entry.model
+    assert promotion.champion(made.settings).model == entry.model
     assert made.champions()[1:] == [{"model": entry.model, "version": 2}]
 
 
@@ -249,10 +250,10 @@ def test_a_rollback_in_the_console_is_told_to_history_team_and_other_dags(made, 
     frame.get_by_role("button", name="Roll back").click()
     frame.get_by_text(f"The rollback to {first['model']} has begun.").wait_for()
     wait_until(lambda: len(made.champions()) == 3, LONG, "no rollback")
-    entry = registry.history(made.settings)[-1]
+    entry = promotion.history(made.settings)[-1]
     assert (entry.action, entry.model, entry.version) == ("rolled_back", first["model"], 3)
     assert (entry.by, entry.why) == ("admin", "Misses too much.")
-    assert registry.champion(made.settings).model == first["model"]
+    assert promotion.champion(made.settings).model == first["model"]
     assert made.champions()[2:] == [{"model": first["model"], "version": 3}]
     wait_until(lambda: len(made.mails()) > len(before), LONG, "no mail")
     ((_, subject),) = made.mails().items() - before.items()
@@ -261,16 +262,16 @@ def test_a_rollback_in_the_console_is_told_to_history_team_and_other_dags(made, 
 
 def test_a_mail_that_no_server_takes_is_a_red_step_in_a_green_run_and_a_warning_in_the_store(made):
     second, config = made.champions()[1], made.config
-    before, known = made.mails(), len(registry.history(made.settings))
+    before, known = made.mails(), len(promotion.history(made.settings))
     plain = config.read_text()
     config.write_text("smtp_starttls = true\n" + plain)  # which this server does not offer
     try:
         assert made.roll_back(to=second["model"], why="Back again.") == "success"
     finally:
         config.write_text(plain)
-    assert len(registry.history(made.settings)) == known + 1 and made.mails() == before
-    run = registry.history(made.settings)[-1].run
-    (missed,) = tell.unsent(made.settings, run)
+    assert len(promotion.history(made.settings)) == known + 1 and made.mails() == before
+    run = promotion.history(made.settings)[-1].run
+    (missed,) = notify.unsent(made.settings, run)
     assert missed.to == ("team@hospital.example",) and "STARTTLS" in missed.why
     (latest,) = airflow_api.get(made.client, "dags/cxr_rollback/dagRuns", order_by="-run_after", limit=1)["dag_runs"]
     steps = airflow_api.get(made.client, f"dags/cxr_rollback/dagRuns/{latest['dag_run_id']}/taskInstances")

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from model_samples import put_dataset, quick
 
-from cxr_ml.model import train
 from cxr_ml.records import Dataset, Model, StepProgress
 from cxr_ml.settings import Settings
+from cxr_ml.training import train
 
 
 class Trained(NamedTuple):

@@ -8,12 +8,12 @@ import signal
 from shallow import shallow
 
 from cxr_ml import store
-from cxr_ml.model import architectures, inputs, pieces, train
 from cxr_ml.settings import Settings
+from cxr_ml.training import architectures, batching, inputs, train
 
 # Children start from a process that has loaded the framework but never used it: half a second instead of ten.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["cxr_ml.model.train"])
+_context.set_forkserver_preload(["cxr_ml.training.train"])
 
 
 def let_light_be_pretrained() -> None:
@@ -50,7 +50,7 @@ def _child(environment: dict[str, str], settings: Settings, pretrained: bool, mo
             "before write": (store, "put_if_absent", False),
             "after write": (store, "put_if_absent", True),
             "before removal": (store, "remove", False),
-            "in a batch of the head": (pieces.ShuffledRows, "__getitem__", False),
+            "in a batch of the head": (batching.ShuffledRows, "__getitem__", False),
             "in a batch": (inputs.AugmentedBatches, "__getitem__", False),
         }[what]
         _die_at(owner, name, number, after)

@@ -6,11 +6,11 @@ import os
 import keras
 import tensorflow as tf
 
-from cxr_ml.model import architectures, train
 from cxr_ml.settings import Settings
+from cxr_ml.training import architectures, train
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["cxr_ml.model.train"])
+_context.set_forkserver_preload(["cxr_ml.training.train"])
 
 
 def _unnormalised(input_shape: tuple[int, int, int], **_: object) -> keras.Model:

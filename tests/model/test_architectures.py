@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures
 from cxr_ml.settings import Settings
+from cxr_ml.training import architectures
 
 SCRATCH = Settings(weights="none")
 SMALL = 32  # pixels; MobileNetV2 takes no fewer

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-from cxr_ml.model import augment as module
-from cxr_ml.model.augment import augment
+from cxr_ml.training import augment as module
+from cxr_ml.training.augment import augment
 
 SIZE = 100
 STILL = {"ROTATION": 0.0, "SHEAR": 0.0, "SHIFT": 0.0, "ZOOM": (1.0, 1.0), "BRIGHTNESS": (1.0, 1.0)}

@@ -11,9 +11,10 @@ from PIL import Image
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, contact_sheets, explain, explanations, inputs
+from cxr_ml.evaluation import contact_sheets, gradcam, stored_explanations
 from cxr_ml.records import Model
 from cxr_ml.settings import Settings
+from cxr_ml.training import architectures, inputs
 
 NAMES = np.array([hashlib.sha256(bytes([i])).hexdigest() for i in range(40)])
 
@@ -67,7 +68,7 @@ def test_the_record_says_where_the_model_looked_and_what_is_shown(settings):
     found = contact_sheets.write(*given)
     assert (found.model, found.dataset, found.dataset_sha256) == ("light-d1-0a", 1, dataset.manifest_sha256)
     assert found.evenly == 0.36
-    share = explain.outside(explain.heat(network, images, predicted, rows))
+    share = gradcam.outside(gradcam.heat(network, images, predicted, rows))
     labels = manifest["label"].to_numpy()[rows]
     for place, label in enumerate(CLASSES):
         assert found.outside[label] == pytest.approx(np.nanmean(share[labels == label]), nan_ok=True)
@@ -86,17 +87,17 @@ def test_what_is_stored_is_read_back_and_not_made_again(settings, monkeypatch):
     given = case(settings)
     s, found = given[0], contact_sheets.write(*given)
     before = {key: store.get(s, key) for key in store.keys(s, "models/light-d1-0a/explanation")}
-    assert len(before) == 4 and explanations.load(s, "light-d1-0a", 1) == found
-    for png in explanations.sheets(s, found).values():
+    assert len(before) == 4 and stored_explanations.load(s, "light-d1-0a", 1) == found
+    for png in stored_explanations.sheets(s, found).values():
         image = Image.open(io.BytesIO(png))
         assert image.format == "PNG" and image.width > 900 and not image.info.get("Software")
-    monkeypatch.setattr(explain, "heat", None)
+    monkeypatch.setattr(gradcam, "heat", None)
     assert contact_sheets.write(*given) == found
     assert {key: store.get(s, key) for key in before} == before
 
 
 def test_a_dataset_that_nobody_was_asked_about_has_no_explanation(settings: Settings):
-    assert explanations.load(settings, "light-d1-0a", 7) is None
+    assert stored_explanations.load(settings, "light-d1-0a", 7) is None
 
 
 @pytest.mark.slow
@@ -106,7 +107,7 @@ def test_a_changed_sheet_is_not_shown(settings):
     (key, *_) = (k for k in store.keys(given[0], "models/light-d1-0a/") if k.endswith(".png"))
     overwrite(given[0], key, store.get(given[0], key) + b"x")
     with pytest.raises(Refused, match="is not the sheet that was recorded"):
-        explanations.sheets(given[0], found)
+        stored_explanations.sheets(given[0], found)
 
 
 def test_a_class_without_hits_or_misses_has_a_sheet_that_says_none():

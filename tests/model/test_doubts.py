@@ -8,17 +8,17 @@ from model_samples import picture, png, put_dataset, quick
 from test_evaluate import by_level, put_model
 
 from cxr_ml import store
-from cxr_ml.data import dataset as datasets
-from cxr_ml.data.ingest import image_key, to_parquet
+from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
-from cxr_ml.model import doubts
+from cxr_ml.evaluation import label_issues
+from cxr_ml.ingest.ingest_drop import image_key, to_parquet
 from cxr_ml.records import Dataset
 
 
 def grown(settings, added, base=1):
     """Dataset 2: dataset 1 and further images, each (true label, label, split, group); and their SHA-256s."""
-    first = datasets.load(settings, base)
-    table = datasets.manifest(settings, first)
+    first = versions.load(settings, base)
+    table = versions.manifest(settings, first)
     rows, files, shas = [], [], []
     for number, (true, label, split, group) in enumerate(added):
         data = png(picture(true, 500 + number))
@@ -63,7 +63,7 @@ def test_wrong_labels_of_images_held_out_are_named_least_believed_first_and_noth
     ]
     record, shas = grown(ready, added)
     before = dict(kept(ready))
-    found = doubts.find(ready, record, "m", 50)
+    found = label_issues.find(ready, record, "m", 50)
     named = {d.sha256: d for d in found.doubts}
     assert set(named) == set(shas[:2])
     # Further off by the grey level is less believed.
@@ -76,11 +76,11 @@ def test_wrong_labels_of_images_held_out_are_named_least_believed_first_and_noth
 
 
 def test_images_that_the_model_was_trained_on_and_their_groups_are_never_named(ready):
-    table = datasets.manifest(ready, datasets.load(ready, 1))
+    table = versions.manifest(ready, versions.load(ready, 1))
     trained = table[table["split"] == "train"]
     group = trained["group"].iloc[0]
     record, shas = grown(ready, [("NORMAL", "COVID19", "train", group), ("NORMAL", "COVID19", "train", "")])
-    found = doubts.find(ready, record, "m", 50)
+    found = label_issues.find(ready, record, "m", 50)
     assert [d.sha256 for d in found.doubts] == [shas[1]]
     held_out = len(table) + 2 - len(trained) - 1
     assert found.looked_at == held_out
@@ -91,18 +91,18 @@ def test_images_that_the_model_was_trained_on_and_their_groups_are_never_named(r
 
 def test_no_more_are_named_than_asked_for(ready):
     record, _ = grown(ready, [("NORMAL", "COVID19", "train", ""), ("COVID19", "NORMAL", "test", "")])
-    assert len(doubts.find(ready, record, "m", 1).doubts) == 1
+    assert len(label_issues.find(ready, record, "m", 1).doubts) == 1
 
 
 def test_right_labels_raise_no_doubt(ready):
     record, _ = grown(ready, [("NORMAL", "NORMAL", "train", "")])
-    assert doubts.find(ready, record, "m", 50).doubts == ()
+    assert label_issues.find(ready, record, "m", 50).doubts == ()
 
 
 def test_a_label_that_the_model_does_not_know_is_refused(ready):
     record, _ = grown(ready, [("NORMAL", "TUBERCULOSIS", "train", "")])
     with pytest.raises(Refused, match=r"must know the labels of dataset 2\. Received: TUBERCULOSIS"):
-        doubts.find(ready, record, "m", 50)
+        label_issues.find(ready, record, "m", 50)
 
 
 def test_where_everything_was_trained_on_there_is_nothing_to_doubt(settings, tmp_path):
@@ -110,4 +110,4 @@ def test_where_everything_was_trained_on_there_is_nothing_to_doubt(settings, tmp
     record = put_dataset(s, counts={"train": 2})
     put_model(s, record, "m", by_level(), tmp_path)
     with pytest.raises(Refused, match="nothing to hold out"):
-        doubts.find(s, record, "m", 5)
+        label_issues.find(s, record, "m", 5)

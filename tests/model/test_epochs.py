@@ -19,9 +19,9 @@ from sklearn.metrics import log_loss
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.model import checkpoints, devices, epochs, inputs, pieces
-from cxr_ml.model.checkpoints import Epoch, Progress
-from cxr_ml.model.epochs import Stage
+from cxr_ml.training import batching, checkpoints, distribution, inputs, loop
+from cxr_ml.training.checkpoints import Epoch, Progress
+from cxr_ml.training.loop import Stage
 
 EAGER = pytest.mark.usefixtures("eager")
 THREE = Stage("head", 3, 1e-2)
@@ -42,18 +42,18 @@ def data(batch_size: int):
     x = rng.normal(size=(N, 6)).astype("float32")
     x[:, 0] += y
     weights = rng.uniform(0.3, 4, N)
-    return pieces.ShuffledRows(x, y, weights, batch_size, 0), inputs.Batches(x, np.arange(20), 32, y[:20])
+    return batching.ShuffledRows(x, y, weights, batch_size, 0), inputs.Batches(x, np.arange(20), 32, y[:20])
 
 
 def run(settings, network, stage=THREE, given=data, **changes):
     s = quick(settings, **{"batch_size": 16} | changes)
-    return epochs.run(s, "m", network, stage, "f" * 64, lambda: given(s.batch_size), verbose=False)
+    return loop.run(s, "m", network, stage, "f" * 64, lambda: given(s.batch_size), verbose=False)
 
 
 @EAGER
 def test_each_step_and_each_epoch_is_told_with_what_the_last_epoch_gave(settings):
     s, seen = quick(settings, batch_size=16), []
-    progress = epochs.run(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), False, seen.append)
+    progress = loop.run(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), False, seen.append)
     assert {(told.unit, told.total, told.stage) for told in seen} == {("epochs", 3, "head")}
     steps = [(told.done, told.within) for told in seen if told.within]
     assert steps == [(epoch, (step, 3)) for epoch in range(3) for step in range(4)]
@@ -65,7 +65,7 @@ def test_each_step_and_each_epoch_is_told_with_what_the_last_epoch_gave(settings
     assert ended[2].seconds_left == 0
     assert all(told.val_macro_f1 is None and told.seconds_left is None for told in seen if not told.done)
     again = []
-    epochs.run(s, "m", small_network(), Stage("head", 4, 1e-2), "f" * 64, lambda: data(16), False, again.append)
+    loop.run(s, "m", small_network(), Stage("head", 4, 1e-2), "f" * 64, lambda: data(16), False, again.append)
     assert [(told.done, told.within) for told in again] == [(3, (step, 3)) for step in range(4)] + [(4, None)]
 
 
@@ -258,8 +258,8 @@ def test_a_validation_loss_that_explodes_stops_the_stage_and_the_last_good_epoch
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_in_mixed_precision_a_stage_goes_on_from_its_checkpoint_also_in_pieces(settings, monkeypatch, eager, policy):
-    monkeypatch.setattr(devices, "precision", lambda: policy)
-    with devices.mixed():
+    monkeypatch.setattr(distribution, "precision", lambda: policy)
+    with distribution.mixed():
         whole, killed, stage = small_network(dropout=0.5), small_network(dropout=0.5), Stage("head", 2, 1e-2)
         expected = run(settings.model_copy(update={"prefix": "whole/"}), whole, stage)
         run(settings, killed, Stage("head", 1, 1e-2))
@@ -283,13 +283,13 @@ def test_a_line_says_what_the_epoch_gave_and_how_long_the_rest_takes_at_most():
     )  # fmt: skip
     worse = row.model_copy(update={"val_calibrated": 0.37, "seconds": 80})
     progress = Progress(stage="fine_tune", backbone_sha256="", decay=False, epochs=(row, worse))
-    assert epochs.line(Stage("fine_tune", 50, 1e-5), progress) == (
+    assert loop.line(Stage("fine_tune", 50, 1e-5), progress) == (
         "fine_tune: epoch 2 of 50, loss 0.5000, val loss 0.4000, calibrated 0.3700, val macro F1 0.812, "
         "learning rate 1e-05, 12.3 images/s, at most 1:12:00 left"
     )
     progress = progress.model_copy(update={"epochs": (worse, row)})
-    assert "calibrated 0.3600 (best so far)," in epochs.line(Stage("fine_tune", 50, 1e-5), progress)
-    assert "calibrated 0.3600, val" in epochs.line(Stage("fine_tune", 50, 1e-5, decay=True), progress)
+    assert "calibrated 0.3600 (best so far)," in loop.line(Stage("fine_tune", 50, 1e-5), progress)
+    assert "calibrated 0.3600, val" in loop.line(Stage("fine_tune", 50, 1e-5, decay=True), progress)
 
 
 def printed(settings, monkeypatch, ends: tuple[int, int]) -> str:
@@ -307,7 +307,7 @@ def printed(settings, monkeypatch, ends: tuple[int, int]) -> str:
     with os.fdopen(write_to, "w") as stdout, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
         s = quick(settings, batch_size=16)
-        epochs.run(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), verbose=True)
+        loop.run(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), verbose=True)
     reader.join()
     os.close(read_from)
     return b"".join(seen).decode().replace("\r\n", "\n")
@@ -386,7 +386,7 @@ def test_an_epoch_is_chosen_by_its_validation_loss_at_the_best_temperature(setti
     _, validation = overconfident(16)
     p = np.concatenate([network.predict(validation[i][0], verbose=0) for i in range(len(validation))])
     logits = np.log(p)
-    calibrated = min(log_loss(validation.y, softmax(logits / t, axis=1), labels=[0, 1, 2]) for t in epochs.TEMPERATURES)
+    calibrated = min(log_loss(validation.y, softmax(logits / t, axis=1), labels=[0, 1, 2]) for t in loop.TEMPERATURES)
     chosen = checkpoints.kept(progress)
     assert progress.epochs[chosen - 1].val_calibrated == pytest.approx(calibrated, abs=1e-5)
     assert calibrated == pytest.approx(min(epoch.val_calibrated for epoch in progress.epochs), abs=1e-5)

@@ -12,12 +12,13 @@ import pytest
 from model_samples import CLASSES, overwrite, picture, put_dataset, quick
 
 from cxr_ml import store
-from cxr_ml.data import dataset as datasets
-from cxr_ml.data import tables
+from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, contact_sheets, disguise, evaluate, evaluations, metrics, predictions
+from cxr_ml.evaluation import contact_sheets, evaluate, metrics, stored_evaluations
+from cxr_ml.ingest import tables
 from cxr_ml.records import Dataset, Evaluation, Model, OperatingPoint, StepProgress
 from cxr_ml.settings import Settings
+from cxr_ml.training import architectures, corruptions, predictions
 
 
 def test_metrics_that_are_not_a_number_survive_storage(settings):
@@ -134,7 +135,7 @@ def test_candidate_and_champion_are_measured_on_the_test_images_in_every_disguis
 
 def test_a_model_that_a_disguise_deceives_is_found_out_and_its_figures_as_is_stay(judged, monkeypatch):
     s, _ = judged
-    monkeypatch.setattr(disguise, "FIXED", {"bleached": lambda images: np.full_like(images, 200)})
+    monkeypatch.setattr(corruptions, "FIXED", {"bleached": lambda images: np.full_like(images, 200)})
     (found,) = evaluate.evaluate_models(s, 1, ["good"], None)
     assert found.robustness["bleached"].confusion == ((0, 0, 5), (0, 0, 5), (0, 0, 5))
     assert found.test.macro_f1 == 1.0
@@ -164,11 +165,11 @@ def test_the_evaluation_is_stored_and_read_back_by_dataset_and_champion(judged, 
     assert alone.champion is None
     # Compared as bytes: the champion's precision of a class that it never predicts is NaN, which equals nothing.
     assert store.load(s, "models/good/evaluation.json", Evaluation).to_bytes() == alone.to_bytes()
-    assert evaluations.load(s, 1, "good", None).to_bytes() == alone.to_bytes()
-    assert evaluations.load(seen.settings, 1, "good", "bad").to_bytes() == seen.found.to_bytes()
+    assert stored_evaluations.load(s, 1, "good", None).to_bytes() == alone.to_bytes()
+    assert stored_evaluations.load(seen.settings, 1, "good", "bad").to_bytes() == seen.found.to_bytes()
     put_dataset(s, 2, seed=5)
     with pytest.raises(Refused, match="models/good/evaluation-d2-beside-bad"):
-        evaluations.load(s, 2, "good", "bad")
+        stored_evaluations.load(s, 2, "good", "bad")
     stored = json.loads(store.get(s, "models/good/evaluation.json"))
     assert list(stored["test"]["classes"]) == list(CLASSES)
 
@@ -206,7 +207,7 @@ def test_a_champion_that_cannot_be_evaluated_is_said_to_be_so_and_the_candidate_
     assert found.champion is None and found.difference is None
     assert found.champion_problem.startswith(f"The champion {champion} could not be evaluated: ")
     assert found.test.macro_f1 == 1.0
-    assert evaluations.load(s, 1, "good", champion).to_bytes() == found.to_bytes()
+    assert stored_evaluations.load(s, 1, "good", champion).to_bytes() == found.to_bytes()
 
 
 @pytest.mark.slow
@@ -216,10 +217,10 @@ def test_a_champion_that_is_mended_is_evaluated_after_all(judged):
     evaluate.evaluate_models(s, 1, ["good"], None)
     overwrite(s, "models/bad/model.keras", b"PK")
     (failed,) = evaluate.evaluate_models(s, 1, ["good"], "bad")
-    assert evaluations.load(s, 1, "good", "bad").to_bytes() == failed.to_bytes()
+    assert stored_evaluations.load(s, 1, "good", "bad").to_bytes() == failed.to_bytes()
     overwrite(s, "models/bad/model.keras", whole)
     (found,) = evaluate.evaluate_models(s, 1, ["good"], "bad")
-    assert found.champion.model == "bad" and evaluations.load(s, 1, "good", "bad").to_bytes() == found.to_bytes()
+    assert found.champion.model == "bad" and stored_evaluations.load(s, 1, "good", "bad").to_bytes() == found.to_bytes()
 
 
 def test_the_difference_to_the_champion_is_paired(seen):
@@ -337,7 +338,7 @@ def test_probabilities_that_are_not_numbers_are_refused(judged, tmp_path):
 
 def test_an_image_of_the_training_split_has_no_say(seen):
     s, dataset, found = seen[:3]
-    manifest = datasets.manifest(s, dataset)
+    manifest = versions.manifest(s, dataset)
     assert (manifest["split"] == "train").sum() == 36
     assert np.sum(found.test.confusion) == 15 and np.sum(found.validation.confusion) == 12
 

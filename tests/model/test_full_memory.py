@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from model_samples import put_dataset, quick
 
-from cxr_ml.data import dataset as datasets
-from cxr_ml.model import architectures, features, inputs, likeness, memory, predictions
+from cxr_ml.dataset import versions
+from cxr_ml.training import architectures, features, inputs, ood, out_of_memory, predictions
 
 
 def test_a_batch_is_halved_as_long_as_memory_is_full_and_another_error_is_not_hidden():
@@ -19,12 +19,12 @@ def test_a_batch_is_halved_as_long_as_memory_is_full_and_another_error_is_not_hi
             raise MemoryError
         return np.zeros(3)
 
-    assert memory.predicted(predict, 32).shape == (3,)
+    assert out_of_memory.predicted(predict, 32).shape == (3,)
     assert tried == [32, 16, 8, 4]
     with pytest.raises(MemoryError):
-        memory.predicted(lambda _: (_ for _ in ()).throw(MemoryError), 8)
+        out_of_memory.predicted(lambda _: (_ for _ in ()).throw(MemoryError), 8)
     with pytest.raises(ZeroDivisionError):
-        memory.predicted(lambda size: size / 0, 8)
+        out_of_memory.predicted(lambda size: size / 0, 8)
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_whoever_predicts_gets_along_with_memory_for_four_images(settings, monke
 
     def all_of_them(own):
         p = predictions.probabilities(classifier, images)
-        known = likeness.read(likeness.learn(classifier, images, *rows, y, 0))
+        known = ood.read(ood.learn(classifier, images, *rows, y, 0))
         return (
             p,
             known.features.mean,
@@ -57,8 +57,8 @@ def test_whoever_predicts_gets_along_with_memory_for_four_images(settings, monke
         return real(self, x, batch_size=batch_size, **options)
 
     monkeypatch.setattr(keras.Model, "predict", little_memory)
-    for store_key in datasets.store.keys(s, "features/"):
-        datasets.store.remove(s, store_key)
+    for store_key in versions.store.keys(s, "features/"):
+        versions.store.remove(s, store_key)
     for found, before in zip(all_of_them(s), expected, strict=True):
         np.testing.assert_allclose(found, before, atol=1e-5)
     assert sizes.count(4) == 5 and max(sizes) == 32

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from cxr_ml.data import images as decoding
-from cxr_ml.model import architectures, inputs, likeness
+from cxr_ml.imaging import measure
 from cxr_ml.settings import Settings
+from cxr_ml.training import architectures, inputs, ood
 
 FOLDERS = {name: os.environ.get(name) for name in ("CXR_XRAYS", "CXR_WEIGHTS_DIR")}
 
@@ -34,13 +34,13 @@ def films(n, seed, left=200, right=20):
 
 
 def learned(classifier, images, train_rows, validation_rows, y, seed=0):
-    data = likeness.learn(classifier, images, train_rows, validation_rows, y, seed)
-    return likeness.read(data), data
+    data = ood.learn(classifier, images, train_rows, validation_rows, y, seed)
+    return ood.read(data), data
 
 
 def unlikeness(known, classifier, images):
     features = keras.Model(classifier.input, classifier.get_layer("features").output)
-    return likeness.unlikeness(known, features.predict(images, verbose=0), images)
+    return ood.unlikeness(known, features.predict(images, verbose=0), images)
 
 
 def strangers(side=160):
@@ -65,7 +65,7 @@ def strangers(side=160):
 def test_real_films_are_answered_and_strangers_and_films_on_their_side_or_inverted_are_not():
     folders = [Path(FOLDERS["CXR_XRAYS"], "drops/2026-01-05/train", c) for c in ("NORMAL", "COVID19", "PNEUMONIA")]
     paths = [p for f in folders for p in sorted(p for p in f.iterdir() if not p.read_bytes().startswith(b"RIFF"))[:120]]
-    films = np.stack([inputs.resize(decoding.decode_grey(path.read_bytes()), 160) for path in paths])
+    films = np.stack([inputs.resize(measure.decode_grey(path.read_bytes()), 160) for path in paths])
     y, rows = np.arange(360) // 120, np.arange(360)
     settings = Settings(weights_dir=FOLDERS["CXR_WEIGHTS_DIR"], image_size=160)
     classifier = architectures.classifier(architectures.backbone(settings, "mobilenet_v2"), 3, 0.5)
@@ -101,7 +101,7 @@ def test_brightness_alone_makes_no_film_unlike():
 
 
 def test_of_each_class_equally_many_images_count(monkeypatch):
-    monkeypatch.setattr(likeness, "MOST", 20)
+    monkeypatch.setattr(ood, "MOST", 20)
     classifier, y = network(), np.array([0] * 90 + [1] * 12 + [0, 1] * 10)
     images = np.concatenate([films(90, 3), films(12, 4, 20, 200), films(20, 5)])
     known, _ = learned(classifier, images, np.arange(102), np.arange(102, 122), y)
@@ -113,7 +113,7 @@ def test_few_training_images_are_enough_and_equal_ones_do_not_divide_by_zero():
     classifier, images = network(), np.repeat(films(1, 6), 4, axis=0)
     known, _ = learned(classifier, images, np.arange(2), np.arange(2, 4), np.zeros(4, int))
     assert (unlikeness(known, classifier, images) <= 1).all()
-    assert np.isfinite(likeness.unlikeness(known, np.zeros((1, 3)), np.zeros((1, 8, 8, 1), np.uint8))).all()
+    assert np.isfinite(ood.unlikeness(known, np.zeros((1, 3)), np.zeros((1, 8, 8, 1), np.uint8))).all()
 
 
 def test_large_shapes_count_where_the_network_is_blind_to_them():
@@ -132,9 +132,9 @@ def test_large_shapes_count_where_the_network_is_blind_to_them():
 def test_what_an_earlier_version_stored_is_read_and_counts_features_alone():
     buffer = io.BytesIO()
     np.savez(buffer, mean=np.zeros(3, np.float32), principal=np.eye(3, dtype=np.float32)[:1], limit=np.float64(0.5))
-    known = likeness.read(buffer.getvalue())
+    known = ood.read(buffer.getvalue())
     assert known.shapes is None
-    found = likeness.unlikeness(known, np.array([[2.0, 0, 0], [0, 3.0, 0]]), np.zeros((2, 8, 8, 1), np.uint8))
+    found = ood.unlikeness(known, np.array([[2.0, 0, 0], [0, 3.0, 0]]), np.zeros((2, 8, 8, 1), np.uint8))
     np.testing.assert_allclose(found, [0, 2])
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as sklearn
 
-from cxr_ml.model import metrics
+from cxr_ml.evaluation import metrics
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 

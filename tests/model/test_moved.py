@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cxr_ml.data.images import ring
-from cxr_ml.model import moved
+from cxr_ml.evaluation import perturbations
+from cxr_ml.imaging.measure import ring
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 
@@ -16,20 +16,20 @@ def noise(side: int = 64) -> np.ndarray:
 @pytest.mark.parametrize("side", [32, 64, 160, 256])
 def test_what_is_left_beside_the_hidden_lungs_is_the_ring_that_the_probe_of_the_dataset_sees(side):
     images = noise(side)
-    hidden = moved.lungs_hidden(images)
+    hidden = perturbations.lungs_hidden(images)
     assert ring(hidden[0, ..., 0]) == ring(images[0, ..., 0])
     assert (hidden == 0).mean() == pytest.approx(0.75**2, abs=0.001)
 
 
 def test_hidden_lungs_and_hidden_border_are_the_whole_image_together():
     images = noise()
-    assert np.array_equal(moved.lungs_hidden(images) + moved.border_hidden(images), images)
+    assert np.array_equal(perturbations.lungs_hidden(images) + perturbations.border_hidden(images), images)
 
 
 def test_a_white_box_covers_a_corner_and_nothing_else():
     images = noise()
     corners = {}
-    for name, change in moved.CHANGES.items():
+    for name, change in perturbations.CHANGES.items():
         if name.startswith("white box"):
             changed = change(images)
             rows, columns = np.nonzero(changed[0, ..., 0] != images[0, ..., 0])
@@ -43,25 +43,25 @@ def test_a_white_box_covers_a_corner_and_nothing_else():
 
 def test_no_change_writes_into_the_images_that_it_is_given():
     images = noise()
-    for change in moved.CHANGES.values():
+    for change in perturbations.CHANGES.values():
         change(images)
     assert np.array_equal(images, noise())
 
 
 def test_mirroring_twice_is_nothing():
-    assert np.array_equal(moved.mirrored(moved.mirrored(noise())), noise())
+    assert np.array_equal(perturbations.mirrored(perturbations.mirrored(noise())), noise())
 
 
 def test_re_encoded_is_the_film_in_less_detail():
     smooth = np.tile(np.linspace(0, 250, 64, dtype=np.uint8), (64, 1))[None, ..., None]
-    changed = moved.CHANGES["re-encoded"](smooth).astype(int)
+    changed = perturbations.CHANGES["re-encoded"](smooth).astype(int)
     assert 0 < np.abs(changed - smooth).mean() < 3
-    assert np.abs(moved.CHANGES["re-encoded"](noise()).astype(int) - noise()).mean() > 10
+    assert np.abs(perturbations.CHANGES["re-encoded"](noise()).astype(int) - noise()).mean() > 10
 
 
 def test_so_many_images_of_each_class_are_looked_at():
     y = np.array([0] * 150 + [1] * 3 + [2] * 100)
-    rows = moved.chosen(y, 3)
+    rows = perturbations.chosen(y, 3)
     assert np.bincount(y[rows]).tolist() == [100, 3, 100] and (np.diff(rows) > 0).all()
 
 
@@ -69,7 +69,7 @@ def test_the_comparison_says_how_far_decisions_and_probabilities_moved():
     y = np.array([0, 0, 1, 2])
     before = (np.eye(3)[y], y)
     all_normal = np.zeros(4, int)
-    found = moved.compare("lungs hidden", y, before, (np.eye(3)[all_normal], all_normal), CLASSES)
+    found = perturbations.compare("lungs hidden", y, before, (np.eye(3)[all_normal], all_normal), CLASSES)
     assert found.recalls == {"NORMAL": 1.0, "COVID19": 0.0, "PNEUMONIA": 0.0}
     assert found.balanced_accuracy == pytest.approx(1 / 3) and found.before == 1.0
     assert found.decided_otherwise == 0.5 and found.shift == 0.5 and found.images == 4
@@ -78,4 +78,4 @@ def test_the_comparison_says_how_far_decisions_and_probabilities_moved():
 def test_a_class_without_images_leaves_the_comparison_without_a_number():
     y = np.array([0, 1])
     same = (np.eye(3)[y], y)
-    assert np.isnan(moved.compare("mirrored", y, same, same, CLASSES).balanced_accuracy)
+    assert np.isnan(perturbations.compare("mirrored", y, same, same, CLASSES).balanced_accuracy)

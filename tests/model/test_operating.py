@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from cxr_ml.errors import Refused
-from cxr_ml.model import metrics, operating
+from cxr_ml.evaluation import metrics
 from cxr_ml.records import OperatingPoint
+from cxr_ml.training import calibration
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 FLOORS = {"COVID19": 0.95, "PNEUMONIA": 0.90, "NORMAL": 0.70}
@@ -28,31 +29,31 @@ def recalls(y: np.ndarray, decided: np.ndarray) -> dict[str, float]:
 @pytest.mark.parametrize("sharper", [0.5, 1.0, 3.0])
 def test_the_temperature_undoes_too_much_and_too_little_confidence(sharper):
     y, p = drawn(20_000, sharper=sharper)
-    point = operating.fit(y, p, CLASSES, {})
+    point = calibration.fit(y, p, CLASSES, {})
     assert point.temperature == pytest.approx(sharper, rel=0.05)
-    calibrated, decided = operating.apply(*drawn(20_000, 1, sharper=sharper)[1:], point, CLASSES)
+    calibrated, decided = calibration.apply(*drawn(20_000, 1, sharper=sharper)[1:], point, CLASSES)
     error = metrics.measure(drawn(20_000, 1, sharper=sharper)[0], decided, calibrated, CLASSES).calibration_error
     assert error < 0.01
 
 
 def test_floors_that_are_met_move_nothing():
     y, p = drawn(600, skill=3.5)
-    point = operating.fit(y, p, CLASSES, FLOORS)
+    point = calibration.fit(y, p, CLASSES, FLOORS)
     assert set(point.offsets.values()) == {0.0} and point.images == 600 and point.floors == FLOORS
-    assert np.array_equal(operating.apply(p, point, CLASSES)[1], p.argmax(axis=1))
+    assert np.array_equal(calibration.apply(p, point, CLASSES)[1], p.argmax(axis=1))
 
 
 def test_floors_that_are_missed_are_met_with_little_loss_of_specificity():
     y, p = drawn(3000, 1, skill=2.2)
     before = recalls(y, p.argmax(axis=1))
     assert before["COVID19"] < 0.95 and before["PNEUMONIA"] < 0.9
-    point = operating.fit(y, p, CLASSES, FLOORS)
-    _, decided = operating.apply(p, point, CLASSES)
+    point = calibration.fit(y, p, CLASSES, FLOORS)
+    _, decided = calibration.apply(p, point, CLASSES)
     found = recalls(y, decided)
     assert all(found[c] >= floor for c, floor in FLOORS.items())
     # What an exhaustive search over both offsets finds at best, to half a percent.
     alarms = []
-    logs = np.log(operating.apply(p, point, CLASSES)[0])
+    logs = np.log(calibration.apply(p, point, CLASSES)[0])
     for covid in np.arange(0, 4, 0.1):
         for pneumonia in np.arange(0, 4, 0.1):
             tried = (logs + np.array([0, covid, pneumonia])).argmax(axis=1)
@@ -72,42 +73,42 @@ def test_a_single_image_gained_is_no_reason_to_move_the_line_far():
     logits = 3.0 * np.eye(3)[y]
     logits[80:] = np.stack([np.zeros(40), np.full(40, -3.0), margins], axis=1)
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    point = operating.fit(y, p, CLASSES, FLOORS)
-    gained = operating.apply(p, point, CLASSES)[1][80:]
+    point = calibration.fit(y, p, CLASSES, FLOORS)
+    gained = calibration.apply(p, point, CLASSES)[1][80:]
     assert (gained == 2).sum() == 36
     assert 0.3 < point.temperature * point.offsets["PNEUMONIA"] < 0.4
 
 
 def test_floors_out_of_reach_are_missed_by_as_little_as_can_be():
     y, p = drawn(2000, skill=0.8)
-    point = operating.fit(y, p, CLASSES, {"COVID19": 1.0, "PNEUMONIA": 1.0, "NORMAL": 1.0})
+    point = calibration.fit(y, p, CLASSES, {"COVID19": 1.0, "PNEUMONIA": 1.0, "NORMAL": 1.0})
 
     def lacking(decided):
         return sum(1 - r for r in recalls(y, decided).values())
 
-    assert lacking(operating.apply(p, point, CLASSES)[1]) <= lacking(p.argmax(axis=1))
+    assert lacking(calibration.apply(p, point, CLASSES)[1]) <= lacking(p.argmax(axis=1))
 
 
 def test_a_floor_of_a_class_without_validation_images_is_left_alone():
     y, p = drawn(300)
-    point = operating.fit(y[y != 1], p[y != 1], CLASSES, {"COVID19": 0.99})
+    point = calibration.fit(y[y != 1], p[y != 1], CLASSES, {"COVID19": 0.99})
     assert point.offsets["COVID19"] == 0.0
 
 
 def test_a_handful_of_images_without_a_mistake_make_no_model_certain():
     y = np.arange(3).repeat(4)
-    assert operating.fit(y, 0.1 + 0.7 * np.eye(3)[y], CLASSES, FLOORS).temperature == 1.0
+    assert calibration.fit(y, 0.1 + 0.7 * np.eye(3)[y], CLASSES, FLOORS).temperature == 1.0
 
 
 def test_a_model_without_an_operating_point_decides_for_the_likeliest_class():
     _, p = drawn(50)
-    calibrated, decided = operating.apply(p, None, CLASSES)
+    calibrated, decided = calibration.apply(p, None, CLASSES)
     assert np.array_equal(calibrated, p) and np.array_equal(decided, p.argmax(axis=1))
 
 
 def test_certain_probabilities_are_no_trouble():
     point = OperatingPoint(temperature=2.0, offsets=dict.fromkeys(CLASSES, 0.0), floors={}, images=1)
-    calibrated, decided = operating.apply(np.eye(3, dtype=np.float32), point, CLASSES)
+    calibrated, decided = calibration.apply(np.eye(3, dtype=np.float32), point, CLASSES)
     assert np.isfinite(calibrated).all() and np.array_equal(decided, [0, 1, 2])
     np.testing.assert_allclose(calibrated.sum(axis=1), 1)
 
@@ -115,4 +116,4 @@ def test_certain_probabilities_are_no_trouble():
 @pytest.mark.parametrize("p", [np.zeros((0, 3)), np.full((2, 3), np.nan)])
 def test_nothing_to_fit_on_is_refused(p):
     with pytest.raises(Refused, match=r"finite probabilities of images\. Received:"):
-        operating.fit(np.zeros(len(p), int), p, CLASSES, FLOORS)
+        calibration.fit(np.zeros(len(p), int), p, CLASSES, FLOORS)

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 from model_samples import put_dataset, quick
 
-from cxr_ml.model import architectures, devices, epochs, evaluate, inputs, predictions, train
+from cxr_ml.evaluation import evaluate
+from cxr_ml.training import architectures, distribution, inputs, loop, predictions, train
 
 
 @pytest.mark.parametrize(
@@ -25,13 +26,13 @@ def test_the_least_able_gpu_decides_in_which_numbers_is_trained(monkeypatch, abl
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: able if kind == "GPU" else ["CPU:0"])
     details = lambda gpu: {"compute_capability": gpu} if gpu else {}  # noqa: E731
     monkeypatch.setattr(tf.config.experimental, "get_device_details", details)
-    assert devices.precision() == chosen
+    assert distribution.precision() == chosen
 
 
 def test_the_policy_ends_with_the_block_also_where_it_fails(monkeypatch):
-    monkeypatch.setattr(devices, "precision", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(distribution, "precision", lambda: "mixed_bfloat16")
     before = keras.config.dtype_policy().name
-    with pytest.raises(ValueError), devices.mixed():
+    with pytest.raises(ValueError), distribution.mixed():
         assert keras.layers.Dense(1).compute_dtype == "bfloat16"
         raise ValueError
     assert keras.config.dtype_policy().name == before == "float32"
@@ -48,14 +49,14 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
     exact = train.model_name(s, dataset, "light")
     architectures.backbone(s, "light").network.save_weights(tmp_path / "light_notop.weights.h5")
     s = s.model_copy(update={"weights": "imagenet", "weights_dir": tmp_path})  # the head on stored features
-    monkeypatch.setattr(devices, "precision", lambda: policy)
-    trained, run = [], epochs.run
+    monkeypatch.setattr(distribution, "precision", lambda: policy)
+    trained, run = [], loop.run
 
     def spy(settings, model, network, *args):
         trained.append({layer.compute_dtype for layer in network._flatten_layers()})
         return run(settings, model, network, *args)
 
-    monkeypatch.setattr(epochs, "run", spy)
+    monkeypatch.setattr(loop, "run", spy)
     record = train.train_model(s, 1, "light", verbose=0)
     assert trained[1] >= {policy.removeprefix("mixed_"), "float32"}
     assert record.settings["precision"] == policy and record.model != exact
@@ -67,7 +68,7 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)
     (found,) = evaluate.evaluate_models(s, 1, [record.model], None)
     assert found.reload_difference < 1e-6
-    monkeypatch.setattr(devices, "precision", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(distribution, "precision", lambda: "mixed_bfloat16")
     warm = s.model_copy(update={"warm_start": True, "head_epochs": 1})
     first = []
 
@@ -75,7 +76,7 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
         first.append(backbone_sha256)
         raise InterruptedError
 
-    monkeypatch.setattr(epochs, "run", begin)
+    monkeypatch.setattr(loop, "run", begin)
     with pytest.raises(InterruptedError):
         train.train_model(warm, 1, "light", False, record.model)
     assert first == [record.artefact_sha256], "it begins with the champion, in other numbers"

@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import cxr_ml
-from cxr_ml.model import provenance
+from cxr_ml.training import provenance
 from local.state import REPOSITORY
 
 
 def said_by(folder: Path, **variables: str) -> str:
     """What the package of that folder says of its code."""
+    script = "from cxr_ml.training import provenance as p; print(p.cxr_ml.__file__); print(p.code())"
     done = subprocess.run(
-        [sys.executable, "-c", "from cxr_ml.model import provenance as p; print(p.cxr_ml.__file__); print(p.code())"],
+        [sys.executable, "-c", script],
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder)} | variables,
         cwd=folder, capture_output=True, text=True,
     )  # fmt: skip
@@ -30,8 +31,8 @@ def git(folder: Path, *arguments: str) -> str:
 
 def test_the_code_is_named_by_its_commit_or_else_by_the_version_of_the_package(tmp_path):
     package = tmp_path / "cxr_ml"
-    (package / "model").mkdir(parents=True)
-    for file in ("__init__.py", "model/__init__.py", "model/provenance.py"):
+    (package / "training").mkdir(parents=True)
+    for file in ("__init__.py", "training/__init__.py", "training/provenance.py"):
         shutil.copy(REPOSITORY / "cxr_ml" / file, package / file)
     version = f"version {cxr_ml.__version__}"
     assert said_by(tmp_path) == version

@@ -8,10 +8,10 @@ import sys
 import pytest
 import tensorflow as tf
 
-from cxr_ml.model import devices
+from cxr_ml.training import distribution
 
 _PREDICTS = """
-import cxr_ml.model.devices as devices
+import cxr_ml.training.distribution as devices
 import keras, numpy
 network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 network.predict(numpy.zeros((8, 4)), verbose=0)
@@ -58,19 +58,19 @@ def warnings(monkeypatch, tmp_path, caplog):
             (folder / "nvidia-smi").chmod(0o755)
         for entry in entries:
             (folder / "gpus" / entry).mkdir(parents=True)
-        monkeypatch.setattr(devices, "_DRIVER", folder / "gpus")
+        monkeypatch.setattr(distribution, "_DRIVER", folder / "gpus")
         monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(gpus))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for name, value in ({"PATH": f"{folder}:/usr/bin:/bin"} | variables).items():
             monkeypatch.setenv(name, value)
         caplog.clear()
-        devices.warn_of_idle_gpu.cache_clear()
+        distribution.warn_of_idle_gpu.cache_clear()
         for _ in range(2):
-            devices.warn_of_idle_gpu()
+            distribution.warn_of_idle_gpu()
         return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
     yield found
-    devices.warn_of_idle_gpu.cache_clear()
+    distribution.warn_of_idle_gpu.cache_clear()
 
 
 def test_a_gpu_that_tensorflow_cannot_use_is_told_once(warnings):

@@ -9,7 +9,7 @@ from killed import train_in_a_process
 from model_samples import put_dataset, quick
 
 from cxr_ml import store
-from cxr_ml.model import architectures, predictions
+from cxr_ml.training import architectures, predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shallow_light")]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from cxr_ml.model import slices
+from cxr_ml.evaluation import slices
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings(min_test_support=10)

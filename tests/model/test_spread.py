@@ -9,7 +9,7 @@ from model_samples import put_dataset, quick
 from spread import train_on
 
 from cxr_ml import store
-from cxr_ml.model import predictions
+from cxr_ml.training import predictions
 
 pytestmark = pytest.mark.slow
 

@@ -15,11 +15,12 @@ from model_samples import CLASSES, overwrite, put_dataset, quick
 from tensorflow.core.util.event_pb2 import Event
 
 from cxr_ml import store
-from cxr_ml.data import dataset as datasets
-from cxr_ml.data.ingest import to_parquet
+from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, epochs, evaluate, inputs, likeness, operating, predictions, train, write
+from cxr_ml.evaluation import evaluate
+from cxr_ml.ingest.ingest_drop import to_parquet
 from cxr_ml.records import Model
+from cxr_ml.training import architectures, artifacts, calibration, inputs, loop, ood, predictions, train
 
 pytestmark = pytest.mark.usefixtures("shallow_light")
 
@@ -99,15 +100,15 @@ def test_a_training_leaves_what_its_images_are_like_with_the_hash_in_the_record(
     copy_store(trained, settings)
     data = store.get(settings, key)
     assert record.likeness_sha256 == hashlib.sha256(data).hexdigest()
-    known = likeness.load(settings, record)
-    for space, length in ((known.features, 32), (known.shapes, likeness.SIDE**2)):
+    known = ood.load(settings, record)
+    for space, length in ((known.features, 32), (known.shapes, ood.SIDE**2)):
         assert space.mean.shape == (length,) and space.principal.shape[1] == length and space.limit > 0
         np.testing.assert_allclose(space.principal @ space.principal.T, np.eye(len(space.principal)), atol=1e-5)
     earlier = Model.model_validate(record.model_dump(exclude={"likeness_sha256"}))
-    assert likeness.load(settings, earlier) is None, "an earlier version left none"
+    assert ood.load(settings, earlier) is None, "an earlier version left none"
     overwrite(settings, key, data[:-1] + b"!")
     with pytest.raises(Refused, match=r"likeness\.npz is not the file that model\.json records"):
-        likeness.load(settings, record)
+        ood.load(settings, record)
 
 
 def scalars(data: bytes, tmp_path) -> dict[tuple[str, int], float]:
@@ -189,7 +190,7 @@ def test_no_warm_start_begins_as_the_settings_say_and_says_why(settings, trained
         begun.append((model, sha256))
         raise InterruptedError
 
-    monkeypatch.setattr(epochs, "run", begin)
+    monkeypatch.setattr(loop, "run", begin)
     monkeypatch.setattr(train, "_from_champion", lambda *_: pytest.fail("began with the champion"))
     s = quick(settings, warm_start=bool(why))
     with pytest.raises(InterruptedError):
@@ -281,7 +282,7 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     assert record.epochs == {"head": 1} and set(history(s, record)["stage"]) == {"head"}, "no fine-tuning was asked for"
 
 
-@pytest.mark.parametrize("moment", [(inputs, "load"), (operating, "fit"), (likeness, "learn"), (write, "_beside")])
+@pytest.mark.parametrize("moment", [(inputs, "load"), (calibration, "fit"), (ood, "learn"), (artifacts, "_beside")])
 @pytest.mark.usefixtures("eager")
 @pytest.mark.slow
 def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_model_and_returns_it(
@@ -301,7 +302,7 @@ def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_mod
     assert train.train_model(s, 1, "light", verbose=0) == other[0]
     record, network = predictions.load_model(s, other[0].model)
     assert record == other[0]
-    assert likeness.load(s, record) is not None
+    assert ood.load(s, record) is not None
     said = store.get(s, f"models/{record.model}/validation.npy")
     assert hashlib.sha256(said).hexdigest() == record.validation_sha256
     images, manifest = inputs.load(s, dataset, s.image_size)
@@ -322,14 +323,14 @@ def test_a_learning_rate_beyond_all_measure_is_refused(settings):
 def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settings, monkeypatch):
     s = quick(settings, head_epochs=1)
     put_dataset(s)
-    run = epochs.run
+    run = loop.run
 
     def explode(settings, model, network, stage, *args):
         if stage.name == "fine_tune":
             network.get_layer("head").kernel.assign(np.full(network.get_layer("head").kernel.shape, np.inf))
         return run(settings, model, network, stage, *args)
 
-    monkeypatch.setattr(epochs, "run", explode)
+    monkeypatch.setattr(loop, "run", explode)
     with pytest.raises(Refused, match=r"(?s)epoch 1 of fine_tune.*below 109\.9\. .*step 1 is nan.*No model is written"):
         train.train_model(s, 1, "light", verbose=0)
     assert {key.split("/")[2] for key in store.keys(s, "models/")} == {"checkpoints"}, "what went well is kept"
@@ -443,7 +444,7 @@ def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
         first.extend(data()[0][0])
         raise InterruptedError
 
-    monkeypatch.setattr(epochs, "run", look)
+    monkeypatch.setattr(loop, "run", look)
     with pytest.raises(InterruptedError):
         train.train_model(s, merged, "light", verbose=0)
     _, y, weights = first
@@ -453,7 +454,7 @@ def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
 
 def merge(settings, other) -> int:
     """Writes dataset 3: the rows of datasets 1 and 2."""
-    tables = [datasets.manifest(settings, datasets.load(settings, 1)), datasets.manifest(settings, other)]
+    tables = [versions.manifest(settings, versions.load(settings, 1)), versions.manifest(settings, other)]
     data = to_parquet(pd.concat(tables).sort_values("sha256", ignore_index=True))
     record = other.model_copy(update={"dataset": 3, "manifest_sha256": hashlib.sha256(data).hexdigest()})
     store.put_if_absent(settings, "datasets/3/manifest.parquet", data)

@@ -9,8 +9,8 @@ from report_samples import GOOD
 from request_counter import counted
 
 from cxr_ml import store
-from cxr_ml.data import rule
-from cxr_ml.release import registry
+from cxr_ml.registry import promotion
+from cxr_ml.validation import add_ruling
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("handful")]
 
@@ -74,7 +74,7 @@ def test_a_new_entry_of_the_history_is_seen(models, asked, settings):
     from cxr_console import decisions
 
     assert decisions.rollback(*NOBODY)["champion"].model == "second"
-    registry.rollback(settings, "first", "ann", "the second one disappoints")
+    promotion.rollback(settings, "first", "ann", "the second one disappoints")
     found = decisions.rollback(*NOBODY)
     assert found["champion"].model == "first" and [row["model"] for row in found["earlier"]] == ["second"]
 
@@ -131,7 +131,7 @@ def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
 
     def release(file):
         names, known = [f"{batch}/NORMAL/{file}"], shelf.rulings()
-        made = rule.rule_all(shelf.settings(), (), names, "release", "ann", "seen", "", False, shelf.named, known)
+        made = add_ruling.rule_all(shelf.settings(), (), names, "release", "ann", "seen", "", False, shelf.named, known)
         shelf.know(made)
         return made
 
@@ -139,6 +139,6 @@ def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
     assert release("boxed.png")[0].number == 1
     assert table in read(asked)
     assert release("more.png")[0].number == 2
-    rule.rule(settings, (), f"{batch}/NORMAL/boxed.png", "withdraw", "ben", "a hand in the beam")
+    add_ruling.rule(settings, (), f"{batch}/NORMAL/boxed.png", "withdraw", "ben", "a hand in the beam")
     assert [r.by for r in shelf.rulings()] == ["ann", "ann", "ben"]
     assert table not in read(asked) and len(shelf.in_force()) == 2

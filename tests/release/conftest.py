@@ -7,7 +7,7 @@ import run_samples
 import smtp_samples
 from PIL import Image
 
-from cxr_ml.release import data_figures, deliver, figures
+from cxr_ml.reporting import data_figures, figures, smtp
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def server():
 def pauses(monkeypatch):
     """The pauses between tries of a mail, not waited for."""
     seen = []
-    monkeypatch.setattr(deliver.time, "sleep", seen.append)
+    monkeypatch.setattr(smtp.time, "sleep", seen.append)
     return seen
 
 

@@ -11,11 +11,11 @@ from cxr_ml import settings as settings_module
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Check, Decision, Model
-from cxr_ml.release import registry
+from cxr_ml.registry import promotion
 
 # Children start from a process that has loaded the registry but never used it.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["cxr_ml.release.registry"])
+_context.set_forkserver_preload(["cxr_ml.registry.promotion"])
 WEIGHTS = 200_000  # bytes, so that writing them takes a while
 
 
@@ -31,14 +31,14 @@ def promote(settings, name):
     store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
     check = Check(name="macro F1", observed=0.95, limit="≥ 0.85", passed=True, reason="macro F1 is 0.950.")
     while True:
-        champion = registry.champion(settings)
+        champion = promotion.champion(settings)
         beside = champion.model if champion else None
         decision = Decision(
             run=f"{name}-over-{beside}", model=name, dataset=3, champion=beside, candidates=(name,), promote=True,
             checks=(check,), reason="Because.",
         )  # fmt: skip
         try:
-            registry.conclude(settings, decision, by=name)
+            promotion.conclude(settings, decision, by=name)
             return
         except Refused as refused:
             assert "is champion now" in str(refused), refused

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from cxr_ml.model import metrics as figures
+from cxr_ml.evaluation import metrics as figures
 from cxr_ml.records import (
     Batch,
     Champion,

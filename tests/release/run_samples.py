@@ -5,18 +5,19 @@ import hashlib
 import pandas as pd
 import report_samples as samples
 
-from cxr_ml import store
-from cxr_ml.data import ingest, thumbnails
-from cxr_ml.model import evaluations
+from cxr_ml import pipeline, store
+from cxr_ml.evaluation import stored_evaluations
+from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Decision, Evaluation
-from cxr_ml.release import registry, runs
+from cxr_ml.registry import promotion
+from cxr_ml.validation import thumbnails
 
 RUN = "manual__2026-01-12T03:00:00+00:00"
 TEAM = "team@hospital.example"
 SECOND = "second@hospital.example"
 BETTER = ((88, 1, 1), (0, 89, 1), (1, 1, 88))
 BATCH = samples.batch()
-MANIFEST = ingest.to_parquet(
+MANIFEST = ingest_drop.to_parquet(
     pd.DataFrame([("Kermany", c) for c in samples.CLASSES], columns=["source", "label"], dtype="string")
 )
 DATASET = samples.dataset().model_copy(update={"manifest_sha256": hashlib.sha256(MANIFEST).hexdigest()})
@@ -35,7 +36,7 @@ def put_model(settings, evaluation: Evaluation) -> str:
     store.put_if_absent(settings, f"{folder}/model.keras", evaluation.model.encode())
     store.put_if_absent(settings, f"{folder}/history.csv", samples.history().to_csv(index=False).encode())
     store.put_if_absent(settings, f"{folder}/model.json", record.to_bytes())
-    evaluations.save(settings, evaluation)
+    stored_evaluations.save(settings, evaluation)
     return evaluation.model
 
 
@@ -45,7 +46,7 @@ def put_refused(settings):
     rows += [(f"x/{n}.png", f"{n}" * 64, "TUBERCULOSIS", "rejected_class", ["white_box"]) for n in range(5)]
     frame = pd.DataFrame(rows, columns=["file", "sha256", "label", "verdict", "reasons"])
     frame = frame.assign(width=9, height=9)
-    store.put_if_absent(settings, f"batches/{BATCH.batch}/refused.parquet", ingest.to_parquet(frame))
+    store.put_if_absent(settings, f"batches/{BATCH.batch}/refused.parquet", ingest_drop.to_parquet(frame))
     for n in range(5):
         store.put_if_absent(settings, thumbnails.key(f"{n}" * 64), f"film {n}".encode(), "image/jpeg")
 
@@ -71,8 +72,8 @@ MODELS = ["inception_v3-d3-1a2b3c4d", "mobilenet_v2-d3-1a2b3c4d"]
 
 
 def concluded(settings, run=RUN) -> Decision:
-    decision = runs.decide(settings, run, MODELS)
-    registry.conclude(settings, decision, "ann")
+    decision = pipeline.decide(settings, run, MODELS)
+    promotion.conclude(settings, decision, "ann")
     return decision
 
 
@@ -84,8 +85,8 @@ def rolled_back(settings) -> str:
     concluded(settings)
     beside = evaluation("inception_v3", BETTER)
     found = evaluation("mobilenet_v2", samples.GOOD, champion=beside)
-    evaluations.save(settings, found)
-    decision = runs.decide(settings, "next", MODELS[1:])
+    stored_evaluations.save(settings, found)
+    decision = pipeline.decide(settings, "next", MODELS[1:])
     checks = tuple(check.model_copy(update={"passed": True}) for check in decision.checks)
-    registry.conclude(settings, decision.model_copy(update={"promote": True, "checks": checks}), "ann")
-    return registry.rollback(settings, None, "eve", "Misses\r\nBcc: too@much.example <b>", "manual-1").run
+    promotion.conclude(settings, decision.model_copy(update={"promote": True, "checks": checks}), "ann")
+    return promotion.rollback(settings, None, "eve", "Misses\r\nBcc: too@much.example <b>", "manual-1").run

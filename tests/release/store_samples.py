@@ -5,11 +5,11 @@ import hashlib
 import pandas as pd
 import report_samples as samples
 
-from cxr_ml import store
-from cxr_ml.data import ingest
-from cxr_ml.model import evaluations
+from cxr_ml import pipeline, store
+from cxr_ml.evaluation import stored_evaluations
+from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Dataset, HistoryEntry
-from cxr_ml.release import registry, runs
+from cxr_ml.registry import promotion
 
 SOURCES = {"NORMAL": "Kermany", "PNEUMONIA": "Kermany", "COVID19": "armiro [adults]"}
 BEST = ((88, 1, 1), (0, 89, 1), (1, 1, 88))
@@ -25,11 +25,11 @@ def put_dataset(settings, number=1, images_per_class=2, parent=None, seed=0) -> 
             store.put_if_absent(settings, f"images/{sha[:2]}/{sha}.png", data)
             rows.append((sha, "png", label, "test", f"g{n}", SOURCES[label], f"b{number}"))
     frame = pd.DataFrame(rows, columns=["sha256", "format", "label", "split", "group", "source", "batch"])
-    data = ingest.to_parquet(frame.astype("string"))
+    data = ingest_drop.to_parquet(frame.astype("string"))
     store.put_if_absent(settings, f"datasets/{number}/manifest.parquet", data)
     batch = samples.batch(f"drop-{number}", batch=f"b{number}")
     nothing = pd.DataFrame(columns=["file", "sha256", "label", "verdict", "reasons"])
-    store.put_if_absent(settings, f"batches/b{number}/refused.parquet", ingest.to_parquet(nothing))
+    store.put_if_absent(settings, f"batches/b{number}/refused.parquet", ingest_drop.to_parquet(nothing))
     store.put_if_absent(settings, f"batches/b{number}/batch.json", batch.to_bytes())
     for name in ("images", "classes"):
         store.put_if_absent(settings, f"batches/b{number}/{name}.html", b"<p>Data Docs</p>")
@@ -60,7 +60,7 @@ def put_model(s, name, dataset, test=BEST, champion=None, **changes) -> str:
     for file, data in files.items():
         store.put_if_absent(s, f"models/{name}/{file}", data)
     held = {file: hashlib.sha256(data).hexdigest() for file, data in files.items()}
-    evaluations.save(s, evaluate(name, dataset, test, champion).model_copy(update={"files": held}))
+    stored_evaluations.save(s, evaluate(name, dataset, test, champion).model_copy(update={"files": held}))
     return name
 
 
@@ -72,4 +72,4 @@ def evaluate(name, dataset, test=BEST, champion=None):
 
 def run(settings, name, models, by="ann") -> HistoryEntry:
     """Decides on evaluated candidates and concludes, as a run does."""
-    return registry.conclude(settings, runs.decide(settings, name, models), by)
+    return promotion.conclude(settings, pipeline.decide(settings, name, models), by)

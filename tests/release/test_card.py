@@ -10,7 +10,8 @@ from markdown_it import MarkdownIt
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.release import publish, registry, words
+from cxr_ml.registry import promotion
+from cxr_ml.reporting import formatting, publish
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -39,7 +40,7 @@ def test_a_card_tells_use_data_training_metrics_decision_and_lineage(house):
     settings, data = house
     text = published(settings, "run-1", "first", ("b2",))
     assert text.startswith("# first\n")
-    (entry,) = registry.history(settings)
+    (entry,) = promotion.history(settings)
     assert f"**Promoted** as champion v1 in the run run-1, {entry.at}, by ann." in text
     assert "**It must not be used** to diagnose" in text
     assert ["test", "3", "3", "3", "9"] in table(text, "Data")
@@ -118,15 +119,17 @@ HOSTILE = (
 @pytest.mark.parametrize("name", HOSTILE)
 def test_markdown_shows_a_hostile_name_as_it_is(name):
     reader = MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    shown = f"| {words.markdown(name)} | b |\n|-|-|\n\n{words.markdown(name)}\n\n* {words.markdown(name)}\n"
+    shown = (
+        f"| {formatting.markdown(name)} | b |\n|-|-|\n\n{formatting.markdown(name)}\n\n* {formatting.markdown(name)}\n"
+    )
     tokens = reader.parse(shown)
     kinds = [t.type for t in tokens]
     assert kinds == [t.type for t in reader.parse("| a | b |\n|-|-|\n\na\n\n* a\n")]
     texts = [t for t in tokens if t.type == "inline"]
     for inline in (texts[0], *texts[2:]):
         assert {child.type for child in inline.children} <= {"text", "text_special"}
-        assert "".join(child.content for child in inline.children) == words.plain(name).strip()
-    assert not re.search(r"https?://|www\.", words.markdown(name)), "GitHub would make a link of it"
+        assert "".join(child.content for child in inline.children) == formatting.plain(name).strip()
+    assert not re.search(r"https?://|www\.", formatting.markdown(name)), "GitHub would make a link of it"
 
 
 def test_names_from_outside_do_not_change_the_card(settings):

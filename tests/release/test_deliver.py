@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cxr_ml.errors import Refused
-from cxr_ml.release import deliver, mail
+from cxr_ml.reporting import messages, smtp
 from cxr_ml.settings import Settings
 
 TEAM = "team@hospital.example"
@@ -31,7 +31,7 @@ def at(controller, **changes) -> Settings:
 
 
 def outcome(to=(TEAM,)):
-    return mail.outcome_message(samples.run(), SETTINGS, to, "s3://cxr/reports/x/index.html")
+    return messages.outcome_message(samples.run(), SETTINGS, to, "s3://cxr/reports/x/index.html")
 
 
 @pytest.fixture
@@ -79,59 +79,59 @@ def guarded(certificate):
 
 def test_mail_goes_through_starttls_and_login(guarded, certificate, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    deliver.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
+    smtp.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
     session = guarded.handler.mails[0][2]
     assert session.ssl is not None and session.authenticated
 
 
 def test_a_certificate_that_nobody_vouches_for_is_not_talked_to_and_not_tried_again(guarded, pauses):
     with pytest.raises(Refused, match="certificate verify failed"):
-        deliver.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
+        smtp.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="right"))
     assert pauses == [] and guarded.handler.mails == []
 
 
 def test_a_wrong_password_is_not_tried_again(guarded, certificate, monkeypatch, pauses):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     with pytest.raises(Refused, match=r"535.*CXR_SMTP_\*"):
-        deliver.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="wrong"))
+        smtp.send(outcome(), at(guarded, smtp_starttls=True, smtp_user="cxr", smtp_password="wrong"))
     assert pauses == []
 
 
 def test_starttls_that_the_server_does_not_offer_is_no_reason_to_go_on_in_clear(server, pauses):
     with pytest.raises(Refused, match="STARTTLS extension not supported"):
-        deliver.send(outcome(), at(server, smtp_starttls=True))
+        smtp.send(outcome(), at(server, smtp_starttls=True))
     assert server.handler.mails == [] and pauses == []
 
 
 def test_a_password_never_crosses_a_network_in_clear():
     with pytest.raises(Refused, match="CXR_SMTP_STARTTLS"):
-        deliver.send(outcome(), SETTINGS.model_copy(update={"smtp_host": "mail.example", "smtp_user": "cxr"}))
+        smtp.send(outcome(), SETTINGS.model_copy(update={"smtp_host": "mail.example", "smtp_user": "cxr"}))
 
 
 def test_a_server_that_is_busy_is_tried_again(server, pauses):
     server.handler.data = ["451 Busy", "452 Still busy"]
-    deliver.send(outcome(), at(server))
+    smtp.send(outcome(), at(server))
     assert len(server.handler.mails) == 1 and pauses == [2.0, 8.0]
 
 
 def test_a_server_that_stays_busy_raises_at_the_end(server, pauses):
     server.handler.data = ["451 Busy"] * 9
     with pytest.raises(smtplib.SMTPDataError):
-        deliver.send(outcome(), at(server))
+        smtp.send(outcome(), at(server))
     assert pauses == [2.0, 8.0, 30.0]
 
 
 def test_a_refusal_for_good_is_not_tried_again(server, pauses):
     server.handler.data = ["554 No"]
     with pytest.raises(Refused, match=r"trying again cannot help.*554"):
-        deliver.send(outcome(), at(server))
+        smtp.send(outcome(), at(server))
     assert pauses == [] and server.handler.mails == []
 
 
 def test_a_server_that_is_down_is_tried_four_times(pauses):
     settings = SETTINGS.model_copy(update={"smtp_host": "127.0.0.1", "smtp_port": smtp_samples.free_port()})
     with pytest.raises(ConnectionRefusedError):
-        deliver.send(outcome(), settings)
+        smtp.send(outcome(), settings)
     assert pauses == [2.0, 8.0, 30.0]
 
 
@@ -141,13 +141,13 @@ def test_a_server_that_never_answers_is_left_after_the_time_out(pauses):
         silent.listen()
         settings = {"smtp_host": "127.0.0.1", "smtp_port": silent.getsockname()[1], "smtp_timeout": 0.2}
         with pytest.raises(OSError):
-            deliver.send(outcome(), SETTINGS.model_copy(update=settings))
+            smtp.send(outcome(), SETTINGS.model_copy(update=settings))
     assert len(pauses) == 3
 
 
 def test_a_recipient_put_off_is_tried_again_alone(server, pauses):
     server.handler.rcpt = ["250 OK", "450 Greylisted"]
-    deliver.send(outcome(to=(TEAM, SECOND)), at(server))
+    smtp.send(outcome(to=(TEAM, SECOND)), at(server))
     assert [to for to, _, _ in server.handler.mails] == [(TEAM,), (SECOND,)]
     assert pauses == [2.0]
 
@@ -155,14 +155,14 @@ def test_a_recipient_put_off_is_tried_again_alone(server, pauses):
 def test_a_recipient_refused_for_good_is_told_after_the_others_got_theirs(server, pauses):
     server.handler.rcpt = ["550 Unknown", "250 OK"]
     with pytest.raises(Refused, match=f"{TEAM}: 550 Unknown"):
-        deliver.send(outcome(to=(TEAM, SECOND)), at(server))
+        smtp.send(outcome(to=(TEAM, SECOND)), at(server))
     assert pauses == []
     assert [to for to, _, _ in server.handler.mails] == [(SECOND,)]
 
 
 def test_trouble_after_the_mail_was_taken_does_not_send_it_twice(server, pauses):
     server.handler.quit = ["421 Shutting down"]
-    deliver.send(outcome(), at(server))
+    smtp.send(outcome(), at(server))
     assert len(server.handler.mails) == 1 and pauses == []
 
 
@@ -170,12 +170,12 @@ def test_each_recipient_that_the_server_took_is_told_of_at_once(server, pauses):
     server.handler.rcpt = ["250 OK", "450 Greylisted"] + ["450 Greylisted"] * 3
     taken = []
     with pytest.raises(smtplib.SMTPRecipientsRefused):
-        deliver.send(outcome(to=(TEAM, SECOND)), at(server), taken=taken.append)
+        smtp.send(outcome(to=(TEAM, SECOND)), at(server), taken=taken.append)
     assert taken == [TEAM] and pauses == [2.0, 8.0, 30.0]
 
 
 def test_only_those_who_still_wait_get_it_but_all_are_named_in_it(server):
-    deliver.send(outcome(to=(TEAM, SECOND)), at(server), [SECOND])
+    smtp.send(outcome(to=(TEAM, SECOND)), at(server), [SECOND])
     assert [to for to, _, _ in server.handler.mails] == [(SECOND,)]
     assert server.handler.parsed()["To"] == f"{TEAM}, {SECOND}"
 
@@ -206,5 +206,5 @@ def test_a_server_that_says_a_byte_now_and_then_is_hung_up_on(pauses, begin):
         settings = {"smtp_host": "127.0.0.1", "smtp_port": slow.getsockname()[1], "smtp_timeout": 0.1}
         begun = time.monotonic()
         with pytest.raises(OSError):
-            deliver.send(outcome(), SETTINGS.model_copy(update=settings))
+            smtp.send(outcome(), SETTINGS.model_copy(update=settings))
     assert time.monotonic() - begun < 10 and len(pauses) == 3

@@ -7,7 +7,7 @@ import report_samples as samples
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import FailedStep
-from cxr_ml.release import failures, report
+from cxr_ml.reporting import failures, report
 from cxr_ml.settings import Settings
 
 RUN, PAGE = "manual__2026-01-12T03:00:00+00:00", "reports/manual-2026-01-12T03-00-00-00-00/index.html"

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from cxr_ml.records import Dataset
-from cxr_ml.release import canvas, data_figures, figures, words
+from cxr_ml.reporting import data_figures, figures, formatting, plot_style
 
 FLOORS = {"COVID19": 0.95, "PNEUMONIA": 0.90, "NORMAL": 0.70}
 HOSTILE = ("<script>alert(1)</script>", "$\\frac{1", "a\nb\u202ec", "$$", "{0}%s", "\ud800", "x" * 300, "COVID19")
@@ -57,7 +57,7 @@ def texts(monkeypatch, draw) -> list[str]:
         assert box.x1 <= width + 0.02 and box.y1 <= height + 0.02, "something is cut off at the right or top"
         return b""
 
-    monkeypatch.setattr(canvas, "png", spy)
+    monkeypatch.setattr(plot_style, "png", spy)
     draw()
     assert seen
     return seen
@@ -244,7 +244,7 @@ def test_a_difference_without_interval_or_number_is_not_made_up(monkeypatch):
 
 
 def test_long_names_that_differ_at_their_end_stay_apart():
-    names = [canvas.name(f"A CLASS WITH A VERY LONG NAME {n}") for n in range(12)]
+    names = [plot_style.name(f"A CLASS WITH A VERY LONG NAME {n}") for n in range(12)]
     assert len(set(names)) == 12 and max(map(len, names)) <= 22 and names[0].startswith("A CLASS")
 
 
@@ -256,24 +256,24 @@ def test_a_picture_shows_something_and_is_small_enough_for_mail():
 
 def test_series_differ_in_grey_as_well():
     luminances = [np.dot([0.2126, 0.7152, 0.0722], [int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in
-                  (canvas.BLUE, canvas.ORANGE, "#cccccc")]  # fmt: skip
+                  (plot_style.BLUE, plot_style.ORANGE, "#cccccc")]  # fmt: skip
     assert min(abs(np.diff(sorted(luminances)))) > 25
 
 
 def test_rounding_never_lifts_a_value_to_the_floor_it_missed():
-    assert words.percent(0.9499999, 0.95) == "94.99999 %"
-    assert words.percent(0.9497, 0.95) == "94.97 %"
-    assert words.percent(0.95, 0.95) == "95.0 %"
-    assert words.score(0.8499, 0.85) == "0.8499"
+    assert formatting.percent(0.9499999, 0.95) == "94.99999 %"
+    assert formatting.percent(0.9497, 0.95) == "94.97 %"
+    assert formatting.percent(0.95, 0.95) == "95.0 %"
+    assert formatting.score(0.8499, 0.85) == "0.8499"
 
 
 def test_names_lose_what_could_forge_a_line_or_break_encoding():
-    assert words.plain("a\r\nBcc: x\u202e\x00\ud800\u2028y") == "a  Bcc: x    y"
-    assert words.plain("x" * 50, 10) == "x" * 9 + "…"
+    assert formatting.plain("a\r\nBcc: x\u202e\x00\ud800\u2028y") == "a  Bcc: x    y"
+    assert formatting.plain("x" * 50, 10) == "x" * 9 + "…"
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.42, "0.4 s"), (48, "48 s"), (59.7, "1 min 0 s"), (725, "12 min 5 s"), (7380, "2 h 3 min")]
 )
 def test_durations_read_as_people_say_them(seconds, said):
-    assert words.duration(seconds) == said
+    assert formatting.duration(seconds) == said

@@ -7,7 +7,7 @@ import pytest
 
 from cxr_ml.progress import begun, counted
 from cxr_ml.records import StepProgress
-from cxr_ml.release import follow, words
+from cxr_ml.reporting import follow, formatting
 
 AT = "2026-01-05T03:00:00+00:00"
 
@@ -39,7 +39,7 @@ AT = "2026-01-05T03:00:00+00:00"
     ],
 )  # fmt: skip
 def test_progress_is_told_in_a_sentence(told, sentence):
-    assert words.progress(StepProgress(at=AT, **told)) == sentence
+    assert formatting.progress(StepProgress(at=AT, **told)) == sentence
 
 
 def test_who_counts_tells_how_long_the_rest_takes_at_the_pace_so_far(monkeypatch):

@@ -7,7 +7,7 @@ import report_samples as samples
 
 from cxr_ml.errors import Refused
 from cxr_ml.records import Champion, Decision, Evaluation
-from cxr_ml.release import gate
+from cxr_ml.registry import gate
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings()

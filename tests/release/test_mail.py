@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from cxr_ml.errors import Refused
 from cxr_ml.records import Check, HistoryEntry, Run
-from cxr_ml.release import advice, deliver, failures, mail
+from cxr_ml.reporting import failures, messages, smtp, troubleshooting
 from cxr_ml.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -28,11 +28,11 @@ def at(controller, **changes) -> Settings:
 
 
 def outcome(run=None, settings=SETTINGS, to=(TEAM,), link=LINK):
-    return mail.outcome_message(run or samples.run(), settings, to, link)
+    return messages.outcome_message(run or samples.run(), settings, to, link)
 
 
 def failure(error, settings=SETTINGS, step="train [1]", run="scheduled__1", link="https://airflow.example/log"):
-    return mail.failure_message(settings, (TEAM,), failures.tell(settings, run, step, error, link), LINK)
+    return messages.failure_message(settings, (TEAM,), failures.tell(settings, run, step, error, link), LINK)
 
 
 def text_of(message) -> str:
@@ -45,7 +45,7 @@ def html_of(message) -> str:
 
 @pytest.mark.plots
 def test_a_promotion_arrives_as_text_html_and_two_plots(server):
-    deliver.send(outcome(to=(TEAM, SECOND)), at(server))
+    smtp.send(outcome(to=(TEAM, SECOND)), at(server))
     assert len(server.handler.mails) == 1 and server.handler.mails[0][0] == (TEAM, SECOND)
     got = server.handler.parsed()
     assert got["Subject"] == "[cxr] PROMOTED inception_v3 v12: COVID19 97.8 %, PNEUMONIA 93.3 %, macro F1 0.94"
@@ -58,7 +58,7 @@ def test_a_promotion_arrives_as_text_html_and_two_plots(server):
     assert all(p.get_payload(decode=True).startswith(b"\x89PNG") for p in pictures)
     assert "97.8 %" in html, "the figures stand without images"
     assert not re.findall(r'src="(?!cid:)', html)
-    assert len(server.handler.mails[0][1]) < mail.MAX_BYTES
+    assert len(server.handler.mails[0][1]) < messages.MAX_BYTES
 
 
 def test_a_refusal_names_the_first_failed_check_in_the_subject():
@@ -83,7 +83,7 @@ def test_nan_is_not_evaluated_in_subject_text_and_html():
 
 def test_a_promoted_run_whose_figure_is_missing_does_not_boast_of_it():
     settings = SETTINGS.model_copy(update={"recall_floors": {"TUBERCULOSIS": 0.99, "COVID19": 0.9}})
-    assert "TUBERCULOSIS not evaluated" in mail.subject(samples.run(), settings)
+    assert "TUBERCULOSIS not evaluated" in messages.subject(samples.run(), settings)
 
 
 def test_a_run_without_decision_dataset_or_champion_has_a_mail_without_plots():
@@ -106,7 +106,7 @@ def test_hostile_names_arrive_harmless(server):
     checks = (Check(name=f"recall {classes[1]}", observed=0.9, limit="≥ 0.95", passed=False, reason=EVIL),)
     decision = run.decision.model_copy(update={"checks": checks, "reason": f"{EVIL}\r\nBcc: thief@evil.example"})
     run = run.model_copy(update={"decision": decision, "outcome": "refused"})
-    deliver.send(outcome(run, link="javascript:alert(1)"), at(server))
+    smtp.send(outcome(run, link="javascript:alert(1)"), at(server))
     got = server.handler.parsed()
     assert server.handler.mails[0][0] == (TEAM,) and got["Bcc"] is None
     assert "\n" not in got["Subject"] and "recall COVID19 Bcc: thief" in got["Subject"].replace("  ", " ")
@@ -125,13 +125,13 @@ def test_a_mail_with_many_long_names_stays_small_and_its_subject_short():
         samples.batch(drop="y" * 5000, rejected_classes={c: "z" * 9000 for c in classes}) for _ in range(200)
     )
     message = outcome(samples.run(test=counts, champion=counts, classes=classes, batches=batches))
-    assert len(bytes(message)) < mail.MAX_BYTES
+    assert len(bytes(message)) < messages.MAX_BYTES
     assert len(message["Subject"]) <= 150
 
 
 @pytest.mark.plots
 def test_plots_that_would_make_the_mail_too_large_are_left_out(monkeypatch):
-    monkeypatch.setattr(mail, "MAX_BYTES", 20_000)
+    monkeypatch.setattr(messages, "MAX_BYTES", 20_000)
     message = outcome()
     assert len(bytes(message)) < 20_000
     assert "cid:" not in html_of(message) and "97.8 %" in html_of(message)
@@ -149,14 +149,14 @@ def test_only_allowed_addresses_get_mail():
     with pytest.raises(Refused, match=r"'boss@evil\.example'.*CXR_MAIL_ALLOWED"):
         outcome(to=(TEAM, "boss@evil.example"))
     with pytest.raises(Refused, match="mail_allowed"):
-        mail.allowed((f"{TEAM}\r\nBcc: thief@evil.example",), SETTINGS)
+        messages.allowed((f"{TEAM}\r\nBcc: thief@evil.example",), SETTINGS)
     with pytest.raises(Refused, match="mail_allowed"):
-        mail.allowed((f"{TEAM}, thief@evil.example",), SETTINGS)
+        messages.allowed((f"{TEAM}, thief@evil.example",), SETTINGS)
 
 
 def test_allowed_addresses_are_taken_once_whatever_their_case():
-    assert mail.allowed((" Team@Hospital.example", TEAM, SECOND), SETTINGS) == (TEAM, SECOND)
-    assert mail.allowed((), SETTINGS) == ()
+    assert messages.allowed((" Team@Hospital.example", TEAM, SECOND), SETTINGS) == (TEAM, SECOND)
+    assert messages.allowed((), SETTINGS) == ()
 
 
 def test_a_mail_to_nobody_is_refused():
@@ -172,7 +172,7 @@ def test_a_sender_that_is_no_address_is_refused_in_words(sender):
 
 def test_a_failure_says_which_step_why_and_what_to_do(server):
     error = Refused(f"The folder must hold weights.\nReceived: {EVIL}. Set CXR_WEIGHTS_DIR.")
-    deliver.send(failure(error), at(server))
+    smtp.send(failure(error), at(server))
     got = server.handler.parsed()
     assert got["Subject"] == "[cxr] FAILED at train [1]: The folder must hold weights."
     for part in ("FAILED at train [1]", "Why (Refused)", f"  Received: {EVIL}", "Trying again without changing it"):
@@ -223,7 +223,7 @@ def caused(outer: BaseException, inner: BaseException) -> BaseException:
     ],
 )
 def test_advice_fits_the_kind_of_error(error, says):
-    assert says in advice.advise(error, 48)
+    assert says in troubleshooting.advise(error, 48)
     assert says in failures.tell(SETTINGS.model_copy(update={"batch_size": 48}), "r", "train", error, "").advice
 
 
@@ -260,8 +260,8 @@ def bodies():
         "promoted": outcome(),
         "refused": outcome(samples.run(test=samples.POOR), link=f"s3://bucket/{'x' * 200}"),
         "twelve": outcome(samples.run(test=MANY, champion=MANY, classes=LONG)),
-        "failed": mail.failure_message(SETTINGS, (TEAM,), failed, LINK, links),
-        "rolled back": mail.rollback_message(SETTINGS, (TEAM,), entry, links),
+        "failed": messages.failure_message(SETTINGS, (TEAM,), failed, LINK, links),
+        "rolled back": messages.rollback_message(SETTINGS, (TEAM,), entry, links),
     }
 
 

@@ -18,7 +18,7 @@ import report_samples as samples
 import store_samples as stored
 
 from cxr_ml.errors import Refused
-from cxr_ml.release import mirror, registry
+from cxr_ml.registry import mlflow_sync, promotion
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +89,7 @@ def test_runs_curves_figures_and_the_champion_are_mirrored_once_and_the_alias_fo
     stored.put_model(settings, "other", data, samples.GOOD, beside)
     stored.run(settings, "run-2", ["second", "other"])
     for _ in range(2):
-        mirror.mirror(settings, ["second", "other"])
+        mlflow_sync.mirror(settings, ["second", "other"])
     assert caplog.text == ""
 
     experiment = ask(server, "experiments/get-by-name", experiment_name="cxr")["experiment"]["experiment_id"]
@@ -113,8 +113,8 @@ def test_runs_curves_figures_and_the_champion_are_mirrored_once_and_the_alias_fo
     assert (version["run_id"], version["version"]) == (run, "1")
     assert version["source"] == f"s3://{settings.bucket}/models/second/model.keras"
 
-    registry.rollback(settings, None, "ann", "Misses too much.")
-    mirror.mirror(settings)
+    promotion.rollback(settings, None, "ann", "Misses too much.")
+    mlflow_sync.mirror(settings)
     assert caplog.text == ""
     version = ask(server, "registered-models/alias", name="cxr", alias="champion")["model_version"]
     assert version["version"] == "2" and version["source"].endswith("models/first/model.keras")
@@ -125,9 +125,9 @@ def test_a_server_that_is_down_is_a_warning_and_not_an_error(settings, client, m
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     data = stored.put_dataset(settings)
     stored.run(settings, "run-1", [stored.put_model(settings, "first", data)])
-    mirror.mirror(settings, ["first"])
+    mlflow_sync.mirror(settings, ["first"])
     assert "MLflow does not mirror this" in caplog.text
-    assert registry.champion(settings).model == "first"
+    assert promotion.champion(settings).model == "first"
 
 
 def test_without_the_variable_nothing_of_mlflow_is_needed_and_with_it_the_error_says_what_to_install(
@@ -135,7 +135,7 @@ def test_without_the_variable_nothing_of_mlflow_is_needed_and_with_it_the_error_
 ):
     monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    mirror.mirror(settings, ["first"])
+    mlflow_sync.mirror(settings, ["first"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(Refused, match=r"pip install 'mlflow-skinny>=3'"):
-        mirror.mirror(settings, ["first"])
+        mlflow_sync.mirror(settings, ["first"])

@@ -11,9 +11,10 @@ from cli_calls import answer, call
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.model import artefact, evaluations, explanations
+from cxr_ml.evaluation import stored_evaluations, stored_explanations
 from cxr_ml.records import Evaluation, Model
-from cxr_ml.release import catalogue, prune, registry
+from cxr_ml.registry import promotion, prune, queries
+from cxr_ml.training import artifact_check
 
 FAIR = ((84, 3, 3), (0, 88, 2), (2, 2, 86))
 POOR = ((60, 20, 10), (10, 70, 10), (5, 5, 80))
@@ -82,7 +83,7 @@ def test_the_newest_model_is_listed_first(settings, monkeypatch):
         stored.put_model(settings, name, data)
     times = {"a": "2026-01-05T03:00:00", "b": "2026-01-19T03:00:00", "c": "2026-01-12T03:00:00"}
     monkeypatch.setattr(store, "written", lambda _, key: times[key.split("/")[1]])
-    assert [row["model"] for row in catalogue.models(settings)] == ["b", "c", "a"]
+    assert [row["model"] for row in queries.models(settings)] == ["b", "c", "a"]
 
 
 def test_a_model_without_an_evaluation_is_listed_as_not_evaluated(settings):
@@ -123,7 +124,7 @@ def test_a_name_that_is_no_model_and_no_version_is_refused(house):
 
 
 def test_the_history_tells_what_who_when_and_why(own_house):
-    registry.rollback(own_house, None, "eve", "Misses [too] much.")
+    promotion.rollback(own_house, None, "eve", "Misses [too] much.")
     entries = answer("models", "history")
     assert [(e["number"], e["action"], e["model"], e["version"], e["by"]) for e in entries] == [
         (1, "promoted", "first", 1, "ann"),
@@ -194,7 +195,7 @@ def test_a_store_that_nobody_touched_is_verified_to_the_last_image(house):
 
 
 def test_a_pointer_that_was_moved_by_hand_is_named(own_house):
-    pointer = registry.champion(own_house)
+    pointer = promotion.champion(own_house)
     changed = pointer.model_copy(update={"model": "poor"})
     overwrite(own_house, "registry/champion.json", changed.to_bytes())
     assert (
@@ -211,7 +212,7 @@ def test_a_pointer_that_was_moved_by_hand_is_named(own_house):
 
 
 def test_a_history_with_a_hole_or_another_story_is_named(own_house):
-    second = registry.history(own_house)[1]
+    second = promotion.history(own_house)[1]
     overwrite(own_house, "registry/history/00002.json", second.model_copy(update={"previous": "poor"}).to_bytes())
     assert "00002.json says that poor was champion before; it was first" in differing()["registry/history/"]
     overwrite(own_house, "registry/history/00002.json", second.model_copy(update={"version": 5}).to_bytes())
@@ -221,7 +222,7 @@ def test_a_history_with_a_hole_or_another_story_is_named(own_house):
 
 
 def test_a_decision_that_is_not_the_one_carried_out_is_named_field_by_field(own_house):
-    decision = registry.load_decision(own_house, "run-3")
+    decision = promotion.load_decision(own_house, "run-3")
     changed = decision.model_copy(update={"promote": True, "reason": "Trust me."})
     overwrite(own_house, "reports/run-3/decision.json", changed.to_bytes())
     said = differing("poor")["reports/run-3/decision.json"]
@@ -229,7 +230,7 @@ def test_a_decision_that_is_not_the_one_carried_out_is_named_field_by_field(own_
 
 
 def test_a_promotion_of_what_did_not_pass_is_named(own_house):
-    entry = registry.history(own_house)[1]
+    entry = promotion.history(own_house)[1]
     checks = (entry.decision.checks[0].model_copy(update={"passed": False}), *entry.decision.checks[1:])
     decision = entry.decision.model_copy(update={"checks": checks})
     overwrite(own_house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
@@ -256,8 +257,8 @@ def test_a_past_champion_replaced_with_its_record_and_its_evaluation_is_named_an
     with pytest.raises(
         Refused, match=r"evaluation of first is not the one that run-1 was.*The champion stays as it is"
     ):
-        registry.rollback(own_house, "first", "eve", "Misses too much.")
-    assert registry.champion(own_house).model == "second" and len(registry.history(own_house)) == 3
+        promotion.rollback(own_house, "first", "eve", "Misses too much.")
+    assert promotion.champion(own_house).model == "second" and len(promotion.history(own_house)) == 3
 
 
 @pytest.mark.parametrize(
@@ -273,14 +274,14 @@ def test_a_past_champion_that_is_not_what_its_evaluation_names_is_not_rolled_bac
     if file == "model.keras":
         overwrite(own_house, "models/first/model.keras", b"weights that nobody judged")
     with pytest.raises(Refused, match=rf"models/first/{file} is not what run-1 was decided on.*The champion stays"):
-        registry.rollback(own_house, "first", "eve", "Misses too much.")
-    assert registry.champion(own_house).model == "second"
+        promotion.rollback(own_house, "first", "eve", "Misses too much.")
+    assert promotion.champion(own_house).model == "second"
     assert "models/first/model.json" in differing("first")
 
 
 def test_faked_figures_are_named_also_those_of_a_decision_before_the_last(own_house):
     beside = stored.evaluate("second", stored.put_dataset(own_house), stored.BEST)
-    evaluations.save(own_house, stored.evaluate("first", stored.put_dataset(own_house), FAIR, beside))
+    stored_evaluations.save(own_house, stored.evaluate("first", stored.put_dataset(own_house), FAIR, beside))
     stored.run(own_house, "run-4", ["first"])
     found = store.load(own_house, "models/first/evaluation.json", Evaluation)
     faked = found.model_copy(update={"test": found.test.model_copy(update={"macro_f1": 0.999})})
@@ -289,7 +290,7 @@ def test_faked_figures_are_named_also_those_of_a_decision_before_the_last(own_ho
 
 
 def test_an_evaluation_that_no_decision_holds_a_hash_of_is_told_as_not_checked(own_house):
-    entry = registry.history(own_house)[1]
+    entry = promotion.history(own_house)[1]
     decision = entry.decision.model_copy(update={"evaluation_sha256": {}})
     overwrite(own_house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
     overwrite(own_house, "reports/run-2/decision.json", decision.to_bytes())
@@ -313,7 +314,7 @@ def test_a_contact_sheet_that_was_changed_is_named(own_house):
     sheets = {label: f"sheet of {label}".encode() for label in samples.CLASSES}
     facts = {"dataset": 1, "dataset_sha256": model.dataset_sha256, "artefact_sha256": model.artefact_sha256}
     facts["sheets"] = {label: hashlib.sha256(png).hexdigest() for label, png in sheets.items()}
-    explanations.save(own_house, samples.explanation("second").model_copy(update=facts), sheets)
+    stored_explanations.save(own_house, samples.explanation("second").model_copy(update=facts), sheets)
     steps = {s["name"]: s["said"] for s in answer("models", "verify", "second")}
     assert steps["models/second/explanation-d1"].startswith("its 3 contact sheets")
     overwrite(own_house, "models/second/explanation-d1-1.png", b"another sheet")
@@ -399,7 +400,7 @@ def test_only_weights_of_old_refused_candidates_are_swept_and_all_evidence_stays
 
 def test_what_was_swept_is_told_by_whom_and_when_wherever_one_asks(own_house):
     prune.sweep(own_house, "other", "bob", "Beyond the 1 refused candidates judged last.")
-    entry = registry.history(own_house)[-1]
+    entry = promotion.history(own_house)[-1]
     said = f"swept at {entry.at} by bob"
     assert said in " ".join(call("models", "show", "other")[1].split())
     assert answer("models", "show", "other")["swept"]["by"] == "bob"
@@ -408,7 +409,7 @@ def test_what_was_swept_is_told_by_whom_and_when_wherever_one_asks(own_house):
     steps = {s["name"]: s for s in answer("models", "verify", "other")}
     assert said in steps["models/other/model.keras"]["said"]
     with pytest.raises(Refused, match=f"{re.escape(said)}.*train with another seed"):
-        artefact.read(own_house, store.load(own_house, "models/other/model.json", Model))
+        artifact_check.read(own_house, store.load(own_house, "models/other/model.json", Model))
 
 
 def test_no_candidate_whose_decision_waits_for_a_human_is_swept(own_house):
@@ -417,18 +418,18 @@ def test_no_candidate_whose_decision_waits_for_a_human_is_swept(own_house):
     stored.put_model(own_house, "waits", data, POOR, beside)
     stored.run(own_house, "run-4", ["waits"])
     assert "waits" in prune.candidates(own_house, 0)
-    decision = registry.load_decision(own_house, "run-4").model_copy(update={"run": "run-5"})
+    decision = promotion.load_decision(own_house, "run-4").model_copy(update={"run": "run-5"})
     store.put_if_absent(own_house, "reports/run-5/decision.json", decision.to_bytes())
     assert prune.candidates(own_house, 0) == ["poor", "other"]
 
 
 def test_a_champion_that_was_rolled_back_from_keeps_its_weights(own_house):
-    registry.rollback(own_house, None, "ann", "Misses too much.")
+    promotion.rollback(own_house, None, "ann", "Misses too much.")
     assert prune.candidates(own_house, 0) == ["poor", "other"]
     for name in ("first", "second"):
         with pytest.raises(Refused, match="never swept"):
             prune.sweep(own_house, name, "bob", "Old.")
-        assert store.exists(own_house, artefact.key(name))
+        assert store.exists(own_house, artifact_check.key(name))
 
 
 @pytest.mark.parametrize("dies_at", ["put_if_absent", "remove"])
@@ -444,10 +445,10 @@ def test_a_sweep_that_dies_leaves_a_true_state_and_is_ended_by_the_next(own_hous
         broken.setattr(store, dies_at, dies)
         with pytest.raises(ConnectionError):
             prune.sweep(own_house, "other", "bob", "Old.")
-    assert store.exists(own_house, artefact.key("other"))
-    assert registry.history(own_house)[-1].action == "swept"
+    assert store.exists(own_house, artifact_check.key("other"))
+    assert promotion.history(own_house)[-1].action == "swept"
     assert prune.candidates(own_house, 5) == ["other"]
     prune.sweep(own_house, "other", "eve", "Old.")
-    assert not store.exists(own_house, artefact.key("other"))
-    assert [e.by for e in registry.history(own_house) if e.action == "swept"] == ["bob"]
-    assert artefact.swept(own_house, "other").by == "bob"
+    assert not store.exists(own_house, artifact_check.key("other"))
+    assert [e.by for e in promotion.history(own_house) if e.action == "swept"] == ["bob"]
+    assert artifact_check.swept(own_house, "other").by == "bob"

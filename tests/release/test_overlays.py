@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cxr_ml.errors import Refused
-from cxr_ml.release import overlays
+from cxr_ml.serving import overlays
 
 HEAT = np.eye(4, dtype=np.float32)
 

@@ -14,12 +14,13 @@ from PIL import Image
 
 import cxr_ml
 from cxr_ml import store
-from cxr_ml.data import batches, ingest
 from cxr_ml.errors import Refused
-from cxr_ml.model import architectures, likeness
+from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Check, Decision, OperatingPoint
-from cxr_ml.release import predict as stage
-from cxr_ml.release import registry
+from cxr_ml.registry import promotion
+from cxr_ml.serving import predict as stage
+from cxr_ml.training import architectures, ood
+from cxr_ml.validation import judge_batch
 
 SIZE = 32
 
@@ -40,7 +41,7 @@ def put(settings, name, classifier, folder, known: bytes = b"", point: Operating
     facts["operating_point"] = point
     if known:
         facts["likeness_sha256"] = hashlib.sha256(known).hexdigest()
-        store.put_if_absent(settings, likeness.key(name), known)
+        store.put_if_absent(settings, ood.key(name), known)
     store.put_if_absent(settings, f"models/{name}/model.keras", artefact)
     store.put_if_absent(settings, f"models/{name}/model.json", samples.model().model_copy(update=facts).to_bytes())
     return name
@@ -52,7 +53,7 @@ def crown(settings, name: str) -> None:
         run="run-1", model=name, dataset=3, champion=None, candidates=(name,), promote=True, checks=(check,),
         reason="Good.",
     )  # fmt: skip
-    registry.conclude(settings, decision, "ann")
+    promotion.conclude(settings, decision, "ann")
 
 
 def film(path, size=(120, 100), seed=1):
@@ -141,9 +142,9 @@ def test_what_ingest_and_the_suites_refuse_is_refused_with_the_same_reasons(sett
     (drop / "cut.jpg").write_bytes(film(tmp_path / "whole.jpg").read_bytes()[:900])
     shutil.copy(Path(pydicom.data.__file__).parent / "test_files/MR_small.dcm", drop / "mr.dcm")
     shutil.copy(Path(pydicom.data.__file__).parent / "test_files/rtdose.dcm", drop / "frames.dcm")
-    batch = ingest.ingest(settings, "week")
-    batches.judge(settings, batch)
-    table = ingest.read_parquet(settings, f"batches/{batch}/measurements.parquet")
+    batch = ingest_drop.ingest(settings, "week")
+    judge_batch.judge(settings, batch)
+    table = ingest_drop.read_parquet(settings, f"batches/{batch}/measurements.parquet")
     # That most of the class is unfit is no fault of the fit film.
     own = [tuple(c for c in codes if not c.startswith("rejected_class:")) for codes in table["reasons"]]
     expected = dict(zip((Path(file).name for file in table["file"]), own, strict=True))
@@ -205,7 +206,7 @@ def test_a_picture_unlike_the_training_images_is_flagged_and_not_answered(settin
     # Grey levels become features from -1 to 1, so that dark pictures lie opposite to bright ones.
     images = np.random.default_rng(6).integers(150, 220, (60, SIZE, SIZE, 1), dtype=np.uint8)
     _, classifier = bright_or_dark(settings, tmp_path)
-    known = likeness.learn(classifier, images, np.arange(40), np.arange(40, 60), np.zeros(60, int), 0)
+    known = ood.learn(classifier, images, np.arange(40), np.arange(40, 60), np.zeros(60, int), 0)
     name = put(settings, "knowing", classifier, tmp_path, known)
     bright, dark = tmp_path / "bright.png", tmp_path / "dark.png"
     Image.fromarray(np.random.default_rng(7).integers(150, 220, (120, 120), dtype=np.uint8)).save(bright)
@@ -253,7 +254,7 @@ def test_a_champion_whose_file_was_changed_predicts_nothing(settings, tmp_path):
 def test_a_pointer_that_names_another_file_than_the_models_record_predicts_nothing(settings, tmp_path):
     crown(settings, put_model(settings, "champion", (0, 2, 0), tmp_path))
     found = store.find(settings, "registry/champion.json")
-    other = registry.champion(settings).model_copy(update={"artefact_sha256": "0" * 64})
+    other = promotion.champion(settings).model_copy(update={"artefact_sha256": "0" * 64})
     assert store.swap(settings, "registry/champion.json", other.to_bytes(), found[1])
     with pytest.raises(Refused, match=r"must name the same file\. Received: SHA-256 0{64} and"):
         stage.load_predictor(settings)

@@ -7,11 +7,12 @@ import pytest
 import report_samples as samples
 from run_samples import BATCH, DATASET, MODELS, RUN, TEAM, concluded, snapshot
 
-from cxr_ml import store
+from cxr_ml import pipeline, store
 from cxr_ml.errors import Refused
-from cxr_ml.model import explanations
+from cxr_ml.evaluation import stored_explanations
 from cxr_ml.records import Ruling, Run
-from cxr_ml.release import publish, registry, runs, tell
+from cxr_ml.registry import promotion
+from cxr_ml.reporting import notify, publish
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -37,7 +38,7 @@ def test_the_record_holds_the_rulings_that_its_dataset_honours_and_the_parent_di
 
 
 def test_a_run_must_be_concluded_before_its_report(filled, server):
-    runs.decide(filled, RUN, MODELS)
+    pipeline.decide(filled, RUN, MODELS)
     before = snapshot(filled)
     with pytest.raises(Refused, match=f"must be concluded before its report: `cxr-ml promote --run {RUN[:10]}"):
         publish.publish(filled, RUN, [BATCH.batch])
@@ -55,7 +56,7 @@ def test_a_concluded_run_gets_record_report_and_mail(filled, server):
     assert record.champion.model == MODELS[0] and record.champion.version == 1
     page = store.get(filled, key).decode()
     assert "PROMOTED" in page and "inception_v3" in page and BATCH.batch in page
-    assert tell.outcome(filled, RUN, [TEAM])
+    assert notify.outcome(filled, RUN, [TEAM])
     ((to, _, _),), message = server.handler.mails, server.handler.parsed()
     assert to == (TEAM,) and message["Subject"].startswith("[cxr] PROMOTED inception_v3 v1")
     text = message.get_payload()[0].get_payload(decode=True).decode()
@@ -64,17 +65,17 @@ def test_a_concluded_run_gets_record_report_and_mail(filled, server):
 
 def test_a_refused_run_is_reported_as_refused(filled, server):
     strict = filled.model_copy(update={"macro_f1_floor": 0.999})
-    registry.conclude(strict, runs.decide(strict, RUN, MODELS), "ann")
+    promotion.conclude(strict, pipeline.decide(strict, RUN, MODELS), "ann")
     record, key = publish.publish(strict, RUN, [BATCH.batch])
     assert (record.outcome, record.champion) == ("refused", None)
     assert b"REFUSED" in store.get(filled, key)
-    assert tell.outcome(strict, RUN, [TEAM])
+    assert notify.outcome(strict, RUN, [TEAM])
     message = server.handler.parsed()
     assert message["Subject"].startswith("[cxr] REFUSED inception_v3")
 
 
 def test_what_a_human_did_not_approve_is_reported_as_refused(filled):
-    registry.decline(filled, runs.decide(filled, RUN, MODELS), "bob", "Not approved by bob.")
+    promotion.decline(filled, pipeline.decide(filled, RUN, MODELS), "bob", "Not approved by bob.")
     record, _ = publish.publish(filled, RUN, [BATCH.batch])
     assert record.outcome == "refused" and record.decision.promote and record.champion is None
 
@@ -97,9 +98,9 @@ def test_contact_sheets_of_the_candidate_are_on_the_page_and_never_in_the_mail(f
     sheets = {label: f"sheet of {label}".encode() for label in ("NORMAL", "COVID19", "PNEUMONIA")}
     digests = {label: hashlib.sha256(png).hexdigest() for label, png in sheets.items()}
     record = samples.explanation(MODELS[0]).model_copy(update={"sheets": digests})
-    explanations.save(filled, record, sheets)
+    stored_explanations.save(filled, record, sheets)
     _, key = publish.publish(filled, RUN, [BATCH.batch])
-    tell.outcome(filled, RUN, [TEAM])
+    notify.outcome(filled, RUN, [TEAM])
     page, message = store.get(filled, key), server.handler.parsed()
     told = b"".join(part.get_payload(decode=True) or b"" for part in message.walk())
     for png in sheets.values():
@@ -141,7 +142,7 @@ def test_thumbnails_of_what_was_refused_are_on_the_page_by_reason_and_never_in_t
     concluded(filled)
     linked = filled.model_copy(update={"ui_url": "https://airflow.example/"})
     _, key = publish.publish(linked, RUN, [BATCH.batch])
-    tell.outcome(linked, RUN, [TEAM])
+    notify.outcome(linked, RUN, [TEAM])
     page = store.get(filled, key).decode()
     part = page[page.index('id="refused"') : page.index('id="lineage"')]
     assert part.index("<h3>white_box") < part.index("<h3>decode_error") and "4 of 120 files" in part
@@ -167,7 +168,7 @@ def test_a_run_of_which_nothing_was_new_has_a_report_that_yields_when_it_goes_on
 def test_a_drop_of_which_no_image_is_new_is_told_of_with_its_counts(filled, server):
     key = publish.nothing_new(filled, RUN, [BATCH.batch])
     assert "None of the 1059 files that came in was new and fit" in store.get(filled, key).decode()
-    assert tell.outcome(filled, RUN, [TEAM])
+    assert notify.outcome(filled, RUN, [TEAM])
     assert server.handler.parsed()["Subject"].startswith("[cxr] NOTHING NEW: None of the 1059 files")
 
 
@@ -182,4 +183,4 @@ def test_a_cleared_run_that_brings_a_drop_of_known_images_tells_of_it(filled, se
     key = publish.nothing_new(filled, RUN)
     assert publish.nothing_new(filled, RUN, [BATCH.batch]) == key
     assert "None of the 1059 files" in store.get(filled, key).decode()
-    assert tell.outcome(filled, RUN, [TEAM]) and len(server.handler.mails) == 1
+    assert notify.outcome(filled, RUN, [TEAM]) and len(server.handler.mails) == 1

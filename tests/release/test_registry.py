@@ -9,7 +9,7 @@ import report_samples as samples
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Check, Decision
-from cxr_ml.release import registry
+from cxr_ml.registry import promotion
 
 PASSED = Check(name="macro F1", observed=0.95, limit="≥ 0.85", passed=True, reason="macro F1 is 0.950.")
 FAILED = Check(name="recall COVID19", observed=0.5, limit="≥ 0.95", passed=False, reason="recall COVID19 is 0.500.")
@@ -32,7 +32,7 @@ def decision(run: str, model: str, champion: str | None = None, checks=(PASSED,)
 
 
 def promoted(settings, run: str, model: str, champion: str | None = None):
-    return registry.conclude(settings, decision(run, put_model(settings, model), champion), "ann")
+    return promotion.conclude(settings, decision(run, put_model(settings, model), champion), "ann")
 
 
 def cut(*_):
@@ -40,15 +40,15 @@ def cut(*_):
 
 
 def test_there_is_no_champion_before_the_first_promotion(settings):
-    assert registry.champion(settings) is None and registry.history(settings) == []
+    assert promotion.champion(settings) is None and promotion.history(settings) == []
 
 
 def test_a_promotion_moves_the_pointer_and_is_told_by_the_history(settings):
     entry = promoted(settings, "run-1", "first")
-    champion = registry.champion(settings)
+    champion = promotion.champion(settings)
     assert (champion.model, champion.version, champion.history) == ("first", 1, 1)
     assert champion.artefact_sha256 == hashlib.sha256(b"weights of first").hexdigest()
-    assert registry.history(settings) == [entry]
+    assert promotion.history(settings) == [entry]
     assert (entry.action, entry.by, entry.why, entry.previous, entry.run) == (
         "promoted", "ann", "Because.", None, "run-1",
     )  # fmt: skip
@@ -56,7 +56,7 @@ def test_a_promotion_moves_the_pointer_and_is_told_by_the_history(settings):
 
 def test_a_decision_is_carried_out_once_however_often_it_is_asked_for(settings):
     first, again = promoted(settings, "run-1", "first"), promoted(settings, "run-1", "first")
-    assert first == again and len(registry.history(settings)) == 1 and registry.champion(settings).version == 1
+    assert first == again and len(promotion.history(settings)) == 1 and promotion.champion(settings).version == 1
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,17 @@ def test_a_decision_is_carried_out_once_however_often_it_is_asked_for(settings):
 )
 def test_what_did_not_pass_every_check_is_never_promoted_whatever_the_decision_says(settings, checks, promote):
     put_model(settings, "first")
-    entry = registry.conclude(settings, decision("run-1", "first", None, checks, promote), "ann")
+    entry = promotion.conclude(settings, decision("run-1", "first", None, checks, promote), "ann")
     assert entry.action == "refused" and entry.version is None
-    assert registry.champion(settings) is None
+    assert promotion.champion(settings) is None
 
 
 def test_a_refusal_leaves_the_champion_and_its_version(settings):
     promoted(settings, "run-1", "first")
-    registry.conclude(settings, decision("run-2", put_model(settings, "second"), "first", (FAILED,), False), "ann")
+    promotion.conclude(settings, decision("run-2", put_model(settings, "second"), "first", (FAILED,), False), "ann")
     entry = promoted(settings, "run-3", "third", "first")
-    assert [e.action for e in registry.history(settings)] == ["promoted", "refused", "promoted"]
-    assert entry.version == 2 and entry.previous == "first" and registry.champion(settings).model == "third"
+    assert [e.action for e in promotion.history(settings)] == ["promoted", "refused", "promoted"]
+    assert entry.version == 2 and entry.previous == "first" and promotion.champion(settings).model == "third"
 
 
 def test_a_run_that_died_between_history_and_pointer_is_healed_by_repeating_it(settings, monkeypatch):
@@ -84,10 +84,10 @@ def test_a_run_that_died_between_history_and_pointer_is_healed_by_repeating_it(s
     with monkeypatch.context() as broken:
         broken.setattr(store, "swap", cut)
         with pytest.raises(ConnectionError):
-            registry.conclude(settings, decision("run-1", "first"), "ann")
-    assert registry.champion(settings) is None and len(registry.history(settings)) == 1
-    registry.conclude(settings, decision("run-1", "first"), "ann")
-    assert registry.champion(settings).model == "first" and len(registry.history(settings)) == 1
+            promotion.conclude(settings, decision("run-1", "first"), "ann")
+    assert promotion.champion(settings) is None and len(promotion.history(settings)) == 1
+    promotion.conclude(settings, decision("run-1", "first"), "ann")
+    assert promotion.champion(settings).model == "first" and len(promotion.history(settings)) == 1
 
 
 def test_a_decision_against_a_champion_of_yesterday_is_refused(settings):
@@ -95,22 +95,22 @@ def test_a_decision_against_a_champion_of_yesterday_is_refused(settings):
     promoted(settings, "run-2", "second", "first")
     with pytest.raises(Refused, match=r"made against the champion first.*second is champion now"):
         promoted(settings, "run-3", "third", "first")
-    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
+    assert promotion.champion(settings).model == "second" and len(promotion.history(settings)) == 2
 
 
 def test_repeating_an_old_promotion_does_not_bring_the_old_champion_back(settings):
     promoted(settings, "run-1", "first")
     promoted(settings, "run-2", "second", "first")
     promoted(settings, "run-1", "first")
-    assert registry.champion(settings).model == "second"
+    assert promotion.champion(settings).model == "second"
 
 
 def test_a_model_without_its_artefact_does_not_become_champion(settings):
     record = samples.model().model_copy(update={"model": "hollow"})
     store.put_if_absent(settings, "models/hollow/model.json", record.to_bytes())
     with pytest.raises(Refused, match=r"hollow/model\.keras was expected\. Received: nothing"):
-        registry.conclude(settings, decision("run-1", "hollow"), "ann")
-    assert registry.champion(settings) is None and registry.history(settings) == []
+        promotion.conclude(settings, decision("run-1", "hollow"), "ann")
+    assert promotion.champion(settings) is None and promotion.history(settings) == []
 
 
 def test_weights_that_are_not_those_recorded_are_not_promoted_and_not_rolled_back_to(settings):
@@ -122,8 +122,8 @@ def test_weights_that_are_not_those_recorded_are_not_promoted_and_not_rolled_bac
     with pytest.raises(Refused, match=r"third/model\.keras is not the file that model\.json records.*champion stays"):
         promoted(settings, "run-3", "third", "second")
     with pytest.raises(Refused, match=r"first/model\.keras is not the file that model\.json records.*champion stays"):
-        registry.rollback(settings, None, "ann", "Misses too much.")
-    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
+        promotion.rollback(settings, None, "ann", "Misses too much.")
+    assert promotion.champion(settings).model == "second" and len(promotion.history(settings)) == 2
 
 
 @pytest.mark.parametrize("version", ["v2", "2"])
@@ -131,9 +131,9 @@ def test_a_rollback_goes_to_a_champion_version(settings, version):
     promoted(settings, "run-1", "first")
     promoted(settings, "run-2", "second", "first")
     promoted(settings, "run-3", "third", "second")
-    assert registry.rollback(settings, version, "ann", "Misses too much.").model == "second"
+    assert promotion.rollback(settings, version, "ann", "Misses too much.").model == "second"
     with pytest.raises(Refused, match="an earlier champion"):
-        registry.rollback(settings, "v9", "ann", "Misses too much.")
+        promotion.rollback(settings, "v9", "ann", "Misses too much.")
 
 
 def test_a_rollback_to_a_model_that_is_gone_is_refused_and_not_told_as_done(settings):
@@ -141,24 +141,24 @@ def test_a_rollback_to_a_model_that_is_gone_is_refused_and_not_told_as_done(sett
     promoted(settings, "run-2", "second", "first")
     store.client(settings.s3_endpoint_url).delete_object(Bucket=settings.bucket, Key="models/first/model.keras")
     with pytest.raises(Refused, match=r"first/model\.keras was expected\. Received: nothing.*The champion stays"):
-        registry.rollback(settings, None, "ann", "Misses too much.")
-    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
+        promotion.rollback(settings, None, "ann", "Misses too much.")
+    assert promotion.champion(settings).model == "second" and len(promotion.history(settings)) == 2
 
 
 def test_what_a_human_did_not_approve_is_a_refusal_in_the_history(settings):
     put_model(settings, "first")
-    entry = registry.decline(settings, decision("run-1", "first"), "bob", "Not approved by bob.")
-    assert registry.decline(settings, decision("run-1", "first"), "bob", "Not approved by bob.") == entry
+    entry = promotion.decline(settings, decision("run-1", "first"), "bob", "Not approved by bob.")
+    assert promotion.decline(settings, decision("run-1", "first"), "bob", "Not approved by bob.") == entry
     assert (entry.action, entry.by, entry.why) == ("refused", "bob", "Not approved by bob.")
-    assert registry.champion(settings) is None and registry.history(settings) == [entry]
+    assert promotion.champion(settings) is None and promotion.history(settings) == [entry]
 
 
 def test_a_rollback_brings_back_the_champion_before_as_a_new_version(settings):
     promoted(settings, "run-1", "first")
     promoted(settings, "run-2", "second", "first")
-    entry = registry.rollback(settings, None, "ann", "Misses too much.")
+    entry = promotion.rollback(settings, None, "ann", "Misses too much.")
     assert (entry.action, entry.model, entry.previous, entry.version) == ("rolled_back", "first", "second", 3)
-    champion = registry.champion(settings)
+    champion = promotion.champion(settings)
     assert (champion.model, champion.version) == ("first", 3)
 
 
@@ -174,27 +174,27 @@ def test_a_rollback_needs_a_reason_and_an_earlier_champion(settings, to, why, me
     promoted(settings, "run-1", "first")
     promoted(settings, "run-2", "second", "first")
     with pytest.raises(Refused, match=message):
-        registry.rollback(settings, to, "ann", why)
-    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 2
+        promotion.rollback(settings, to, "ann", why)
+    assert promotion.champion(settings).model == "second" and len(promotion.history(settings)) == 2
 
 
 def test_a_second_rollback_does_not_bring_back_the_model_that_was_rolled_back_from(settings):
     promoted(settings, "run-1", "first")
     promoted(settings, "run-2", "second", "first")
     promoted(settings, "run-3", "third", "second")
-    assert registry.rollback(settings, None, "ann", "Misses too much.").model == "second"
-    assert registry.rollback(settings, None, "ann", "This one too.").model == "first"
+    assert promotion.rollback(settings, None, "ann", "Misses too much.").model == "second"
+    assert promotion.rollback(settings, None, "ann", "This one too.").model == "first"
     with pytest.raises(Refused, match=r"one of second, third\. Received: none, and first was promoted over no other"):
-        registry.rollback(settings, None, "ann", "And this.")
-    assert registry.rollback(settings, "third", "ann", "It was the data.").version == 6
+        promotion.rollback(settings, None, "ann", "And this.")
+    assert promotion.rollback(settings, "third", "ann", "It was the data.").version == 6
 
 
 def test_a_rollback_of_a_name_is_done_once_however_often_it_is_asked_for(settings):
     promoted(settings, "run-1", "first")
     promoted(settings, "run-2", "second", "first")
-    entries = [registry.rollback(settings, None, "ann", "Misses too much.", "manual-1") for _ in range(3)]
+    entries = [promotion.rollback(settings, None, "ann", "Misses too much.", "manual-1") for _ in range(3)]
     assert entries[0] == entries[1] == entries[2] and entries[0].run == "manual-1"
-    assert registry.champion(settings).version == 3 and len(registry.history(settings)) == 3
+    assert promotion.champion(settings).version == 3 and len(promotion.history(settings)) == 3
 
 
 def test_a_rollback_goes_from_the_champion_of_the_history_where_the_pointer_was_left_behind(settings, monkeypatch):
@@ -203,9 +203,9 @@ def test_a_rollback_goes_from_the_champion_of_the_history_where_the_pointer_was_
         broken.setattr(store, "swap", cut)
         with pytest.raises(ConnectionError):
             promoted(settings, "run-2", "second", "first")
-    assert registry.rollback(settings, None, "ann", "Misses too much.").model == "first"
-    assert [(e.model, e.version) for e in registry.history(settings)] == [("first", 1), ("second", 2), ("first", 3)]
-    assert registry.champion(settings).version == 3
+    assert promotion.rollback(settings, None, "ann", "Misses too much.").model == "first"
+    assert [(e.model, e.version) for e in promotion.history(settings)] == [("first", 1), ("second", 2), ("first", 3)]
+    assert promotion.champion(settings).version == 3
 
 
 def test_of_two_rollbacks_from_one_champion_at_once_one_is_carried_out(settings, monkeypatch):
@@ -215,13 +215,13 @@ def test_of_two_rollbacks_from_one_champion_at_once_one_is_carried_out(settings,
 
     def rolled_back_just_before(settings, key, *rest):
         monkeypatch.setattr(store, "put_if_absent", put)
-        registry.rollback(settings, None, "bob", "Misses too much.")
+        promotion.rollback(settings, None, "bob", "Misses too much.")
         return put(settings, key, *rest)
 
     monkeypatch.setattr(store, "put_if_absent", rolled_back_just_before)
     with pytest.raises(Refused, match=r"against the champion second.*first is champion now\. Decide again"):
-        registry.rollback(settings, None, "ann", "Misses too much.")
-    assert [(e.action, e.by) for e in registry.history(settings)][2:] == [("rolled_back", "bob")]
+        promotion.rollback(settings, None, "ann", "Misses too much.")
+    assert [(e.action, e.by) for e in promotion.history(settings)][2:] == [("rolled_back", "bob")]
 
 
 @pytest.mark.parametrize("who", ["heals", "refuses", "declines", "sweeps"])
@@ -231,28 +231,28 @@ def test_every_action_heals_a_pointer_that_was_left_behind(settings, monkeypatch
         broken.setattr(store, "swap", cut)
         with pytest.raises(ConnectionError):
             promoted(settings, "run-2", "second", "first")
-    assert registry.champion(settings).model == "first"
+    assert promotion.champion(settings).model == "first"
     put_model(settings, "third")
     {
         "heals": lambda: promoted(settings, "run-1", "first"),
-        "refuses": lambda: registry.conclude(settings, decision("run-3", "third", "second", (FAILED,)), "ann"),
-        "declines": lambda: registry.decline(settings, decision("run-3", "third", "second"), "bob", "No."),
-        "sweeps": lambda: registry.sweep(settings, "third", "ann", "Old."),
+        "refuses": lambda: promotion.conclude(settings, decision("run-3", "third", "second", (FAILED,)), "ann"),
+        "declines": lambda: promotion.decline(settings, decision("run-3", "third", "second"), "bob", "No."),
+        "sweeps": lambda: promotion.sweep(settings, "third", "ann", "Old."),
     }[who]()
-    assert (registry.champion(settings).model, registry.champion(settings).version) == ("second", 2)
+    assert (promotion.champion(settings).model, promotion.champion(settings).version) == ("second", 2)
 
 
 def test_what_was_swept_cannot_become_champion_and_no_champion_can_be_swept(settings):
     promoted(settings, "run-1", "first")
     promoted(settings, "run-2", "second", "first")
-    entry = registry.sweep(settings, put_model(settings, "third"), "bob", "Beyond the newest 3.")
+    entry = promotion.sweep(settings, put_model(settings, "third"), "bob", "Beyond the newest 3.")
     assert (entry.action, entry.model, entry.version, entry.by) == ("swept", "third", None, "bob")
     with pytest.raises(Refused, match=r"weights of third were swept at .* by bob; the champion stays"):
         promoted(settings, "run-3", "third", "second")
     for name in ("first", "second"):
         with pytest.raises(Refused, match=f"present or past, are never swept. Received: {name}"):
-            registry.sweep(settings, name, "bob", "Old.")
-    assert registry.champion(settings).model == "second" and len(registry.history(settings)) == 3
+            promotion.sweep(settings, name, "bob", "Old.")
+    assert promotion.champion(settings).model == "second" and len(promotion.history(settings)) == 3
 
 
 def test_of_a_promotion_and_a_sweep_of_one_model_at_once_one_is_refused(settings, monkeypatch):
@@ -262,31 +262,31 @@ def test_of_a_promotion_and_a_sweep_of_one_model_at_once_one_is_refused(settings
 
     def promoted_just_before(settings, key, *rest):
         monkeypatch.setattr(store, "put_if_absent", put)
-        registry.conclude(settings, decision("run-2", "second", "first"), "ann")
+        promotion.conclude(settings, decision("run-2", "second", "first"), "ann")
         return put(settings, key, *rest)
 
     monkeypatch.setattr(store, "put_if_absent", promoted_just_before)
     with pytest.raises(Refused, match="never swept"):
-        registry.sweep(settings, "second", "bob", "Old.")
-    assert [e.action for e in registry.history(settings)] == ["promoted", "promoted"]
+        promotion.sweep(settings, "second", "bob", "Old.")
+    assert [e.action for e in promotion.history(settings)] == ["promoted", "promoted"]
 
 
 def test_a_first_champion_cannot_be_rolled_back(settings):
     promoted(settings, "run-1", "first")
     with pytest.raises(Refused, match="an earlier champion"):
-        registry.rollback(settings, None, "ann", "Misses too much.")
+        promotion.rollback(settings, None, "ann", "Misses too much.")
 
 
 def test_refusals_of_many_runs_at_once_get_numbers_of_their_own(settings):
     put_model(settings, "first")
 
     def refuse(number: int) -> int:
-        return registry.conclude(settings, decision(f"run-{number}", "first", None, (FAILED,), False), "ann").number
+        return promotion.conclude(settings, decision(f"run-{number}", "first", None, (FAILED,), False), "ann").number
 
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(refuse, range(8)))
     assert sorted(numbers) == list(range(1, 9))
-    assert {e.run for e in registry.history(settings)} == {f"run-{n}" for n in range(8)}
+    assert {e.run for e in promotion.history(settings)} == {f"run-{n}" for n in range(8)}
 
 
 def test_of_many_who_met_the_same_champion_one_is_promoted_and_the_others_must_meet_that_one(settings):
@@ -295,7 +295,7 @@ def test_of_many_who_met_the_same_champion_one_is_promoted_and_the_others_must_m
 
     def conclude(name: str) -> str:
         try:
-            return registry.conclude(settings, decision(f"run-{name}", name, "first"), "ann").action
+            return promotion.conclude(settings, decision(f"run-{name}", name, "first"), "ann").action
         except Refused as refused:
             assert "made against the champion first" in str(refused)
             return "too late"
@@ -304,9 +304,9 @@ def test_of_many_who_met_the_same_champion_one_is_promoted_and_the_others_must_m
         outcomes = list(pool.map(conclude, names))
     assert sorted(outcomes) == ["promoted"] + ["too late"] * 7
     winner = names[outcomes.index("promoted")]
-    champion = registry.champion(settings)
+    champion = promotion.champion(settings)
     assert (champion.model, champion.version, champion.history) == (winner, 2, 2)
-    assert [(e.number, e.model, e.previous) for e in registry.history(settings)] == [
+    assert [(e.number, e.model, e.previous) for e in promotion.history(settings)] == [
         (1, "first", None), (2, winner, "first"),
     ]  # fmt: skip
 
@@ -314,9 +314,9 @@ def test_of_many_who_met_the_same_champion_one_is_promoted_and_the_others_must_m
 def test_one_decision_carried_out_by_two_at_once_is_one_entry(settings):
     put_model(settings, "first")
     with ThreadPoolExecutor(4) as pool:
-        entries = list(pool.map(lambda _: registry.conclude(settings, decision("run-1", "first"), "ann"), range(4)))
-    assert registry.history(settings) == entries[:1] and len({e.number for e in entries}) == 1
-    assert registry.champion(settings).version == 1
+        entries = list(pool.map(lambda _: promotion.conclude(settings, decision("run-1", "first"), "ann"), range(4)))
+    assert promotion.history(settings) == entries[:1] and len({e.number for e in entries}) == 1
+    assert promotion.champion(settings).version == 1
 
 
 def test_a_rollback_between_look_and_write_is_seen_by_a_promotion(settings, monkeypatch):
@@ -328,14 +328,14 @@ def test_a_rollback_between_look_and_write_is_seen_by_a_promotion(settings, monk
     def rolled_back_just_before(settings, key, *rest):
         if key == "registry/history/00003.json":
             monkeypatch.setattr(store, "put_if_absent", put)
-            registry.rollback(settings, None, "ann", "Misses too much.")
+            promotion.rollback(settings, None, "ann", "Misses too much.")
         return put(settings, key, *rest)
 
     monkeypatch.setattr(store, "put_if_absent", rolled_back_just_before)
     with pytest.raises(Refused, match=r"made against the champion second.*first is champion now"):
-        registry.conclude(settings, decision("run-3", "third", "second"), "ann")
-    assert registry.champion(settings).model == "first"
-    assert [e.action for e in registry.history(settings)] == ["promoted", "promoted", "rolled_back"]
+        promotion.conclude(settings, decision("run-3", "third", "second"), "ann")
+    assert promotion.champion(settings).model == "first"
+    assert [e.action for e in promotion.history(settings)] == ["promoted", "promoted", "rolled_back"]
 
 
 def test_who_writes_the_pointer_late_does_not_move_it_back(settings, monkeypatch):
@@ -347,14 +347,14 @@ def test_who_writes_the_pointer_late_does_not_move_it_back(settings, monkeypatch
         done = put(settings, key, *rest)
         if key == "registry/history/00002.json":
             monkeypatch.setattr(store, "put_if_absent", put)
-            registry.conclude(settings, decision("run-3", "third", "second"), "ann")
+            promotion.conclude(settings, decision("run-3", "third", "second"), "ann")
         return done
 
     put_model(settings, "second")
     monkeypatch.setattr(store, "put_if_absent", overtaken_just_after)
-    registry.conclude(settings, decision("run-2", "second", "first"), "ann")
-    assert [e.model for e in registry.history(settings)] == ["first", "second", "third"]
-    assert (registry.champion(settings).model, registry.champion(settings).history) == ("third", 3)
+    promotion.conclude(settings, decision("run-2", "second", "first"), "ann")
+    assert [e.model for e in promotion.history(settings)] == ["first", "second", "third"]
+    assert (promotion.champion(settings).model, promotion.champion(settings).history) == ("third", 3)
 
 
 def test_the_next_run_heals_a_pointer_that_a_dead_run_left_behind(settings, monkeypatch):
@@ -363,10 +363,10 @@ def test_the_next_run_heals_a_pointer_that_a_dead_run_left_behind(settings, monk
         broken.setattr(store, "swap", cut)
         with pytest.raises(ConnectionError):
             promoted(settings, "run-2", "second", "first")
-    assert registry.champion(settings).model == "first"
+    assert promotion.champion(settings).model == "first"
     with pytest.raises(Refused, match="second is champion now"):
         promoted(settings, "run-3", "third", "first")
-    assert registry.champion(settings).model == "second"
+    assert promotion.champion(settings).model == "second"
     assert promoted(settings, "run-4", "third", "second").version == 3
 
 
@@ -375,24 +375,24 @@ def test_history_entries_are_never_replaced_or_removed(settings):
     seen = {}
     for step in (
         lambda: promoted(settings, "run-2", "second", "first"),
-        lambda: registry.rollback(settings, "first", "ann", "Misses too much."),
-        lambda: registry.decline(settings, decision("run-3", "second", "first"), "bob", "No."),
-        lambda: registry.conclude(settings, decision("run-4", "second", "first", (FAILED,)), "ann"),
+        lambda: promotion.rollback(settings, "first", "ann", "Misses too much."),
+        lambda: promotion.decline(settings, decision("run-3", "second", "first"), "bob", "No."),
+        lambda: promotion.conclude(settings, decision("run-4", "second", "first", (FAILED,)), "ann"),
         lambda: promoted(settings, "run-2", "second", "first"),
     ):
         step()
         now = {key: store.find(settings, key) for key in store.keys(settings, "registry/history/")}
         assert now | seen == now
         seen = now
-    assert [e.action for e in registry.history(settings)] == [
+    assert [e.action for e in promotion.history(settings)] == [
         "promoted", "promoted", "rolled_back", "refused", "refused",
     ]  # fmt: skip
 
 
 def test_a_dataset_counts_as_decided_once_a_run_concluded_on_it(settings):
-    assert not registry.decided(settings, 3)
-    registry.conclude(settings, decision("run-1", put_model(settings, "first"), None, (FAILED,)), "ann")
-    assert registry.decided(settings, 3) and not registry.decided(settings, 4)
+    assert not promotion.decided(settings, 3)
+    promotion.conclude(settings, decision("run-1", put_model(settings, "first"), None, (FAILED,)), "ann")
+    assert promotion.decided(settings, 3) and not promotion.decided(settings, 4)
 
 
 @pytest.mark.parametrize(
@@ -405,4 +405,4 @@ def test_a_dataset_counts_as_decided_once_a_run_concluded_on_it(settings):
     ],
 )
 def test_the_name_of_a_run_is_made_fit_for_a_key(run, slug):
-    assert registry.slug(run) == slug
+    assert promotion.slug(run) == slug

@@ -10,7 +10,7 @@ from test_registry import decision, put_model
 
 from cxr_ml import store
 from cxr_ml.records import HistoryEntry, Model
-from cxr_ml.release import registry
+from cxr_ml.registry import promotion
 
 pytestmark = pytest.mark.slow
 
@@ -19,14 +19,14 @@ PROCESSES, KILLED = 20, 8
 
 def pointed(settings) -> int:
     """Number of the entry that the pointer names; 0 where there is none."""
-    champion = registry.champion(settings)
+    champion = promotion.champion(settings)
     return champion.history if champion else 0
 
 
 def look(settings) -> int:
     """What must hold at any moment. How many entries there are."""
-    champion = registry.champion(settings)
-    entries = registry.history(settings)  # read after the pointer: what it names must be there
+    champion = promotion.champion(settings)
+    entries = promotion.history(settings)  # read after the pointer: what it names must be there
     assert [e.number for e in entries] == list(range(1, len(entries) + 1))
     if champion is None:
         return len(entries)
@@ -71,7 +71,7 @@ def test_of_twenty_that_promote_at_once_and_die_the_history_has_no_hole_and_one_
     assert all(pipes[name].recv() == "promoted" for name in names if name not in killed)
     assert pointers == sorted(pointers) and lengths == sorted(lengths), "pointer or history went backwards"
 
-    entries = registry.history(settings)
+    entries = promotion.history(settings)
     promoted = [e.model for e in entries]
     assert {e.action for e in entries} == {"promoted"}
     assert len(promoted) == len(set(promoted)) and set(names) - set(killed) <= set(promoted)
@@ -79,8 +79,8 @@ def test_of_twenty_that_promote_at_once_and_die_the_history_has_no_hole_and_one_
     assert all(e.decision.champion == e.previous for e in entries)
 
     # The last one to write may have been killed before it moved the pointer; whoever comes next does it.
-    refused = registry.conclude(settings, decision("later", put_model(settings, "later"), None, (), False), "ann")
+    refused = promotion.conclude(settings, decision("later", put_model(settings, "later"), None, (), False), "ann")
     assert refused.action == "refused"
-    champion = registry.champion(settings)
+    champion = promotion.champion(settings)
     assert (champion.model, champion.version, champion.history) == (promoted[-1], len(promoted), len(promoted))
     look(settings)

@@ -12,8 +12,8 @@ import report_samples as samples
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Check, Failure, Probe, Ruling, Run
-from cxr_ml.release import pages, reading, report
-from cxr_ml.release.examples import Example, Refusal
+from cxr_ml.reporting import html_pages, narrative, report
+from cxr_ml.reporting.examples import Example, Refusal
 from cxr_ml.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -50,7 +50,7 @@ def test_the_first_screen_says_promoted_with_version_recalls_floors_and_champion
     assert "PROMOTED inception_v3 · version 12 Every check passed." in first
     assert "recall COVID19 97.8 % 92.3 – 99.4 % 95 % ✓ met 90.0 %" in first
     assert re.search(r"macro F1 0\.94 0\.916 – 0\.969 0\.85 ✓ met 0\.90", first)
-    assert reading.NOTE in first
+    assert narrative.NOTE in first
 
 
 def test_where_the_candidate_looked_is_shown_with_its_share_outside_the_chest():
@@ -264,7 +264,9 @@ def test_a_link_that_could_run_something_is_refused(link):
 )
 def test_a_failed_check_is_told_in_a_few_words(check, said):
     name, observed, limit = check
-    assert reading.complaint(Check(name=name, observed=observed, limit=limit, passed=False, reason="Because.")) == said
+    assert (
+        narrative.complaint(Check(name=name, observed=observed, limit=limit, passed=False, reason="Because.")) == said
+    )
 
 
 def test_failed_checks_are_on_the_first_screen_and_further_ones_a_click_away():
@@ -336,11 +338,11 @@ def test_a_drop_of_which_nothing_was_new_says_what_became_of_its_files():
 
 def test_a_warning_takes_its_place_on_the_first_screen_and_can_be_taken_away():
     html = report.render(samples.run(), SETTINGS, {}, {})
-    warned = pages.warned(pages.warned(html, "an earlier one"), f"No mail {EVIL}\n")
+    warned = html_pages.warned(html_pages.warned(html, "an earlier one"), f"No mail {EVIL}\n")
     text = Page(warned).text.split("Gate checks")[0]
     assert f"Warning: No mail {EVIL}" in text and "an earlier one" not in text and EVIL not in warned
-    assert pages.warned(warned, "") == html
-    assert pages.warned("<p>of an earlier version</p>", "x") == "<p>of an earlier version</p>"
+    assert html_pages.warned(warned, "") == html
+    assert html_pages.warned("<p>of an earlier version</p>", "x") == "<p>of an earlier version</p>"
 
 
 LONG = tuple(f"A CLASS WITH A VERY LONG NAME {n}" for n in range(12))

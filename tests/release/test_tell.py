@@ -7,7 +7,8 @@ from run_samples import BATCH, MODELS, RUN, SECOND, TEAM, concluded, rolled_back
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Run
-from cxr_ml.release import failures, publish, registry, tell
+from cxr_ml.registry import promotion
+from cxr_ml.reporting import failures, notify, publish
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -31,18 +32,18 @@ def recipients(server) -> list[tuple[str, ...]]:
 
 
 def test_everybody_is_told_once_however_often_the_step_is_tried(ready, server):
-    assert tell.outcome(ready, RUN, [TEAM, SECOND])
+    assert notify.outcome(ready, RUN, [TEAM, SECOND])
     before = snapshot(ready)
-    assert tell.outcome(ready, RUN, [TEAM, SECOND])
+    assert notify.outcome(ready, RUN, [TEAM, SECOND])
     assert recipients(server) == [(TEAM, SECOND)] and snapshot(ready) == before
-    assert tell.unsent(ready, RUN) == [] and "Warning:" not in page(ready)
+    assert notify.unsent(ready, RUN) == [] and "Warning:" not in page(ready)
 
 
 def test_who_was_told_already_is_not_told_again_when_another_was_refused(ready, server, pauses):
     server.handler.rcpt = ["250 OK", "550 Unknown"]
     with pytest.raises(Refused, match=f"{SECOND}: 550 Unknown"):
-        tell.outcome(ready, RUN, [TEAM, SECOND])
-    tell.outcome(ready, RUN, [TEAM, SECOND])
+        notify.outcome(ready, RUN, [TEAM, SECOND])
+    notify.outcome(ready, RUN, [TEAM, SECOND])
     assert recipients(server) == [(TEAM,), (SECOND,)]
 
 
@@ -50,26 +51,26 @@ def test_a_mail_that_could_not_be_sent_is_a_warning_on_the_page_until_it_is_sent
     untold = page(ready)
     server.handler.data = ["554 Transaction failed <script>"]
     with pytest.raises(Refused, match="554 Transaction failed"):
-        tell.outcome(ready, RUN, [TEAM])
-    ((missed,),) = [tell.unsent(ready, RUN)]
+        notify.outcome(ready, RUN, [TEAM])
+    ((missed,),) = [notify.unsent(ready, RUN)]
     assert missed.to == (TEAM,) and "554 Transaction failed" in missed.why
     first_screen = page(ready).partition('id="gate"')[0]
     assert f"No mail about this run could be sent to {TEAM}" in first_screen and "<script" not in page(ready)
-    tell.outcome(ready, RUN, [TEAM])
-    assert recipients(server) == [(TEAM,)] and tell.unsent(ready, RUN) == [] and page(ready) == untold
+    notify.outcome(ready, RUN, [TEAM])
+    assert recipients(server) == [(TEAM,)] and notify.unsent(ready, RUN) == [] and page(ready) == untold
 
 
 def test_a_mail_server_that_is_down_neither_undoes_nor_repeats_a_promotion(ready, server, pauses):
-    history, champion = registry.history(ready), registry.champion(ready)
+    history, champion = promotion.history(ready), promotion.champion(ready)
     down = ready.model_copy(update={"smtp_port": smtp_samples.free_port()})
     for _ in range(2):
         with pytest.raises(OSError, match="refused"):
-            tell.outcome(down, RUN, [TEAM])
-    assert pauses == [2.0, 8.0, 30.0] * 2 and tell.unsent(ready, RUN)
-    assert (registry.history(ready), registry.champion(ready)) == (history, champion)
+            notify.outcome(down, RUN, [TEAM])
+    assert pauses == [2.0, 8.0, 30.0] * 2 and notify.unsent(ready, RUN)
+    assert (promotion.history(ready), promotion.champion(ready)) == (history, champion)
     publish.publish(ready, RUN, [BATCH.batch])  # a step that is cleared changes nothing either
-    assert "Warning:" in page(ready) and registry.history(ready) == history
-    tell.outcome(ready, RUN, [TEAM])
+    assert "Warning:" in page(ready) and promotion.history(ready) == history
+    notify.outcome(ready, RUN, [TEAM])
     assert recipients(server) == [(TEAM,)] and "Warning:" not in page(ready)
 
 
@@ -84,36 +85,36 @@ def test_a_process_that_dies_between_mail_and_mark_sends_it_again_as_the_same_ma
 
     monkeypatch.setattr(store, "put_if_absent", die)
     with pytest.raises(SystemExit):
-        tell.outcome(ready, RUN, [TEAM])
+        notify.outcome(ready, RUN, [TEAM])
     monkeypatch.setattr(store, "put_if_absent", put)
-    tell.outcome(ready, RUN, [TEAM])
+    notify.outcome(ready, RUN, [TEAM])
     first, second = (server.handler.parsed(n)["Message-ID"] for n in (0, 1))
     assert first == second
 
 
 def test_a_run_without_report_or_news_or_recipients_is_not_told_of(filled, server):
-    assert not tell.outcome(filled, RUN, [TEAM])
+    assert not notify.outcome(filled, RUN, [TEAM])
     publish.nothing_new(filled, RUN)
-    assert not tell.outcome(filled, RUN, [TEAM])
+    assert not notify.outcome(filled, RUN, [TEAM])
     concluded(filled)
     publish.publish(filled, RUN, [BATCH.batch])
-    assert not tell.outcome(filled, RUN, [])
+    assert not notify.outcome(filled, RUN, [])
     assert server.handler.mails == []
     # That nothing was new was not told, so what came of it when it went on is.
     assert store.load(filled, f"reports/{RUN}/run.json", Run).outcome == "promoted"
-    assert tell.outcome(filled, RUN, [TEAM])
+    assert notify.outcome(filled, RUN, [TEAM])
 
 
 def test_a_recipient_who_is_not_allowed_is_refused_before_anything_is_sent(ready, server):
     before = snapshot(ready)
     with pytest.raises(Refused, match=r"mail_allowed .*Received: 'press@news\.example'"):
-        tell.outcome(ready, RUN, [TEAM, "press@news.example"])
+        notify.outcome(ready, RUN, [TEAM, "press@news.example"])
     assert snapshot(ready) == before and server.handler.mails == []
 
 
 def test_the_mail_leads_to_the_run_in_console_and_airflow(ready, server):
     linked = ready.model_copy(update={"ui_url": "https://airflow.example/"})
-    tell.outcome(linked, RUN, [TEAM], "https://airflow.example/dags/cxr_retraining/runs/x")
+    notify.outcome(linked, RUN, [TEAM], "https://airflow.example/dags/cxr_retraining/runs/x")
     html = server.handler.parsed().get_body(("html",)).get_content()
     text = server.handler.parsed().get_body(("plain",)).get_content()
     run = "https://airflow.example/cxr/runs/manual__2026-01-12T03%3A00%3A00%2B00%3A00"
@@ -125,7 +126,7 @@ def test_a_rollback_is_mailed_once_with_who_and_why(filled, server):
     run = rolled_back(filled)
     linked = filled.model_copy(update={"ui_url": "https://airflow.example"})
     for _ in range(2):
-        assert tell.rollback(linked, run, [TEAM])
+        assert notify.rollback(linked, run, [TEAM])
     assert recipients(server) == [(TEAM,)]
     message = server.handler.parsed()
     assert "Bcc" not in message
@@ -139,7 +140,7 @@ def test_a_rollback_is_mailed_once_with_who_and_why(filled, server):
 def test_a_rollback_that_never_was_is_not_mailed(filled, server):
     concluded(filled)
     for run in ("manual-1", RUN):
-        assert not tell.rollback(filled, run, [TEAM])
+        assert not notify.rollback(filled, run, [TEAM])
     assert server.handler.mails == []
 
 
@@ -151,7 +152,7 @@ def failed(settings, at="2026-01-12T04:00:00+00:00"):
 
 def test_a_failure_is_mailed_once_and_again_only_when_the_step_fails_again(filled, server):
     for told, where in (failed(filled), failed(filled), failed(filled, at="2026-01-12T05:00:00+00:00")):
-        tell.failure(filled, told, [TEAM], where)
+        notify.failure(filled, told, [TEAM], where)
     first, second = (server.handler.parsed(n) for n in (0, 1))
     assert len(server.handler.mails) == 2 and first["Message-ID"] != second["Message-ID"]
 
@@ -160,12 +161,12 @@ def test_a_failure_of_which_nobody_could_be_mailed_says_so_on_its_page(filled, s
     server.handler.data = ["451 Busy"] * 9
     told, where = failed(filled)
     with pytest.raises(OSError, match="Busy"):
-        tell.failure(filled, told, [TEAM], where)
+        notify.failure(filled, told, [TEAM], where)
     assert f"could be sent to {TEAM}" in page(filled, "reports/manual-1/index.html")
 
 
 def test_a_failure_is_mailed_also_when_the_store_is_the_reason(filled, server, monkeypatch):
     told, _ = failed(filled)
     monkeypatch.setattr(store, "exists", lambda *_: pytest.fail("the store was asked"))
-    tell.failure(filled, told, [TEAM], "")
+    notify.failure(filled, told, [TEAM], "")
     assert recipients(server) == [(TEAM,)]

@@ -7,7 +7,7 @@ import report_samples as samples
 from rich.console import Console
 
 from cxr_ml.records import Check, Decision, Probe, Ruling
-from cxr_ml.release import terminal
+from cxr_ml.reporting import terminal
 
 MARKUP = "[red]x[/]"
 

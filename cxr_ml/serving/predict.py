@@ -1,0 +1,164 @@
+"""Predicts X-ray images by the champion or another model, with every check that ingest makes. Not a diagnosis."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from cxr_ml.errors import Refused
+from cxr_ml.evaluation import gradcam
+from cxr_ml.imaging import measure
+from cxr_ml.ingest import inbox, memory_budget, process_file
+from cxr_ml.records import Model, Prediction
+from cxr_ml.registry import promotion, queries
+from cxr_ml.serving import overlays
+from cxr_ml.settings import Settings
+from cxr_ml.training import calibration, inputs, ood, predictions
+from cxr_ml.validation import single_image
+
+UNLIKE = "unlike_training"  # code of an image that is unlike those the model was trained on
+_BATCH = 32
+_AHEAD = 2 * _BATCH  # images that are decoded while the network computes, or wait for it
+_OVERLAY = 1024  # px, longest side of a film with the heat over it, but see `measure.shrink`
+_one_large = Lock()
+
+Source = Path | str | bytes
+Predict = Callable[..., Iterator[Prediction]]
+
+
+class _Look(NamedTuple):
+    """An image that was read, judged and decoded; without pixels where it was refused."""
+
+    file: str
+    refused: tuple[str, ...] = ()
+    pixels: np.ndarray | None = None  # uint8 (size, size, 1), as the network takes it
+    film: np.ndarray | None = None  # uint8 (height, width), for a person
+
+
+def load_predictor(settings: Settings, model: str | None = None) -> Predict:
+    """A function that predicts images, each on its own, with a model that is loaded and verified once.
+
+    It takes images, each a path or the bytes of a file (PNG, JPEG or DICOM), as a list or one by one, and a folder for
+    overlays, `explain`, if they are wanted; and yields a `Prediction` for each, in order. While the network computes,
+    the next images are read, judged by `images.json` and decoded; never more than about a hundred are in memory. An
+    image that ingest would refuse is refused with the same codes; one that is unlike the training images, with
+    "unlike_training".
+
+    Args:
+        settings: the store, the limits on files, and the suites.
+        model: name of a stored model, or a champion version such as v3; None: the champion.
+
+    Raises:
+        Refused: there is no champion or no such model, the stored model cannot be trusted, or a suite cannot be used.
+    """
+    champion = promotion.champion(settings) if model is None else None
+    if model is None and champion is None:
+        raise Refused("There is no champion yet. Run a retraining, or name a model.")
+    name = champion.model if model is None else queries.resolve(settings, model)
+    record, network = predictions.load_model(settings, name)
+    if champion and champion.artefact_sha256 != record.artefact_sha256:
+        raise Refused(
+            f"The champion's pointer and models/{champion.model}/model.json must name the same file. Received: SHA-256 "
+            f"{champion.artefact_sha256} and {record.artefact_sha256}. Run `cxr-ml models verify {champion.model}`."
+        )
+    known = ood.load(settings, record)
+    judge = single_image.load(settings.expectations)
+    wanted = [network.output, network.get_layer("features").output]
+    plain, explained = (keras.Model(network.input, w) for w in (wanted, [*wanted, gradcam.class_maps(network)]))
+
+    def predict(sources: Iterable[Source], explain: Path | None = None) -> Iterator[Prediction]:
+        def look(source: Source) -> _Look:
+            return _look(settings, judge, record.image_size, explain is not None, source)
+
+        looked = _ahead(look, sources)
+        while looks := tuple(islice(looked, _BATCH)):
+            yield from _answers(record, known, plain if explain is None else explained, looks, explain)
+
+    return predict
+
+
+def _ahead(look: Callable[[Source], _Look], sources: Iterable[Source]) -> Iterator[_Look]:
+    """`look` of each source, in order, in threads that are at most _AHEAD images ahead of who takes them."""
+    remaining, pending = iter(sources), deque[Future[_Look]]()
+    pool = ThreadPoolExecutor(memory_budget.cores())
+    try:
+        pending.extend(pool.submit(look, source) for source in islice(remaining, _AHEAD))
+        while pending:
+            found = pending.popleft().result()
+            pending.extend(pool.submit(look, source) for source in islice(remaining, 1))
+            yield found
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look(settings: Settings, judge: single_image.Screen, size: int, film: bool, source: Source) -> _Look:
+    name = "" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else _read(settings, Path(source))
+        with _one_large if process_file.pixels(data) > memory_budget.LARGE else nullcontext():
+            measured, grey = measure.measure_and_decode(data, settings)
+            if refused := judge(measured):
+                return _Look(name, refused)
+    except measure.BadImage as error:
+        return _Look(name, (error.code,))
+    return _Look(name, (), inputs.resize(grey, size), measure.shrink(grey, _OVERLAY) if film else None)
+
+
+def _read(settings: Settings, path: Path) -> bytes:
+    try:
+        return inbox.read(settings, inbox.local_entry(str(path), os.path.realpath(path), path.stat()))
+    except (FileNotFoundError, ValueError):  # ValueError: a name with a NUL byte
+        raise measure.BadImage("file_missing", f"A file was expected. Received: {str(path)!r}, which is none") from None
+    except (OSError, Refused) as error:  # a broken disk, or a file that changes at this moment
+        raise measure.BadImage("unreadable", f"A file that can be read was expected. Received: {error}") from None
+
+
+def _answers(
+    record: Model, known: ood.Likeness | None, network: keras.Model, looks: tuple[_Look, ...], folder: Path | None
+) -> Iterator[Prediction]:
+    fit = [look for look in looks if look.pixels is not None]
+    rows: Iterator[Prediction] = iter(())
+    if fit:
+        rows = _predicted(record, known, network, fit, folder)
+    for look in looks:
+        if look.pixels is not None:
+            yield next(rows)
+        else:
+            yield Prediction(
+                file=look.file, model=record.model, predicted=None, confidence=None, probabilities=None,
+                unlikeness=None, refused=look.refused,
+            )  # fmt: skip
+
+
+def _predicted(
+    record: Model, known: ood.Likeness | None, network: keras.Model, fit: list[_Look], folder: Path | None
+) -> Iterator[Prediction]:
+    pixels = np.stack([look.pixels for look in fit])
+    raw, features, *maps = network.predict_on_batch(pixels)
+    if not np.isfinite(raw).all():
+        raise Refused(f"Probabilities must be numbers. Received: NaN or infinity; {record.model} cannot be used.")
+    probabilities, said = calibration.apply(raw, record.operating_point, record.classes)
+    distance = None if known is None else ood.unlikeness(known, features, pixels)
+    heat = None if folder is None else gradcam.relative(maps[0], said)
+    for i, look in enumerate(fit):
+        unlike = distance is not None and distance[i] > 1
+        each = {c: round(float(p), 6) for c, p in zip(record.classes, probabilities[i], strict=True)}
+        drawn = None if heat is None or unlike else overlays.write(folder, look.file, look.film, heat[i])
+        yield Prediction(
+            file=look.file,
+            model=record.model,
+            predicted=None if unlike else record.classes[said[i]],
+            confidence=None if unlike else each[record.classes[said[i]]],
+            probabilities=None if unlike else each,
+            unlikeness=None if distance is None else round(float(distance[i]), 3),
+            refused=(UNLIKE,) if unlike else (),
+            overlay=drawn,
+        )

@@ -1,0 +1,133 @@
+"""Builds the networks that `backbones` names, with their first weights."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from cxr_ml.errors import Refused
+from cxr_ml.settings import Settings
+from cxr_ml.training.backbones import ARCHITECTURES, weights_file
+
+
+class Backbone(NamedTuple):
+    """A backbone with its first weights: scaled pixels of shape (n, size, size, 3) -> feature maps."""
+
+    network: keras.Model
+    weights: str  # "imagenet", the name of the file, or "from scratch"
+    weights_sha256: str
+    scale: float | list[float] = 1 / 127.5  # as in Architecture
+    offset: float | list[float] = -1.0
+
+
+def light(input_shape: tuple[int, int, int], weights: None = None, include_top: bool = False) -> keras.Model:
+    """A small convolutional network for demonstrations, trained from scratch.
+
+    Batch normalisation, because films are much alike: without it, ten epochs pass before the loss falls at all.
+    """
+    layers = keras.layers
+    x = inputs = keras.Input(input_shape)
+    for filters, kernel, stride, pooled in (
+        (16, 5, 2, True),
+        (32, 3, 1, False),
+        (32, 3, 1, True),
+        (64, 3, 1, True),
+        (96, 3, 1, False),
+    ):
+        x = layers.Conv2D(filters, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+        x = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(x))
+        x = layers.MaxPooling2D()(x) if pooled else x
+    return keras.Model(inputs, x, name="light")
+
+
+def backbone(settings: Settings, architecture: str) -> Backbone:
+    """The named backbone with the weights that the settings ask for; never silently random ones.
+
+    Raises:
+        Refused: unknown architecture, an image size it cannot take, a weights file that is missing or does not fit.
+        ConnectionError: Keras could not download its ImageNet weights.
+    """
+    file = weights_file(settings, architecture)
+    entry = ARCHITECTURES[architecture]
+    build = getattr(keras.applications, entry.application) if entry.application else light
+    shape = (settings.image_size, settings.image_size, 3)
+    scratch = not entry.pretrained or settings.weights == "none"
+    downloaded = not scratch and not file
+    try:
+        network = build(input_shape=shape, include_top=False, weights=None)
+    except ValueError as error:
+        raise Refused(f"{architecture} cannot take images of {settings.image_size} pixels: {error}") from None
+    if downloaded:
+        try:
+            network = build(input_shape=shape, include_top=False, weights="imagenet")
+        except Exception as error:
+            raise ConnectionError(
+                f"Keras could not download the ImageNet weights of {architecture} ({error}). Either let this machine "
+                f"reach storage.googleapis.com, or set CXR_WEIGHTS_DIR to a folder that holds {architecture}_notop"
+                '.weights.h5 (CXR_WEIGHTS="none" trains from scratch, which needs far more images).'
+            ) from error
+    if scratch:
+        return Backbone(network, "from scratch", "", entry.scale, entry.offset)
+    if not file:
+        return Backbone(network, "imagenet", _digest_of_variables(network), entry.scale, entry.offset)
+    path, sha256 = file
+    try:
+        network.load_weights(path)
+    except (ValueError, OSError) as error:
+        raise Refused(f"{path} does not hold weights of {architecture} without its top: {error}") from None
+    if not all(np.isfinite(weight).all() for weight in network.get_weights()):
+        raise Refused(f"All weights in {path} must be numbers. Received: NaN or infinity. Use another file.")
+    return Backbone(network, path.name, sha256, entry.scale, entry.offset)
+
+
+def _digest_of_variables(network: keras.Model) -> str:
+    digest = hashlib.sha256()
+    for weight in network.get_weights():
+        digest.update(weight.tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def frozen(backbone: Backbone) -> Iterator[None]:
+    """A block in which a backbone does not learn; a model must be compiled inside to know of it."""
+    learning = [layer for layer in backbone.network.layers if layer.trainable]
+    for layer in learning:
+        layer.trainable = False
+    try:
+        yield
+    finally:
+        for layer in learning:
+            layer.trainable = True
+
+
+def classifier(backbone: Backbone, classes: int, dropout: float, freeze_normalisation: bool = True) -> keras.Model:
+    """The study's classifier on a backbone: mean over the feature map, dropout, softmax.
+
+    Preprocessing lives inside: uint8 images, grey (n, size, size, 1) or RGB (n, size, size, 3), become one grey channel
+    (luma of ITU-R BT.601, as `data.images` makes it of colour), which is widened to three and scaled as the backbone's
+    weights want it. With `freeze_normalisation`, a pretrained backbone's batch normalisation keeps the statistics and
+    weights it was trained with, while everything else is fine-tuned. Calling the backbone with training=False would not
+    do: Keras 3 passes the outer model's `training` on to nested models regardless.
+
+    Returns:
+        A model from uint8 images to probabilities (n, classes), with the layers "features" and "head" by name.
+    """
+    network = backbone.network
+    if backbone.weights_sha256 and freeze_normalisation:
+        for layer in network.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
+    size = network.input_shape[1]
+    images = keras.Input((size, size, None), dtype="uint8", name="image")
+    mean = keras.ops.mean(images, axis=-1)
+    # 0.299 R + 0.587 G + 0.114 B, written with the mean in place of G: of one channel it is that channel, exactly.
+    grey = mean + 0.288 * (mean - images[..., 0]) + 0.473 * (mean - images[..., -1])
+    wide = keras.ops.stack([grey, grey, grey], axis=-1)
+    scaled = keras.layers.Rescaling(backbone.scale, backbone.offset, name="scale")(wide)
+    features = keras.layers.GlobalAveragePooling2D(name="features")(network(scaled))
+    dropped = keras.layers.Dropout(dropout, name="dropout")(features)
+    head = keras.layers.Dense(classes, activation="softmax", name="head", dtype="float32")  # in mixed precision, too
+    return keras.Model(images, head(dropped))

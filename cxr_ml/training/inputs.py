@@ -1,0 +1,143 @@
+"""The images of a dataset as one array, and the batches that training takes from it."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import keras
+import numpy as np
+import pandas as pd
+
+from cxr_ml.dataset import versions
+from cxr_ml.ingest.process_file import stored_grey
+from cxr_ml.progress import OnProgress, counted, nobody
+from cxr_ml.records import Dataset
+from cxr_ml.settings import Settings
+from cxr_ml.training import array_cache
+from cxr_ml.training.augment import augment
+from cxr_ml.training.batching import ShuffledRows
+from cxr_ml.training.corruptions import disguise
+
+VERSION = 1  # of decoding and resizing; other pixels of the same file are another version
+
+
+def resize(grey: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (height, width) -> uint8 (size, size, 1), stretched to a square as in the study."""
+    shrinks = min(grey.shape) > size
+    return cv2.resize(grey, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)[..., None]
+
+
+def load(
+    settings: Settings, dataset: Dataset, size: int, on_progress: OnProgress = nobody
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """All images of a dataset. Each is decoded once, by whichever worker comes first: the store keeps the pixels.
+
+    Args:
+        settings: the store, and the cache folder.
+        dataset: whose images are wanted.
+        size: pixels, of a side.
+        on_progress: told of the images that are there.
+
+    Returns:
+        uint8 (images, size, size, 1), memory-mapped from the cache folder, and the manifest, row for row.
+    """
+    manifest = versions.manifest(settings, dataset)
+    kind = f"inputs-{VERSION}-{size}"
+    path = settings.cache_dir / f"{kind}-{dataset.manifest_sha256[:16]}.npy"
+
+    def decode(rows: np.ndarray) -> np.ndarray:
+        def one(sha256: str, format: str) -> np.ndarray:
+            return resize(stored_grey(settings, sha256, format), size)
+
+        chosen = manifest.iloc[rows]
+        with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
+            return np.stack(list(pool.map(one, chosen["sha256"], chosen["format"])))
+
+    source = array_cache.Source(f"inputs/{VERSION}-{size}", decode)
+    tell = counted(on_progress, "images", "inputs")
+    images = array_cache.assemble(settings, manifest, [source], (size, size, 1), np.uint8, path, tell)
+    for other in settings.cache_dir.glob(f"{kind}-*.npy"):
+        if other != path and not other.name.endswith(".part.npy"):
+            other.unlink(missing_ok=True)  # of another version of the dataset; whoever has it mapped keeps it
+    return images, manifest
+
+
+def targets(manifest: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
+    """Index of each row's label in `classes`, int64 (rows,)."""
+    return manifest["label"].map({label: i for i, label in enumerate(classes)}).to_numpy(dtype=np.int64)
+
+
+def views(images: np.ndarray, rng: np.random.Generator, disguised: float) -> np.ndarray:
+    """What training sees instead of the images: one random view of each, uint8 (n, size, size, 1) in and out.
+
+    Args:
+        images: as they are.
+        rng: source of all randomness.
+        disguised: share of the views that are in a disguise as well.
+    """
+    shown = augment(images, rng)
+    if disguised:
+        chosen = rng.random(len(shown)) < disguised
+        shown[chosen] = disguise(shown[chosen], rng)
+    return shown
+
+
+class Batches(keras.utils.PyDataset):
+    """Rows of an array in their order, as they are or changed, batch by batch: (images, targets), or images alone."""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        batch_size: int,
+        y: np.ndarray | None = None,
+        change: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        super().__init__()
+        self.images, self.rows, self.batch_size, self.y, self.change = images, rows, batch_size, y, change
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, index: int) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        images = self.images[self.rows[part]]
+        if self.change:
+            images = self.change(images)
+        return images if self.y is None else (images, self.y[part])
+
+
+class Counting(keras.callbacks.Callback):
+    """Tells after each batch of `predict` how many images it has seen."""
+
+    def __init__(self, batch_size: int, total: int, on_images: Callable[[int], None]) -> None:
+        super().__init__()
+        self.batch_size, self.total, self.on_images = batch_size, total, on_images
+
+    def on_predict_batch_end(self, batch: int, logs: dict[str, object] | None = None) -> None:
+        """Counts a batch, of which the last one may be smaller."""
+        self.on_images(min((batch + 1) * self.batch_size, self.total))
+
+
+class AugmentedBatches(ShuffledRows):
+    """Shuffled, augmented batches (images, targets, weights). The same seed and epoch give the same batches."""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        y: np.ndarray,
+        weights: np.ndarray,
+        batch_size: int,
+        seed: int,
+        disguised: float = 0.0,
+    ) -> None:
+        super().__init__(images, y, weights, batch_size, seed, workers=2, max_queue_size=8)
+        self.images, self.rows, self.disguised = images, rows, disguised
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        chosen = self.chosen(index)
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        shown = views(self.images[self.rows[chosen]], rng, self.disguised)
+        return shown, self.y[chosen], self.weights[chosen]
