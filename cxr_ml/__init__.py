@@ -1,4 +1,9 @@
-"""Retraining of a chest X-ray classifier: data → model → release. Knows nothing of Airflow."""
+"""Retraining of a chest X-ray classifier; knows nothing of Airflow. The packages, in the order of the story:
+
+imaging → ingest → validation → dataset → training → evaluation → registry → reporting → serving → commands.
+Each imports only packages before it (`lint-imports` holds it in CI), and opens with what comes in, what goes out and
+what always holds.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 J = TypeVar("J")
 # Per process: one decodes, the others wait for disk and network. At 50 ms for each answer of the store, so many send
-# 480 files a second; what they hold in memory is bounded by `room`.
+# 480 files a second; what they hold in memory is bounded by `memory_budget`.
 THREADS = 24
 _AHEAD = THREADS + 4  # jobs that a process has at most
 # One heap that gives back what large pictures took; each core decodes one picture, so libraries need no threads.

@@ -1,4 +1,4 @@
-"""Settings for the tests of the data room."""
+"""Settings for the tests of ingest, validation and dataset."""
 
 import pytest
 from drop_samples import loosened

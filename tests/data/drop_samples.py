@@ -1,4 +1,4 @@
-"""Small handmade drops, and what a store holds, shared by the tests of the data room."""
+"""Small handmade drops, and what a store holds, shared by the tests of ingest, validation and dataset."""
 
 import hashlib
 import io

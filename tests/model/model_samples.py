@@ -1,4 +1,4 @@
-"""Small datasets in a store, for the tests of the model room."""
+"""Small datasets in a store, for the tests of training and evaluation."""
 
 import hashlib
 import io
