@@ -15,6 +15,7 @@ import time
 
 import psutil
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
@@ -68,7 +69,7 @@ def keep(command: list[str]) -> int:
         nonlocal asked
         asked += 1
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, ask)
     adopt_orphans()
     seen: set[psutil.Process] = set()
@@ -87,6 +88,8 @@ def keep(command: list[str]) -> int:
             time.sleep(0.1)
     finally:
         left = sweep(seen)
+        for number in _SIGNALS:  # one that comes while Python shuts down would else change the exit status
+            signal.signal(number, signal.SIG_IGN)
     for process in left:
         print(f"Process {process.pid} could not be ended.", file=sys.stderr)
     return 0 if status is None else status or 1

@@ -16,9 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shallow_light")]
 SHORT = {"head_epochs": 3, "fine_tune_epochs": 3, "batch_size": 8, "dropout": 0.5}
 # Where a process dies. One is killed after the other, each going on from what the last one left.
 MOMENTS = [
-    ("before write", 1), ("after write", 1), ("in a batch of the head", 2), ("before write", 2),
-    ("before removal", 1), ("in a batch", 3), ("after write", 2), ("before write", 2), ("after write", 2),
-    ("before write", 5), ("after write", 5), ("before removal", 3),
+    ("before write", 1), ("after write", 1), ("in a batch of the head", 2), ("before removal", 1),
+    ("in a batch", 3), ("after write", 2), ("before write", 2), ("before write", 5), ("after write", 5),
 ]  # fmt: skip
 
 
@@ -50,7 +49,7 @@ def test_killed_again_and_again_it_ends_with_the_weights_of_an_undisturbed_train
         deaths += code == -9
     assert train_in_a_process(s, pretrained) == 0
     name, weights = final_weights(s)
-    assert deaths >= (9 if pretrained else 4), "or this test shows little"
+    assert deaths >= (7 if pretrained else 3), "or this test shows little"
     assert not list(store.keys(s, f"models/{name}/checkpoints/"))
 
     undisturbed = s.model_copy(update={"prefix": "undisturbed/"})
