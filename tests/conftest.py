@@ -27,13 +27,14 @@ from local.services import STORE_PORTS, choose_ports
 # One for all tests, emptied after each: SeaweedFS gives every bucket volumes of its own, and runs out after some 200.
 BUCKET = "cxr-tests"
 LASTING = "cxr-tests-lasting"  # emptied after each file
+pytest_plugins = ("judging_fixtures", "training_fixtures", "reporting_fixtures")  # of tests/support
 _http = httpx.Client(trust_env=False)  # one for all tests: to make one takes 40 ms
 gc.set_threshold(100_000)  # else a quarter of the time that imports take goes into looking through what they make
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first, so that in the end no process is left alone with one."""
-    long = ("test_cli.py", "test_resume.py", "test_epochs.py", "test_train.py")
+    long = ("test_cli.py", "test_resume.py", "test_loop.py", "test_train.py")
     items.sort(key=lambda item: not item.get_closest_marker("airflow") and item.path.name not in long)
 
 
@@ -149,15 +150,3 @@ def forget_credentials(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(store, "_own_client", lru_cache(store._own_client.__wrapped__))
 
     return forget
-
-
-@pytest.fixture(scope="module")
-def shallow_light() -> Iterator[None]:
-    """`light` has one convolution in this file's tests."""
-    from shallow import shallow  # Keras takes seconds to import
-
-    from cxr_ml.training import architectures
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architectures, "light", shallow)
-        yield

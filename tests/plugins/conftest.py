@@ -13,7 +13,3 @@ if "airflow" not in sys.modules:
     os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-")
     atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 sys.path.insert(0, str(REPOSITORY / "plugins"))
-for room in ("data", "release"):
-    sys.path.insert(0, str(REPOSITORY / "tests" / room))
-
-from quick_judging import handful  # noqa: E402, F401 - a fixture, of tests/data

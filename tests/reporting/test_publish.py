@@ -37,15 +37,15 @@ def test_the_record_holds_the_rulings_that_its_dataset_honours_and_the_parent_di
     assert publish.publish(filled, RUN, [BATCH.batch])[0] == record
 
 
-def test_a_run_must_be_concluded_before_its_report(filled, server):
+def test_a_run_must_be_concluded_before_its_report(filled, mail_server):
     pipeline.decide(filled, RUN, MODELS)
     before = snapshot(filled)
     with pytest.raises(Refused, match=f"must be concluded before its report: `cxr-ml promote --run {RUN[:10]}"):
         publish.publish(filled, RUN, [BATCH.batch])
-    assert snapshot(filled) == before and server.handler.mails == []
+    assert snapshot(filled) == before and mail_server.handler.mails == []
 
 
-def test_a_concluded_run_gets_record_report_and_mail(filled, server):
+def test_a_concluded_run_gets_record_report_and_mail(filled, mail_server):
     decision = concluded(filled)
     record, key = publish.publish(filled, RUN, [BATCH.batch])
     assert key == f"reports/{RUN}/index.html"
@@ -57,20 +57,20 @@ def test_a_concluded_run_gets_record_report_and_mail(filled, server):
     page = store.get(filled, key).decode()
     assert "PROMOTED" in page and "inception_v3" in page and BATCH.batch in page
     assert notify.outcome(filled, RUN, [TEAM])
-    ((to, _, _),), message = server.handler.mails, server.handler.parsed()
+    ((to, _, _),), message = mail_server.handler.mails, mail_server.handler.parsed()
     assert to == (TEAM,) and message["Subject"].startswith("[cxr] PROMOTED inception_v3 v1")
     text = message.get_payload()[0].get_payload(decode=True).decode()
     assert f"s3://{filled.bucket}/{key}" in text
 
 
-def test_a_refused_run_is_reported_as_refused(filled, server):
+def test_a_refused_run_is_reported_as_refused(filled, mail_server):
     strict = filled.model_copy(update={"macro_f1_floor": 0.999})
     promotion.conclude(strict, pipeline.decide(strict, RUN, MODELS), "ann")
     record, key = publish.publish(strict, RUN, [BATCH.batch])
     assert (record.outcome, record.champion) == ("refused", None)
     assert b"REFUSED" in store.get(filled, key)
     assert notify.outcome(strict, RUN, [TEAM])
-    message = server.handler.parsed()
+    message = mail_server.handler.parsed()
     assert message["Subject"].startswith("[cxr] REFUSED inception_v3")
 
 
@@ -93,7 +93,7 @@ def test_data_docs_lie_beside_the_report_and_are_linked(filled):
         assert text in store.get(filled, f"reports/{RUN}/data-docs/{name}.html").decode()
 
 
-def test_contact_sheets_of_the_candidate_are_on_the_page_and_never_in_the_mail(filled, server):
+def test_contact_sheets_of_the_candidate_are_on_the_page_and_never_in_the_mail(filled, mail_server):
     concluded(filled)
     sheets = {label: f"sheet of {label}".encode() for label in ("NORMAL", "COVID19", "PNEUMONIA")}
     digests = {label: hashlib.sha256(png).hexdigest() for label, png in sheets.items()}
@@ -101,7 +101,7 @@ def test_contact_sheets_of_the_candidate_are_on_the_page_and_never_in_the_mail(f
     stored_explanations.save(filled, record, sheets)
     _, key = publish.publish(filled, RUN, [BATCH.batch])
     notify.outcome(filled, RUN, [TEAM])
-    page, message = store.get(filled, key), server.handler.parsed()
+    page, message = store.get(filled, key), mail_server.handler.parsed()
     told = b"".join(part.get_payload(decode=True) or b"" for part in message.walk())
     for png in sheets.values():
         assert base64.b64encode(png) in page
@@ -138,7 +138,7 @@ def test_the_growth_of_the_dataset_over_its_versions_is_on_the_page(filled):
     assert "Growth over the versions of the dataset" in store.get(filled, key).decode()
 
 
-def test_thumbnails_of_what_was_refused_are_on_the_page_by_reason_and_never_in_the_mail(filled, server):
+def test_thumbnails_of_what_was_refused_are_on_the_page_by_reason_and_never_in_the_mail(filled, mail_server):
     concluded(filled)
     linked = filled.model_copy(update={"ui_url": "https://airflow.example/"})
     _, key = publish.publish(linked, RUN, [BATCH.batch])
@@ -150,7 +150,7 @@ def test_thumbnails_of_what_was_refused_are_on_the_page_by_reason_and_never_in_t
     assert shown == [0, 1, 2, 3]
     assert "no picture" in part and "x/&lt;b&gt;.png" in part and "<b>" not in part
     assert 'href="https://airflow.example/cxr/quarantine"' in part
-    told = b"".join(p.get_payload(decode=True) or b"" for p in server.handler.parsed().walk())
+    told = b"".join(p.get_payload(decode=True) or b"" for p in mail_server.handler.parsed().walk())
     assert b"film 0" not in told and base64.b64encode(b"film 0") not in told
 
 
@@ -165,11 +165,11 @@ def test_a_run_of_which_nothing_was_new_has_a_report_that_yields_when_it_goes_on
     assert store.load(filled, f"reports/{RUN}/run.json", Run).outcome == "promoted"
 
 
-def test_a_drop_of_which_no_image_is_new_is_told_of_with_its_counts(filled, server):
+def test_a_drop_of_which_no_image_is_new_is_told_of_with_its_counts(filled, mail_server):
     key = publish.nothing_new(filled, RUN, [BATCH.batch])
     assert "None of the 1059 files that came in was new and fit" in store.get(filled, key).decode()
     assert notify.outcome(filled, RUN, [TEAM])
-    assert server.handler.parsed()["Subject"].startswith("[cxr] NOTHING NEW: None of the 1059 files")
+    assert mail_server.handler.parsed()["Subject"].startswith("[cxr] NOTHING NEW: None of the 1059 files")
 
 
 def test_a_run_that_was_concluded_and_is_cleared_when_nothing_is_new_keeps_its_report(filled):
@@ -179,8 +179,8 @@ def test_a_run_that_was_concluded_and_is_cleared_when_nothing_is_new_keeps_its_r
     assert publish.nothing_new(filled, RUN) == key and snapshot(filled) == before
 
 
-def test_a_cleared_run_that_brings_a_drop_of_known_images_tells_of_it(filled, server):
+def test_a_cleared_run_that_brings_a_drop_of_known_images_tells_of_it(filled, mail_server):
     key = publish.nothing_new(filled, RUN)
     assert publish.nothing_new(filled, RUN, [BATCH.batch]) == key
     assert "None of the 1059 files" in store.get(filled, key).decode()
-    assert notify.outcome(filled, RUN, [TEAM]) and len(server.handler.mails) == 1
+    assert notify.outcome(filled, RUN, [TEAM]) and len(mail_server.handler.mails) == 1

@@ -1,4 +1,7 @@
-"""What tests of training share: one model that many look at."""
+"""Fixtures for tests of training: one model that many look at, and a network of one convolution.
+
+What they need is imported when they are used: TensorFlow takes seconds.
+"""
 
 import io
 from collections.abc import Iterator
@@ -6,12 +9,9 @@ from contextlib import redirect_stdout
 from typing import NamedTuple
 
 import pytest
-import tensorflow as tf
-from model_samples import put_dataset, quick
 
 from cxr_ml.records import Dataset, Model, StepProgress
 from cxr_ml.settings import Settings
-from cxr_ml.training import train
 
 
 class Trained(NamedTuple):
@@ -25,8 +25,24 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module")
+def shallow_light() -> Iterator[None]:
+    """`light` has one convolution in this file's tests."""
+    from shallow import shallow
+
+    from cxr_ml.training import architectures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(architectures, "light", shallow)
+        yield
+
+
+@pytest.fixture(scope="module")
 def trained(lasting: Settings, shallow_light: None) -> Trained:
     """One for all tests of a file that only look at it."""
+    from model_samples import put_dataset, quick
+
+    from cxr_ml.training import train
+
     s = quick(lasting, head_epochs=12, fine_tune_epochs=2, head_learning_rate=0.03, patience=12)
     dataset, progress, printed = put_dataset(s), [], io.StringIO()
     with redirect_stdout(printed):
@@ -37,6 +53,8 @@ def trained(lasting: Settings, shallow_light: None) -> Trained:
 @pytest.fixture
 def eager() -> Iterator[None]:
     """TensorFlow traces no function but computes at once what it says: of a few steps, to trace them is most."""
+    import tensorflow as tf
+
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)

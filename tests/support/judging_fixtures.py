@@ -1,9 +1,9 @@
-"""A fixture with which a drop of a few files is judged quickly."""
+"""Fixtures with which a dozen images are a dataset, and a drop of a few files is judged quickly.
+
+What they need is imported when they are used: tests of other parts do not wait for Great Expectations.
+"""
 
 import pytest
-
-from cxr_ml.ingest import worker_pool
-from cxr_ml.validation import judge_batch, suites, verdicts
 
 RULES = {
     "imbalance_ratio",
@@ -18,6 +18,19 @@ RULES = {
 
 
 @pytest.fixture
+def small(settings, tmp_path):
+    """Settings under which a dozen images are a dataset."""
+    from drop_samples import loosened
+
+    least = {"min_value": 1}
+    loose = loosened(
+        settings, tmp_path / "suites", smallest_class=least, test_support_min=least, validation_support_min=least
+    )
+    # A hint to train still leaves a share to validation; this one leaves none, so that counts are known.
+    return loose.model_copy(update={"validation_fraction": 1e-9})
+
+
+@pytest.fixture
 def handful(request, monkeypatch):
     """Judges a few files quickly: in this process, by a third of the rules, with a page of its title alone.
 
@@ -26,6 +39,9 @@ def handful(request, monkeypatch):
     """
     if request.node.get_closest_marker("processes"):
         return
+
+    from cxr_ml.ingest import worker_pool
+    from cxr_ml.validation import judge_batch, suites, verdicts
 
     def few_rules(folder, name):
         suite = suites.load_suite(folder, name)

@@ -27,29 +27,29 @@ def page(settings, key=PAGE) -> str:
     return store.get(settings, key).decode()
 
 
-def recipients(server) -> list[tuple[str, ...]]:
-    return [to for to, _, _ in server.handler.mails]
+def recipients(mail_server) -> list[tuple[str, ...]]:
+    return [to for to, _, _ in mail_server.handler.mails]
 
 
-def test_everybody_is_told_once_however_often_the_step_is_tried(ready, server):
+def test_everybody_is_told_once_however_often_the_step_is_tried(ready, mail_server):
     assert notify.outcome(ready, RUN, [TEAM, SECOND])
     before = snapshot(ready)
     assert notify.outcome(ready, RUN, [TEAM, SECOND])
-    assert recipients(server) == [(TEAM, SECOND)] and snapshot(ready) == before
+    assert recipients(mail_server) == [(TEAM, SECOND)] and snapshot(ready) == before
     assert notify.unsent(ready, RUN) == [] and "Warning:" not in page(ready)
 
 
-def test_who_was_told_already_is_not_told_again_when_another_was_refused(ready, server, pauses):
-    server.handler.rcpt = ["250 OK", "550 Unknown"]
+def test_who_was_told_already_is_not_told_again_when_another_was_refused(ready, mail_server, pauses):
+    mail_server.handler.rcpt = ["250 OK", "550 Unknown"]
     with pytest.raises(Refused, match=f"{SECOND}: 550 Unknown"):
         notify.outcome(ready, RUN, [TEAM, SECOND])
     notify.outcome(ready, RUN, [TEAM, SECOND])
-    assert recipients(server) == [(TEAM,), (SECOND,)]
+    assert recipients(mail_server) == [(TEAM,), (SECOND,)]
 
 
-def test_a_mail_that_could_not_be_sent_is_a_warning_on_the_page_until_it_is_sent(ready, server, pauses):
+def test_a_mail_that_could_not_be_sent_is_a_warning_on_the_page_until_it_is_sent(ready, mail_server, pauses):
     untold = page(ready)
-    server.handler.data = ["554 Transaction failed <script>"]
+    mail_server.handler.data = ["554 Transaction failed <script>"]
     with pytest.raises(Refused, match="554 Transaction failed"):
         notify.outcome(ready, RUN, [TEAM])
     ((missed,),) = [notify.unsent(ready, RUN)]
@@ -57,10 +57,10 @@ def test_a_mail_that_could_not_be_sent_is_a_warning_on_the_page_until_it_is_sent
     first_screen = page(ready).partition('id="gate"')[0]
     assert f"No mail about this run could be sent to {TEAM}" in first_screen and "<script" not in page(ready)
     notify.outcome(ready, RUN, [TEAM])
-    assert recipients(server) == [(TEAM,)] and notify.unsent(ready, RUN) == [] and page(ready) == untold
+    assert recipients(mail_server) == [(TEAM,)] and notify.unsent(ready, RUN) == [] and page(ready) == untold
 
 
-def test_a_mail_server_that_is_down_neither_undoes_nor_repeats_a_promotion(ready, server, pauses):
+def test_a_mail_server_that_is_down_neither_undoes_nor_repeats_a_promotion(ready, mail_server, pauses):
     history, champion = promotion.history(ready), promotion.champion(ready)
     down = ready.model_copy(update={"smtp_port": smtp_samples.free_port()})
     for _ in range(2):
@@ -71,10 +71,10 @@ def test_a_mail_server_that_is_down_neither_undoes_nor_repeats_a_promotion(ready
     publish.publish(ready, RUN, [BATCH.batch])  # a step that is cleared changes nothing either
     assert "Warning:" in page(ready) and promotion.history(ready) == history
     notify.outcome(ready, RUN, [TEAM])
-    assert recipients(server) == [(TEAM,)] and "Warning:" not in page(ready)
+    assert recipients(mail_server) == [(TEAM,)] and "Warning:" not in page(ready)
 
 
-def test_a_process_that_dies_between_mail_and_mark_sends_it_again_as_the_same_mail(ready, server, monkeypatch):
+def test_a_process_that_dies_between_mail_and_mark_sends_it_again_as_the_same_mail(ready, mail_server, monkeypatch):
     # The other order would lose the mail; the same Message-ID lets mail programs show it once.
     put = store.put_if_absent
 
@@ -88,47 +88,47 @@ def test_a_process_that_dies_between_mail_and_mark_sends_it_again_as_the_same_ma
         notify.outcome(ready, RUN, [TEAM])
     monkeypatch.setattr(store, "put_if_absent", put)
     notify.outcome(ready, RUN, [TEAM])
-    first, second = (server.handler.parsed(n)["Message-ID"] for n in (0, 1))
+    first, second = (mail_server.handler.parsed(n)["Message-ID"] for n in (0, 1))
     assert first == second
 
 
-def test_a_run_without_report_or_news_or_recipients_is_not_told_of(filled, server):
+def test_a_run_without_report_or_news_or_recipients_is_not_told_of(filled, mail_server):
     assert not notify.outcome(filled, RUN, [TEAM])
     publish.nothing_new(filled, RUN)
     assert not notify.outcome(filled, RUN, [TEAM])
     concluded(filled)
     publish.publish(filled, RUN, [BATCH.batch])
     assert not notify.outcome(filled, RUN, [])
-    assert server.handler.mails == []
+    assert mail_server.handler.mails == []
     # That nothing was new was not told, so what came of it when it went on is.
     assert store.load(filled, f"reports/{RUN}/run.json", Run).outcome == "promoted"
     assert notify.outcome(filled, RUN, [TEAM])
 
 
-def test_a_recipient_who_is_not_allowed_is_refused_before_anything_is_sent(ready, server):
+def test_a_recipient_who_is_not_allowed_is_refused_before_anything_is_sent(ready, mail_server):
     before = snapshot(ready)
     with pytest.raises(Refused, match=r"mail_allowed .*Received: 'press@news\.example'"):
         notify.outcome(ready, RUN, [TEAM, "press@news.example"])
-    assert snapshot(ready) == before and server.handler.mails == []
+    assert snapshot(ready) == before and mail_server.handler.mails == []
 
 
-def test_the_mail_leads_to_the_run_in_console_and_airflow(ready, server):
+def test_the_mail_leads_to_the_run_in_console_and_airflow(ready, mail_server):
     linked = ready.model_copy(update={"ui_url": "https://airflow.example/"})
     notify.outcome(linked, RUN, [TEAM], "https://airflow.example/dags/cxr_retraining/runs/x")
-    html = server.handler.parsed().get_body(("html",)).get_content()
-    text = server.handler.parsed().get_body(("plain",)).get_content()
+    html = mail_server.handler.parsed().get_body(("html",)).get_content()
+    text = mail_server.handler.parsed().get_body(("plain",)).get_content()
     run = "https://airflow.example/cxr/runs/manual__2026-01-12T03%3A00%3A00%2B00%3A00"
     for link in (run, "https://airflow.example/dags/cxr_retraining/runs/x", "https://airflow.example/cxr/quarantine"):
         assert f'href="{link}"' in html and link in text
 
 
-def test_a_rollback_is_mailed_once_with_who_and_why(filled, server):
+def test_a_rollback_is_mailed_once_with_who_and_why(filled, mail_server):
     run = rolled_back(filled)
     linked = filled.model_copy(update={"ui_url": "https://airflow.example"})
     for _ in range(2):
         assert notify.rollback(linked, run, [TEAM])
-    assert recipients(server) == [(TEAM,)]
-    message = server.handler.parsed()
+    assert recipients(mail_server) == [(TEAM,)]
+    message = mail_server.handler.parsed()
     assert "Bcc" not in message
     assert message["Subject"].startswith(f"[cxr] ROLLED BACK to {MODELS[0]} v3: Misses")
     text, html = (message.get_body((kind,)).get_content() for kind in ("plain", "html"))
@@ -137,11 +137,11 @@ def test_a_rollback_is_mailed_once_with_who_and_why(filled, server):
     assert f'href="https://airflow.example/cxr/models/{MODELS[0]}"' in html
 
 
-def test_a_rollback_that_never_was_is_not_mailed(filled, server):
+def test_a_rollback_that_never_was_is_not_mailed(filled, mail_server):
     concluded(filled)
     for run in ("manual-1", RUN):
         assert not notify.rollback(filled, run, [TEAM])
-    assert server.handler.mails == []
+    assert mail_server.handler.mails == []
 
 
 def failed(settings, at="2026-01-12T04:00:00+00:00"):
@@ -150,23 +150,23 @@ def failed(settings, at="2026-01-12T04:00:00+00:00"):
     return told, f"s3://{settings.bucket}/{failures.write(settings, told)}"
 
 
-def test_a_failure_is_mailed_once_and_again_only_when_the_step_fails_again(filled, server):
+def test_a_failure_is_mailed_once_and_again_only_when_the_step_fails_again(filled, mail_server):
     for told, where in (failed(filled), failed(filled), failed(filled, at="2026-01-12T05:00:00+00:00")):
         notify.failure(filled, told, [TEAM], where)
-    first, second = (server.handler.parsed(n) for n in (0, 1))
-    assert len(server.handler.mails) == 2 and first["Message-ID"] != second["Message-ID"]
+    first, second = (mail_server.handler.parsed(n) for n in (0, 1))
+    assert len(mail_server.handler.mails) == 2 and first["Message-ID"] != second["Message-ID"]
 
 
-def test_a_failure_of_which_nobody_could_be_mailed_says_so_on_its_page(filled, server, pauses):
-    server.handler.data = ["451 Busy"] * 9
+def test_a_failure_of_which_nobody_could_be_mailed_says_so_on_its_page(filled, mail_server, pauses):
+    mail_server.handler.data = ["451 Busy"] * 9
     told, where = failed(filled)
     with pytest.raises(OSError, match="Busy"):
         notify.failure(filled, told, [TEAM], where)
     assert f"could be sent to {TEAM}" in page(filled, "reports/manual-1/index.html")
 
 
-def test_a_failure_is_mailed_also_when_the_store_is_the_reason(filled, server, monkeypatch):
+def test_a_failure_is_mailed_also_when_the_store_is_the_reason(filled, mail_server, monkeypatch):
     told, _ = failed(filled)
     monkeypatch.setattr(store, "exists", lambda *_: pytest.fail("the store was asked"))
     notify.failure(filled, told, [TEAM], "")
-    assert recipients(server) == [(TEAM,)]
+    assert recipients(mail_server) == [(TEAM,)]

@@ -16,7 +16,7 @@ from cxr_ml.ingest import worker_pool
 
 @pytest.fixture(autouse=True)
 def jobs_can_be_imported(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(worker_jobs.__file__).parent))
 
 
 def children():

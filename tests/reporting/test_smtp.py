@@ -97,10 +97,10 @@ def test_a_wrong_password_is_not_tried_again(guarded, certificate, monkeypatch, 
     assert pauses == []
 
 
-def test_starttls_that_the_server_does_not_offer_is_no_reason_to_go_on_in_clear(server, pauses):
+def test_starttls_that_the_server_does_not_offer_is_no_reason_to_go_on_in_clear(mail_server, pauses):
     with pytest.raises(Refused, match="STARTTLS extension not supported"):
-        smtp.send(outcome(), at(server, smtp_starttls=True))
-    assert server.handler.mails == [] and pauses == []
+        smtp.send(outcome(), at(mail_server, smtp_starttls=True))
+    assert mail_server.handler.mails == [] and pauses == []
 
 
 def test_a_password_never_crosses_a_network_in_clear():
@@ -108,24 +108,24 @@ def test_a_password_never_crosses_a_network_in_clear():
         smtp.send(outcome(), SETTINGS.model_copy(update={"smtp_host": "mail.example", "smtp_user": "cxr"}))
 
 
-def test_a_server_that_is_busy_is_tried_again(server, pauses):
-    server.handler.data = ["451 Busy", "452 Still busy"]
-    smtp.send(outcome(), at(server))
-    assert len(server.handler.mails) == 1 and pauses == [2.0, 8.0]
+def test_a_server_that_is_busy_is_tried_again(mail_server, pauses):
+    mail_server.handler.data = ["451 Busy", "452 Still busy"]
+    smtp.send(outcome(), at(mail_server))
+    assert len(mail_server.handler.mails) == 1 and pauses == [2.0, 8.0]
 
 
-def test_a_server_that_stays_busy_raises_at_the_end(server, pauses):
-    server.handler.data = ["451 Busy"] * 9
+def test_a_server_that_stays_busy_raises_at_the_end(mail_server, pauses):
+    mail_server.handler.data = ["451 Busy"] * 9
     with pytest.raises(smtplib.SMTPDataError):
-        smtp.send(outcome(), at(server))
+        smtp.send(outcome(), at(mail_server))
     assert pauses == [2.0, 8.0, 30.0]
 
 
-def test_a_refusal_for_good_is_not_tried_again(server, pauses):
-    server.handler.data = ["554 No"]
+def test_a_refusal_for_good_is_not_tried_again(mail_server, pauses):
+    mail_server.handler.data = ["554 No"]
     with pytest.raises(Refused, match=r"trying again cannot help.*554"):
-        smtp.send(outcome(), at(server))
-    assert pauses == [] and server.handler.mails == []
+        smtp.send(outcome(), at(mail_server))
+    assert pauses == [] and mail_server.handler.mails == []
 
 
 def test_a_server_that_is_down_is_tried_four_times(pauses):
@@ -145,39 +145,39 @@ def test_a_server_that_never_answers_is_left_after_the_time_out(pauses):
     assert len(pauses) == 3
 
 
-def test_a_recipient_put_off_is_tried_again_alone(server, pauses):
-    server.handler.rcpt = ["250 OK", "450 Greylisted"]
-    smtp.send(outcome(to=(TEAM, SECOND)), at(server))
-    assert [to for to, _, _ in server.handler.mails] == [(TEAM,), (SECOND,)]
+def test_a_recipient_put_off_is_tried_again_alone(mail_server, pauses):
+    mail_server.handler.rcpt = ["250 OK", "450 Greylisted"]
+    smtp.send(outcome(to=(TEAM, SECOND)), at(mail_server))
+    assert [to for to, _, _ in mail_server.handler.mails] == [(TEAM,), (SECOND,)]
     assert pauses == [2.0]
 
 
-def test_a_recipient_refused_for_good_is_told_after_the_others_got_theirs(server, pauses):
-    server.handler.rcpt = ["550 Unknown", "250 OK"]
+def test_a_recipient_refused_for_good_is_told_after_the_others_got_theirs(mail_server, pauses):
+    mail_server.handler.rcpt = ["550 Unknown", "250 OK"]
     with pytest.raises(Refused, match=f"{TEAM}: 550 Unknown"):
-        smtp.send(outcome(to=(TEAM, SECOND)), at(server))
+        smtp.send(outcome(to=(TEAM, SECOND)), at(mail_server))
     assert pauses == []
-    assert [to for to, _, _ in server.handler.mails] == [(SECOND,)]
+    assert [to for to, _, _ in mail_server.handler.mails] == [(SECOND,)]
 
 
-def test_trouble_after_the_mail_was_taken_does_not_send_it_twice(server, pauses):
-    server.handler.quit = ["421 Shutting down"]
-    smtp.send(outcome(), at(server))
-    assert len(server.handler.mails) == 1 and pauses == []
+def test_trouble_after_the_mail_was_taken_does_not_send_it_twice(mail_server, pauses):
+    mail_server.handler.quit = ["421 Shutting down"]
+    smtp.send(outcome(), at(mail_server))
+    assert len(mail_server.handler.mails) == 1 and pauses == []
 
 
-def test_each_recipient_that_the_server_took_is_told_of_at_once(server, pauses):
-    server.handler.rcpt = ["250 OK", "450 Greylisted"] + ["450 Greylisted"] * 3
+def test_each_recipient_that_the_server_took_is_told_of_at_once(mail_server, pauses):
+    mail_server.handler.rcpt = ["250 OK", "450 Greylisted"] + ["450 Greylisted"] * 3
     taken = []
     with pytest.raises(smtplib.SMTPRecipientsRefused):
-        smtp.send(outcome(to=(TEAM, SECOND)), at(server), taken=taken.append)
+        smtp.send(outcome(to=(TEAM, SECOND)), at(mail_server), taken=taken.append)
     assert taken == [TEAM] and pauses == [2.0, 8.0, 30.0]
 
 
-def test_only_those_who_still_wait_get_it_but_all_are_named_in_it(server):
-    smtp.send(outcome(to=(TEAM, SECOND)), at(server), [SECOND])
-    assert [to for to, _, _ in server.handler.mails] == [(SECOND,)]
-    assert server.handler.parsed()["To"] == f"{TEAM}, {SECOND}"
+def test_only_those_who_still_wait_get_it_but_all_are_named_in_it(mail_server):
+    smtp.send(outcome(to=(TEAM, SECOND)), at(mail_server), [SECOND])
+    assert [to for to, _, _ in mail_server.handler.mails] == [(SECOND,)]
+    assert mail_server.handler.parsed()["To"] == f"{TEAM}, {SECOND}"
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from test_duplicates import CHANGES, NO_MARGINS, SETTINGS, asked, film
+from copy_samples import CHANGES, NO_MARGINS, SETTINGS, asked, film
 
 from cxr_ml.imaging import measure
 from cxr_ml.validation.duplicates import orientations, search

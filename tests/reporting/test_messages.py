@@ -44,10 +44,10 @@ def html_of(message) -> str:
 
 
 @pytest.mark.plots
-def test_a_promotion_arrives_as_text_html_and_two_plots(server):
-    smtp.send(outcome(to=(TEAM, SECOND)), at(server))
-    assert len(server.handler.mails) == 1 and server.handler.mails[0][0] == (TEAM, SECOND)
-    got = server.handler.parsed()
+def test_a_promotion_arrives_as_text_html_and_two_plots(mail_server):
+    smtp.send(outcome(to=(TEAM, SECOND)), at(mail_server))
+    assert len(mail_server.handler.mails) == 1 and mail_server.handler.mails[0][0] == (TEAM, SECOND)
+    got = mail_server.handler.parsed()
     assert got["Subject"] == "[cxr] PROMOTED inception_v3 v12: COVID19 97.8 %, PNEUMONIA 93.3 %, macro F1 0.94"
     assert got["To"] == f"{TEAM}, {SECOND}" and got["From"] == "cxr@hospital.example"
     assert "recall COVID19: 97.8 %" in text_of(got) and LINK in text_of(got)
@@ -58,7 +58,7 @@ def test_a_promotion_arrives_as_text_html_and_two_plots(server):
     assert all(p.get_payload(decode=True).startswith(b"\x89PNG") for p in pictures)
     assert "97.8 %" in html, "the figures stand without images"
     assert not re.findall(r'src="(?!cid:)', html)
-    assert len(server.handler.mails[0][1]) < messages.MAX_BYTES
+    assert len(mail_server.handler.mails[0][1]) < messages.MAX_BYTES
 
 
 def test_a_refusal_names_the_first_failed_check_in_the_subject():
@@ -98,7 +98,7 @@ def test_a_run_without_decision_dataset_or_champion_has_a_mail_without_plots():
 
 @pytest.mark.plots
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_hostile_names_arrive_harmless(server):
+def test_hostile_names_arrive_harmless(mail_server):
     classes = (EVIL, "COVID19\r\nBcc: thief@evil.example", '"><img src=x onerror=alert(1)>')
     counts = ((9, 0, 1), (0, 9, 1), (1, 0, 9))
     drop = samples.batch(drop=f"x\r\nBcc: thief@evil.example\r\n\r\n{EVIL}\u202e\ud800", rejected_classes={EVIL: EVIL})
@@ -106,9 +106,9 @@ def test_hostile_names_arrive_harmless(server):
     checks = (Check(name=f"recall {classes[1]}", observed=0.9, limit="≥ 0.95", passed=False, reason=EVIL),)
     decision = run.decision.model_copy(update={"checks": checks, "reason": f"{EVIL}\r\nBcc: thief@evil.example"})
     run = run.model_copy(update={"decision": decision, "outcome": "refused"})
-    smtp.send(outcome(run, link="javascript:alert(1)"), at(server))
-    got = server.handler.parsed()
-    assert server.handler.mails[0][0] == (TEAM,) and got["Bcc"] is None
+    smtp.send(outcome(run, link="javascript:alert(1)"), at(mail_server))
+    got = mail_server.handler.parsed()
+    assert mail_server.handler.mails[0][0] == (TEAM,) and got["Bcc"] is None
     assert "\n" not in got["Subject"] and "recall COVID19 Bcc: thief" in got["Subject"].replace("  ", " ")
     html = html_of(got)
     assert "<script" not in html and "<img src=x" not in html and "&lt;script&gt;" in html
@@ -170,10 +170,10 @@ def test_a_sender_that_is_no_address_is_refused_in_words(sender):
         outcome(settings=SETTINGS.model_copy(update={"mail_from": sender}))
 
 
-def test_a_failure_says_which_step_why_and_what_to_do(server):
+def test_a_failure_says_which_step_why_and_what_to_do(mail_server):
     error = Refused(f"The folder must hold weights.\nReceived: {EVIL}. Set CXR_WEIGHTS_DIR.")
-    smtp.send(failure(error), at(server))
-    got = server.handler.parsed()
+    smtp.send(failure(error), at(mail_server))
+    got = mail_server.handler.parsed()
     assert got["Subject"] == "[cxr] FAILED at train [1]: The folder must hold weights."
     for part in ("FAILED at train [1]", "Why (Refused)", f"  Received: {EVIL}", "Trying again without changing it"):
         assert part in text_of(got)

@@ -1,18 +1,17 @@
-"""What the tests of this folder share: a mail server, and a store with candidates that were evaluated."""
+"""Fixtures for tests of reports and mails: a mail server, and a store with candidates that were evaluated."""
 
 import io
 
 import pytest
-import run_samples
-import smtp_samples
-from PIL import Image
-
-from cxr_ml.reporting import data_figures, figures, smtp
 
 
 @pytest.fixture
 def blank_plots(request, monkeypatch):
     """Plots are left blank where a test looks at what stands around them: to draw those of a page takes seconds."""
+    from PIL import Image
+
+    from cxr_ml.reporting import data_figures, figures
+
     if not request.node.get_closest_marker("plots"):
         buffer = io.BytesIO()
         Image.new("L", (1, 1)).save(buffer, "PNG")
@@ -23,8 +22,10 @@ def blank_plots(request, monkeypatch):
 
 
 @pytest.fixture
-def server():
+def mail_server():
     """A mail server that takes every mail."""
+    import smtp_samples
+
     controller = smtp_samples.started()
     yield controller
     controller.stop()
@@ -33,15 +34,20 @@ def server():
 @pytest.fixture
 def pauses(monkeypatch):
     """The pauses between tries of a mail, not waited for."""
+    from cxr_ml.reporting import smtp
+
     seen = []
     monkeypatch.setattr(smtp.time, "sleep", seen.append)
     return seen
 
 
 @pytest.fixture
-def filled(settings, server):
+def filled(settings, mail_server):
     """Settings of a store with a batch, a dataset and two evaluated candidates, and of a mail server."""
+    import run_samples
+    import smtp_samples
+
     run_samples.fill(settings)
     known = (run_samples.TEAM, run_samples.SECOND)
     mail = {"mail_from": "cxr@hospital.example", "mail_allowed": known, "mail_to": known[:1]}
-    return smtp_samples.at(server, settings, **mail)
+    return smtp_samples.at(mail_server, settings, **mail)

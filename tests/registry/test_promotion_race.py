@@ -6,7 +6,7 @@ import time
 
 import promoting
 import pytest
-from test_registry import decision, put_model
+from test_promotion import decision, put_model
 
 from cxr_ml import store
 from cxr_ml.records import HistoryEntry, Model

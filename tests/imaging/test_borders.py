@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from test_duplicates import CHANGES, asked, film
+from copy_samples import CHANGES, asked, film
 
 from cxr_ml.imaging import borders, measure
 
