@@ -14,7 +14,7 @@ from PIL import Image
 
 from cxr_ml import store
 from cxr_ml.evaluation import metrics
-from cxr_ml.imaging import synthetic
+from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import tables
 from cxr_ml.records import (
     Batch,
@@ -81,7 +81,7 @@ def write_batches(s: Settings, count: int, files: int) -> list[str]:
 
 def _picture(s: Settings) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(synthetic.phantom("NORMAL", np.random.default_rng(0))).save(buffer, "PNG")
+    Image.fromarray(phantoms.draw_phantom("NORMAL", np.random.default_rng(0))).save(buffer, "PNG")
     return thumbnails.make(buffer.getvalue(), s)
 
 

@@ -91,7 +91,7 @@ CONTESTANTS: dict[str, Callable[[list[str]], tuple[float, float]]] = {
 
 def readable(folder: Path) -> list[str]:
     """The files below `folder` that ours does not refuse."""
-    from cxr_ml.imaging.measure import BadImage
+    from cxr_ml.imaging.formats import BadImage
 
     found = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

@@ -25,7 +25,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cxr_ml import store
-from cxr_ml.imaging import synthetic
+from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.settings import Settings
 
@@ -114,7 +114,7 @@ def write_pictures(settings: Settings, number: int, large: int) -> list[tuple[st
         ingest_benchmark.write_large(Path(folder), large)
         for path in sorted(Path(folder).iterdir()):
             put(path.read_bytes(), "jpeg" if path.suffix == ".jpg" else "png")
-    phantom = synthetic.phantom("NORMAL", np.random.default_rng(0))[::2, ::2].copy()
+    phantom = phantoms.draw_phantom("NORMAL", np.random.default_rng(0))[::2, ::2].copy()
     for n in range(number):
         phantom[divmod(n, phantom.shape[1])] ^= 255
         buffer = io.BytesIO()

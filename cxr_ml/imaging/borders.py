@@ -1,37 +1,63 @@
-"""What lies around a film: black and white border, and the plain margin that a picture was padded with."""
+"""Borders of a film: the share that is black or white, and the plain margin that a picture was padded with."""
+
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-BLACK, WHITE = 12, 245  # 8-bit grey: at most, at least; JPEG noise around 0 and 255 stays inside
-SHARE = 0.98  # of a row or column that must be border; a marker letter may stand in it
-PLAIN = 8  # grey levels around that of a margin: noise of JPEG
-MARGIN = 0.02  # of the picture, at least: less is no more than a crop that the hashes stand
-LEAST = 0.2  # of the picture that is left without its margin, at least: else it is blank, and nothing is cut off
+MAX_BLACK, MIN_WHITE = 12, 245  # 8-bit grey levels of a border; JPEG noise around 0 and 255 stays inside
+MIN_BORDER_SHARE = 0.98  # of a row or column that belongs to the border; a marker letter may stand in it
+MAX_NOISE = 8  # grey levels by which JPEG changes a plain margin
+MIN_MARGIN = 0.02  # of the picture; the hashes tolerate a smaller crop
+MIN_CONTENT = 0.2  # of the picture that is left without its margin; a picture with less is blank and stays whole
 
 
-def borders(grey: np.ndarray) -> tuple[float, float]:
-    """Shares of the frame in whole rows and columns, from the edges, that are black and that are white."""
+class Borders(NamedTuple):
+    """Shares of the frame, 0-1."""
+
+    black: float
+    white: float
+
+
+def measure_borders(grey: np.ndarray) -> Borders:
+    """Returns which share of the frame lies in whole black and in whole white rows and columns at the edges.
+
+    Args:
+        grey: uint8 [height, width].
+
+    Example:
+        >>> film = np.full((100, 100), 128, np.uint8)
+        >>> film[:10] = 0
+        >>> black, white = measure_borders(film)
+        >>> round(black, 3), white
+        (0.1, 0.0)
+    """
     edges = _edges(grey)
     shares = []
-    for low, high in ((0, BLACK), (WHITE, 255)):
-        at_edge = any(_is_within(edge, low, high) for edge in edges)
-        shares.append(1.0 - _inside(grey, low, high).size / grey.size if at_edge else 0.0)
-    return shares[0], shares[1]
+    for low, high in ((0, MAX_BLACK), (MIN_WHITE, 255)):
+        has_border = any(_is_within(edge, low, high) for edge in edges)
+        shares.append(1.0 - _crop_border(grey, low, high).size / grey.size if has_border else 0.0)
+    return Borders(*shares)
 
 
-def content(grey: np.ndarray) -> np.ndarray:
-    """What a picture, uint8 [height, width], shows inside of a margin of one grey level, whichever; itself without one.
+def crop_margin(grey: np.ndarray) -> np.ndarray:
+    """Returns the picture without its margin of one grey level; the picture itself where it has none.
 
-    What a padded copy shows is its original, or, where that has a margin of the same level, the original's content.
+    A padded copy thus gives its original or, where the original has a margin of the same level, what is inside that.
+
+    Args:
+        grey: uint8 [height, width].
+
+    Returns:
+        A view of `grey`.
     """
     for edge in _edges(grey):
         level = edge[len(edge) // 2]
-        low, high = max(0, level - PLAIN), min(255, level + PLAIN)
+        low, high = max(0, level - MAX_NOISE), min(255, level + MAX_NOISE)
         if _is_within(edge, low, high):
-            inside = _inside(grey, low, high)
-            if LEAST <= inside.size / grey.size <= 1 - MARGIN:
-                return inside
+            content = _crop_border(grey, low, high)
+            if MIN_CONTENT <= content.size / grey.size <= 1 - MIN_MARGIN:
+                return content
     return grey
 
 
@@ -40,23 +66,23 @@ def _edges(grey: np.ndarray) -> list[bytes]:
 
 
 def _is_within(edge: bytes, low: int, high: int) -> bool:
-    return len(edge.translate(None, bytes(range(low, high + 1)))) <= (1 - SHARE) * len(edge)
+    return len(edge.translate(None, bytes(range(low, high + 1)))) <= (1 - MIN_BORDER_SHARE) * len(edge)
 
 
-def _inside(grey: np.ndarray, low: int, high: int) -> np.ndarray:
-    """The picture without the rows from its edges, and then without the columns of what remains, at `low` to `high`."""
+def _crop_border(grey: np.ndarray, low: int, high: int) -> np.ndarray:
+    """Cuts off the rows at the edges whose levels are `low` to `high`, then such columns of what remains."""
     if low == 0:  # a third of the time of inRange
         mask = cv2.threshold(grey, high, 255, cv2.THRESH_BINARY_INV)[1]
     elif high == 255:
         mask = cv2.threshold(grey, low - 1, 255, cv2.THRESH_BINARY)[1]
     else:
         mask = cv2.inRange(grey, low, high)
-    rows = _between(mask, 1)
+    rows = _inner_range(mask, 1)
     mask = mask[rows]
-    return grey[rows, _between(mask, 0)] if mask.size else grey[rows]
+    return grey[rows, _inner_range(mask, 0)] if mask.size else grey[rows]
 
 
-def _between(mask: np.ndarray, axis: int) -> slice:
+def _inner_range(mask: np.ndarray, axis: int) -> slice:
     shares = cv2.reduce(mask, axis, cv2.REDUCE_AVG, dtype=cv2.CV_32F).ravel()
-    rest = np.flatnonzero(shares < 255 * SHARE)
-    return slice(rest[0], rest[-1] + 1) if len(rest) else slice(0, 0)
+    inner = np.flatnonzero(shares < 255 * MIN_BORDER_SHARE)
+    return slice(inner[0], inner[-1] + 1) if len(inner) else slice(0, 0)

@@ -1,4 +1,4 @@
-"""The outside of an image file: what it is, and its bytes without metadata. No pixel is decoded here."""
+"""Formats of image files: reads the header and strips the metadata. No pixel is decoded here."""
 
 import re
 import struct
@@ -11,7 +11,7 @@ from PIL import Image
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
-# Frames, tables, scans, restart intervals, the end. Of APP0 and APP14 only what says how colours are coded is kept:
+# Frames, tables, scans, restart intervals, the end. Of APP0 and APP14 only the coding of colours is kept:
 _JPEG_KEPT = {*range(0xC0, 0xD0), *range(0xD9, 0xDE)}
 _JFIF = b"JFIF\0\1\1\0\0\1\0\1\0\0"  # without density and thumbnail
 _ADOBE = b"Adobe\0\x64\0\0\0\0"  # followed by one byte, the transform
@@ -19,11 +19,11 @@ _START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # in coded data FF00 is a byte and FFD0-FFD7 are restarts
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-# Hostile files have millions of parts, or thousands of scans, for each of which a decoder passes the whole picture.
-_MOST_PARTS, _MOST_SCANS = 65_536, 100
+# Hostile files have millions of segments, or thousands of scans, each of which costs a decoder the whole picture.
+_MAX_SEGMENTS, _MAX_SCANS = 65_536, 100
 
-# Magic bytes (offset, bytes) of what people put behind .png and .jpg and what we can name but do not read.
-_KNOWN = {
+# Magic bytes (offset, bytes) of formats that are named but not read; people put them behind .png and .jpg.
+_OTHER_FORMATS = {
     "GIF": (0, b"GIF8"),
     "BMP": (0, b"BM"),
     "TIFF": (0, b"II*\x00"),
@@ -49,16 +49,17 @@ class BadImage(Exception):
     Attributes:
         code: empty_file, too_large, not_an_image, unsupported_format, nested_archive, too_many_pixels, truncated,
             animated, rotated (EXIF asks for a turn that cleaning would lose) or unreadable (damaged, or cannot be
-            decoded); those of dicom.open_dicom; those of drops.Entry.fault.
+            decoded); those of dicom.decode_dicom; those of drop_index.Entry.fault.
     """
 
     def __init__(self, code: str, message: str) -> None:
+        """Takes the reason and, for people, what was expected and what was received."""
         super().__init__(message)
         self.code = code
 
 
 class Header(NamedTuple):
-    """What the first bytes of a file say about it."""
+    """Format, size and depth of a picture, as its file declares them."""
 
     format: str  # png, jpeg or dicom
     width: int  # px
@@ -66,21 +67,36 @@ class Header(NamedTuple):
     bits: int  # per sample, as stored
 
 
-def extension(format: str) -> str:
-    """What a picture that came as png, jpeg or dicom is stored as: "png" or "jpeg"."""
+class _Segment(NamedTuple):
+    """One segment of a JPEG; a start of scan includes its coded data."""
+
+    marker: int
+    start: int  # byte of the marker
+    end: int  # byte after the last
+
+
+def stored_format(format: str) -> str:
+    """Returns the format that a png, jpeg or dicom is stored in, also its extension: "png" or "jpeg"."""
     return "png" if format == "dicom" else format
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether a file is meant as DICOM: by its preamble, or by the first tag where the preamble was left away."""
+    """Returns whether a file is DICOM, by its preamble or, where it has none, by its first tag."""
     return data[128:132] == b"DICM" or (data[:2] in (b"\2\0", b"\x08\0") and data[3:4] == b"\0")
 
 
-def look(data: bytes) -> Header:
-    """Format, size and depth of a PNG or JPEG from its header alone, known by its content whatever its name.
+def read_header(data: bytes) -> Header:
+    """Reads format, size and depth of a PNG or JPEG from its header alone; the name of the file plays no part.
 
     Raises:
         BadImage: empty_file, not_an_image, unsupported_format, nested_archive, truncated or unreadable.
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (640, 480)).save(file, "PNG")
+        >>> read_header(file.getvalue())
+        Header(format='png', width=640, height=480, bits=8)
     """
     if not data:
         raise BadImage("empty_file", "A PNG or JPEG file was expected. Received: no bytes")
@@ -90,11 +106,11 @@ def look(data: bytes) -> Header:
         width, height, bits = struct.unpack(">IIB", data[16:25])
         header = Header("png", width, height, bits)
     elif data.startswith(_JPEG):
-        frame = next((start for marker, start, _ in _jpeg_parts(data) if marker in _START_OF_FRAME), len(data))
+        frame = next((s.start for s in _jpeg_segments(data) if s.marker in _START_OF_FRAME), len(data))
         bits, height, width = struct.unpack(">BHH", data[frame + 4 : frame + 9].ljust(5, b"\0"))
         header = Header("jpeg", width, height, bits)
     else:
-        for name, (offset, magic) in _KNOWN.items():
+        for name, (offset, magic) in _OTHER_FORMATS.items():
             if data[offset : offset + len(magic)] == magic:
                 raise BadImage("unsupported_format", f"A PNG or JPEG file was expected. Received: {name}")
         for name, (offset, magic) in _ARCHIVES.items():
@@ -106,35 +122,35 @@ def look(data: bytes) -> Header:
     return header
 
 
-def clean(data: bytes, format: str) -> bytes:
-    """`data` without metadata and without anything after its end; the pixels decode to the same values.
+def strip_metadata(data: bytes, format: str) -> bytes:
+    """Returns the file without metadata and without anything after its end; the pixels decode to the same values.
 
-    JPEG loses comments and all APP segments but the JFIF and Adobe headers, which say how colours are coded. Of PNG
-    only IHDR, PLTE, tRNS, IDAT and IEND are kept.
+    A JPEG loses comments and all APP segments but the JFIF and Adobe headers, which tell how colours are coded. Of a
+    PNG only IHDR, PLTE, tRNS, IDAT and IEND are kept.
 
     Args:
         data: a whole file.
-        format: "png" or "jpeg", as measured.
+        format: "png" or "jpeg".
 
     Raises:
         BadImage: truncated, animated, rotated or unreadable.
     """
-    return _clean_png(data) if format == "png" else _clean_jpeg(data)
+    return _strip_png(data) if format == "png" else _strip_jpeg(data)
 
 
-def _jpeg_parts(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of every part of a JPEG up to its end; a start of scan carries its coded data."""
+def _jpeg_segments(data: bytes) -> Iterator[_Segment]:
+    """Every segment of a JPEG up to its end."""
     position = 2
-    for _ in range(_MOST_PARTS):
-        found = _MARKER.match(data, position)
-        if not found:
+    for _ in range(_MAX_SEGMENTS):
+        match = _MARKER.match(data, position)
+        if not match:
             code = "truncated" if not data[position:].strip(b"\xff") else "unreadable"
             raise BadImage(
                 code, f"A JPEG marker was expected at byte {position:,}. Received: {data[position : position + 4]!r}"
             )
-        marker, start = found[1][0], found.end() - 2
+        marker, start = match[1][0], match.end() - 2
         if marker == _END_OF_IMAGE:
-            yield marker, start, start + 2
+            yield _Segment(marker, start, start + 2)
             return
         length = int.from_bytes(data[start + 2 : start + 4], "big")
         end = start + 2 + length
@@ -151,15 +167,15 @@ def _jpeg_parts(data: bytes) -> Iterator[tuple[int, int, int]]:
             end, header = following.start(), end
             while end > header and data[end - 1] == 0xFF:  # fill bytes belong to the marker
                 end -= 1
-        yield marker, start, end
+        yield _Segment(marker, start, end)
         position = end
-    raise BadImage("unreadable", f"A JPEG of fewer than {_MOST_PARTS:,} parts was expected. Received: more")
+    raise BadImage("unreadable", f"A JPEG of fewer than {_MAX_SEGMENTS:,} segments was expected. Received: more")
 
 
-def _clean_jpeg(data: bytes) -> bytes:
+def _strip_jpeg(data: bytes) -> bytes:
     whole = memoryview(data)
     kept, frames, scans = [whole[:2]], 0, 0
-    for marker, start, end in _jpeg_parts(data):
+    for marker, start, end in _jpeg_segments(data):
         frames += marker in _START_OF_FRAME
         scans += marker == _START_OF_SCAN
         payload = data[start + 4 : min(end, start + 16)]
@@ -173,14 +189,14 @@ def _clean_jpeg(data: bytes) -> bytes:
             _refuse_rotated(data[start + 4 : end])
     if frames != 1:
         raise BadImage("unreadable", f"A JPEG with one frame was expected. Received: {frames}")
-    if scans > _MOST_SCANS:
-        raise BadImage("unreadable", f"A JPEG of at most {_MOST_SCANS} scans was expected. Received: {scans}")
+    if scans > _MAX_SCANS:
+        raise BadImage("unreadable", f"A JPEG of at most {_MAX_SCANS} scans was expected. Received: {scans}")
     return b"".join(kept)
 
 
-def _clean_png(data: bytes) -> bytes:
+def _strip_png(data: bytes) -> bytes:
     whole, kept, position = memoryview(data), [memoryview(_PNG)], len(_PNG)
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_SEGMENTS):
         length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         end = position + 12 + length
         if end > len(data):
@@ -200,15 +216,15 @@ def _clean_png(data: bytes) -> bytes:
         if kind == b"IEND":
             return b"".join(kept)
         position = end
-    raise BadImage("unreadable", f"A PNG of fewer than {_MOST_PARTS:,} parts was expected. Received: more")
+    raise BadImage("unreadable", f"A PNG of fewer than {_MAX_SEGMENTS:,} chunks was expected. Received: more")
 
 
 def _refuse_rotated(exif: bytes) -> None:
-    found = Image.Exif()
+    tags = Image.Exif()
     try:
-        found.load(exif)
-        orientation = found.get(0x0112, 1)
-    except Exception:  # EXIF that cannot be parsed turns no viewer's picture either
+        tags.load(exif)
+        orientation = tags.get(0x0112, 1)
+    except Exception:  # viewers do not turn a picture either whose EXIF cannot be parsed
         return
     if orientation not in (0, 1):
         raise BadImage("rotated", f"A picture stored upright was expected. Received: EXIF orientation {orientation}")

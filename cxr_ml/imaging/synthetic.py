@@ -1,292 +1,92 @@
-"""Seeded synthetic chest phantoms: a demonstration drop with the shape, the classes and the defects of published ones.
+"""Writes a seeded synthetic drop with the shape, the classes and the defects of published ones."""
 
-The phantoms are drawn, not derived from any patient. They teach nothing about disease.
-"""
-
-import math
 import os
 import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from cxr_ml.errors import Refused
+from cxr_ml.imaging import phantoms
+from cxr_ml.imaging.decode import decode_grey
 
-Plane = NDArray[np.float32]  # square, CANVAS pixels wide
-Gray = NDArray[np.uint8]
-
-SIZE = 256  # pixels, square
-CANVAS = 288  # drawn larger, so that turning and shifting the patient bring no empty corner into the frame
-BRIGHTEST = 232  # grey level; leaves solid white (255) to the boxes of TURBERCULOSIS
-TRAINED = ("NORMAL", "COVID19", "PNEUMONIA")
-TUBERCULOSIS = "TURBERCULOSIS"  # spelt as in the data set the method was published on
-LABELS = (*TRAINED, TUBERCULOSIS)
-FEWEST = 4  # images per class that still leave every defect an original to be made from
+MIN_PER_CLASS = 4  # images per class that still leave every defect an original to be made from
 
 
-@dataclass(frozen=True)
-class _Body:
-    """One person's anatomy; pixels of the canvas."""
-
-    x: Plane  # column of each pixel, shape (1, CANVAS): what depends on one axis is computed once per line
-    y: Plane  # row of each pixel, shape (CANVAS, 1)
-    middle: float
-    top: float  # apex of the lungs
-    base: float  # costophrenic angle
-    outer: float  # half width of the chest, inside
-    inner: float  # half width of the mediastinum
-    lungs: tuple[Plane, Plane]  # 0–1, left and right side of the picture
-
-
-def _ramp(distance: Plane, width: float) -> Plane:
-    """0 outside, 1 inside, linear over `width` pixels around distance 0."""
-    return np.clip(distance / width + 0.5, 0, 1)
-
-
-def _clouds(rng: np.random.Generator, cells: int) -> Plane:
-    """Smooth noise of standard deviation near 1, `cells` bumps across the canvas."""
-    coarse = rng.standard_normal((cells + 1, cells + 1)).astype(np.float32)
-    return cv2.resize(coarse, (CANVAS, CANVAS), interpolation=cv2.INTER_CUBIC)
-
-
-def _body(rng: np.random.Generator) -> _Body:
-    y, x = (axis.astype(np.float32) for axis in np.ogrid[:CANVAS, :CANVAS])
-    middle = CANVAS / 2 + rng.normal(0, 3)
-    top, base = rng.uniform(36, 62), rng.uniform(196, 238)
-    outer, inner = rng.uniform(76, 102), rng.uniform(15, 23)
-    apex = rng.uniform(1.8, 3.0)
-    lungs = []
-    for side in (-1, 1):
-        across = side * (x - middle)
-        reach = outer * rng.uniform(0.93, 1.03)
-        down = np.clip((y - top) / (base - top), 0, 1)
-        edge = reach * (1 - (1 - down) ** apex) ** rng.uniform(0.5, 0.75)
-        dome = rng.uniform(14, 34) + (6 if side < 0 else 0)  # the liver lifts the diaphragm on the left of the picture
-        floor = base - dome * np.exp(-(((across - 0.45 * reach) / (0.42 * reach)) ** 2))
-        lungs.append(_ramp(edge - across, 4) * _ramp(across - inner, 5) * _ramp(floor - y, 5))
-    return _Body(x, y, middle, top, base, outer, inner, (lungs[0], lungs[1]))
-
-
-def _bones(rng: np.random.Generator, body: _Body) -> Plane:
-    """Ribs, spine and clavicles, 0–1."""
-    across = np.abs(body.x - body.middle)
-    chest = _ramp(body.outer + 5 - across, 8) * _ramp(body.base + 8 - body.y, 30) * _ramp(body.y - body.top + 8, 20)
-    spacing, phase = rng.uniform(17, 24), rng.uniform(0, 1)
-    bend = rng.uniform(0.0025, 0.006)
-    back = (body.y - bend * (across - 25) ** 2) / spacing + phase
-    front = (body.y + rng.uniform(0.25, 0.5) * across) / (spacing * 1.15) + phase
-    back, front = back - np.floor(back) - 0.5, front - np.floor(front) - 0.5
-    ribs = np.exp(-np.square(back / 0.16)) + 0.5 * np.exp(-np.square(front / 0.2))
-    ribs *= chest * _ramp(across - 12, 6)
-    spine = _ramp(rng.uniform(10, 14) - across, 6) * (0.75 + 0.25 * np.sin(body.y * (2 * np.pi / rng.uniform(15, 21))))
-    collar = np.zeros((CANVAS, CANVAS), np.float32)
-    for side in (-1, 1):
-        height = body.top + rng.uniform(2, 20)
-        ends = [(10, height + 8), (45, height + rng.uniform(-2, 6)), (100, height - rng.uniform(4, 22))]
-        points = np.array([(body.middle + side * a, b) for a, b in ends], np.int32)
-        cv2.polylines(collar, [points], False, 1.0, int(rng.integers(5, 9)), cv2.LINE_AA)
-    return 0.5 * ribs + 0.8 * spine + 0.6 * cv2.GaussianBlur(collar, (0, 0), 1.5)
-
-
-def _vessels(rng: np.random.Generator, body: _Body) -> Plane:
-    """Vessels that leave both hila and thin out, 0–1."""
-    layer = np.zeros((CANVAS, CANVAS), np.float32)
-    hilum = body.top + rng.uniform(0.4, 0.52) * (body.base - body.top)
-    for side in (-1, 1):
-        for angle in rng.uniform(-1.3, 1.3, int(rng.integers(8, 14))).tolist():
-            at = np.array([body.middle + side * (body.inner + 4), hilum + rng.uniform(-10, 10)])
-            for thickness in (3, 2, 2, 1, 1):
-                angle += rng.normal(0, 0.25)
-                to = at + rng.uniform(8, 17) * np.array([side * math.cos(angle), math.sin(angle)])
-                cv2.line(layer, at.astype(int).tolist(), to.astype(int).tolist(), 0.25 + 0.2 * thickness, thickness, 16)
-                at = to
-    return cv2.GaussianBlur(layer, (0, 0), 0.9)
-
-
-def _patch(
-    rng: np.random.Generator, body: _Body, side: int, out: float, down: float, wide: float, high: float
-) -> Plane:
-    """A ragged opacity, 0–1. `out`: 0 at the mediastinum, 1 at the chest wall; `down`: 0 at the apex, 1 at the base."""
-    column = body.middle + (-1, 1)[side] * (body.inner + out * (body.outer - body.inner))
-    row = body.top + down * (body.base - body.top)
-    radius = np.sqrt(((body.x - column) / wide) ** 2 + ((body.y - row) / high) ** 2)
-    radius *= np.maximum(1 + 0.18 * _clouds(rng, 14), 0)
-    return np.exp(-radius * radius * radius)
-
-
-def _lesions(rng: np.random.Generator, body: _Body, label: str) -> Plane:
-    """What the disease adds to the lungs, 0 (clear) to 1 (as dense as the heart)."""
-    lesions = np.zeros((CANVAS, CANVAS), np.float32)
-    if label == "PNEUMONIA":
-        side, lobe = int(rng.integers(2)), (0.32, 0.52, 0.7)[int(rng.integers(3))]
-        wide, high = rng.uniform(28, 36), rng.uniform(28, 38)
-        solid = _patch(rng, body, side, rng.uniform(0.4, 0.6), lobe + rng.uniform(-0.05, 0.05), wide, high)
-        lesions = rng.uniform(0.85, 1.0) * solid
-    elif label == "COVID19":
-        for side in (0, 1):
-            for down in (np.linspace(0.3, 0.8, int(rng.integers(3, 5))) + rng.uniform(-0.05, 0.05)).tolist():
-                wide, high = rng.uniform(10, 16), rng.uniform(11, 18)
-                glass = _patch(rng, body, side, rng.uniform(0.68, 0.9), down + rng.uniform(-0.04, 0.04), wide, high)
-                lesions = np.maximum(lesions, rng.uniform(0.7, 0.9) * glass)
-        lesions *= 1 + 0.12 * _clouds(rng, 48)
-    elif label == TUBERCULOSIS:
-        side = int(rng.integers(2))
-        for _ in range(int(rng.integers(4, 8))):
-            size = rng.uniform(5, 11)
-            spot = _patch(rng, body, side, rng.uniform(0.3, 0.75), rng.uniform(0.15, 0.35), size, size)
-            lesions = np.maximum(lesions, rng.uniform(0.5, 0.9) * spot)
-        lesions *= 1 - 0.8 * _patch(rng, body, side, 0.5, 0.25, 7, 7)
-    return lesions
-
-
-def _pose(rng: np.random.Generator, picture: Plane) -> Plane:
-    """The frame cut from the canvas: turned, scaled, shifted and gently bent; SIZE pixels square."""
-    turn, scale = math.radians(rng.uniform(-4, 4)), rng.uniform(0.92, 1.1)
-    stretch = rng.uniform(0.95, 1.06)
-    y, x = (axis.astype(np.float32) - (SIZE - 1) / 2 for axis in np.ogrid[:SIZE, :SIZE])
-    source_x = (math.cos(turn) * x - math.sin(turn) * y) / (scale * stretch) + CANVAS / 2 + rng.uniform(-7, 7)
-    source_y = (math.sin(turn) * x + math.cos(turn) * y) / scale * stretch + CANVAS / 2 + rng.uniform(-9, 9)
-    source_x += 3 * _clouds(rng, 4)[:SIZE, :SIZE]
-    source_y += 3 * _clouds(rng, 4)[:SIZE, :SIZE]
-    return cv2.remap(
-        picture,
-        source_x.astype(np.float32),
-        source_y.astype(np.float32),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REFLECT,
-    )
-
-
-def phantom(label: str, rng: np.random.Generator) -> Gray:
-    """Draws one phantom.
-
-    Args:
-        label: one of LABELS. Clear lungs, one dense consolidation (PNEUMONIA), patches of ground glass along both chest
-            walls (COVID19), or small dense spots with a cavity in one apex (TURBERCULOSIS).
-        rng: decides the anatomy, the pose and the exposure; each call draws another person.
-
-    Returns:
-        Grey levels, 256 × 256, uint8, none above BRIGHTEST.
-    """
-    body = _body(rng)
-    across = np.abs(body.x - body.middle)
-    shoulder = body.top + rng.uniform(-14, 8)
-    side = np.where(body.y > shoulder, body.outer + rng.uniform(14, 34), rng.uniform(24, 34))
-    side = cv2.GaussianBlur(side.astype(np.float32), (0, 0), 11)
-    tissue = _ramp(side - across, 6) * rng.uniform(0.52, 0.64)
-    lungs = np.maximum(*body.lungs)
-
-    tilt = rng.uniform(0.25, 0.75)
-    u, v = body.x - body.middle - rng.uniform(10, 22), body.y - body.base + rng.uniform(30, 44)
-    a, b = math.cos(tilt) * u + math.sin(tilt) * v, math.cos(tilt) * v - math.sin(tilt) * u
-    heart = _ramp(1 - np.sqrt((a / rng.uniform(38, 54)) ** 2 + (b / rng.uniform(28, 38)) ** 2), 0.12)
-
-    dark = rng.uniform(0.62, 0.74) * lungs * (1 - heart)
-    lesions = np.clip(_lesions(rng, body, label), 0, 1)
-    picture = tissue * (1 - dark * (1 - 0.85 * lesions))
-    picture += 0.1 * heart * tissue + rng.uniform(0.12, 0.2) * _bones(rng, body) * (tissue > 0.1)
-    picture += rng.uniform(0.07, 0.11) * _vessels(rng, body) * lungs
-    picture += 0.05 * _clouds(rng, 3) + 0.025 * _clouds(rng, 9) * tissue
-    picture += rng.normal(0, 0.04) * (body.x / CANVAS - 0.5) + rng.normal(0, 0.06) * (body.y / CANVAS - 0.5)
-
-    frame = np.clip(_pose(rng, picture), 0.01, 1)
-    # One exposure range for all classes: how bright a picture is as a whole says nothing about its label.
-    frame = frame ** (math.log(rng.uniform(0.3, 0.52)) / math.log(frame.mean()))
-    low, high = rng.uniform(0.01, 0.06), rng.uniform(0.82, 0.9)
-    frame = low + (high - low) * frame + rng.uniform(0.008, 0.02) * rng.standard_normal((SIZE, SIZE), np.float32)
-    image = np.clip(frame * 255, 0, BRIGHTEST).astype(np.uint8)
-    if rng.random() < 0.4:
-        letter = "RL"[int(rng.integers(2))]
-        at = (int(rng.integers(8, 24)) if letter == "R" else int(rng.integers(218, 234)), int(rng.integers(24, 48)))
-        cv2.putText(image, letter, at, cv2.FONT_HERSHEY_SIMPLEX, rng.uniform(0.5, 0.9), 205, 2, cv2.LINE_AA)
-    return image
-
-
-def _white_box(image: Gray, rng: np.random.Generator) -> Gray:
-    """The picture with a solid white box over the film, or with a white bar beside it."""
-    boxed = image.copy()
-    if rng.random() < 0.5:
-        width, height = rng.integers(60, 110), rng.integers(24, 50)
-        left, top = rng.integers(10, SIZE - width - 10), rng.integers(10, SIZE - height - 10)
-        boxed[top : top + height, left : left + width] = 255
-    else:
-        width = int(rng.integers(24, 48))
-        boxed = np.full((SIZE, SIZE), 255, np.uint8)
-        boxed[:, : SIZE - width] = cv2.resize(image, (SIZE - width, SIZE), interpolation=cv2.INTER_AREA)
-        boxed = boxed if rng.random() < 0.5 else boxed[:, ::-1]
-    return np.ascontiguousarray(boxed)
-
-
-def _encode(image: Gray, suffix: str, quality: int = 95) -> bytes:
+def _encode(image: np.ndarray, suffix: str, quality: int = 95) -> bytes:
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     return cv2.imencode(suffix, image, options)[1].tobytes()
 
 
 def _image_file(seed: int, label: str, number: int) -> tuple[str, bytes]:
     """Suffix and bytes of one image; they depend on nothing but the arguments."""
-    rng = np.random.default_rng([seed, LABELS.index(label), number])
-    image = phantom(label, rng)
-    if label == TUBERCULOSIS and number % 2:
-        image = _white_box(image, rng)
+    rng = np.random.default_rng([seed, phantoms.LABELS.index(label), number])
+    image = phantoms.draw_phantom(label, rng)
+    if label == phantoms.TUBERCULOSIS and number % 2:
+        image = phantoms.add_white_box(image, rng)
     suffix = ".jpeg" if rng.random() < 0.5 else ".png"
     return suffix, _encode(image, suffix)
 
 
-def _write_files(folder: Path, seed: int, images_per_class: int, shuffle_labels: bool) -> dict[str, int]:
-    count = 0
+class _DropWriter:
+    """Writes images into class folders, named by a running number."""
 
-    def write(split: str, label: str, suffix: str, data: bytes) -> None:
-        nonlocal count
-        count += 1
-        path = folder / split / label / f"phantom-{count:05d}{suffix}"
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+
+    def write(self, split: str, label: str, suffix: str, data: bytes) -> None:
+        self.count += 1
+        path = self.folder / split / label / f"phantom-{self.count:05d}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    tests = -(-3 * images_per_class // 10)
-    for split, numbers in (("test", range(tests)), ("train", range(tests, images_per_class))):
-        folders = [label for label in TRAINED for _ in numbers]
+
+def _write_images(writer: _DropWriter, seed: int, images_per_class: int, shuffle_labels: bool) -> None:
+    test_images = -(-3 * images_per_class // 10)
+    for split, numbers in (("test", range(test_images)), ("train", range(test_images, images_per_class))):
+        folders = [label for label in phantoms.TRAINED for _ in numbers]
         if shuffle_labels:
             folders = np.random.default_rng([seed, len(numbers)]).permutation(folders).tolist()
-        folders += [TUBERCULOSIS for _ in numbers]
-        drawn = [(label, number) for label in LABELS for number in numbers]
-        # NumPy and OpenCV leave the interpreter free for the other threads; more threads than cores take 40 % longer.
+        folders += [phantoms.TUBERCULOSIS for _ in numbers]
+        images = [(label, number) for label in phantoms.LABELS for number in numbers]
+        # NumPy and OpenCV release the interpreter's lock; more threads than cores take 40 % longer.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            files = pool.map(lambda one: _image_file(seed, *one), drawn)
-            for shown, (suffix, data) in zip(folders, files, strict=True):
-                write(split, shown, suffix, data)
+            files = pool.map(lambda image: _image_file(seed, *image), images)
+            for folder, (suffix, data) in zip(folders, files, strict=True):
+                writer.write(split, folder, suffix, data)
 
-    counts = dict.fromkeys(LABELS, images_per_class)
-    before = count
-    extra = [phantom("NORMAL", np.random.default_rng([seed, len(LABELS), number])) for number in range(3)]
-    cut = _encode(extra[0], ".jpeg")
-    write("train", "NORMAL", ".jpeg", cut[: len(cut) * 6 // 10])
-    write("train", "COVID19", ".png", b"<html><body>404: the image is no longer here</body></html>\n")
-    write("train", "PNEUMONIA", ".png", _encode(cv2.resize(extra[1], (64, 64), interpolation=cv2.INTER_AREA), ".png"))
-    originals = sorted((folder / "train" / "NORMAL").glob("phantom-*"))
-    write("train", "NORMAL", originals[0].suffix, originals[0].read_bytes())
-    image = cv2.imread(str(originals[1]), cv2.IMREAD_GRAYSCALE)
-    write("train", "NORMAL", ".jpeg", _encode(cv2.resize(image, (320, 320)), ".jpeg", quality=80))
+
+def _write_defects(writer: _DropWriter, seed: int) -> None:
+    rngs = [np.random.default_rng([seed, len(phantoms.LABELS), number]) for number in range(3)]
+    extra = [phantoms.draw_phantom("NORMAL", rng) for rng in rngs]
+    jpeg = _encode(extra[0], ".jpeg")
+    writer.write("train", "NORMAL", ".jpeg", jpeg[: len(jpeg) * 6 // 10])
+    writer.write("train", "COVID19", ".png", b"<html><body>404: the image is no longer here</body></html>\n")
+    thumbnail = cv2.resize(extra[1], (64, 64), interpolation=cv2.INTER_AREA)
+    writer.write("train", "PNEUMONIA", ".png", _encode(thumbnail, ".png"))
+    originals = sorted((writer.folder / "train" / "NORMAL").glob("phantom-*"))
+    writer.write("train", "NORMAL", originals[0].suffix, originals[0].read_bytes())
+    resized = cv2.resize(decode_grey(originals[1].read_bytes()), (320, 320))
+    writer.write("train", "NORMAL", ".jpeg", _encode(resized, ".jpeg", quality=80))
     for label in ("NORMAL", "PNEUMONIA"):
-        write("train", label, ".png", _encode(extra[2], ".png"))
-    return counts | {"defects": count - before}
+        writer.write("train", label, ".png", _encode(extra[2], ".png"))
 
 
 def write_drop(folder: Path, seed: int, images_per_class: int = 300, shuffle_labels: bool = False) -> dict[str, int]:
     """Writes a drop of phantoms: PNG and JPEG files in class folders below train/ (70 %) and test/ (30 %).
 
-    Beside `images_per_class` images of each of LABELS there are seven defective files, all below train/: a truncated
-    JPEG, a web page named .png, a 64 × 64 thumbnail, an exact copy, a resized and re-encoded copy, and one image under
-    both NORMAL and PNEUMONIA. Every second TURBERCULOSIS image has a solid white box over or beside the film.
+    Beside `images_per_class` images of each of `phantoms.LABELS` there are seven defective files, all below train/: a
+    truncated JPEG, a web page named .png, a 64 × 64 thumbnail, an exact copy, a resized and re-encoded copy, and one
+    image under both NORMAL and PNEUMONIA. Every second TURBERCULOSIS image has a solid white box over or beside the
+    film.
 
     Args:
         folder: where the drop appears, whole or not at all.
         seed: the same seed writes the same bytes.
-        images_per_class: at least 4.
+        images_per_class: at least MIN_PER_CLASS.
         shuffle_labels: the same images, but NORMAL, COVID19 and PNEUMONIA dealt to the three folders at random, within
             each split: a spoiled drop, from which nothing can be learnt.
 
@@ -296,8 +96,8 @@ def write_drop(folder: Path, seed: int, images_per_class: int = 300, shuffle_lab
     Raises:
         Refused: the folder holds something already, or a number is out of range.
     """
-    if images_per_class < FEWEST:
-        raise Refused(f"images_per_class must be at least {FEWEST}. Received: {images_per_class}")
+    if images_per_class < MIN_PER_CLASS:
+        raise Refused(f"images_per_class must be at least {MIN_PER_CLASS}. Received: {images_per_class}")
     if seed < 0:
         raise Refused(f"The seed must not be negative. Received: {seed}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -306,9 +106,12 @@ def write_drop(folder: Path, seed: int, images_per_class: int = 300, shuffle_lab
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir(parents=True)
     try:
-        counts = _write_files(partial, seed, images_per_class, shuffle_labels)
+        writer = _DropWriter(partial)
+        _write_images(writer, seed, images_per_class, shuffle_labels)
+        images = writer.count
+        _write_defects(writer, seed)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return counts
+    return dict.fromkeys(phantoms.LABELS, images_per_class) | {"defects": writer.count - images}

@@ -15,7 +15,7 @@ import numpy as np
 
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import gradcam
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode, formats, measure
 from cxr_ml.ingest import inbox, memory_budget, process_file
 from cxr_ml.records import Model, Prediction
 from cxr_ml.registry import promotion, queries
@@ -27,7 +27,7 @@ from cxr_ml.validation import single_image
 UNLIKE = "unlike_training"  # code of an image that is unlike those the model was trained on
 _BATCH = 32
 _AHEAD = 2 * _BATCH  # images that are decoded while the network computes, or wait for it
-_OVERLAY = 1024  # px, longest side of a film with the heat over it, but see `measure.shrink`
+_OVERLAY = 1024  # px, longest side of a film with the heat over it, but see `decode.shrink`
 _one_large = Lock()
 
 Source = Path | str | bytes
@@ -107,18 +107,18 @@ def _look(settings: Settings, judge: single_image.Screen, size: int, film: bool,
             measured, grey = measure.measure_and_decode(data, settings)
             if refused := judge(measured):
                 return _Look(name, refused)
-    except measure.BadImage as error:
+    except formats.BadImage as error:
         return _Look(name, (error.code,))
-    return _Look(name, (), inputs.resize(grey, size), measure.shrink(grey, _OVERLAY) if film else None)
+    return _Look(name, (), inputs.resize(grey, size), decode.shrink(grey, _OVERLAY) if film else None)
 
 
 def _read(settings: Settings, path: Path) -> bytes:
     try:
         return inbox.read(settings, inbox.local_entry(str(path), os.path.realpath(path), path.stat()))
     except (FileNotFoundError, ValueError):  # ValueError: a name with a NUL byte
-        raise measure.BadImage("file_missing", f"A file was expected. Received: {str(path)!r}, which is none") from None
+        raise formats.BadImage("file_missing", f"A file was expected. Received: {str(path)!r}, which is none") from None
     except (OSError, Refused) as error:  # a broken disk, or a file that changes at this moment
-        raise measure.BadImage("unreadable", f"A file that can be read was expected. Received: {error}") from None
+        raise formats.BadImage("unreadable", f"A file that can be read was expected. Received: {error}") from None
 
 
 def _answers(

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr_ml import store
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode
 from cxr_ml.ingest import ingest_drop, memory_budget, process_file, tables
 from cxr_ml.progress import OnProgress, begun, counted, nobody
 from cxr_ml.records import Batch
@@ -276,10 +276,10 @@ def _loader(settings: Settings, known: list[pd.DataFrame]) -> Callable[[str], np
         place = np.searchsorted(starts, int(sha256[:15], 16), sorter=order)
         data = store.get(settings, process_file.image_key(sha256, formats.iat[order[place]]))
         if process_file.pixels(data) <= memory_budget.LARGE:
-            return measure.decode_grey(data)
+            return decode.decode_grey(data)
         with one_at_a_time:
             tables.give_back()  # what threads have let go of: the largest takes 250 MB
-            return measure.decode_grey(data)
+            return decode.decode_grey(data)
 
     return load
 

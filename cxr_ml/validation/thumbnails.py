@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode
 from cxr_ml.ingest import ingest_drop, memory_budget, process_file, tables
 from cxr_ml.settings import Settings
 
@@ -28,7 +28,7 @@ def make(data: bytes, settings: Settings) -> bytes:
     Raises:
         BadImage: the image cannot be decoded.
     """
-    opened = measure.open_image(data, settings, 2 * SIDE)  # never smaller than SIDE, if the image is not
+    opened = decode.decode_image(data, settings, 2 * SIDE)  # never smaller than SIDE, if the image is not
     pixels = opened.pixels
     scale = min(1.0, SIDE / max(opened.height, opened.width))
     size = max(1, round(opened.width * scale)), max(1, round(opened.height * scale))

@@ -15,8 +15,8 @@ from pydicom.pixels.decoders.base import Decoder
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from cxr_ml.imaging import decode, formats, measure
 from cxr_ml.imaging import dicom as dicoms
-from cxr_ml.imaging import measure
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings()
@@ -25,12 +25,12 @@ SAMPLES = Path(pydicom.data.__file__).parent / "test_files"
 
 
 def shown(data, settings=SETTINGS):
-    return measure.open_image(data, settings).pixels
+    return decode.decode_image(data, settings).pixels
 
 
 def refused(data, settings=SETTINGS):
-    with pytest.raises(measure.BadImage) as caught:
-        measure.open_image(data, settings)
+    with pytest.raises(formats.BadImage) as caught:
+        decode.decode_image(data, settings)
     assert "Received: " in str(caught.value)
     return caught.value.code
 
@@ -97,15 +97,15 @@ def test_monochrome1_is_inverted():
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint16, np.int16])
-def test_eight_and_sixteen_bits_signed_and_not_show_low_as_dark_and_high_as_bright(kind):
+def test_low_values_are_dark_whatever_the_depth_and_the_sign(kind):
     info = np.iinfo(kind)
     pixels = np.linspace(info.min, info.max, 256 * 4).reshape(32, 32).astype(kind)
-    opened = measure.open_image(dicom(pixels), SETTINGS)
+    opened = decode.decode_image(dicom(pixels), SETTINGS)
     assert (opened.format, opened.mode, opened.bits) == ("dicom", "MONOCHROME2", info.bits)
     assert np.abs(opened.pixels - np.linspace(0, 255, 1024).reshape(32, 32)).max() <= 1
 
 
-def test_what_old_files_keep_above_the_stored_bits_is_not_shown():
+def test_overlays_above_the_stored_bits_are_not_shown():
     np.testing.assert_array_equal(shown(dicom(RAMP | 0xF000, 12)), shown(dicom(RAMP, 12)))
 
 
@@ -127,7 +127,7 @@ def test_padding_is_black_and_does_not_narrow_the_range(photometric, kind, paddi
         "MR_small_jpeg_ls_lossless", "MR_small_padded",
     ],
 )  # fmt: skip
-def test_every_way_to_write_the_same_pixels_shows_the_same_and_has_the_same_hash(name):
+def test_every_lossless_syntax_gives_the_same_picture_and_hash(name):
     measured, stored = measure.measure_image((SAMPLES / f"{name}.dcm").read_bytes(), SETTINGS)
     same, _ = measure.measure_image((SAMPLES / "MR_small.dcm").read_bytes(), SETTINGS)
     assert measured["sha256"] == same["sha256"] == hashlib.sha256(stored).hexdigest()
@@ -152,8 +152,8 @@ def test_a_deflated_file_is_read_and_one_that_inflates_without_end_is_not(monkey
     made = dataset(RAMP, 12, ImageComments="x" * 100, **PERSON)
     made.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     np.testing.assert_array_equal(shown(saved(made)), shown(dicom(RAMP, 12)))
-    assert dicoms.facts(saved(made)).patients[0] == PERSON["PatientID"]
-    monkeypatch.setattr(dicoms, "_INFLATED", 5_000)
+    assert dicoms.read_identity(saved(made)).patients[0] == PERSON["PatientID"]
+    monkeypatch.setattr(dicoms, "_MAX_INFLATED", 5_000)
     assert refused(saved(made)) == "unreadable"
 
 
@@ -184,8 +184,8 @@ def test_stored_is_a_grey_png_of_the_picture_that_was_measured():
     measured, stored = measure.measure_image(data, SETTINGS)
     assert (measured["format"], measured["width"], measured["bytes"]) == ("dicom", 64, len(data))
     assert (Image.open(io.BytesIO(stored)).format, Image.open(io.BytesIO(stored)).mode) == ("PNG", "L")
-    np.testing.assert_array_equal(measure.decode_grey(stored), shown(data))
-    assert measure.clean(stored, "png") == stored
+    np.testing.assert_array_equal(decode.decode_grey(stored), shown(data))
+    assert formats.strip_metadata(stored, "png") == stored
 
 
 def test_the_header_changes_neither_the_bytes_stored_nor_their_hash():
@@ -217,11 +217,11 @@ def test_the_header_changes_neither_the_bytes_stored_nor_their_hash():
         ({"WindowCenter": 100, "WindowWidth": -5}, "unreadable"),
     ],
 )
-def test_what_is_no_single_sound_grey_picture_is_refused_with_its_reason(header, code):
+def test_anything_but_one_sound_grey_picture_is_refused_with_its_reason(header, code):
     assert refused(dicom(RAMP, 12, **header)) == code
 
 
-def test_one_frame_that_says_so_is_a_picture_and_burned_in_no_is_none():
+def test_one_frame_and_no_burned_in_annotation_is_a_picture():
     np.testing.assert_array_equal(
         shown(dicom(RAMP, 12, NumberOfFrames=1, BurnedInAnnotation="NO")), shown(dicom(RAMP, 12))
     )
@@ -284,7 +284,7 @@ def test_a_compressed_picture_larger_than_its_header_says_is_refused_undecoded(s
     assert refused(grown(syntax)) == "unreadable"
 
 
-def test_random_damage_is_measured_or_refused_but_never_another_error():
+def test_random_damage_raises_nothing_but_bad_image():
     rng, outcomes = np.random.default_rng(1), set()
     small = RAMP[:16, :16].copy()
     compressed = dataset(small, 12)
@@ -299,21 +299,21 @@ def test_random_damage_is_measured_or_refused_but_never_another_error():
             for at in rng.integers(128, len(data), 3):
                 damaged[at] = rng.integers(256)
             try:
-                measure.open_image(bytes(damaged), SETTINGS)
+                decode.decode_image(bytes(damaged), SETTINGS)
                 outcomes.add("opened")
-            except measure.BadImage as error:
+            except formats.BadImage as error:
                 outcomes.add(error.code)
-            dicoms.facts(bytes(damaged))
+            dicoms.read_identity(bytes(damaged))
     assert {"opened", "unreadable"} <= outcomes
 
 
 # What the header says
 
 
-def test_the_patient_is_the_id_or_else_the_name_and_the_view_one_of_the_defined_terms():
-    said = dicoms.facts(dicom(RAMP, 12, ViewPosition="pa", **PERSON))
+def test_the_patient_is_the_id_or_else_the_name_and_the_view_a_defined_term():
+    said = dicoms.read_identity(dicom(RAMP, 12, ViewPosition="pa", **PERSON))
     assert said.patients == ("MRN-0012345", "Doe^Jane^Quincy") and said.view == "PA"
-    assert dicoms.facts(dicom(RAMP, 12, PatientName="Doe^Jane")).patients == ("Doe^Jane",)
-    assert dicoms.facts(dicom(RAMP, 12)) == dicoms.Facts((), (), "", "")
-    assert dicoms.facts(dicom(RAMP, 12, ViewPosition="JANE DOE")).view == ""
-    assert dicoms.facts(b"\0" * 128 + b"DICM" + b"\xff" * 500) == dicoms.Facts((), (), "", "")
+    assert dicoms.read_identity(dicom(RAMP, 12, PatientName="Doe^Jane")).patients == ("Doe^Jane",)
+    assert dicoms.read_identity(dicom(RAMP, 12)) == dicoms.Identity((), (), "", "")
+    assert dicoms.read_identity(dicom(RAMP, 12, ViewPosition="JANE DOE")).view == ""
+    assert dicoms.read_identity(b"\0" * 128 + b"DICM" + b"\xff" * 500) == dicoms.Identity((), (), "", "")

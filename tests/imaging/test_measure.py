@@ -1,120 +1,199 @@
-"""`cxr-ml measure`: the table of ingest for any folder, without a store, fit for a spreadsheet."""
-
-import csv as csv_module
-import json
+import hashlib
 import os
+import threading
 from pathlib import Path
 
-import pandas as pd
+import kornia_rs
+import numpy as np
 import pytest
-from drop_samples import encoded, film, png
-from typer.testing import CliRunner
+import simplejpeg
+from dicom_samples import dicom
+from image_samples import JPEG, LARGE_JPEGS, PNG, SETTINGS, encoded, film
+from PIL import Image
 
-from cxr_ml.cli import app
-from cxr_ml.imaging import measure
-from cxr_ml.ingest import ingest_drop
-from cxr_ml.settings import Settings
+from cxr_ml.imaging import decode, measure
 
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A messy folder, and no setting at all: neither store nor inbox, and no credentials."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    files = {
-        "films/a.png": png(1),
-        "films/deep/b.jpg": encoded(film(2), "JPEG"),
-        "films/page.png": b"<html>",
-        "films/empty.png": b"",
-        "films/two\nlines.png": png(3),
-        "=cmd().png": png(4),
-        "secret.png": png(5),
-    }
-    for name, data in files.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    (tmp_path / "films" / os.fsdecode(b"\xe9.png")).write_bytes(png(6))
-    (tmp_path / "films/link.png").symlink_to(tmp_path / "secret.png")
-    os.mkfifo(tmp_path / "films/pipe.png")
-    return tmp_path
+COLUMNS = [
+    "sha256",
+    "format",
+    "bytes",
+    "width",
+    "height",
+    "mode",
+    "bits",
+    "mean",
+    "std",
+    "p01",
+    "p99",
+    "saturation",
+    "sharpness",
+    "black_border",
+    "white_border",
+    "white_box",
+    "phash",
+    "fine_hash",
+    "inner_hash",
+    "ring",
+]
 
 
-def call(*args):
-    result = CliRunner().invoke(app, ["measure", *map(str, args)])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, " ".join(result.stderr.split())
+@pytest.mark.parametrize("data", [PNG, JPEG, encoded(film(), "JPEG", progressive=True)])
+def test_a_file_is_decoded_once(monkeypatch, data):
+    decoded = []
+    for module, name in ((Image, "open"), (simplejpeg, "decode_jpeg"), (kornia_rs.io, "decode_image_png_u8")):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, original=original, **k: decoded.append(1) or original(*a, **k))
+    measure.measure_image(data, SETTINGS)
+    assert len(decoded) == 1
 
 
-REASONS = {
-    "films/a.png": [],
-    "films/deep/b.jpg": [],
-    "films/empty.png": ["empty_file"],
-    "films/link.png": ["symlink"],
-    "films/page.png": ["not_an_image"],
-    "films/pipe.png": ["special_file"],
-    "films/two\nlines.png": [],
-    r"films/\udce9.png": [],
-}
-
-
-def test_a_folder_is_measured_as_ingest_does_each_file_with_its_reason(folder):
-    status, out, _ = call("films", "--json")
-    rows = {row["file"]: row for row in json.loads(out)}
-    assert status == 0 and {f: r["reasons"] for f, r in rows.items()} == REASONS
-    assert list(rows["films/a.png"]) == list(ingest_drop.COLUMNS)
-    measured = measure.measure_image(png(1), Settings())[0]
-    assert {name: rows["films/a.png"][name] for name in measured} == measured
-    assert rows["films/page.png"]["mean"] is None and rows["films/page.png"]["verdict"] == "quarantined"
-
-
-def test_a_link_is_followed_where_it_is_named_and_files_and_folders_may_be_mixed(folder):
-    _, out, _ = call("films/link.png", "films/deep", "--json")
-    linked, deep = json.loads(out)
-    assert linked["sha256"] == measure.measure_image(png(5), Settings())[0]["sha256"]
-    assert deep["file"] == "films/deep/b.jpg"
-
-
-@pytest.mark.parametrize("files", [2, 5000])
-def test_a_parquet_file_holds_the_same_table_however_it_was_cut(folder, monkeypatch, files):
-    monkeypatch.setenv("CXR_SHARD_FILES", str(files))
-    _, out, _ = call("films", "--out", "t.parquet", "--json")
-    unread = {"empty_file": 1, "not_an_image": 1, "special_file": 1, "symlink": 1}
-    assert json.loads(out) == {"files": 8, "unread": unread, "out": "t.parquet"}
-    table = pd.read_parquet("t.parquet")
-    assert list(table.columns) == list(ingest_drop.COLUMNS)
-    assert {f: list(r) for f, r in zip(table["file"], table["reasons"], strict=True)} == REASONS
-
-
-def test_a_csv_file_can_be_opened_in_a_spreadsheet_and_runs_nothing(folder):
-    assert call("=cmd().png", "films", "--out", "t.csv")[0] == 0
-    with open("t.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv_module.DictReader(file))
-    assert rows[0]["file"] == "'=cmd().png"
-    assert {r["file"]: r["reasons"].split() for r in rows[1:]} == REASONS
-    assert float(rows[1]["mean"]) == measure.measure_image(png(1), Settings())[0]["mean"]
-    assert not [c for row in rows for c in row.values() if c.startswith(("=", "+", "-", "@"))]
-
-
-def test_for_people_there_is_a_table(folder):
-    _, out, _ = call("films/a.png", "films/page.png")
-    assert "256×256" in out and "not_an_im" in out
+@pytest.mark.parametrize("kind", LARGE_JPEGS)
+def test_a_reduced_decode_of_a_large_jpeg_gives_the_figures_of_the_full_one(kind):
+    data = LARGE_JPEGS[kind]
+    assert decode.decode_image(data, SETTINGS, decode.MEASURED_SIDE).pixels.shape[:2] == (425, 325)
+    found = measure.measure_image(data, SETTINGS)[0]
+    assert (found["height"], found["width"]) == decode.decode_grey(data).shape == (1700, 1300)
+    whole = measure.measure_image(encoded(decode.decode_grey(data)), SETTINGS)[0]  # of PNG every pixel is averaged
+    for column in ("mean", "std", "p01", "p99", "sharpness"):
+        assert found[column] == pytest.approx(whole[column], abs=1, rel=0.05)
+    assert (int(found["phash"], 16) ^ int(whole["phash"], 16)).bit_count() <= 2
+    assert (int(found["fine_hash"], 16) ^ int(whole["fine_hash"], 16)).bit_count() <= 50
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["lost"], "Received: 'lost'"),
-        (["films", "--out", "t.xlsx"], "'t.xlsx'"),
-        (["films", "--out", "lost/t.csv"], "'lost/t.csv'"),
-        (["films", "--out", "folder.csv"], "'folder.csv'"),
-    ],
+    "size", [(513, 300), (1024, 1024), (1025, 7), (1537, 1100), (2049, 1999), (4600, 90), (1, 4200)]
 )
-def test_what_cannot_be_used_ends_with_status_2_and_writes_nothing(folder, args, words):
-    Path("folder.csv").mkdir()
-    before = sorted(Path().rglob("*"))
-    status, out, err = call(*args, "--json")
-    assert (status, out) == (2, "") and words in err
-    assert sorted(Path().rglob("*")) == before
+def test_a_reduced_decode_ends_in_the_size_that_shrink_gives(size):
+    data = encoded(np.full(size, 90, np.uint8), "JPEG")
+    opened = decode.decode_image(data, SETTINGS, decode.MEASURED_SIDE)
+    whole = decode.decode_image(data, SETTINGS).pixels
+    assert measure._shrink_rest(opened).shape == decode.shrink(whole, decode.MEASURED_SIDE).shape
+    assert opened.pixels.size < size[0] * size[1]
+
+
+def test_measure_and_decode_gives_what_both_give_one_after_the_other():
+    wide = (np.arange(200 * 160).reshape(200, 160) * 2).astype(np.uint16)
+    see_through = Image.fromarray(np.dstack([film()] * 3 + [film(seed=1)]), "RGBA")
+    palette = Image.fromarray(film()).convert("P")
+    files = [
+        PNG,
+        JPEG,
+        encoded(film(), "JPEG", progressive=True),
+        encoded(wide),
+        encoded(see_through),
+        encoded(palette),
+    ]
+    files += [encoded(film(900, 1300), "JPEG"), encoded(film(900, 700)), dicom(film(), 8)]
+    for data in files:
+        expected, clean = measure.measure_image(data, SETTINGS)
+        measured, grey = measure.measure_and_decode(data, SETTINGS)
+        assert measured == expected
+        np.testing.assert_array_equal(grey, decode.decode_grey(clean))
+
+
+def test_measurements_have_the_fixed_columns_and_describe_the_file():
+    picture = film()
+    measured, cleaned = measure.measure_image(encoded(picture), SETTINGS)
+    assert list(measured) == COLUMNS
+    assert measured["sha256"] == hashlib.sha256(cleaned).hexdigest()
+    assert (measured["format"], measured["mode"], measured["bits"]) == ("png", "L", 8)
+    assert (measured["width"], measured["height"], measured["bytes"]) == (160, 200, len(encoded(picture)))
+    assert measured["mean"] == pytest.approx(picture.mean())
+    assert measured["std"] == pytest.approx(picture.std())
+    assert abs(measured["p01"] - np.percentile(picture, 1)) <= 1
+    assert abs(measured["p99"] - np.percentile(picture, 99)) <= 1
+    assert len(bytes.fromhex(measured["ring"])) == 32 * 32 - 24 * 24
+    assert len(measured["phash"]) == 16 and int(measured["phash"], 16) >= 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (2, 3)])
+def test_the_smallest_and_thinnest_images_are_measured(height, width):
+    for format in ("PNG", "JPEG"):
+        measured, _ = measure.measure_image(encoded(np.full((height, width), 90, np.uint8), format), SETTINGS)
+        assert (measured["height"], measured["width"]) == (height, width)
+        assert all(np.isfinite(v) for v in measured.values() if isinstance(v, float))
+
+
+def test_saturation_distinguishes_a_blue_cast_from_grey_film():
+    grey = np.dstack([film()] * 3)
+    assert measure.measure_image(encoded(grey), SETTINGS)[0]["saturation"] == 0
+    blue = grey.copy()
+    blue[..., 0] //= 2
+    assert measure.measure_image(encoded(blue), SETTINGS)[0]["saturation"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_sharpness_falls_when_a_film_is_blurred():
+    sharp = Image.fromarray(film(300, 300))
+    blurred = sharp.resize((30, 30)).resize((300, 300))
+    values = [measure.measure_image(encoded(i), SETTINGS)[0]["sharpness"] for i in (sharp, blurred)]
+    assert values[0] > 5 * values[1]
+
+
+@pytest.mark.parametrize(("level", "column"), [(0, "black_border"), (255, "white_border")])
+def test_borders_are_their_share_of_the_frame(level, column):
+    framed = np.full((200, 200), level, np.uint8)
+    framed[20:180, 10:190] = film(160, 180)
+    measured, _ = measure.measure_image(encoded(framed), SETTINGS)
+    assert measured[column] == pytest.approx(1 - 160 * 180 / 200**2, abs=0.01)
+    other = {"black_border": "white_border", "white_border": "black_border"}[column]
+    assert measured[other] == 0
+
+
+def measured(picture, column, **options):
+    return measure.measure_image(encoded(picture, **options), SETTINGS)[0][column]
+
+
+@pytest.mark.parametrize(("level", "column"), [(0, "black_border"), (255, "white_border")])
+@pytest.mark.parametrize("quality", [50, 75, 95])
+def test_a_border_with_the_noise_of_jpeg_is_still_measured(level, column, quality):
+    framed = np.full((300, 300), level, np.uint8)
+    framed[:, 60:240] = film(300, 180)
+    assert measured(framed, column, format="JPEG", quality=quality) == pytest.approx(0.4, abs=0.02)
+
+
+def test_less_contrast_and_wrong_exposure_move_their_measures():
+    picture = film().astype(np.float32)
+    flat = (120 + (picture - 120) / 4).astype(np.uint8)
+    assert measured(flat, "std") < measured(film(), "std") / 3
+    dark, burnt = (picture / 4).astype(np.uint8), np.clip(picture * 2, 0, 255).astype(np.uint8)
+    assert measured(dark, "mean") < measured(film(), "mean") / 3 and measured(dark, "p99") < 64
+    assert measured(burnt, "mean") > 1.5 * measured(film(), "mean") and measured(burnt, "p99") == 255
+
+
+def test_sharpness_is_the_variance_of_the_laplacian():
+    picture = film(256, 256).astype(int)
+    padded = np.pad(picture, 1, mode="reflect")
+    edges = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * picture
+    assert measured(film(256, 256), "sharpness") == pytest.approx(edges.var())
+
+
+@pytest.mark.xrays
+@pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays")
+def test_known_defects_move_their_measure_beyond_the_limit_of_the_suites():
+    paths = sorted(Path(os.environ["CXR_XRAYS"], "drops/2026-01-05/train/NORMAL").iterdir())[::20]
+    assert len(paths) > 10
+    for path in paths:
+        grey = Image.open(path).convert("L").resize((400, 400))
+        array = np.asarray(grey)
+        tinted = np.stack([array // 2, array * 0.9, array], axis=2).astype(np.uint8)
+        blurred = grey.resize((24, 24), Image.Resampling.BOX).resize((400, 400), Image.Resampling.BICUBIC)
+        assert measured(array, "saturation") == 0 and measured(tinted, "saturation") > 0.25
+        assert measured(np.pad(array, 80), "black_border") > 0.3 > measured(array, "black_border")
+        assert measured(array // 8 + 100, "std") < 10 < measured(array, "std")
+        assert measured(blurred, "sharpness") < 5 < measured(array, "sharpness")
+        assert measured(array // 8, "mean") < 25 < measured(array, "mean")
+
+
+def test_many_threads_measure_the_same_as_one():
+    data = [encoded(film(seed=i), f) for i in range(8) for f in ("PNG", "JPEG")]
+    alone = [measure.measure_image(d, SETTINGS) for d in data]
+    together = [None] * len(data)
+
+    def work(start):
+        for i in range(start, len(data), 4):
+            together[i] = measure.measure_image(data[i], SETTINGS)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert together == alone

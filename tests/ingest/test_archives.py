@@ -17,7 +17,7 @@ from drop_samples import csv, ingested, png, put_drop, snapshot, verdicts
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import formats
 from cxr_ml.ingest import archives, cache, ingest_drop, labels
 from cxr_ml.settings import Settings
 
@@ -61,7 +61,7 @@ def held(settings, name="drop.zip"):
         for entry in entries:
             try:
                 found[entry.file] = labels.read(settings, entry)
-            except measure.BadImage as error:
+            except formats.BadImage as error:
                 found[entry.file] = error.code
     return found
 

@@ -10,7 +10,7 @@ from drop_samples import csv, encoded, film, judged, put_drop, resized, snapshot
 from PIL import Image, PngImagePlugin
 
 from cxr_ml import store
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode
 from cxr_ml.ingest import deidentify, ingest_drop
 from cxr_ml.validation import quarantine
 
@@ -156,7 +156,7 @@ def test_a_dicom_film_is_stored_under_its_hash_as_a_png_and_found_there_by_its_r
     key = ingest_drop.image_key(row["sha256"], row["format"])
     assert (row["format"], row["bits"], row["verdict"]) == ("dicom", 8, "accepted") and key.endswith(".png")
     stored = store.get(settings, key)
-    assert (measure.decode_grey(stored) == measure.open_image(dicom(film(1)), settings).pixels).all()
+    assert (decode.decode_grey(stored) == decode.decode_image(dicom(film(1)), settings).pixels).all()
     head = store.client(settings.s3_endpoint_url).head_object(Bucket=settings.bucket, Key=settings.prefix + key)
     assert head["ContentType"] == "image/png"
     # A film that comes later is compared with it on pixels, under the same name.

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cxr_ml import store
 from cxr_ml.dataset import versions
-from cxr_ml.imaging import synthetic
+from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
@@ -27,7 +27,7 @@ LABELS = ("NORMAL", "COVID19", "PNEUMONIA")
 @lru_cache(maxsize=256)
 def film(number: int, label: str = "NORMAL") -> np.ndarray:
     """Another phantom for each number, uint8 [256, 256]."""
-    picture = synthetic.phantom(label, np.random.default_rng([20, number]))
+    picture = phantoms.draw_phantom(label, np.random.default_rng([20, number]))
     picture.flags.writeable = False
     return picture
 

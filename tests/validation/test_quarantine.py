@@ -32,7 +32,7 @@ from request_counter import counted
 from cxr_ml import store
 from cxr_ml.dataset import diff, versions
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode, measure
 from cxr_ml.ingest import ingest_drop, process_file
 from cxr_ml.records import Dataset, Ruling
 from cxr_ml.validation import add_ruling, quarantine, reasons, rulings, thumbnails
@@ -447,7 +447,7 @@ def test_each_refused_image_has_a_small_picture_without_metadata_and_no_accepted
 @pytest.mark.parametrize("size", [(300, 200), (600, 400), (2100, 1400)])
 def test_a_large_jpeg_is_decoded_in_part_and_its_thumbnail_looks_the_same(settings, size, monkeypatch):
     data = encoded(np.asarray(Image.fromarray(film(1)).resize(size)), "JPEG", quality=95)
-    shapes, opened = [], measure.open_image
+    shapes, opened = [], decode.decode_image
 
     def noted(*args):
         found = opened(*args)
