@@ -62,8 +62,8 @@ def write_batches(s: Settings, count: int, files: int) -> list[str]:
         names.append(f"{drop}-{_sha(drop)[:8]}")
         frame = _table(number, files)
         rows = [frame[at : at + tables.ROWS] for at in range(0, files, tables.ROWS)]
-        tables.write(s, f"batches/{names[-1]}/measurements.parquet", rows)
-        tables.write(s, judge_batch._refused_key(names[-1]), judge_batch._refused(s, names[-1]))
+        tables.write_table(s, f"batches/{names[-1]}/measurements.parquet", rows)
+        tables.write_table(s, judge_batch._refused_key(names[-1]), judge_batch._refused(s, names[-1]))
         why = "artefact_rate is 0.92 (at most 0.05): white boxes beside the film."
         counts, refused = judge_batch._counts(frame), frame.loc[frame["verdict"] != "accepted"]
         record = Batch(

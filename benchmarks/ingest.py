@@ -29,7 +29,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cxr_ml.imaging import phantoms
-from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.ingest import inbox, ingest_drop
 from cxr_ml.settings import Settings
 from local.services import choose_ports
 
@@ -77,13 +77,13 @@ def store(folder: Path) -> Iterator[Settings]:
 def timed(settings: Settings, drop: str, processes: int) -> float:
     """Seconds of one ingest."""
     begun = time.perf_counter()
-    ingest_drop.ingest(settings, drop, processes=processes)
+    ingest_drop.ingest(settings, drop, workers=processes)
     return time.perf_counter() - begun
 
 
 def speed(settings: Settings) -> None:
-    for drop in labels.names(settings):
-        images = len(labels.listing(settings, drop))
+    for drop in inbox.list_drops(settings):
+        images = len(inbox.list_files(settings, drop))
         timed(settings.model_copy(update={"prefix": f"warm/{drop}/"}), drop, 2)  # the disk's cache, for all alike
         for processes in (1, 2):
             own = settings.model_copy(update={"prefix": f"{drop}/{processes}/"})

@@ -26,7 +26,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cxr_ml import store
 from cxr_ml.imaging import phantoms
-from cxr_ml.ingest import ingest_drop, tables
+from cxr_ml.ingest import process_file, tables
 from cxr_ml.settings import Settings
 
 PICTURES = 4_000  # in the store at most; rows that are refused or copies show one of them
@@ -34,23 +34,23 @@ MEASURED = {"mode": "L", "bytes": 60_000, "width": 1024, "height": 1024, "bits":
 TAKE = """
 from pathlib import Path
 from cxr_ml import settings
-from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.ingest import inbox, ingest_drop, labels
 from cxr_ml.validation import judge_batch
 s = settings.load()
 {step}
 # Not getrusage's: that begins with the size of the process which started this one.
 print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
 """
-PLAN = "ingest_drop.plan(s, {drop!r})"
+PLAN = "ingest_drop.plan_shards(s, {drop!r})"
 LABELS = """
-with labels.opened(s, {drop!r}) as (_, entries):
+with inbox.open_drop(s, {drop!r}) as (_, entries):
     assert len(labels.read_labels(s, {drop!r}, entries, range(min(s.shard_files, len(entries)))))
 """
 SHARD = """
 from cxr_ml import settings
 from cxr_ml.ingest import ingest_drop
 s = settings.load()
-ingest_drop.ingest_shard(s, ingest_drop.plan(s, "listed")[0])
+ingest_drop.ingest_shard(s, ingest_drop.plan_shards(s, "listed")[0])
 """
 JUDGE = "judge_batch.judge(s, {batch!r})"
 
@@ -108,7 +108,7 @@ def write_pictures(settings: Settings, number: int, large: int) -> list[tuple[st
 
     def put(data: bytes, kind: str) -> None:
         found.append((hashlib.sha256(data).hexdigest(), kind))
-        store.put_if_absent(settings, ingest_drop.image_key(*found[-1]), data)
+        store.put_if_absent(settings, process_file.image_key(*found[-1]), data)
 
     with tempfile.TemporaryDirectory() as folder:
         ingest_benchmark.write_large(Path(folder), large)
@@ -151,7 +151,7 @@ def write_shards(settings: Settings, batch: str, rows: int, large: int = 0) -> N
                 some = unfit if k < 4 else copies
                 shown["sha256"], shown["format"] = some[(2 * block + k % 2) % len(some)]
             found.append(said | MEASURED | measures | borders | hashes | shown)
-        tables.put_shard(settings, batch, number, of, ingest_drop.table(found))
+        tables.put_shard(settings, batch, number, of, tables.make_table(found))
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def main() -> None:
     bare, own_time = (statistics.median(taken[name]) for name in ("bare", "ours"))
     print(
         f"{given.architecture}, {given.size} px, {len(fit)} files, {sum(f.stat().st_size for f in fit) / 1e6:.0f} MB, "
-        f"{memory_budget.cores()} cores: bare predict {len(fit) / bare:.1f} images/s, "
+        f"{memory_budget.count_cores()} cores: bare predict {len(fit) / bare:.1f} images/s, "
         f"files {len(fit) / own_time:.1f} images/s, "
         f"{own_time / bare:.2f} times the time; each round: "
         + ", ".join(f"{o / b:.2f}" for b, o in zip(taken["bare"], taken["ours"], strict=True))

@@ -1,4 +1,4 @@
-"""Archives as drops: what a .zip, .tar or .tar.gz holds, and its files one by one. Nothing is unpacked under a name."""
+"""Archives as drops: lists and reads the files of a .zip, .tar or .tar.gz. No member is written to disk."""
 
 import gzip
 import os
@@ -17,14 +17,14 @@ from cxr_ml.imaging.formats import BadImage
 from cxr_ml.settings import Settings
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-LONGEST_NAME = 1024  # bytes of UTF-8, as many as a key of S3 may have
+MAX_NAME = 1024  # bytes of UTF-8, as many as a key of S3 may have
 _TAR = -1
-_READ = {_TAR, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # the others may ask for gigabytes to be unpacked
+_SUPPORTED = {_TAR, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # the others may need gigabytes to unpack
 _CHUNK = 1 << 20
 
 
 class Member(NamedTuple):
-    """Where the bytes of one file of an archive lie. Enough to read it in any process."""
+    """Where the bytes of one file of an archive lie: enough to read it in any process."""
 
     offset: int  # of a tar the file's first byte, of a ZIP its local header
     packed: int  # bytes it takes there
@@ -32,24 +32,43 @@ class Member(NamedTuple):
     crc: int  # CRC-32 of the file; 0 for a tar, which has none
 
 
+class ArchiveFile(NamedTuple):
+    """One file of an archive."""
+
+    name: str
+    size: int  # bytes; -1 for a link
+    fault: str  # as of drop_index.Entry; "" where none is known yet
+    member: Member
+
+
 def is_archive(name: str) -> bool:
-    """Whether a file of that name is taken for a drop."""
+    """Returns whether a file of that name is a drop.
+
+    Example:
+        >>> is_archive("week-1.TAR.GZ"), is_archive("labels.csv")
+        (True, False)
+    """
     return name.lower().endswith(SUFFIXES)
 
 
-def outside(file: str) -> bool:
-    """Whether a path means something that does not lie below the folder it is looked up in."""
+def is_outside(file: str) -> bool:
+    """Returns whether a path leads outside the folder that it is relative to.
+
+    Example:
+        >>> is_outside("NORMAL/1.png"), is_outside("../1.png"), is_outside("/etc/passwd"), is_outside("C:x.png")
+        (False, True, True, True)
+    """
     return file[:1] in ("", "/") or ".." in file.split("/") or "\0" in file or bool(re.match(r"[A-Za-z]:", file))
 
 
-def is_packed(path: Path) -> bool:
-    """Whether the archive has to be unpacked before its members can be read by their places: a .tar.gz."""
+def is_gzipped(path: Path) -> bool:
+    """Returns whether the archive must be decompressed before its members can be read: a .tar.gz."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
-def unpack(settings: Settings, path: Path, target: BinaryIO, drop: str) -> None:
-    """Writes the tar that a .tar.gz holds.
+def decompress(settings: Settings, path: Path, target: BinaryIO, drop: str) -> None:
+    """Writes the tar of a .tar.gz to `target`.
 
     Raises:
         Refused: the gzip file is damaged, or unpacks to more than `max_archive_bytes`.
@@ -59,56 +78,44 @@ def unpack(settings: Settings, path: Path, target: BinaryIO, drop: str) -> None:
         with gzip.open(path) as source:
             while chunk := source.read(_CHUNK):
                 unpacked += len(chunk)
-                _check_sum(settings, drop, unpacked)
+                _check_total(settings, drop, unpacked)
                 target.write(chunk)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise _damaged(drop, error) from None
 
 
-def members(settings: Settings, path: Path, drop: str) -> Iterator[tuple[str, int, str, Member]]:
-    """(name, bytes, fault, where) of every file of the archive, one by one; bytes are -1 for a link.
-
-    Faults are those of drops.Entry; "" where nothing is wrong with the file so far.
+def list_members(settings: Settings, path: Path, drop: str) -> Iterator[ArchiveFile]:
+    """Yields every file of the archive.
 
     Raises:
         Refused: the archive cannot be listed to its end, has more than `max_drop_files` files, or they are together
             larger than `max_archive_bytes`.
     """
-    with path.open("rb") as file:
-        zipped = file.read(4) in (b"PK\3\4", b"PK\5\6")
+    with path.open("rb") as archive:
+        is_zip = archive.read(4) in (b"PK\3\4", b"PK\5\6")
     count, total = 0, 0
     try:
-        for name, size, fault, member in _zip(settings, path) if zipped else _tar(path):
-            total += max(0, size)
-            _check_sum(settings, drop, total)
+        for file in _list_zip(settings, path) if is_zip else _list_tar(path):
+            total += max(0, file.size)
+            _check_total(settings, drop, total)
             if count == settings.max_drop_files:
                 raise Refused(
                     f"The archive {drop!r} must hold at most {settings.max_drop_files:,} files. Received: more. "
                     "Split it, or raise max_drop_files."
                 )
-            plain_name = "/".join(part for part in name.split("/") if part not in ("", "."))
-            if outside(name) or not plain_name:
-                fault = "path_outside_drop"
-            else:
-                name = plain_name  # of "./NORMAL/a.png", as tar packs the folder it stands in
-                fault = fault or ("too_large" if size > settings.max_file_bytes else "")
-            if len(name.encode(errors="surrogateescape")) > LONGEST_NAME:
-                # The CRC keeps two such names apart.
-                name = f"{name[:200]}…{zlib.crc32(name.encode(errors='surrogateescape')):08x}"
-                fault = "name_too_long"
             count += 1
-            yield name, size, fault, member
+            yield _check_file(settings, file)
     except Refused:
         raise
     except Exception as error:  # tarfile and zipfile raise anything on a hostile file
         raise _damaged(drop, error) from None
 
 
-def read(file: BinaryIO, size: int, member: Member) -> bytes:
-    """Bytes of one file of the archive that is open as `file`.
+def read_member(file: BinaryIO, size: int, member: Member) -> bytes:
+    """Reads one file of the archive that is open as `file`.
 
     Raises:
-        BadImage: damaged_member, also where it unpacks to more than the `size` it is listed with.
+        BadImage: damaged_member, also if it unpacks to more than the `size` it is listed with.
     """
     file.seek(member.offset)
     if member.method != _TAR:
@@ -127,7 +134,23 @@ def read(file: BinaryIO, size: int, member: Member) -> bytes:
     return data
 
 
-def _check_sum(settings: Settings, drop: str, total: int) -> None:
+def _check_file(settings: Settings, file: ArchiveFile) -> ArchiveFile:
+    """The file with a normalized name and the fault that its name or size adds."""
+    name, fault = file.name, file.fault
+    normalized = "/".join(part for part in name.split("/") if part not in ("", "."))
+    if is_outside(name) or not normalized:
+        fault = "path_outside_drop"
+    else:
+        name = normalized  # tar packs its working folder as "./NORMAL/a.png"
+        fault = fault or ("too_large" if file.size > settings.max_file_bytes else "")
+    if len(name.encode(errors="surrogateescape")) > MAX_NAME:
+        # The CRC keeps two such names apart.
+        name = f"{name[:200]}…{zlib.crc32(name.encode(errors='surrogateescape')):08x}"
+        fault = "name_too_long"
+    return file._replace(name=name, fault=fault)
+
+
+def _check_total(settings: Settings, drop: str, total: int) -> None:
     if total > settings.max_archive_bytes:
         raise Refused(
             f"The archive {drop!r} must unpack to at most {settings.max_archive_bytes:,} bytes. Received: more. "
@@ -142,14 +165,14 @@ def _damaged(drop: str, error: object) -> Refused:
     )
 
 
-def _zip(settings: Settings, path: Path) -> Iterator[tuple[str, int, str, Member]]:
+def _list_zip(settings: Settings, path: Path) -> Iterator[ArchiveFile]:
     if _directory_bytes(path) > 200 * settings.max_drop_files:  # zipfile reads it whole
         raise ValueError("a table of contents without end")
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()[::-1]
     del archive
     while infos:
-        info = infos.pop()  # of a large archive they take 300 MB
+        info = infos.pop()  # those of a large archive take 300 MB
         if info.is_dir():
             continue
         size, packed, fault = info.file_size, info.compress_size, ""
@@ -160,17 +183,17 @@ def _zip(settings: Settings, path: Path) -> Iterator[tuple[str, int, str, Member
             fault = "special_file"
         elif info.flag_bits & 1:
             fault = "encrypted"
-        elif info.compress_type not in _READ:
+        elif info.compress_type not in _SUPPORTED:
             fault = "unsupported_compression"
-        elif info.header_offset < 0 or packed > size + size // 100 + 1024:  # no method makes a file longer by more
+        elif info.header_offset < 0 or packed > size + size // 100 + 1024:  # no method lengthens a file by more
             fault = "damaged_member"
-        # Archives of Windows may have "\" between folders.
+        # Windows archives may have "\" between folders.
         name = info.filename.replace("\\", "/")
-        yield name, size, fault, Member(info.header_offset, packed, info.compress_type, info.CRC)
+        yield ArchiveFile(name, size, fault, Member(info.header_offset, packed, info.compress_type, info.CRC))
 
 
 def _directory_bytes(path: Path) -> int:
-    """Length of a ZIP's table of contents as its end says (APPNOTE.TXT 4.3.14, 4.3.16)."""
+    """Length of a ZIP's central directory as its end record declares it (APPNOTE.TXT 4.3.14, 4.3.16)."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65_700))
         tail = file.read()
@@ -181,7 +204,7 @@ def _directory_bytes(path: Path) -> int:
 
 
 class _Info(tarfile.TarInfo):
-    """A header of a tar, refused where tarfile would make room for whatever it claims."""
+    """A tar header, refused where tarfile would allocate whatever size it claims."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.size < 0 or self.type == tarfile.GNUTYPE_SPARSE or (not self.isreg() and self.size > _CHUNK):
@@ -189,11 +212,11 @@ class _Info(tarfile.TarInfo):
         return super()._proc_member(archive)
 
 
-def _tar(path: Path) -> Iterator[tuple[str, int, str, Member]]:
+def _list_tar(path: Path) -> Iterator[ArchiveFile]:
     with tarfile.open(path, "r:", tarinfo=_Info) as archive:
         end = -1
         while (info := archive.next()) is not None:
-            archive.members.clear()  # of a large archive they would take a gigabyte
+            archive.members.clear()  # those of a large archive would take a gigabyte
             if info.offset_data <= end:
                 raise ValueError("headers that point backwards")
             end = info.offset_data
@@ -204,8 +227,8 @@ def _tar(path: Path) -> Iterator[tuple[str, int, str, Member]]:
                 size, fault = -1, "symlink"
             elif not info.isreg() or info.issparse():
                 fault = "special_file"
-            yield info.name, size, fault, Member(info.offset_data, size, _TAR, 0)
-        # tarfile takes a damaged header for the end.
+            yield ArchiveFile(info.name, size, fault, Member(info.offset_data, size, _TAR, 0))
+        # tarfile takes a damaged header for the end of the archive.
         archive.fileobj.seek(archive.offset)
         if archive.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
             raise ValueError("no end where one was expected")

@@ -1,4 +1,4 @@
-"""What is known of a drop on this machine, for all that work on it here: a folder below `cache_dir`."""
+"""Cache of what is known of a drop on this machine: a folder below `cache_dir`, shared by all processes."""
 
 import fcntl
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cxr_ml.settings import Settings
 
-_LEFT_BEHIND = 3600  # seconds after which a folder that nobody uses is taken for a killed run's
+_ABANDONED_AFTER = 3600  # seconds after which an unused folder is taken for that of a killed run
 _UNFINISHED = "*.unfinished"
 
 
@@ -26,12 +26,12 @@ def _folder(settings: Settings, drop: str) -> Path:
 
 
 @contextmanager
-def held(settings: Settings, drop: str) -> Iterator[Path]:
-    """The folder of a drop, which nobody removes during the block; what killed runs left of other drops is removed."""
+def in_use(settings: Settings, drop: str) -> Iterator[Path]:
+    """Yields the folder of a drop, which nobody removes during the block. Removes abandoned folders of other drops."""
     folder = _folder(settings, drop)
     for other in _root(settings).glob("*") if _root(settings).is_dir() else ():
         with suppress(FileNotFoundError):
-            if other != folder and time.time() - other.stat().st_mtime > _LEFT_BEHIND:
+            if other != folder and time.time() - other.stat().st_mtime > _ABANDONED_AFTER:
                 _remove(other)
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def held(settings: Settings, drop: str) -> Iterator[Path]:
         except FileNotFoundError:  # removed at this moment
             continue
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if _is(folder, descriptor):
+        if _is_same(folder, descriptor):
             break
         os.close(descriptor)
     try:
@@ -51,8 +51,8 @@ def held(settings: Settings, drop: str) -> Iterator[Path]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Only one process at a time is in this block; what another one died over is removed."""
+def exclusive(folder: Path) -> Iterator[None]:
+    """Lets one process at a time into the block. Files that a killed process left unfinished are removed."""
     with (folder / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for path in folder.glob(_UNFINISHED):
@@ -64,8 +64,8 @@ def alone(folder: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def forget(settings: Settings, drop: str) -> None:
-    """Removes what is known of a drop, unless somebody uses it."""
+def evict(settings: Settings, drop: str) -> None:
+    """Removes the folder of a drop unless it is in use."""
     _remove(_folder(settings, drop))
 
 
@@ -76,7 +76,7 @@ def _remove(folder: Path) -> None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is(folder, descriptor):
+        if _is_same(folder, descriptor):
             shutil.rmtree(folder)
     except BlockingIOError:  # in use
         return
@@ -84,8 +84,8 @@ def _remove(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _is(folder: Path, descriptor: int) -> bool:
-    """Whether the folder of that name is still the one that was opened."""
+def _is_same(folder: Path, descriptor: int) -> bool:
+    """Whether the folder is still the one that was opened."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.stat(folder), os.fstat(descriptor))
     return False

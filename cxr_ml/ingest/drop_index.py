@@ -1,4 +1,4 @@
-"""What a drop holds, as a compact list: of a million files no million objects are in memory."""
+"""The index of a drop: its files as a compact table, so that a million files are not a million objects in memory."""
 
 import json
 import os
@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 
 from cxr_ml.ingest.archives import Member
 
-CHUNK = 8192  # entries made into objects at a time
+CHUNK = 8192  # entries that become objects at the same time
 _FIELDS = {
     "file": pa.large_binary(), "size": pa.int64(), "stamp": pa.large_string(), "fault": pa.large_string(),
     "offset": pa.int64(), "packed": pa.int64(), "method": pa.int16(), "crc": pa.int64(),
 }  # fmt: skip
-_FACTS = b"facts"
+_FACTS = b"facts"  # key of the metadata
 
 
 class Entry(NamedTuple):
@@ -27,101 +27,118 @@ class Entry(NamedTuple):
     file: str  # path below the drop, "/" between parts
     size: int  # bytes; -1 for a link
     stamp: str
-    path: str  # what `read` opens: an absolute path, or s3://bucket/key
-    # Why it cannot be read, else "": symlink, special_file (a device or pipe), path_outside_drop, name_too_long,
+    path: str  # of what is opened to read it: absolute, or s3://bucket/key
+    # Why it cannot be read, or "": symlink, special_file (a device or pipe), path_outside_drop, name_too_long,
     # duplicate_name, too_large, encrypted, unsupported_compression or damaged_member.
     fault: str = ""
     member: Member | None = None  # where it lies in the archive `path`
 
 
-def encoded(name: str) -> bytes:
-    """`name` as bytes that sort as the text does, also where it is no UTF-8, as names of files may be."""
+def encode_name(name: str) -> bytes:
+    """Returns the name as bytes that sort as the text does, also if it is not valid UTF-8."""
     return name.encode(errors="surrogatepass")
 
 
-def decoded(name: bytes) -> str:
-    """What `encoded` was given."""
+def decode_name(name: bytes) -> str:
+    """Reverses `encode_name`."""
     return name.decode(errors="surrogatepass")
 
 
-def printable(name: str) -> str:
-    """`name` as it can be stored: what is no UTF-8 becomes an escape."""
+def to_printable(name: str) -> str:
+    """Returns the name in a form that can be stored: bytes that are not UTF-8 become escapes.
+
+    Example:
+        >>> to_printable("film\\udcff.png")
+        'film\\\\udcff.png'
+    """
     return name.encode(errors="backslashreplace").decode()
 
 
-class Listing(Sequence[Entry]):
-    """The files of a drop in order of their paths, 100 bytes for each, or none where the table lies on disk."""
+class DropIndex(Sequence[Entry]):
+    """The files of a drop in order of their paths; 100 bytes of memory for each, none if the table lies on disk."""
 
     def __init__(self, table: pa.Table, root: str, cache: Path | None = None) -> None:
-        """`root`: what the path of a file is its name below, or the archive; `cache`: a folder for what is derived."""
+        """Takes the table.
+
+        Args:
+            table: with the columns of _FIELDS.
+            root: folder or prefix of the files, with "/", or the archive that holds them.
+            cache: folder for tables derived from the drop.
+        """
         self.table, self.root, self.cache = table, root, cache
 
     def __len__(self) -> int:
+        """Returns the number of files."""
         return len(self.table)
 
-    def __getitem__(self, place: int) -> Entry:  # type: ignore[override] - no slices: `part`
-        place = range(len(self))[place]
-        return next(self.part(place, place + 1))
+    def __getitem__(self, position: int) -> Entry:  # type: ignore[override]  # no slices: `entries`
+        """Returns one entry."""
+        position = range(len(self))[position]
+        return next(self.entries(position, position + 1))
 
     def __iter__(self) -> Iterator[Entry]:
-        return self.part(0, len(self))
+        """Yields all entries."""
+        return self.entries(0, len(self))
 
-    def part(self, first: int, last: int) -> Iterator[Entry]:
-        """The entries from `first` up to, and without, `last`."""
+    def entries(self, first: int, last: int) -> Iterator[Entry]:
+        """Yields the entries from `first` to before `last`."""
         for start in range(first, last, CHUNK):
             columns = self.table.slice(start, min(CHUNK, last - start)).to_pydict().values()
             for name, size, stamp, fault, offset, packed, method, crc in zip(*columns, strict=True):
-                file = decoded(name)
+                file = decode_name(name)
                 if offset is None:
                     yield Entry(file, size, stamp, self.root + file, fault)
                 else:
                     yield Entry(file, size, stamp, self.root, fault, Member(offset, packed, method, crc))
 
-    def faulty(self) -> set[int]:
-        """Places of the entries that have a fault."""
+    def faulty_positions(self) -> set[int]:
+        """Returns the positions of the entries that have a fault."""
         return set(np.flatnonzero(pc.not_equal(self.table["fault"], "").to_numpy()).tolist())
 
 
-def tidy(found: Iterable[Entry], root: str) -> Listing:
-    """In order of their paths; where several have one name as it is stored, it is listed once, as faulty."""
-    found, parts = iter(found), []
-    while part := list(islice(found, CHUNK)):
-        columns = [[encoded(e.file) for e in part], *([e[i] for e in part] for i in (1, 2, 4))]
-        columns += [[e.member and e.member[i] for e in part] for i in range(4)]
-        named = pa.table(columns, schema=pa.schema(_FIELDS))
-        parts.append(named.append_column("name", pa.array([printable(e.file) for e in part], pa.large_string())))
-    if not parts:
-        return Listing(pa.schema(_FIELDS).empty_table(), root)
-    table = pa.concat_tables(parts).combine_chunks()
-    del parts
+def build_index(entries: Iterable[Entry], root: str) -> DropIndex:
+    """Sorts entries by path; a name that several have once it is printable is kept once, as faulty."""
+    remaining, chunks = iter(entries), []
+    while chunk := list(islice(remaining, CHUNK)):
+        columns: list[list] = [[encode_name(e.file) for e in chunk], *([e[i] for e in chunk] for i in (1, 2, 4))]
+        columns += [[e.member and e.member[i] for e in chunk] for i in range(4)]
+        table = pa.table(columns, schema=pa.schema(_FIELDS))
+        printable = pa.array([to_printable(e.file) for e in chunk], pa.large_string())
+        chunks.append(table.append_column("name", printable))
+    if not chunks:
+        return DropIndex(pa.schema(_FIELDS).empty_table(), root)
+    table = pa.concat_tables(chunks).combine_chunks()
+    del chunks
     table = table.take(pc.sort_indices(table, [("file", "ascending")]))
     codes = table["name"].combine_chunks().dictionary_encode().indices.to_numpy()
     table = table.drop_columns("name")
-    often = np.bincount(codes)
-    if len(often) < len(codes):
-        repeated = pa.array(often[codes] > 1)
+    counts = np.bincount(codes)
+    if len(counts) < len(codes):
+        repeated = pa.array(counts[codes] > 1)
         fault = pc.if_else(repeated, "duplicate_name", table["fault"]).cast(pa.large_string())
         table = table.set_column(table.schema.get_field_index("fault"), "fault", fault)
         first = np.zeros(len(codes), bool)
         first[np.unique(codes, return_index=True)[1]] = True
         table = table.filter(pa.array(first))
-    return Listing(table, root)
+    return DropIndex(table, root)
 
 
-def write(tables: Iterable[pa.Table], path: Path, facts: dict[str, Any]) -> None:
-    """Writes a table, in parts, with facts about it, so that it is under `path` as a whole or not at all."""
-    unfinished, writer = path.with_name(path.name + ".unfinished"), None
+def write_index(tables: Iterable[pa.Table], path: Path, facts: dict[str, Any]) -> None:
+    """Writes parts of a table with facts about it; `path` appears as a whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    writer = None
     with unfinished.open("wb") as file:
         for table in tables:
             writer = writer or pa.ipc.new_file(file, table.schema.with_metadata({_FACTS: json.dumps(facts)}))
             writer.write_table(table, max_chunksize=CHUNK)
-        writer.close()
+        if writer:
+            writer.close()
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
 
 
-def read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """(table, facts) as `write` was given them; of the table is in memory what is looked at."""
+def read_index(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """Reads the table and the facts that `write_index` wrote; the table is mapped into memory as it is used."""
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     return table, json.loads(table.schema.metadata[_FACTS])

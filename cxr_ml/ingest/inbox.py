@@ -1,6 +1,5 @@
-"""The inbox: which drops it holds, the files of each, and their bytes. What it holds is hostile until judged."""
+"""The inbox: its drops and the files of each. Everything in it is hostile until it is judged."""
 
-import errno
 import hashlib
 import itertools
 import os
@@ -8,46 +7,51 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from botocore.exceptions import ClientError
+from typing import Any, BinaryIO, NamedTuple
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.imaging.formats import BadImage
-from cxr_ml.ingest import archives, cache, drop_index
-from cxr_ml.ingest.drop_index import Entry, Listing, printable, tidy
+from cxr_ml.ingest import archives, cache, drop_files, drop_index
+from cxr_ml.ingest.drop_index import DropIndex, Entry, build_index, to_printable
 from cxr_ml.settings import Settings
 
 _IGNORED = {"thumbs.db", "desktop.ini"}
-_CHUNK = 1 << 20
 _TICK = 2_000_000_000  # ns: the coarsest clock of a file system (FAT)
+_MAX_REQUESTS = 16  # to the store at the same time, which may be far away
 
 
-def _s3_parts(uri: str) -> tuple[str, str]:
+class OpenedDrop(NamedTuple):
+    """The files of a drop, and the id of the batch that they become."""
+
+    batch: str
+    files: DropIndex
+
+
+def _split_s3_uri(uri: str) -> tuple[str, str]:
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     return bucket, prefix.rstrip("/") + "/" if prefix else ""
 
 
-def _objects(settings: Settings, uri: str, delimiter: str = "") -> Iterator[dict]:
-    bucket, prefix = _s3_parts(uri)
+def _list_objects(settings: Settings, uri: str, delimiter: str = "") -> Iterator[dict]:
+    bucket, prefix = _split_s3_uri(uri)
     pages = store.client(settings.s3_endpoint_url).get_paginator("list_objects_v2")
     yield from pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter=delimiter)
 
 
-def _inbox(settings: Settings) -> dict[str, Entry | None]:
+def _find_drops(settings: Settings) -> dict[str, Entry | None]:
     """Name of every drop, in order -> None for a folder, its file for an archive."""
-    found: dict[str, Entry | None] = {}
+    drops: dict[str, Entry | None] = {}
     if settings.inbox.startswith("s3://"):
-        bucket, prefix = _s3_parts(settings.inbox)
-        for page in _objects(settings, settings.inbox, "/"):
+        bucket, prefix = _split_s3_uri(settings.inbox)
+        for page in _list_objects(settings, settings.inbox, "/"):
             for item in page.get("Contents", ()):
                 name = item["Key"].removeprefix(prefix)
                 if archives.is_archive(name):
-                    found[name] = Entry(name, item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
-            found |= {f["Prefix"].removeprefix(prefix).rstrip("/"): None for f in page.get("CommonPrefixes", ())}
+                    drops[name] = Entry(name, item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
+            drops |= {f["Prefix"].removeprefix(prefix).rstrip("/"): None for f in page.get("CommonPrefixes", ())}
     else:
         folder = Path(settings.inbox)
         if not folder.is_dir():
@@ -57,243 +61,193 @@ def _inbox(settings: Settings) -> dict[str, Entry | None]:
         for path in folder.iterdir():
             status = path.lstat()
             if stat.S_ISDIR(status.st_mode):
-                found[path.name] = None
+                drops[path.name] = None
             elif stat.S_ISREG(status.st_mode) and archives.is_archive(path.name):
-                found[path.name] = Entry(path.name, status.st_size, str(status.st_mtime_ns), str(path.absolute()))
-    return {name: found[name] for name in sorted(found) if name and not name.startswith(".")}
+                drops[path.name] = Entry(path.name, status.st_size, str(status.st_mtime_ns), str(path.absolute()))
+    return {name: drops[name] for name in sorted(drops) if name and not name.startswith(".")}
 
 
-def names(settings: Settings) -> list[str]:
-    """Names of all drops in the inbox, in order: its folders, and its .zip, .tar, .tar.gz and .tgz files.
+def list_drops(settings: Settings) -> list[str]:
+    """Returns the names of all drops in the inbox, in order: its folders, and its .zip, .tar, .tar.gz and .tgz files.
 
     Raises:
         Refused: the inbox does not exist.
     """
-    return list(_inbox(settings))
+    return list(_find_drops(settings))
 
 
-def listing(settings: Settings, drop: str) -> Sequence[Entry]:
-    """What the inbox holds of a drop, in order of the paths: its files, or the one file that an archive is.
+def list_new_drops(settings: Settings) -> list[str]:
+    """Returns the names of the drops in the inbox that the store does not yet hold in their present form.
 
-    Links are listed with size -1 and never followed. No archive is opened here: `opened` gives what it holds.
+    Drops without files are left out; drops that cannot be listed are included.
+    """
+    judged: dict[str, Future[bool] | None] = {}
+    with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
+        for name in list_drops(settings):
+            try:
+                entries = list_files(settings, name)
+            except Refused:  # it stops no other drop; its ingest tells why
+                judged[name] = None
+                continue
+            if entries:
+                mark = f"batches/{make_batch_id(name, entries)}/batch.json"
+                judged[name] = pool.submit(store.exists, settings, mark)
+    return [name for name, answer in judged.items() if not (answer and answer.result())]
+
+
+def list_files(settings: Settings, drop: str) -> Sequence[Entry]:
+    """Lists what the inbox holds of a drop, in order of the paths: its files, or the one file of an archive.
+
+    Links are listed with size -1 and never followed. No archive is opened here: `open_drop` lists its files.
 
     Raises:
         Refused: the inbox has no drop of that name, or a folder of it cannot be listed.
     """
-    archive = _find(settings, drop)
-    return [archive] if archive else _list(settings, drop)[0]
+    archive = _find_archive(settings, drop)
+    return [archive] if archive else _index_folder(settings, drop)[0]
 
 
-def _find(settings: Settings, drop: str) -> Entry | None:
-    inbox = _inbox(settings)
-    if drop not in inbox:
-        raise Refused(f"The inbox {settings.inbox} has no drop of that name. Received: {drop!r}. There: {list(inbox)}")
-    return inbox[drop]
+def _find_archive(settings: Settings, drop: str) -> Entry | None:
+    drops = _find_drops(settings)
+    if drop not in drops:
+        raise Refused(f"The inbox {settings.inbox} has no drop of that name. Received: {drop!r}. There: {list(drops)}")
+    return drops[drop]
 
 
-def _list(settings: Settings, drop: str) -> tuple[Listing, dict[str, Any]]:
-    """The files of a drop that is no archive, and by what `_still` can tell later whether they are the same."""
+def _index_folder(settings: Settings, drop: str) -> tuple[DropIndex, dict[str, Any]]:
+    """The files of a drop that is no archive, and the facts by which `_is_unchanged` recognises them later."""
     if settings.inbox.startswith("s3://"):
         root = f"{settings.inbox.rstrip('/')}/{drop}"
-        bucket, prefix = _s3_parts(root)
-        found = (
+        bucket, prefix = _split_s3_uri(root)
+        entries = (
             Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
-            for page in _objects(settings, root)
+            for page in _list_objects(settings, root)
             for item in page.get("Contents", ())
             if not item["Key"].endswith("/")
         )
-        return _tidy(found, f"s3://{bucket}/{prefix}"), {}
+        return _index(entries, f"s3://{bucket}/{prefix}"), {}
     top = str((Path(settings.inbox) / drop).absolute())
-    begun, folders = time.time_ns(), {}
-    return _tidy(_files(top, folders), f"{top}/"), {"begun": begun, "folders": folders}
+    started = time.time_ns()
+    folders: dict[str, int] = {}
+    return _index(_walk(top, folders), f"{top}/"), {"started": started, "folders": folders}
 
 
-def _still(facts: dict[str, Any], batch: str | None) -> bool:
-    """Whether a listing may be used again without listing the drop once more.
+def _is_unchanged(facts: dict[str, Any], batch: str | None) -> bool:
+    """Whether an index may be used again without listing the drop once more.
 
-    A folder changes its time when a file comes, goes or is renamed; a file that is written to is noticed by `read`.
-    Objects of S3 have no folder that could tell: their listing serves the run that made it, and says so by its batch.
+    A folder changes its time when a file is added, removed or renamed; a file that is written to is noticed when it is
+    read. S3 has no folders with a time: an index of objects serves only the run that made it, known by its batch.
     """
     if "folders" not in facts:
         return facts["batch"] == batch
     try:
-        # What changes during the listing, or within the same tick of the clock, cannot be told by the time.
+        # Changes during the listing, or within the same tick of the clock, do not show in the time.
         return all(
-            os.stat(path).st_mtime_ns == changed < facts["begun"] - _TICK for path, changed in facts["folders"].items()
+            os.stat(path).st_mtime_ns == changed < facts["started"] - _TICK
+            for path, changed in facts["folders"].items()
         )
     except OSError:
         return False
 
 
-def _files(top: str, folders: dict[str, int]) -> Iterator[Entry]:
-    """The files below a folder; `folders` gets the path and time of each folder."""
+def _walk(top: str, folders: dict[str, int]) -> Iterator[Entry]:
+    """The files below a folder; the path and time of each folder are added to `folders`."""
 
-    def complain(error: OSError) -> None:
+    def refuse(error: OSError) -> None:
         raise Refused(f"Every folder of a drop must be readable. Received: {error.filename!r}: {error.strerror}")
 
-    for folder, below, files in os.walk(top, onerror=complain):
+    for folder, subfolders, files in os.walk(top, onerror=refuse):
         folders[folder] = os.stat(folder).st_mtime_ns
-        for name in itertools.chain(files, (f for f in below if os.path.islink(os.path.join(folder, f)))):
+        for name in itertools.chain(files, (f for f in subfolders if os.path.islink(os.path.join(folder, f)))):
             path = os.path.join(folder, name)
-            yield local_entry(path[len(top) + 1 :], path, os.lstat(path))
+            yield drop_files.make_entry(path[len(top) + 1 :], path, os.lstat(path))
 
 
-def local_entry(file: str, path: str, status: os.stat_result) -> Entry:
-    """`path`, called `file`, with the fault of what is no plain file."""
-    stamp = str(status.st_mtime_ns)
-    if stat.S_ISREG(status.st_mode):
-        return Entry(file, status.st_size, stamp, path)
-    return Entry(file, -1, stamp, path, "symlink" if stat.S_ISLNK(status.st_mode) else "special_file")
+def _index(entries: Iterator[Entry], root: str) -> DropIndex:
+    return build_index((e for e in entries if not _is_ignored(e.file)), root)
 
 
-def _tidy(found: Iterator[Entry], root: str) -> Listing:
-    return tidy((e for e in found if not _ignored(e.file)), root)
-
-
-def _ignored(file: str) -> bool:
+def _is_ignored(file: str) -> bool:
     name = file.rpartition("/")[2]
     clutter = name.startswith(".") or name.lower() in _IGNORED or file.startswith("__MACOSX/")
-    return clutter and not archives.outside(file)
+    return clutter and not archives.is_outside(file)
 
 
 @contextmanager
-def opened(settings: Settings, drop: str, batch: str | None = None) -> Iterator[tuple[str, Listing]]:
-    """(batch id, files) of a drop of any kind; `read` reads them in any process of this machine, during the block.
+def open_drop(settings: Settings, drop: str, batch: str | None = None) -> Iterator[OpenedDrop]:
+    """Lists the files of a drop of any kind; any process of this machine can read them during the block.
 
-    A drop is listed once for all that open it on this machine, until it changes or `cache.forget` is told of it. A
-    folder is read where it lies, and so is an archive in a folder. A .tar.gz is unpacked, and an archive in S3 copied,
-    once too, into one file below `cache_dir`. No member becomes a file of its own.
+    A drop is listed once per machine, until it changes or `cache.evict` removes it. A folder is read in place, as is an
+    archive in a folder. A .tar.gz is decompressed, and an archive in S3 downloaded, once too, into one file below
+    `cache_dir`. No member becomes a file of its own.
 
     Args:
         settings: the inbox, the limits of archives and `cache_dir`.
         drop: its name.
-        batch: what the run goes by that opens it; None: a run begins. A prefix in S3 cannot tell whether it changed, so
-            it is listed anew unless it is this batch that was listed.
+        batch: id of the batch of the run; None when a run begins. A prefix in S3 does not show whether it changed, so
+            it is listed again unless the cached index is of this batch.
 
     Raises:
-        Refused: as `listing`; an archive that is damaged, or larger than `max_archive_bytes` or `max_drop_files` allow.
+        Refused: as `list_files`; an archive is damaged, or exceeds `max_archive_bytes` or `max_drop_files`.
     """
-    archive = _find(settings, drop)
-    with cache.held(settings, drop) as folder:
+    archive = _find_archive(settings, drop)
+    with cache.in_use(settings, drop) as folder:
         path = folder / "listing"
-        with cache.alone(folder):
-            if not _usable(path, drop, archive, batch):
+        with cache.exclusive(folder):
+            if not _is_usable(path, drop, archive, batch):
                 if archive:
-                    listing, facts = _opened(settings, drop, archive, folder)
+                    index, facts = _index_archive(settings, drop, archive, folder)
                 else:
-                    listing, facts = _list(settings, drop)
-                    facts["batch"] = batch_id(drop, listing)
-                drop_index.write([listing.table], path, facts | {"root": listing.root})
-            table, facts = drop_index.read(path)
-        yield facts["batch"], Listing(table, facts["root"], folder)
+                    index, facts = _index_folder(settings, drop)
+                    facts["batch"] = make_batch_id(drop, index)
+                drop_index.write_index([index.table], path, facts | {"root": index.root})
+            table, facts = drop_index.read_index(path)
+        yield OpenedDrop(facts["batch"], DropIndex(table, facts["root"], folder))
 
 
-def _usable(path: Path, drop: str, archive: Entry | None, batch: str | None) -> bool:
+def _is_usable(path: Path, drop: str, archive: Entry | None, batch: str | None) -> bool:
     if not path.exists():
         return False
-    facts = drop_index.read(path)[1]
-    return facts["batch"] == batch_id(drop, [archive]) if archive else _still(facts, batch)
+    facts = drop_index.read_index(path)[1]
+    return facts["batch"] == make_batch_id(drop, [archive]) if archive else _is_unchanged(facts, batch)
 
 
-def _opened(settings: Settings, drop: str, archive: Entry, folder: Path) -> tuple[Listing, dict[str, Any]]:
-    """The files of an archive, from a copy in `folder` where it cannot be read in its place."""
+def _index_archive(settings: Settings, drop: str, archive: Entry, folder: Path) -> tuple[DropIndex, dict[str, Any]]:
+    """The files of an archive, from a copy in `folder` where it cannot be read in place."""
     path, copy = Path(archive.path), folder / "archive"
     if archive.path.startswith("s3://"):
         path = folder / "fetched.unfinished"
-        _fetch(settings, archive, path)
-    if archives.is_packed(path):
+        drop_files.download_archive(settings, archive, path)
+    if archives.is_gzipped(path):
         with (folder / "unpacked.unfinished").open("wb") as target:
-            archives.unpack(settings, path, target, printable(drop))
-            path = _kept(target, copy)
+            archives.decompress(settings, path, target, to_printable(drop))
+            path = _move_durably(target, copy)
     elif archive.path.startswith("s3://"):
         with path.open("rb") as target:
-            path = _kept(target, copy)
+            path = _move_durably(target, copy)
     stamp = str(path.stat().st_mtime_ns)
-    found = (
-        Entry(name, size, stamp, str(path.absolute()), fault, member)
-        for name, size, fault, member in archives.members(settings, path, printable(drop))
+    entries = (
+        Entry(f.name, f.size, stamp, str(path.absolute()), f.fault, f.member)
+        for f in archives.list_members(settings, path, to_printable(drop))
     )
-    return _tidy(found, str(path.absolute())), {"batch": batch_id(drop, [archive])}
+    return _index(entries, str(path.absolute())), {"batch": make_batch_id(drop, [archive])}
 
 
-def _kept(file: BinaryIO, path: Path) -> Path:
-    """Renames a file that is whole; not even a machine that loses its power leaves a part of it under that name."""
+def _move_durably(file: BinaryIO, path: Path) -> Path:
+    """Renames a complete file; even a machine that loses its power leaves no part of it under that name."""
     if file.writable():
         file.flush()
     os.fsync(file.fileno())
     return Path(file.name).replace(path)
 
 
-def _fetch(settings: Settings, archive: Entry, path: Path) -> None:
-    if archive.size > settings.max_archive_bytes:
-        raise Refused(
-            f"The archive {archive.path!r} must have at most {settings.max_archive_bytes:,} bytes. "
-            f"Received: {archive.size:,}. Split it, or raise max_archive_bytes."
-        )
-    body = _body(settings, archive)
-    with path.open("wb") as target:
-        while chunk := body.read(_CHUNK):
-            target.write(chunk)
+def make_batch_id(drop: str, entries: Iterable[Entry]) -> str:
+    """Returns `<drop>-<8 hex digits>`; the digits change with the path, size or time of any file of the drop.
 
-
-def _body(settings: Settings, entry: Entry) -> Any:  # noqa: ANN401 - botocore's stream
-    """The object as it was listed."""
-    bucket, _, key = entry.path.removeprefix("s3://").partition("/")
-    try:
-        return store.client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key, IfMatch=entry.stamp)["Body"]
-    except ClientError as error:
-        if error.response["Error"]["Code"] in ("NoSuchKey", "404", "412", "PreconditionFailed"):
-            raise _changed(entry) from None
-        raise
-
-
-def _changed(entry: Entry) -> Refused:
-    return Refused(changed(f"its file {printable(entry.file)!r} is not as it was listed"))
-
-
-def changed(what: str) -> str:
-    """The refusal of a drop that did not keep still."""
-    return (
-        f"A drop must not change while it is ingested. Received: a drop that did, for {what}. Write drops elsewhere "
-        "and move them into the inbox when they are whole; then start a new run, which takes it as it is then."
-    )
-
-
-def read(settings: Settings, entry: Entry) -> bytes:
-    """Bytes of one file of a drop, in whatever process.
-
-    Raises:
-        BadImage: `entry.fault`, too_large (nothing is read of such a file), damaged_member, or unreadable (no
-            permission).
-        Refused: the file is no longer the one that was listed.
+    Example:
+        >>> make_batch_id("week 1", [Entry("NORMAL/1.png", size=5, stamp="1700000000", path="")])
+        'week-1-14acd4db'
     """
-    fault = entry.fault or ("too_large" if entry.size > settings.max_file_bytes else "")
-    if fault:
-        raise BadImage(fault, f"A file that can be read was expected. Received: {fault}, {entry.size:,} bytes")
-    if entry.path.startswith("s3://"):
-        return _body(settings, entry).read()
-    try:
-        # The file may have become a link or a pipe since it was listed.
-        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except PermissionError as error:
-        raise BadImage("unreadable", f"A file that may be read was expected. Received: {error.strerror}") from None
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
-            raise _changed(entry) from None
-        raise
-    with open(descriptor, "rb") as file:
-        if str(os.fstat(descriptor).st_mtime_ns) != entry.stamp:
-            raise _changed(entry)
-        if entry.member:
-            return archives.read(file, entry.size, entry.member)
-        data = file.read(entry.size + 1)
-    if len(data) != entry.size:
-        raise _changed(entry)
-    return data
-
-
-def batch_id(drop: str, entries: Iterable[Entry]) -> str:
-    """`<drop>-<8 hex digits>`: the digits change with the path, size or time of any file of the drop."""
     digest = hashlib.sha256(repr(drop).encode(errors="surrogatepass"))
     for e in entries:
         digest.update(f"\n{e.file!r} {e.size} {e.stamp}".encode(errors="surrogatepass"))

@@ -1,4 +1,4 @@
-"""Copies a drop into the store and measures each image, shard by shard. Only what cannot be read is judged here."""
+"""Ingests a drop, shard by shard: stores and measures each image. Only unreadable files are judged here."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -8,108 +8,90 @@ from typing import Any, NamedTuple
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import cache, inbox, labels, memory_budget, process_file, tables, worker_pool
-from cxr_ml.ingest.drop_index import Listing
-from cxr_ml.ingest.process_file import image_key
-from cxr_ml.ingest.tables import COLUMNS, SCHEMA, read, read_parquet, table, to_parquet
+from cxr_ml.ingest import cache, drop_files, inbox, labels, memory_budget, process_file, tables, worker_pool
+from cxr_ml.ingest.drop_index import DropIndex
 from cxr_ml.settings import Settings
 
-__all__ = [
-    "COLUMNS",
-    "MAX_SHARDS",
-    "SCHEMA",
-    "Shard",
-    "image_key",
-    "ingest",
-    "ingest_shard",
-    "ingested",
-    "plan",
-    "read",
-    "read_parquet",
-    "table",
-    "to_parquet",
-]
-
-MAX_SHARDS = 200  # per drop; each machine lists the drop, so more shards than that cost more than they share out
+MAX_SHARDS = 200  # per drop; each machine lists the drop, so more shards would cost more than they gain
 
 OnFile = Callable[[int, int], None]
 
 
 class Shard(NamedTuple):
-    """A part of a drop that is ingested by itself."""
+    """A part of a drop that is ingested on its own."""
 
     drop: str
     batch: str
     number: int  # from 0
-    of: int
+    of: int  # shards of the drop
 
 
-def _nothing(done: int, total: int) -> None: ...
+def _ignore_progress(done: int, total: int) -> None: ...
 
 
-def plan(settings: Settings, drop: str) -> list[Shard]:
-    """The shards of a drop. They follow from its listing alone, so that all workers cut alike.
+def plan_shards(settings: Settings, drop: str) -> list[Shard]:
+    """Returns the shards of a drop. They depend only on its list of files, so all machines plan the same.
 
     Raises:
         Refused: no such drop, or it has no files.
     """
-    with _opened(settings, drop) as (batch, entries):
-        return _plan(settings, drop, batch, entries, list(store.keys(settings, tables.folder(batch))))
+    with _open_nonempty(settings, drop) as (batch, files):
+        return _plan(settings, drop, batch, files, list(store.keys(settings, tables.shard_prefix(batch))))
 
 
-def ingested(settings: Settings, batch: str) -> bool:
-    """Whether nothing is left to ingest of the batch."""
-    return store.exists(settings, f"batches/{batch}/batch.json") or tables.complete(settings, batch)
+def is_ingested(settings: Settings, batch: str) -> bool:
+    """Returns whether nothing is left to ingest of the batch."""
+    return store.exists(settings, f"batches/{batch}/batch.json") or tables.is_complete(settings, batch)
 
 
 def ingest(
     settings: Settings,
     drop: str,
-    on_file: OnFile = _nothing,
-    processes: int = 0,
-    begin: Callable[[], None] | None = None,
+    on_file: OnFile = _ignore_progress,
+    workers: int = 0,
+    on_start: Callable[[], None] | None = None,
 ) -> str:
-    """Copies the readable images of `drop` into the store, free of metadata, and writes what was measured.
+    """Copies the readable images of a drop into the store, without metadata, and writes their measurements.
 
-    What an earlier call did is not done again; of a batch that is judged already, nothing is looked at.
+    Work of an earlier call is not repeated; a batch that is judged already is not read at all.
 
     Args:
         settings: where the inbox and the store are.
         drop: name of a drop in the inbox.
         on_file: called with (files done, files in all) after each file.
-        processes: how many work at the same time; 0: as many as `memory_budget.processes` says.
-        begin: called first, if there is something to do.
+        workers: number of processes; 0 for `memory_budget.count_workers`.
+        on_start: called first, if there is something to do.
 
     Returns:
         Name of the batch. Its tables `batches/<batch>/ingested/<shard>.parquet` have one row per file, with the verdict
-        "accepted" or, for what could not be read or has no known label, "quarantined" with the reasons.
+        "accepted" or, for a file that cannot be read or has no known label, "quarantined" with the reasons.
 
     Raises:
         Refused: no such drop, it has no files, it changed meanwhile, or its labels.csv cannot be used.
     """
-    batch = labels.batch_id(drop, labels.listing(settings, drop))  # no archive is opened for it
-    if ingested(settings, batch):
+    batch = inbox.make_batch_id(drop, inbox.list_files(settings, drop))  # opens no archive
+    if is_ingested(settings, batch):
         return batch
-    if begin:
-        begin()
-    with _opened(settings, drop, batch) as (batch, entries):
-        there = list(store.keys(settings, tables.folder(batch)))
-        cut = _plan(settings, drop, batch, entries, there)
-        todo = [s for s in cut if tables.key(batch, s.number) not in set(there)]
-        before = len(entries) - sum(last - first for first, last in (_cut(s, len(entries)) for s in todo))
-        _ingest(settings, todo, entries, lambda done: on_file(before + done, len(entries)), processes)
-    cache.forget(settings, drop)
+    if on_start:
+        on_start()
+    with _open_nonempty(settings, drop, batch) as (batch, files):
+        stored = list(store.keys(settings, tables.shard_prefix(batch)))
+        shards = _plan(settings, drop, batch, files, stored)
+        todo = [s for s in shards if tables.shard_key(batch, s.number) not in set(stored)]
+        before = len(files) - sum(len(_positions(s, len(files))) for s in todo)
+        _ingest_shards(settings, todo, files, lambda done: on_file(before + done, len(files)), workers)
+    cache.evict(settings, drop)
     return batch
 
 
-def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _nothing, processes: int = 0) -> str:
-    """Does for one shard what `ingest` does for all.
+def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _ignore_progress, workers: int = 0) -> str:
+    """Ingests one shard as `ingest` does all.
 
     Args:
         settings: where the inbox and the store are.
-        shard: one of `plan`.
+        shard: one of `plan_shards`.
         on_file: called with (files done, files of the shard) after each file.
-        processes: as for `ingest`.
+        workers: as for `ingest`.
 
     Returns:
         Name of the batch.
@@ -117,78 +99,91 @@ def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _nothing, p
     Raises:
         Refused: as for `ingest`.
     """
-    if store.exists(settings, tables.key(shard.batch, shard.number)):
+    if store.exists(settings, tables.shard_key(shard.batch, shard.number)):
         return shard.batch
-    with _opened(settings, shard.drop, shard.batch) as (batch, entries):
+    with _open_nonempty(settings, shard.drop, shard.batch) as (batch, files):
         if batch != shard.batch:
-            raise Refused(inbox.changed(f"{shard.drop!r} had other files when the run began"))
-        first, last = _cut(shard, len(entries))
-        _ingest(settings, [shard], entries, lambda done: on_file(done, last - first), processes)
-    if tables.complete(settings, batch):
-        cache.forget(settings, shard.drop)
+            raise drop_files.refuse_changed(f"{shard.drop!r} had other files when the run began")
+        total = len(_positions(shard, len(files)))
+        _ingest_shards(settings, [shard], files, lambda done: on_file(done, total), workers)
+    if tables.is_complete(settings, batch):
+        cache.evict(settings, shard.drop)
     return batch
 
 
 @contextmanager
-def _opened(settings: Settings, drop: str, batch: str | None = None) -> Iterator[tuple[str, Listing]]:
-    with labels.opened(settings, drop, batch) as (batch, entries):
-        if not entries:
+def _open_nonempty(settings: Settings, drop: str, batch: str | None = None) -> Iterator[inbox.OpenedDrop]:
+    with inbox.open_drop(settings, drop, batch) as opened:
+        if not opened.files:
             raise Refused(f"A drop must hold images, in class folders or with a labels.csv. Received: {drop!r}, empty.")
-        yield batch, entries
+        yield opened
 
 
-def _plan(settings: Settings, drop: str, batch: str, entries: Listing, there: list[str]) -> list[Shard]:
-    """All shards; `there`: keys of the tables of those that are done."""
-    of = min(MAX_SHARDS, -(-len(entries) // settings.shard_files))
-    if there:
-        # By another `shard_files`, perhaps, and shards of two cuts do not fit together.
-        of = tables.shards(settings, there[0])
+def _plan(settings: Settings, drop: str, batch: str, files: DropIndex, stored: list[str]) -> list[Shard]:
+    """All shards; `stored` are the keys of the tables of finished ones."""
+    of = min(MAX_SHARDS, -(-len(files) // settings.shard_files))
+    if stored:
+        # They may come from another `shard_files`, and shards of two plans do not fit together.
+        of = tables.count_shards(settings, stored[0])
     return [Shard(drop, batch, number, of) for number in range(of)]
 
 
-def _cut(shard: Shard, total: int) -> tuple[int, int]:
-    """The first file of the shard and the one after its last, counted in the listing."""
-    return shard.number * total // shard.of, (shard.number + 1) * total // shard.of
+def _positions(shard: Shard, total: int) -> range:
+    """Positions of the files of the shard among all `total` of the drop."""
+    return range(shard.number * total // shard.of, (shard.number + 1) * total // shard.of)
 
 
-def _ingest(
-    settings: Settings, shards: list[Shard], entries: Listing, on_file: Callable[[int], None], processes: int
-) -> None:
-    """Copies the files of some shards of a drop; one after the other, as far as it does not keep a process waiting."""
-    if not shards:
-        return
-    drop = shards[0].drop
-    rows: dict[Shard, dict[int, dict[str, Any]]] = {}
-    left: Counter[Shard] = Counter()  # files without an answer
-    asked: dict[int, tuple[Shard, int]] = {}  # the row of each of these
+class _ShardWriter:
+    """Collects the rows of shards while their files are ingested, and stores a shard when its last file is done."""
 
-    def write(shard: Shard) -> None:
-        tables.put_shard(settings, shard.batch, shard.number, shard.of, table(list(rows.pop(shard).values())))
+    def __init__(self, settings: Settings, drop: str, files: DropIndex) -> None:
+        self.settings, self.drop, self.files = settings, drop, files
+        self.rows: dict[Shard, dict[int, dict[str, Any]]] = {}
+        self.unfinished: Counter[Shard] = Counter()  # files of a shard without a result
+        self.row_of_job: dict[int, tuple[Shard, int]] = {}
 
-    def jobs() -> Iterator[tuple[labels.Entry, dict[str, Any]]]:
+    def jobs(self, shards: list[Shard]) -> Iterator[process_file.Job]:
+        """Yields the files of the shards with their labels; a shard without files is stored at once."""
         number = count()
         for shard in shards:
-            said = labels.read_labels(settings, drop, entries, range(*_cut(shard, len(entries))))
-            rows[shard] = dict(enumerate(said.to_dict("records")))
-            files_of = {place: row.pop("entry") for place, row in rows[shard].items()}
-            left[shard] = sum(entry >= 0 for entry in files_of.values())
-            if not left[shard]:
-                write(shard)
-            for place, entry in files_of.items():
+            frame = labels.read_labels(self.settings, self.drop, self.files, _positions(shard, len(self.files)))
+            rows = self.rows[shard] = dict(enumerate(frame.to_dict("records")))
+            entries = {index: row.pop("entry") for index, row in rows.items()}
+            self.unfinished[shard] = sum(entry >= 0 for entry in entries.values())
+            if not self.unfinished[shard]:
+                self._store(shard)
+            for index, entry in entries.items():
                 if entry >= 0:
-                    asked[next(number)] = (shard, place)
-                    yield entries[entry], rows[shard][place]
+                    self.row_of_job[next(number)] = (shard, index)
+                    yield self.files[entry], rows[index]
 
-    total = sum(last - first for first, last in (_cut(s, len(entries)) for s in shards))
+    def add(self, job: int, row: dict[str, Any] | None) -> None:
+        """Takes the result of a job; None for a file that crashed its process."""
+        shard, index = self.row_of_job.pop(job)
+        self.rows[shard][index] = self.rows[shard][index] | process_file.CRASHED if row is None else row
+        self.unfinished[shard] -= 1
+        if not self.unfinished[shard]:
+            self._store(shard)
+
+    def _store(self, shard: Shard) -> None:
+        frame = tables.make_table(list(self.rows.pop(shard).values()))
+        tables.put_shard(self.settings, shard.batch, shard.number, shard.of, frame)
+
+
+def _ingest_shards(
+    settings: Settings, shards: list[Shard], files: DropIndex, on_file: Callable[[int], None], workers: int
+) -> None:
+    """Ingests some shards of a drop, one after the other as far as that keeps no process waiting."""
+    if not shards:
+        return
+    total = sum(len(_positions(shard, len(files))) for shard in shards)
     # A file takes milliseconds, a process most of a second to start.
-    many = min(processes or memory_budget.processes(), max(1, total // 16))
+    workers = min(workers or memory_budget.count_workers(), max(1, total // 16))
+    writer = _ShardWriter(settings, shards[0].drop, files)
+    results = worker_pool.map_jobs(process_file.ingest_file, settings, writer.jobs(shards), workers)
     done = 0
-    for done, (number, found) in enumerate(worker_pool.run(process_file.copy, settings, jobs(), many), start=1):
-        shard, place = asked.pop(number)
-        rows[shard][place] = rows[shard][place] | process_file.CRASHED if found is None else found
-        left[shard] -= 1
-        if not left[shard]:
-            write(shard)
+    for done, (job, row) in enumerate(results, start=1):
+        writer.add(job, row)
         on_file(done)
-    if done < total:  # labels.csv is no image
+    if done < total:  # labels.csv is not an image
         on_file(total)

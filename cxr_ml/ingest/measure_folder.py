@@ -1,4 +1,4 @@
-"""Measures any image files, without a store: the table that `ingest` makes of a drop, for a look at a folder."""
+"""Measures the image files of any folder, without a store, into the same table that `ingest` makes of a drop."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -10,60 +10,62 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import inbox, ingest_drop, memory_budget, process_file, worker_pool
+from cxr_ml.ingest import memory_budget, process_file, worker_pool
+from cxr_ml.ingest.drop_files import make_entry
+from cxr_ml.ingest.drop_index import Entry, to_printable
+from cxr_ml.ingest.tables import COLUMNS, SCHEMA, make_table
 from cxr_ml.settings import Settings
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # <https://owasp.org/www-community/attacks/CSV_Injection>
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # <https://owasp.org/www-community/attacks/CSV_Injection>
 
 
-def listing(paths: Iterable[Path]) -> list[inbox.Entry]:
-    """The files that are named, and those below the folders that are named, each in order of their paths.
+def list_images(paths: Iterable[Path]) -> list[Entry]:
+    """Lists the files among `paths`, and those below the folders among them in order of their paths.
 
-    Links are followed where they are named, and else listed with size -1, as is all that is no file.
+    A link among `paths` is followed; one inside a folder is listed with size -1, as is anything else but a file.
 
     Raises:
         Refused: a path does not exist.
     """
-    found: list[inbox.Entry] = []
+    entries: list[Entry] = []
     for path in paths:
         if not path.exists():
             raise Refused(f"Files and folders that exist were expected. Received: {str(path)!r}")
         if path.is_dir():
             below = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-            found += sorted(inbox.local_entry(str(file), str(file), file.lstat()) for file in below)
+            entries += sorted(make_entry(str(file), str(file), file.lstat()) for file in below)
         else:
-            found.append(inbox.local_entry(str(path), str(path.resolve()), path.stat()))
-    return found
+            entries.append(make_entry(str(path), str(path.resolve()), path.stat()))
+    return entries
 
 
-def tables(settings: Settings, listed: list[inbox.Entry], on_file: Callable[[int], None]) -> Iterator[pd.DataFrame]:
-    """Measures files in as many processes as `ingest` uses; at most `shard_files` of them are one table.
+def measure_files(settings: Settings, entries: list[Entry], on_file: Callable[[int], None]) -> Iterator[pd.DataFrame]:
+    """Measures files in as many processes as `ingest` uses; a table holds at most `shard_files` of them.
 
     Args:
         settings: for the limits in size.
-        listed: what `listing` found. What cannot be read has the reason in `reasons`, and nothing measured.
+        entries: of `list_images`. A file that cannot be read has the reason in `reasons` and no measurements.
         on_file: called with the number of files done after each file.
 
     Yields:
-        The columns `ingest_drop.COLUMNS`, in the order of the files; what only a drop can say (label, …) is "".
+        The columns `tables.COLUMNS`, in the order of the files; those that only a drop has (label, …) are "".
     """
-    for first in range(0, len(listed), settings.shard_files):
-        part = listed[first : first + settings.shard_files]
-        rows = [{"file": inbox.printable(entry.file)} for entry in part]
-        done = worker_pool.run(
-            process_file.measure_file, settings, part, min(memory_budget.processes(), max(1, len(part) // 16))
-        )
-        for count, (number, found) in enumerate(done, start=first + 1):
-            rows[number].update(process_file.CRASHED if found is None else found)
-            on_file(count)
-        yield ingest_drop.table(rows)
+    for first in range(0, len(entries), settings.shard_files):
+        part = entries[first : first + settings.shard_files]
+        rows = [{"file": to_printable(entry.file)} for entry in part]
+        workers = min(memory_budget.count_workers(), max(1, len(part) // 16))
+        results = worker_pool.map_jobs(process_file.measure_file, settings, part, workers)
+        for done, (job, measurements) in enumerate(results, start=first + 1):
+            rows[job].update(process_file.CRASHED if measurements is None else measurements)
+            on_file(done)
+        yield make_table(rows)
 
 
-def write(found: Iterable[pd.DataFrame], out: Path) -> dict[str, int]:
-    """Writes the tables into one file, which is there only when it is whole.
+def write_table(frames: Iterable[pd.DataFrame], out: Path) -> dict[str, int]:
+    """Writes the tables into one file, which appears only when it is complete.
 
     Args:
-        found: tables of `tables`.
+        frames: of `measure_files`.
         out: .parquet or .csv. In CSV, the codes in `reasons` are separated by spaces, and a text that a spreadsheet
             would take for a formula begins with an apostrophe.
 
@@ -79,8 +81,8 @@ def write(found: Iterable[pd.DataFrame], out: Path) -> dict[str, int]:
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with unfinished.open("wb") as file:
-            append = _parquet if out.suffix == ".parquet" else _csv
-            for frame in append(file, found):
+            write = _write_parquet if out.suffix == ".parquet" else _write_csv
+            for frame in write(file, frames):
                 for codes in frame["reasons"]:
                     for code in codes:
                         reasons[code] = reasons.get(code, 0) + 1
@@ -90,19 +92,19 @@ def write(found: Iterable[pd.DataFrame], out: Path) -> dict[str, int]:
     return dict(sorted(reasons.items()))
 
 
-def _parquet(file: BinaryIO, found: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    with pq.ParquetWriter(file, ingest_drop.SCHEMA, compression="zstd") as writer:
-        for frame in found:
-            writer.write_table(pa.Table.from_pandas(frame, ingest_drop.SCHEMA, preserve_index=False))
+def _write_parquet(file: BinaryIO, frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+        for frame in frames:
+            writer.write_table(pa.Table.from_pandas(frame, SCHEMA, preserve_index=False))
             yield frame
 
 
-def _csv(file: BinaryIO, found: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    file.write((",".join(ingest_drop.COLUMNS) + "\n").encode())
-    for frame in found:
+def _write_csv(file: BinaryIO, frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    file.write((",".join(COLUMNS) + "\n").encode())
+    for frame in frames:
         shown = frame.assign(reasons=[" ".join(codes) for codes in frame["reasons"]])
-        for column, kind in ingest_drop.COLUMNS.items():
+        for column, kind in COLUMNS.items():
             if kind == "string":
-                shown[column] = [f"'{text}" if text.startswith(_FORMULA) else text for text in shown[column]]
+                shown[column] = [f"'{text}" if text.startswith(_FORMULA_STARTS) else text for text in shown[column]]
         shown.to_csv(file, index=False, header=False)
         yield frame

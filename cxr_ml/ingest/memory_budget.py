@@ -1,7 +1,7 @@
-"""How much of a drop is in memory at once, over all processes that work on it: a number of places to be taken.
+"""Memory budget of all processes that work on a drop: slots that are taken while a file is read or decoded.
 
-The places are bytes of one file that all processes have open, taken by POSIX locks, which the kernel gives back when
-a process dies, however it dies. <https://man7.org/linux/man-pages/man2/fcntl.2.html>, advisory record locking.
+The slots are bytes of one file that all processes have open, taken by POSIX locks, which the kernel releases when a
+process dies, however it dies. <https://man7.org/linux/man-pages/man2/fcntl.2.html>, advisory record locking.
 """
 
 import fcntl
@@ -12,113 +12,113 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Condition, Lock
 from typing import NamedTuple
 
-PLACE = 32_000_000  # bytes of memory that one place stands for
-PER_PIXEL = 9  # bytes of memory while a picture is decoded and measured: 4 Pillow's, 3 RGB, 1 grey, and a rest
-PER_BYTE = 2  # bytes of memory for each byte of a file: as read, and as stored
-SMALL = 4_000_000  # bytes; a smaller file is read without a place, as long as its process has few
-LARGE = 4_000_000  # px; larger pictures take so much memory that threads decode them one at a time
-_WAIT = 0.002  # seconds between two looks for a free place
+SLOT_BYTES = 32_000_000  # memory that one slot stands for
+BYTES_PER_PIXEL = 9  # while a picture is decoded and measured: 4 Pillow's, 3 RGB, 1 grey, and a rest
+BYTES_PER_BYTE = 2  # of a file: as read, and as stored
+SMALL_FILE = 4_000_000  # bytes; a smaller file needs no slot, only a share of its process's budget
+LARGE_PIXELS = 4_000_000  # larger pictures take so much memory that threads decode them one at a time
+_POLL_SECONDS = 0.002  # between two attempts to take a slot
 
 
 class _Area(NamedTuple):
-    """Places `first + 1` and so on of the file; place `first` is the door, where one process at a time waits."""
+    """The slots `queue + 1` and so on of the file; byte `queue` is locked by the one process that waits for slots."""
 
-    first: int
-    places: int
-    mine: Lock  # POSIX locks tell processes apart, this one threads
+    queue: int
+    slots: int
+    thread_lock: Lock  # POSIX locks exclude processes, this one threads
 
 
-class _Bytes:
-    """Bytes that the threads of this process have together, at most `most` or those of one thread."""
+class _ProcessBudget:
+    """Bytes that the threads of this process may hold together; a single larger request is granted alone."""
 
-    def __init__(self, most: int) -> None:
-        self._most, self._held, self._less = most, 0, Condition()
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._held, self._released = max_bytes, 0, Condition()
 
     @contextmanager
-    def take(self, size: int) -> Iterator[None]:
-        with self._less:
-            self._less.wait_for(lambda: not self._held or self._held + size <= self._most)
+    def reserve(self, size: int) -> Iterator[None]:
+        with self._released:
+            self._released.wait_for(lambda: not self._held or self._held + size <= self._max_bytes)
             self._held += size
         try:
             yield
         finally:
-            with self._less:
+            with self._released:
                 self._held -= size
-                self._less.notify_all()
+                self._released.notify_all()
 
 
-_FEW = _Bytes(4 * SMALL)  # small files, as read
-_SENT = _Bytes(4 * SMALL)  # what is stored of files, small or not
-_FILES = _Area(0, 4, Lock())  # one file of 64 MB, as read and as stored
-_PIXELS = _Area(8, 15, Lock())  # one picture of 50 megapixels
-_file: list[int] = []
+_SMALL_FILES = _ProcessBudget(4 * SMALL_FILE)  # as read
+_SENDING = _ProcessBudget(4 * SMALL_FILE)  # bytes to store, of files small or large
+_FILES = _Area(0, 4, Lock())  # enough for one file of 64 MB, as read and as stored
+_PIXELS = _Area(8, 15, Lock())  # enough for one picture of 50 megapixels
+_slot_file: list[int] = []  # descriptor
 
 
-def enter(descriptor: int) -> None:
-    """Shares the places with all processes that were given the same open file. Without it, a process has its own."""
-    _file[:] = [descriptor]
+def join(descriptor: int) -> None:
+    """Shares the budget of all processes that have the same file open. Without it, a process is not limited."""
+    _slot_file[:] = [descriptor]
 
 
 @contextmanager
-def for_file(size: int) -> Iterator[None]:
-    """Room to read a file of `size` bytes and to hold what is stored of it. Waits until there is."""
-    with _FEW.take(size) if size <= SMALL else _taken(_FILES, size * PER_BYTE):
+def reserve_for_file(size: int) -> Iterator[None]:
+    """Waits for memory to read a file of `size` bytes and to hold its stored form, and reserves it."""
+    with _SMALL_FILES.reserve(size) if size <= SMALL_FILE else _take_slots(_FILES, size * BYTES_PER_BYTE):
         yield
 
 
-def for_sending(size: int) -> AbstractContextManager[None]:
-    """Room to hold `size` bytes until the store has them. Waits until there is."""
-    return _SENT.take(size)
+def reserve_for_sending(size: int) -> AbstractContextManager[None]:
+    """Waits for memory to hold `size` bytes until the store has them, and reserves it."""
+    return _SENDING.reserve(size)
 
 
 @contextmanager
-def for_pixels(pixels: int) -> Iterator[None]:
-    """Room to decode and measure a picture of so many pixels. Waits until there is.
+def reserve_for_pixels(pixels: int) -> Iterator[None]:
+    """Waits for memory to decode and measure a picture, and reserves it.
 
-    Each process decodes one picture at a time. A picture that needs more than all places is decoded alone.
+    Each process decodes one picture at a time. A picture that needs more than all slots is decoded alone.
     """
-    with _taken(_PIXELS, pixels * PER_PIXEL):
+    with _take_slots(_PIXELS, pixels * BYTES_PER_PIXEL):
         yield
 
 
 @contextmanager
-def _taken(area: _Area, need: int) -> Iterator[None]:
-    with area.mine:
-        if not _file:
+def _take_slots(area: _Area, size: int) -> Iterator[None]:
+    with area.thread_lock:
+        if not _slot_file:
             yield
             return
-        wanted = min(max(1, -(-need // PLACE)), area.places)
+        needed = min(max(1, -(-size // SLOT_BYTES)), area.slots)
         held: list[int] = []
         try:
-            # Who waits for many places waits at the door's inner side, so that small pictures do not overtake it.
-            fcntl.lockf(_file[0], fcntl.LOCK_EX, 1, area.first)
+            # Waiters for many slots hold the queue lock, so that small pictures cannot starve them.
+            fcntl.lockf(_slot_file[0], fcntl.LOCK_EX, 1, area.queue)
             try:
-                while len(held) < wanted:
-                    for place in range(area.first + 1, area.first + 1 + area.places):
-                        if place not in held and len(held) < wanted and _try(place):
-                            held.append(place)
-                    if len(held) < wanted:
-                        time.sleep(_WAIT)
+                while len(held) < needed:
+                    for slot in range(area.queue + 1, area.queue + 1 + area.slots):
+                        if slot not in held and len(held) < needed and _try_lock(slot):
+                            held.append(slot)
+                    if len(held) < needed:
+                        time.sleep(_POLL_SECONDS)
             finally:
-                fcntl.lockf(_file[0], fcntl.LOCK_UN, 1, area.first)
+                fcntl.lockf(_slot_file[0], fcntl.LOCK_UN, 1, area.queue)
             yield
         finally:
-            for place in held:
-                fcntl.lockf(_file[0], fcntl.LOCK_UN, 1, place)
+            for slot in held:
+                fcntl.lockf(_slot_file[0], fcntl.LOCK_UN, 1, slot)
 
 
-def _try(place: int) -> bool:
+def _try_lock(slot: int) -> bool:
     with suppress(BlockingIOError, PermissionError):  # POSIX allows EAGAIN and EACCES
-        fcntl.lockf(_file[0], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        fcntl.lockf(_slot_file[0], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
         return True
     return False
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
+def count_cores() -> int:
+    """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def processes() -> int:
-    """How many processes work on a drop: one per core that this one may use, at most 4, which stay below 1 GB."""
-    return min(4, cores())
+def count_workers() -> int:
+    """Returns how many processes work on a drop: one per core, at most 4, which stay below 1 GB."""
+    return min(4, count_cores())

@@ -1,4 +1,4 @@
-"""What is done with one file, in a process of its own: read it, measure it, store it. No table is needed for that."""
+"""Ingests one file, in a process of its own: reads it, measures it, stores it. Light to import: no tables."""
 
 from contextlib import ExitStack
 from threading import Semaphore
@@ -9,23 +9,26 @@ import numpy as np
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import decode, formats, measure
-from cxr_ml.imaging.formats import is_dicom, read_header, stored_format
-from cxr_ml.ingest import deidentify, inbox, memory_budget
+from cxr_ml.ingest import deidentify, memory_budget
+from cxr_ml.ingest.drop_files import read_file
+from cxr_ml.ingest.drop_index import Entry
 from cxr_ml.settings import Settings
 
-_LOOKS = 8  # images in a row that were not in the store, after which it is no longer asked before it is written to
-_missed = 0
-_looking = Semaphore(_LOOKS)  # so that a few answers tell all threads
-CRASHED = {"unread": ["crashes_decoder"]}  # what is said of a file that crashes the process it is measured in
+_MAX_MISSES = 8  # images in a row that the store did not have, after which it is written to without asking
+_misses = 0
+_asking = Semaphore(_MAX_MISSES)  # so that a few answers serve all threads
+CRASHED = {"unread": ["crashes_decoder"]}  # result of a file that crashes the process it is measured in
+
+Job = tuple[Entry, dict[str, Any]]  # a file, and its row of `labels.read_labels`
 
 
 def image_key(sha256: str, format: str) -> str:
-    """Key of an image in the store; `format` as measured: png, jpeg or dicom."""
-    return f"images/{sha256[:2]}/{sha256}.{stored_format(format)}"
+    """Returns the key of an image in the store; `format` as measured: png, jpeg or dicom."""
+    return f"images/{sha256[:2]}/{sha256}.{formats.stored_format(format)}"
 
 
-def stored_grey(settings: Settings, sha256: str, format: str) -> np.ndarray:
-    """Grey picture of a stored image, as `decode.decode_grey` gives it.
+def load_grey(settings: Settings, sha256: str, format: str) -> np.ndarray:
+    """Loads a stored image and decodes it with `decode.decode_grey`.
 
     Raises:
         Refused: the store has no such image.
@@ -33,83 +36,83 @@ def stored_grey(settings: Settings, sha256: str, format: str) -> np.ndarray:
     return decode.decode_grey(store.get(settings, image_key(sha256, format)))
 
 
-def copy(settings: Settings, job: tuple[inbox.Entry, dict[str, Any]]) -> dict[str, Any]:
-    """Puts one file of a drop into the store, free of metadata.
+def ingest_file(settings: Settings, job: Job) -> dict[str, Any]:
+    """Measures one file of a drop and puts it into the store, without metadata.
 
     Args:
         settings: the limits, and where the store is.
-        job: the file, and what the drop says of it, a row of `labels.read_labels`.
+        job: the file and its labels.
 
     Returns:
-        The row with what the file's header says of the patient, replaced by a hash, and with what
-        `measure.measure_image` says of it, or, with the codes of what is wrong with it under `unread`, its `bytes`.
+        The row, completed by the file's header (the patient replaced by a hash) and by its measurements or, if it
+        cannot be read, by its `bytes` and the reason under `unread`.
 
     Raises:
         Refused: the file is not as it was listed, or names a patient where no salt is set.
     """
     entry, row = job
-    with memory_budget.for_file(_held(settings, entry)), ExitStack() as sending:
+    with memory_budget.reserve_for_file(_bytes_in_memory(settings, entry)), ExitStack() as sending:
         try:
-            data = inbox.read(settings, entry)
-            row = deidentify.from_header(settings, row, data)
-            measured, clean = _measured(settings, data, sending)
+            data = read_file(settings, entry)
+            row = deidentify.apply_header(settings, row, data)
+            measurements, clean = _measure(settings, data, sending)
         except formats.BadImage as error:
             return row | {"bytes": max(0, entry.size), "unread": [error.code]}
-        kind = stored_format(measured["format"])
-        _put(settings, image_key(measured["sha256"], measured["format"]), clean, f"image/{kind}")
-    return row | measured
+        key = image_key(measurements["sha256"], measurements["format"])
+        _put_image(settings, key, clean, f"image/{formats.stored_format(measurements['format'])}")
+    return row | measurements
 
 
-def measure_file(settings: Settings, entry: inbox.Entry) -> dict[str, Any]:
-    """What `copy` finds in a file, which is put nowhere."""
-    with memory_budget.for_file(_held(settings, entry)):
+def measure_file(settings: Settings, entry: Entry) -> dict[str, Any]:
+    """Measures a file as `ingest_file` does, without storing it."""
+    with memory_budget.reserve_for_file(_bytes_in_memory(settings, entry)):
         try:
-            return _measured(settings, inbox.read(settings, entry))[0]
+            return {**_measure(settings, read_file(settings, entry)).measurements}
         except formats.BadImage as error:
             code = error.code
-        except (Refused, OSError):  # it changes at this moment, or its disk is broken
+        except (Refused, OSError):  # it changed meanwhile, or its disk is broken
             code = "unreadable"
         return {"bytes": max(0, entry.size), "unread": [code]}
 
 
-def _held(settings: Settings, entry: inbox.Entry) -> int:
-    """Bytes of a file that will be in memory: of one that is refused by its size or kind, none."""
+def _bytes_in_memory(settings: Settings, entry: Entry) -> int:
+    """Bytes of a file that will be in memory; none of one that is refused by its size or kind."""
     return max(0, entry.size) if entry.size <= settings.max_file_bytes else 0
 
 
-def _measured(settings: Settings, data: bytes, sending: ExitStack | None = None) -> tuple[dict[str, Any], bytes]:
-    count = pixels(data)
-    # What is too large is refused by its header, before it is decoded.
-    with memory_budget.for_pixels(count if count <= settings.max_pixels else 0):
-        found = measure.measure_image(data, settings)
+def _measure(settings: Settings, data: bytes, sending: ExitStack | None = None) -> measure.MeasuredImage:
+    pixels = count_pixels(data)
+    # A picture that is too large is refused by its header, before it is decoded.
+    with memory_budget.reserve_for_pixels(pixels if pixels <= settings.max_pixels else 0):
+        measured = measure.measure_image(data, settings)
         if sending:
-            # Before the next picture is decoded: what waits to be sent, of a DICOM far more than was read, piles up.
-            sending.enter_context(memory_budget.for_sending(len(found[1])))
-        return found
+            # Before the next picture is decoded, or files that wait to be sent would pile up; DICOM grows when stored.
+            sending.enter_context(memory_budget.reserve_for_sending(len(measured.clean)))
+        return measured
 
 
-def pixels(data: bytes) -> int:
-    """Pixels of the picture in a file, by its header; 0 where it has none."""
-    if is_dicom(data):
+def count_pixels(data: bytes) -> int:
+    """Returns the pixels of the picture in a file, by its header; 0 where it has none."""
+    if formats.is_dicom(data):
         from cxr_ml.imaging import dicom  # pydicom takes 0.2 s to import
 
         return dicom.count_pixels(data)
     try:
-        header = read_header(data)
+        header = formats.read_header(data)
     except formats.BadImage:
-        return 0  # `measure.measure_image` says the same, before it decodes
+        return 0  # `measure.measure_image` refuses it too, before it decodes
     return header.width * header.height
 
 
-def _put(settings: Settings, key: str, data: bytes, content_type: str) -> None:
-    # To write what is there costs an upload for nothing, to ask for what is not there a request for nothing. A shard
-    # that was interrupted begins with images that are there; a new one has few. So what came last tells what to do.
-    global _missed
-    with _looking:
-        if _missed < _LOOKS:
+def _put_image(settings: Settings, key: str, data: bytes, content_type: str) -> None:
+    # Writing an existing image wastes an upload, asking for a new one wastes a request. An interrupted shard begins
+    # with existing images, a new shard has few of them; so the last answers decide whether to ask.
+    global _misses
+    with _asking:
+        if _misses < _MAX_MISSES:
             if store.exists(settings, key):
-                _missed = 0
+                _misses = 0
                 return
-            _missed += 1
+            _misses += 1
     if not store.put_if_absent(settings, key, data, content_type):
-        _missed = 0
+        _misses = 0

@@ -1,8 +1,8 @@
-"""Calls a function for many files, in processes of its own, each with some threads.
+"""A pool of processes, each with some threads, that calls a function for many files.
 
-Started as plain programs that talk over pipes, not through `multiprocessing`: that imports the caller's main module
-into each process (Airflow's whole command line), is not safe to fork beside threads, and leaves its processes behind
-when the caller is killed. Here a process ends when its pipe does, which the kernel closes with the caller.
+The processes are plain programs that talk over pipes, without `multiprocessing`: that imports the caller's main module
+into each process (Airflow's whole command line), cannot be forked safely beside threads, and leaves its processes
+behind when the caller is killed. Here a process ends when its pipe does, which the kernel closes with the caller.
 """
 
 import os
@@ -19,125 +19,135 @@ from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 J = TypeVar("J")
-# Per process: one decodes, the others wait for disk and network. At 50 ms for each answer of the store, so many send
-# 480 files a second; what they hold in memory is bounded by `memory_budget`.
+# Per process: one decodes, the others wait for disk and network. At 50 ms for each answer of the store, they send 480
+# files a second; `memory_budget` limits what they hold in memory.
 THREADS = 24
-_AHEAD = THREADS + 4  # jobs that a process has at most
-# One heap that gives back what large pictures took; each core decodes one picture, so libraries need no threads.
-_FRUGAL = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "16000000", "OMP_NUM_THREADS": "1"}
+MAX_QUEUED = THREADS + 4  # jobs of a process
+# One heap that returns the memory of large pictures; each core decodes one picture, so libraries need no threads.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "16000000", "OMP_NUM_THREADS": "1"}
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
+
+
+class Result(NamedTuple):
+    """The result of one job."""
+
+    job: int  # its number, from 0
+    value: Any  # what the function returned; None if the job crashes its process
 
 
 class _Worker(NamedTuple):
     process: subprocess.Popen
     jobs: Connection
-    answers: Connection
-    has: dict[int, Any]  # jobs without an answer, by number
+    results: Connection
+    pending: dict[int, Any]  # jobs without a result, by number
 
 
-def run(
-    function: Callable[[Any, J], Any], fixed: Any, jobs: Iterable[J], processes: int  # noqa: ANN401
-) -> Iterator[tuple[int, Any]]:  # fmt: skip
-    """Calls `function(fixed, job)` for each job; at most a few jobs per process are taken from `jobs` in advance.
+def map_jobs(
+    function: Callable[[Any, J], Any],
+    fixed: Any,  # noqa: ANN401
+    jobs: Iterable[J],
+    workers: int,
+) -> Iterator[Result]:
+    """Calls `function(fixed, job)` for each job; at most MAX_QUEUED jobs per process are taken from `jobs` in advance.
 
     Args:
-        function: of a module that the processes can import, without much that they do not need.
-        fixed: handed to each process once; must be picklable, as must be jobs and results.
+        function: of a module that the processes can import quickly.
+        fixed: handed to each process once; must be picklable, as must jobs and results.
         jobs: taken one by one.
-        processes: how many.
+        workers: number of processes.
 
     Yields:
-        (number of the job from 0, what the function returned), in the order in which they end. None stands for the
-        result of a job that crashes its process, also when it is alone in it: its file breaks the decoder.
+        A result for each job, in the order in which they end. A job that crashes its process, also when it is alone in
+        it, gives None: its file breaks the decoder.
 
     Raises:
-        Exception: what the function raised, the first of it.
+        Exception: the first that the function raised.
         ChildProcessError: a process was killed from outside, e.g. because the machine has no memory left.
     """
     numbered = enumerate(jobs)
-    suspects: list[tuple[int, J]] = []  # were in a process that crashed, and are tried again, alone
+    suspects: list[tuple[int, J]] = []  # were in a process that crashed, and are tried again alone
     suspected: set[int] = set()
-    with tempfile.TemporaryFile() as room:
-        setup = pickle.dumps((function, fixed, room.fileno(), _passport()))
-        workers: list[_Worker] = []
+    with tempfile.TemporaryFile() as slots:
+        setup = pickle.dumps((function, fixed, slots.fileno(), _store_connection()))
+        pool: list[_Worker] = []
         try:
             while True:
-                _hand_out(numbered, suspects, workers, processes, setup, room.fileno())
-                busy = {w.answers: w for w in workers if w.has}
+                _assign_jobs(numbered, suspects, pool, workers, setup, slots.fileno())
+                busy = {w.results: w for w in pool if w.pending}
                 if not busy:
                     return
                 for ready in wait(list(busy)):
                     worker = busy[ready]
                     try:
-                        number, result, error = worker.answers.recv()
+                        number, result, error = worker.results.recv()
                     except (EOFError, ConnectionResetError):
-                        workers.remove(worker)
-                        _bury(worker)
-                        if suspected.issuperset(worker.has):
-                            yield next(iter(worker.has)), None
+                        pool.remove(worker)
+                        _check_crash(worker)
+                        if suspected.issuperset(worker.pending):
+                            yield Result(next(iter(worker.pending)), None)
                         else:
-                            suspects += worker.has.items()
-                            suspected.update(worker.has)
+                            suspects += worker.pending.items()
+                            suspected.update(worker.pending)
                         continue
-                    del worker.has[number]
+                    del worker.pending[number]
                     if error is not None:
                         raise error
-                    yield number, result
+                    yield Result(number, result)
         finally:
-            for worker in workers:
+            for worker in pool:
                 worker.process.kill()
                 _close(worker)
 
 
-def _hand_out(
+def _assign_jobs(
     numbered: Iterator[tuple[int, J]],
     suspects: list[tuple[int, J]],
-    workers: list[_Worker],
-    processes: int,
+    pool: list[_Worker],
+    workers: int,
     setup: bytes,
-    room: int,
+    slots: int,
 ) -> None:
-    """Gives work to who has the least, and starts processes as long as there is work for them."""
+    """Gives jobs to the process with the fewest, and starts processes as long as there are jobs for them."""
     while True:
-        # A suspect is tried with nothing beside it, so that it is known who crashed.
-        if suspects and any(w.has for w in workers):
+        # A suspect runs alone, so that a crash is known to be its own.
+        if suspects and any(w.pending for w in pool):
             return
-        idlest = min(workers, key=lambda w: len(w.has), default=None)
-        more = idlest is None or (bool(idlest.has) and len(workers) < processes)
-        if not more and len(idlest.has) >= _AHEAD:
+        idlest = min(pool, key=lambda w: len(w.pending), default=None)
+        needs_worker = idlest is None or (bool(idlest.pending) and len(pool) < workers)
+        if idlest and not needs_worker and len(idlest.pending) >= MAX_QUEUED:
             return
-        alone = bool(suspects)
-        job = suspects.pop() if alone else next(numbered, None)
+        is_suspect = bool(suspects)
+        job = suspects.pop() if is_suspect else next(numbered, None)
         if job is None:
             return
-        if more:
-            workers.append(idlest := _start(setup, room))
-        idlest.has[job[0]] = job[1]
-        with suppress(BrokenPipeError):  # it died; its pipe of answers tells
+        if idlest is None or needs_worker:
+            pool.append(idlest := _start(setup, slots))
+        idlest.pending[job[0]] = job[1]
+        with suppress(BrokenPipeError):  # it died, which its pipe of results shows
             idlest.jobs.send(job)
-        if alone:
+        if is_suspect:
             return
 
 
-def _start(setup: bytes, room: int) -> _Worker:
+def _start(setup: bytes, slots: int) -> _Worker:
     jobs_out, jobs_in = os.pipe()
-    answers_out, answers_in = os.pipe()
+    results_out, results_in = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "cxr_ml.ingest.worker_pool"],
         stdin=jobs_out,
-        stdout=answers_in,
-        pass_fds=(room,),
-        env=_FRUGAL | os.environ,
+        stdout=results_in,
+        pass_fds=(slots,),
+        env=_ENVIRONMENT | os.environ,
     )
     os.close(jobs_out)
-    os.close(answers_in)
-    worker = _Worker(process, Connection(jobs_in, readable=False), Connection(answers_out, writable=False), {})
+    os.close(results_in)
+    worker = _Worker(process, Connection(jobs_in, readable=False), Connection(results_out, writable=False), {})
     worker.jobs.send_bytes(setup)
     return worker
 
 
-def _bury(worker: _Worker) -> None:
-    """Lets a process go that ended by itself, if it crashed."""
+def _check_crash(worker: _Worker) -> None:
+    """Closes a process that has ended; raises unless it crashed."""
     _close(worker)
     if -worker.process.returncode not in _CRASHES:
         raise ChildProcessError(
@@ -149,20 +159,20 @@ def _bury(worker: _Worker) -> None:
 def _close(worker: _Worker) -> None:
     worker.process.wait()
     worker.jobs.close()
-    worker.answers.close()
+    worker.results.close()
 
 
-def _passport() -> dict[str, Any] | None:
+def _store_connection() -> dict[str, Any] | None:
     from cxr_ml import store
 
     return store.passport()
 
 
 def main() -> None:
-    """One process: answers each job until its pipe is closed, by the caller or by the caller's death."""
+    """Runs one process of the pool: works on jobs until the caller closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller too, which ends its processes
-    jobs, answers = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
-    os.dup2(2, 1)  # what a library prints is no answer
+    jobs, results = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
+    os.dup2(2, 1)  # the output of a library is not a result
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     setup = jobs.recv_bytes()
 
@@ -172,19 +182,19 @@ def main() -> None:
     from cxr_ml.ingest import memory_budget
 
     cv2.setNumThreads(1)
-    function, fixed, places, passport = pickle.loads(setup)
-    memory_budget.enter(places)
-    if passport:
-        store.show(passport)
-    one_at_a_time = Lock()
+    function, fixed, slots, connection = pickle.loads(setup)
+    memory_budget.join(slots)
+    if connection:
+        store.show(connection)
+    send_lock = Lock()
 
     def work(number: int, job: Any) -> None:  # noqa: ANN401
         try:
-            answer = (number, function(fixed, job), None)
+            result = (number, function(fixed, job), None)
         except Exception as error:
-            answer = (number, None, error)
-        with one_at_a_time:
-            answers.send(answer)
+            result = (number, None, error)
+        with send_lock:
+            results.send(result)
 
     with ThreadPoolExecutor(THREADS) as pool:
         while True:

@@ -16,7 +16,7 @@ import numpy as np
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import gradcam
 from cxr_ml.imaging import decode, formats, measure
-from cxr_ml.ingest import inbox, memory_budget, process_file
+from cxr_ml.ingest import drop_files, memory_budget, process_file
 from cxr_ml.records import Model, Prediction
 from cxr_ml.registry import promotion, queries
 from cxr_ml.serving import overlays
@@ -88,7 +88,7 @@ def load_predictor(settings: Settings, model: str | None = None) -> Predict:
 def _ahead(look: Callable[[Source], _Look], sources: Iterable[Source]) -> Iterator[_Look]:
     """`look` of each source, in order, in threads that are at most _AHEAD images ahead of who takes them."""
     remaining, pending = iter(sources), deque[Future[_Look]]()
-    pool = ThreadPoolExecutor(memory_budget.cores())
+    pool = ThreadPoolExecutor(memory_budget.count_cores())
     try:
         pending.extend(pool.submit(look, source) for source in islice(remaining, _AHEAD))
         while pending:
@@ -103,7 +103,7 @@ def _look(settings: Settings, judge: single_image.Screen, size: int, film: bool,
     name = "" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else _read(settings, Path(source))
-        with _one_large if process_file.pixels(data) > memory_budget.LARGE else nullcontext():
+        with _one_large if process_file.count_pixels(data) > memory_budget.LARGE_PIXELS else nullcontext():
             measured, grey = measure.measure_and_decode(data, settings)
             if refused := judge(measured):
                 return _Look(name, refused)
@@ -114,7 +114,7 @@ def _look(settings: Settings, judge: single_image.Screen, size: int, film: bool,
 
 def _read(settings: Settings, path: Path) -> bytes:
     try:
-        return inbox.read(settings, inbox.local_entry(str(path), os.path.realpath(path), path.stat()))
+        return drop_files.read_file(settings, drop_files.make_entry(str(path), os.path.realpath(path), path.stat()))
     except (FileNotFoundError, ValueError):  # ValueError: a name with a NUL byte
         raise formats.BadImage("file_missing", f"A file was expected. Received: {str(path)!r}, which is none") from None
     except (OSError, Refused) as error:  # a broken disk, or a file that changes at this moment

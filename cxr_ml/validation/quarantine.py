@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import deidentify, ingest_drop, labels
+from cxr_ml.ingest import deidentify, labels, labels_csv, process_file
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
 from cxr_ml.validation import judge_batch, reasons, rulings, thumbnails
@@ -124,8 +124,8 @@ def select(
 
 def class_named(settings: Settings, text: str) -> str:
     """The label that a spelling means; the text itself where none is known."""
-    known = labels.known_labels(settings) | {labels.spelling(name): name for name in settings.classes}
-    return known.get(labels.spelling(text), text)
+    known = labels.known_labels(settings) | {labels_csv.normalize(name): name for name in settings.classes}
+    return known.get(labels_csv.normalize(text), text)
 
 
 def find(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
@@ -160,8 +160,8 @@ def _by_name_in_the_drop(frame: pd.DataFrame, name: str, settings: Settings) -> 
     stored = frame["file"].str.replace(".*/", "", regex=True)
     top, _, below = name.partition("/")
     mine = (frame["drop"] == top) | (frame["batch"] == top)
-    hit = stored == deidentify.hashed_name(settings, name)
-    return frame[hit | (mine & (stored == deidentify.hashed_name(settings, below)))] if below else frame[hit]
+    hit = stored == deidentify.hash_path(settings, name)
+    return frame[hit | (mine & (stored == deidentify.hash_path(settings, below)))] if below else frame[hit]
 
 
 def show(settings: Settings, name: str) -> dict:
@@ -190,7 +190,7 @@ def show(settings: Settings, name: str) -> dict:
         "at": store.written(settings, f"batches/{row['batch']}/batch.json"),
         "reasons": {code: reasons.explain(code, measured, rejected, settings) for code in row["reasons"]},
         "limits": [x._asdict() for x in reasons.limits(measured, settings) if x.limit] if sha else [],
-        "image": ingest_drop.image_key(sha, row["format"]) if sha else "",
+        "image": process_file.image_key(sha, row["format"]) if sha else "",
         "thumbnail": pictures[sha],
         "others": [
             {

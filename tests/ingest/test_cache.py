@@ -13,7 +13,7 @@ import pytest
 from drop_samples import csv, ingested, png, put_drop
 from test_archives import packed, put
 
-from cxr_ml.ingest import archives, cache, inbox, ingest_drop, label_matching, labels
+from cxr_ml.ingest import archives, cache, drop_files, inbox, ingest_drop, label_matching, labels
 
 pytestmark = pytest.mark.usefixtures("handful")
 
@@ -34,7 +34,7 @@ def calls(monkeypatch):
     def counting(name, whole):
         return lambda *args: (counted.append(name), whole(*args))[1]
 
-    for module, name in ((inbox, "_list"), (archives, "unpack"), (label_matching, "match")):
+    for module, name in ((inbox, "_index_folder"), (archives, "decompress"), (label_matching, "match_rows")):
         monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
     return counted
 
@@ -47,7 +47,7 @@ def aged(root: Path) -> Path:
 
 
 def files(settings, drop="drop"):
-    with labels.opened(settings, drop) as (_, entries):
+    with inbox.open_drop(settings, drop) as (_, entries):
         return [e.file for e in entries]
 
 
@@ -58,64 +58,64 @@ def left(settings):
 def test_all_shards_of_a_drop_share_one_listing_and_one_reading_of_its_table(small, calls):
     rows = [f"NORMAL/{n}.png,normal,P000{n}" for n in range(4)]
     aged(put_drop(small, "drop", FILES | {"labels.csv": csv(*rows, header="filename,label,patient")}))
-    plan = ingest_drop.plan(small, "drop")
+    plan = ingest_drop.plan_shards(small, "drop")
     assert len(plan) == 3
     for shard in plan:
         assert left(small)
         ingest_drop.ingest_shard(small, shard)
-    assert calls == ["_list", "match"]
+    assert calls == ["_index_folder", "match_rows"]
     assert left(small) == []
     assert set(ingested(small, plan[0].batch)["verdict"]) == {"accepted"}
 
 
 def test_an_archive_is_unpacked_once_for_all_its_shards(small, calls):
     put(small, packed(FILES, "drop.tgz"), "drop.tgz")
-    plan = ingest_drop.plan(small, "drop.tgz")
+    plan = ingest_drop.plan_shards(small, "drop.tgz")
     for shard in plan:
         ingest_drop.ingest_shard(small, shard)
-    assert len(plan) == 2 and calls == ["unpack"] and left(small) == []
+    assert len(plan) == 2 and calls == ["decompress"] and left(small) == []
 
 
 @pytest.mark.parametrize("change", ["comes", "goes", "is renamed"])
 def test_a_file_that_comes_or_goes_is_noticed_without_a_listing_of_what_stayed(small, calls, change):
     root = aged(put_drop(small, "drop", FILES))
     assert files(small) == files(small) == list(FILES)
-    assert calls == ["_list"]
+    assert calls == ["_index_folder"]
     if change == "comes":
         (root / "NORMAL/9.png").write_bytes(png(9))
     elif change == "goes":
         (root / "NORMAL/3.png").unlink()
     else:
         (root / "NORMAL/3.png").rename(root / "NORMAL/4.png")
-    assert files(small) != list(FILES) and calls == ["_list", "_list"]
+    assert files(small) != list(FILES) and calls == ["_index_folder", "_index_folder"]
 
 
 def test_a_folder_that_changed_just_before_it_was_listed_is_not_believed(small, calls):
     put_drop(small, "drop", FILES)
     files(small), files(small)
-    assert calls == ["_list", "_list"]
+    assert calls == ["_index_folder", "_index_folder"]
 
 
 def test_another_archive_of_the_same_name_is_opened_anew(small, calls):
     path = put(small, packed(FILES, "drop.tgz"), "drop.tgz")
     assert files(small, "drop.tgz") == list(FILES)
     path.write_bytes(gzip.compress(packed({"NORMAL/other.png": b"x"}, "drop.tar")))
-    assert files(small, "drop.tgz") == ["NORMAL/other.png"] and calls == ["unpack", "unpack"]
+    assert files(small, "drop.tgz") == ["NORMAL/other.png"] and calls == ["decompress", "decompress"]
 
 
 def test_a_prefix_in_s3_is_listed_once_for_the_shards_of_a_run_and_anew_by_the_next_run(small, calls):
     away = small.model_copy(update={"inbox": f"s3://{small.bucket}/inbox"})
-    client = labels.store.client(small.s3_endpoint_url)
+    client = inbox.store.client(small.s3_endpoint_url)
     for n in range(3):
         client.put_object(Bucket=small.bucket, Key=f"inbox/drop/NORMAL/{n}.png", Body=png(n))
-    plan = ingest_drop.plan(away, "drop")
+    plan = ingest_drop.plan_shards(away, "drop")
     client.put_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/late.png", Body=png(9))
     for shard in plan:
         ingest_drop.ingest_shard(away, shard)
-    assert len(plan) == 2 and calls == ["_list"]
+    assert len(plan) == 2 and calls == ["_index_folder"]
     assert list(ingested(away, plan[0].batch).index) == ["NORMAL/0.png", "NORMAL/1.png", "NORMAL/2.png"]
-    again = ingest_drop.plan(away, "drop")
-    assert again[0].batch != plan[0].batch and calls == ["_list", "_list"]
+    again = ingest_drop.plan_shards(away, "drop")
+    assert again[0].batch != plan[0].batch and calls == ["_index_folder", "_index_folder"]
     client.delete_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/0.png")
     whole = ingest_drop.ingest(away, "drop")
     assert list(ingested(away, whole).index) == ["NORMAL/1.png", "NORMAL/2.png", "NORMAL/late.png"]
@@ -126,28 +126,28 @@ def test_a_table_is_read_anew_for_other_settings(small, calls):
     said = []
     for salt in ("one", "one", "other"):
         own = small.model_copy(update={"patient_salt": salt})
-        with labels.opened(own, "drop") as (_, entries):
+        with inbox.open_drop(own, "drop") as (_, entries):
             said.append(labels.read_labels(own, "drop", entries)["patient"].iat[0])
-    assert said[0] == said[1] != said[2] and calls == ["_list", "match", "match"]
+    assert said[0] == said[1] != said[2] and calls == ["_index_folder", "match_rows", "match_rows"]
 
 
 def test_of_many_that_begin_at_the_same_time_one_unpacks(small, calls):
     put(small, packed(FILES, "drop.tgz"), "drop.tgz")
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: files(small, "drop.tgz"), range(8)))
-    assert found == [list(FILES)] * 8 and calls == ["unpack"]
+    assert found == [list(FILES)] * 8 and calls == ["decompress"]
 
 
 KILLED = """
 import os, signal
 from cxr_ml import settings
-from cxr_ml.ingest import archives, labels
+from cxr_ml.ingest import archives, inbox
 def half(settings, path, target, drop):
     target.write(b"half of it")
     target.flush()
     os.kill(os.getpid(), signal.SIGKILL)
-archives.unpack = half
-with labels.opened(settings.load(), "drop.tgz"): pass
+archives.decompress = half
+with inbox.open_drop(settings.load(), "drop.tgz"): pass
 """
 
 
@@ -162,12 +162,12 @@ def test_what_a_killed_run_left_half_done_is_not_believed_and_removed(small, cal
 def test_what_nobody_uses_any_more_is_removed_by_the_next_run_and_what_is_in_use_is_not(small):
     put(small, packed(FILES, "a.tgz"), "a.tgz")
     put_drop(small, "b", FILES)
-    with labels.opened(small, "a.tgz") as (_, entries):
+    with inbox.open_drop(small, "a.tgz") as (_, entries):
         folder, old = entries.cache, time.time() - 10_000
         os.utime(folder, (old, old))
-        cache.forget(small, "a.tgz")
+        cache.evict(small, "a.tgz")
         files(small, "b")
-        assert labels.read(small, entries[0]) == png(0)
+        assert drop_files.read_file(small, entries[0]) == png(0)
     os.utime(folder, (old, old))
     files(small, "b")
     assert not folder.exists()

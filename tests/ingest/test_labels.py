@@ -9,19 +9,19 @@ from drop_samples import csv, put_drop
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.imaging.formats import BadImage
-from cxr_ml.ingest import deidentify, labels
+from cxr_ml.ingest import deidentify, drop_files, drop_index, inbox, labels
 from cxr_ml.settings import Settings
 
 
 @pytest.fixture
-def inbox(tmp_path):
+def local(tmp_path):
     """Settings with an empty inbox; no store is needed to read a drop."""
     (tmp_path / "inbox").mkdir()
     return Settings(inbox=str(tmp_path / "inbox"), patient_salt="salt")
 
 
 def said(settings, name) -> pd.DataFrame:
-    return labels.read_labels(settings, name, labels.listing(settings, name)).set_index("file")
+    return labels.read_labels(settings, name, inbox.list_files(settings, name)).set_index("file")
 
 
 def labelled(settings, rows, *files, header="filename,label"):
@@ -51,9 +51,9 @@ def labelled(settings, rows, *files, header="filename,label"):
         ("TB/a.png", "TUBERCULOSIS", ""),
     ],
 )
-def test_class_folders_give_the_label_and_the_split(inbox, file, label, split):
-    put_drop(inbox, "drop", {file: b"x"})
-    row = said(inbox, "drop").loc[file]
+def test_class_folders_give_the_label_and_the_split(local, file, label, split):
+    put_drop(local, "drop", {file: b"x"})
+    row = said(local, "drop").loc[file]
     assert (row["label"], row["split_hint"], row["reasons"]) == (label, split, [])
 
 
@@ -61,24 +61,24 @@ def test_class_folders_give_the_label_and_the_split(inbox, file, label, split):
     ("file", "raw", "reason"),
     [("a.png", "", "no_label"), ("train/a.png", "", "no_label"), ("train/MEASLES/a.png", "MEASLES", "unknown_label")],
 )
-def test_a_file_without_a_known_label_says_why(inbox, file, raw, reason):
-    put_drop(inbox, "drop", {file: b"x"})
-    row = said(inbox, "drop").loc[file]
+def test_a_file_without_a_known_label_says_why(local, file, raw, reason):
+    put_drop(local, "drop", {file: b"x"})
+    row = said(local, "drop").loc[file]
     assert (row["label"], row["label_raw"], row["reasons"]) == ("", raw, [reason])
 
 
-def test_a_spelling_can_be_added_in_the_settings(inbox):
-    put_drop(inbox, "drop", {"Maladie_A/a.png": b"x"})
-    known = inbox.model_copy(update={"label_spellings": {"maladie a": "PNEUMONIA"}})
+def test_a_spelling_can_be_added_in_the_settings(local):
+    put_drop(local, "drop", {"Maladie_A/a.png": b"x"})
+    known = local.model_copy(update={"label_spellings": {"maladie a": "PNEUMONIA"}})
     assert said(known, "drop").loc["Maladie_A/a.png", "label"] == "PNEUMONIA"
 
 
 # labels.csv
 
 
-def test_labels_csv_gives_label_patient_view_source_and_split(inbox):
+def test_labels_csv_gives_label_patient_view_source_and_split(local):
     table = labelled(
-        inbox,
+        local,
         ["a.png,Covid-19,P7,AP,site-1,test", "sub/b.png,no findings,P8,PA,site-2,"],
         "a.png",
         "sub/b.png",
@@ -118,57 +118,57 @@ def test_labels_csv_gives_label_patient_view_source_and_split(inbox):
         "empty lines",
     ],
 )
-def test_labels_csv_of_a_spreadsheet_is_understood(inbox, data):
-    assert labelled(inbox, data, "a.png").loc["a.png", "label"] == "NORMAL"
+def test_labels_csv_of_a_spreadsheet_is_understood(local, data):
+    assert labelled(local, data, "a.png").loc["a.png", "label"] == "NORMAL"
 
 
 @pytest.mark.parametrize(
     "header",
     ["File,Class,Patient", "image name,DIAGNOSIS,Patient ID", "Image Index,Finding Labels,patientId", "path,label,MRN"],
 )
-def test_columns_may_be_called_what_people_call_them(inbox, header):
-    table = labelled(inbox, ["a.png,normal,P0007"], "a.png", header=header)
+def test_columns_may_be_called_what_people_call_them(local, header):
+    table = labelled(local, ["a.png,normal,P0007"], "a.png", header=header)
     assert table.loc["a.png", "label"] == "NORMAL" and len(table.loc["a.png", "patient"]) == 16
 
 
-def test_the_usual_name_of_a_column_comes_before_what_else_it_may_be_called(inbox):
+def test_the_usual_name_of_a_column_comes_before_what_else_it_may_be_called(local):
     header = "path,filename,class,label"
-    assert labelled(inbox, ["/old/x.png,a.png,7,normal"], "a.png", header=header)["label"].to_dict() == {
+    assert labelled(local, ["/old/x.png,a.png,7,normal"], "a.png", header=header)["label"].to_dict() == {
         "a.png": "NORMAL"
     }
 
 
 @pytest.mark.parametrize("name", ["Labels.csv", "LABELS.CSV"])
-def test_labels_csv_may_be_written_in_capitals(inbox, name):
-    put_drop(inbox, "drop", {name: csv("a.png,normal"), "a.png": b"x"})
-    assert said(inbox, "drop")["label"].to_dict() == {"a.png": "NORMAL"}
+def test_labels_csv_may_be_written_in_capitals(local, name):
+    put_drop(local, "drop", {name: csv("a.png,normal"), "a.png": b"x"})
+    assert said(local, "drop")["label"].to_dict() == {"a.png": "NORMAL"}
 
 
-def test_two_tables_of_one_drop_are_refused(inbox):
-    put_drop(inbox, "drop", {"Labels.csv": csv("a.png,normal"), "labels.csv": csv("a.png,covid"), "a.png": b"x"})
+def test_two_tables_of_one_drop_are_refused(local):
+    put_drop(local, "drop", {"Labels.csv": csv("a.png,normal"), "labels.csv": csv("a.png,covid"), "a.png": b"x"})
     with pytest.raises(Refused, match=r"one labels\.csv"):
-        said(inbox, "drop")
+        said(local, "drop")
 
 
-def test_quoted_newlines_and_odd_names_are_text(inbox):
+def test_quoted_newlines_and_odd_names_are_text(local):
     rows = ['"two\nlines.png",normal', '"=cmd()|x.png",normal', "\N{LUNGS}.png,normal", '"say ""ah"".png",normal']
     files = ["two\nlines.png", "=cmd()|x.png", "\N{LUNGS}.png", 'say "ah".png']
-    assert labelled(inbox, rows, *files)["reasons"].to_dict() == {f: [] for f in files}
+    assert labelled(local, rows, *files)["reasons"].to_dict() == {f: [] for f in files}
 
 
-def test_a_name_is_found_however_its_accents_are_composed(inbox):
-    table = labelled(inbox, ["caf\u00e9.png,normal"], "cafe\u0301.png")
+def test_a_name_is_found_however_its_accents_are_composed(local):
+    table = labelled(local, ["caf\u00e9.png,normal"], "cafe\u0301.png")
     assert table["label"].to_dict() == {"cafe\u0301.png": "NORMAL"}
 
 
-def test_one_file_written_in_two_ways_is_one_file(inbox):
-    table = labelled(inbox, ["./i/a.png,normal", r"i\a.png,normal", "i//a.png,covid"], "i/a.png")
+def test_one_file_written_in_two_ways_is_one_file(local):
+    table = labelled(local, ["./i/a.png,normal", r"i\a.png,normal", "i//a.png,covid"], "i/a.png")
     assert table["reasons"].to_dict() == {"i/a.png": ["conflicting_rows"]}
 
 
-def test_rows_that_give_one_file_two_patients_or_splits_contradict_each_other(inbox):
+def test_rows_that_give_one_file_two_patients_or_splits_contradict_each_other(local):
     rows = ["a.png,normal,P0001,test", "a.png,normal,P0002,test", "b.png,normal,P3,test", "b.png,normal,P3,train"]
-    table = labelled(inbox, rows, "a.png", "b.png", header="filename,label,patient_id,split")
+    table = labelled(local, rows, "a.png", "b.png", header="filename,label,patient_id,split")
     assert list(table["reasons"]) == [["conflicting_rows"]] * 2
 
 
@@ -186,15 +186,15 @@ def test_rows_that_give_one_file_two_patients_or_splits_contradict_each_other(in
         (" ", ""),
     ],
 )
-def test_a_split_may_be_called_what_people_call_it(inbox, text, split):
-    table = labelled(inbox, [f"a.png,normal,{text}"], "a.png", header="filename,label,split")
+def test_a_split_may_be_called_what_people_call_it(local, text, split):
+    table = labelled(local, [f"a.png,normal,{text}"], "a.png", header="filename,label,split")
     assert table.loc["a.png", ["split_hint", "reasons"]].to_list() == [split, []]
 
 
 @pytest.mark.parametrize("text", ["tst", "1", "set", "train/test"])
-def test_an_image_in_a_split_that_nobody_knows_is_never_guessed_into_train(inbox, text):
+def test_an_image_in_a_split_that_nobody_knows_is_never_guessed_into_train(local, text):
     rows = [f"a.png,normal,{text}", "b.png,normal,", f"c.png,measles,{text}", f"d.png,normal,{text}"]
-    table = labelled(inbox, rows, "a.png", "b.png", "c.png", header="filename,label,split")
+    table = labelled(local, rows, "a.png", "b.png", "c.png", header="filename,label,split")
     reasons = table["reasons"].to_dict()
     assert reasons == {
         "a.png": ["unknown_split"],
@@ -204,30 +204,30 @@ def test_an_image_in_a_split_that_nobody_knows_is_never_guessed_into_train(inbox
     }
 
 
-def test_a_table_of_too_many_rows_is_refused(inbox):
+def test_a_table_of_too_many_rows_is_refused(local):
     with pytest.raises(Refused, match="max_drop_files"):
-        labelled(inbox.model_copy(update={"max_drop_files": 3}), [f"{i}.png,normal" for i in range(4)], "0.png")
+        labelled(local.model_copy(update={"max_drop_files": 3}), [f"{i}.png,normal" for i in range(4)], "0.png")
 
 
-def test_a_row_that_names_a_link_ends_as_one(inbox, tmp_path):
+def test_a_row_that_names_a_link_ends_as_one(local, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"secret")
-    root = put_drop(inbox, "drop", {"labels.csv": csv("link.png,normal")})
+    root = put_drop(local, "drop", {"labels.csv": csv("link.png,normal")})
     (root / "link.png").symlink_to(tmp_path / "secret.png")
-    entries = labels.listing(inbox, "drop")
-    (row,) = labels.read_labels(inbox, "drop", entries).to_dict("records")
+    entries = inbox.list_files(local, "drop")
+    (row,) = labels.read_labels(local, "drop", entries).to_dict("records")
     with pytest.raises(BadImage) as caught:
-        labels.read(inbox, entries[row["entry"]])
+        drop_files.read_file(local, entries[row["entry"]])
     assert (row["reasons"], caught.value.code) == ([], "symlink")
 
 
-def test_names_of_files_that_hold_the_patient_get_the_hash_and_are_found_all_the_same(inbox):
+def test_names_of_files_that_hold_the_patient_get_the_hash_and_are_found_all_the_same(local):
     rows = ["P0007/chest_p0007.png,normal,P0007", "x.png,normal,P0008"]
     files = {"labels.csv": csv(*rows, header="filename,label,patient_id"), "P0007/chest_p0007.png": b"one"}
-    put_drop(inbox, "drop", files | {"x.png": b"two", "p0008_unlisted.png": b"three"})
-    entries = labels.listing(inbox, "drop")
-    table = labels.read_labels(inbox, "drop", entries)
-    seven, eight = (deidentify.hashed(inbox, p) for p in ("P0007", "P0008"))
-    assert {row.file: labels.read(inbox, entries[row.entry]) for row in table.itertuples()} == {
+    put_drop(local, "drop", files | {"x.png": b"two", "p0008_unlisted.png": b"three"})
+    entries = inbox.list_files(local, "drop")
+    table = labels.read_labels(local, "drop", entries)
+    seven, eight = (deidentify.hash_patient(local, p) for p in ("P0007", "P0008"))
+    assert {row.file: drop_files.read_file(local, entries[row.entry]) for row in table.itertuples()} == {
         f"{seven}/chest_{seven}.png": b"one",
         "x.png": b"two",
         f"{eight}_unlisted.png": b"three",
@@ -235,51 +235,51 @@ def test_names_of_files_that_hold_the_patient_get_the_hash_and_are_found_all_the
     assert not {"p0007", "p0008"} & set(table.to_csv().lower().replace("_", ",").replace("/", ",").split(","))
 
 
-def test_a_table_that_names_patients_needs_a_salt(inbox):
+def test_a_table_that_names_patients_needs_a_salt(local):
     with pytest.raises(Refused, match="CXR_PATIENT_SALT"):
         labelled(
-            inbox.model_copy(update={"patient_salt": ""}), ["a.png,normal,P7"], "a.png", header="filename,label,mrn"
+            local.model_copy(update={"patient_salt": ""}), ["a.png,normal,P7"], "a.png", header="filename,label,mrn"
         )
 
 
-def test_windows_paths_name_the_file_below_their_folder(inbox):
-    table = labelled(inbox, [r"images\a.png,normal"], "images/a.png")
+def test_windows_paths_name_the_file_below_their_folder(local):
+    table = labelled(local, [r"images\a.png,normal"], "images/a.png")
     assert table["reasons"].to_dict() == {"images/a.png": []}
 
 
-def test_folders_say_nothing_where_there_is_a_labels_csv(inbox):
-    table = labelled(inbox, ["NORMAL/a.png,pneumonia"], "NORMAL/a.png", "NORMAL/b.png")
+def test_folders_say_nothing_where_there_is_a_labels_csv(local):
+    table = labelled(local, ["NORMAL/a.png,pneumonia"], "NORMAL/a.png", "NORMAL/b.png")
     assert list(table["label"]) == ["PNEUMONIA", ""]
     assert list(table["reasons"]) == [[], ["not_listed"]]
 
 
-def test_a_file_listed_but_missing_and_one_not_listed_are_told_apart(inbox):
-    table = labelled(inbox, ["a.png,normal", "lost.png,normal"], "a.png", "extra.png")
+def test_a_file_listed_but_missing_and_one_not_listed_are_told_apart(local):
+    table = labelled(local, ["a.png,normal", "lost.png,normal"], "a.png", "extra.png")
     assert table["reasons"].to_dict() == {"a.png": [], "extra.png": ["not_listed"], "lost.png": ["file_missing"]}
 
 
 @pytest.mark.parametrize(
     "path", ["../secret.png", "images/../../secret.png", "/etc/passwd", r"..\secret.png", r"C:\x.png", ""]
 )
-def test_a_path_out_of_the_drop_is_never_looked_up(inbox, path):
-    put_drop(inbox, "other", {"secret.png": b"x"})
-    table = labelled(inbox, [f"{path},normal"], "a.png")
+def test_a_path_out_of_the_drop_is_never_looked_up(local, path):
+    put_drop(local, "other", {"secret.png": b"x"})
+    table = labelled(local, [f"{path},normal"], "a.png")
     assert table.loc[path.replace("\\", "/"), "reasons"] == ["path_outside_drop"]
     assert list(table.loc["a.png", "reasons"]) == ["not_listed"]
 
 
-def test_rows_of_one_file_that_contradict_each_other_are_refused_and_repeated_ones_are_not(inbox):
-    table = labelled(inbox, ["a.png,normal", "b.png,normal", "a.png,covid", "b.png,NORMAL"], "a.png", "b.png")
+def test_rows_of_one_file_that_contradict_each_other_are_refused_and_repeated_ones_are_not(local):
+    table = labelled(local, ["a.png,normal", "b.png,normal", "a.png,covid", "b.png,NORMAL"], "a.png", "b.png")
     assert table["reasons"].to_dict() == {"a.png": ["conflicting_rows"], "b.png": []}
 
 
-def test_a_patient_becomes_a_salted_hash(inbox):
+def test_a_patient_becomes_a_salted_hash(local):
     rows = ["a.png,normal,Jane Doe 1961", "b.png,normal,Jane Doe 1961", "c.png,normal,", "d.png,normal,X"]
-    table = labelled(inbox, rows, "a.png", "b.png", "c.png", "d.png", header="filename,label,patient_id")
+    table = labelled(local, rows, "a.png", "b.png", "c.png", "d.png", header="filename,label,patient_id")
     a, b, c, d = table["patient"]
     assert a == b != d and c == "" and len(a) == 16
     assert "Jane" not in table.to_csv()
-    other = inbox.model_copy(update={"patient_salt": "another"})
+    other = local.model_copy(update={"patient_salt": "another"})
     assert said(other, "drop").loc["a.png", "patient"] != a
 
 
@@ -293,62 +293,62 @@ def test_a_patient_becomes_a_salted_hash(inbox):
     ],
     ids=["empty", "other columns", "an odd quote", "a giant field"],
 )
-def test_a_labels_csv_that_cannot_be_used_refuses_the_drop_by_name(inbox, data, words):
+def test_a_labels_csv_that_cannot_be_used_refuses_the_drop_by_name(local, data, words):
     with pytest.raises(Refused, match=f"'drop'.*{words}|{words}.*'drop'"):
-        labelled(inbox, data, "a.png")
+        labelled(local, data, "a.png")
 
 
-def test_a_labels_csv_that_is_a_link_is_not_followed(inbox, tmp_path):
+def test_a_labels_csv_that_is_a_link_is_not_followed(local, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("the first line of a secret\n")
-    root = put_drop(inbox, "drop", {"NORMAL/a.png": b"x"})
+    root = put_drop(local, "drop", {"NORMAL/a.png": b"x"})
     (root / "labels.csv").symlink_to(secret)
     with pytest.raises(Refused, match=r"labels\.csv") as caught:
-        said(inbox, "drop")
+        said(local, "drop")
     assert "secret" not in str(caught.value)
 
 
-def test_a_labels_csv_larger_than_any_file_may_be_is_not_read(inbox):
-    put_drop(inbox, "drop", {"labels.csv": csv("a.png,normal"), "a.png": b"x"})
+def test_a_labels_csv_larger_than_any_file_may_be_is_not_read(local):
+    put_drop(local, "drop", {"labels.csv": csv("a.png,normal"), "a.png": b"x"})
     with pytest.raises(Refused, match=r"labels\.csv"):
-        said(inbox.model_copy(update={"max_file_bytes": 10}), "drop")
+        said(local.model_copy(update={"max_file_bytes": 10}), "drop")
 
 
 # The inbox
 
 
-def test_the_drops_are_the_folders_of_the_inbox(inbox, tmp_path):
+def test_the_drops_are_the_folders_of_the_inbox(local, tmp_path):
     for name in ("b", "a"):
-        put_drop(inbox, name, {"x.png": b"x"})
+        put_drop(local, name, {"x.png": b"x"})
     (tmp_path / "inbox/file.txt").write_text("x")
     (tmp_path / "inbox/.partial").mkdir()
     (tmp_path / "outside").mkdir()
     (tmp_path / "inbox/link").symlink_to(tmp_path / "outside")
-    assert labels.names(inbox) == ["a", "b"]
+    assert inbox.list_drops(local) == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["..", "../outside", "missing", "", "link"])
-def test_a_name_that_is_no_drop_of_the_inbox_is_refused(inbox, tmp_path, name):
+def test_a_name_that_is_no_drop_of_the_inbox_is_refused(local, tmp_path, name):
     (tmp_path / "outside").mkdir()
     (tmp_path / "inbox/link").symlink_to(tmp_path / "outside")
     with pytest.raises(Refused, match="no drop of that name"):
-        labels.listing(inbox, name)
+        inbox.list_files(local, name)
 
 
-def test_an_inbox_that_does_not_exist_is_refused_by_the_name_of_its_setting(inbox):
+def test_an_inbox_that_does_not_exist_is_refused_by_the_name_of_its_setting(local):
     with pytest.raises(Refused, match="CXR_INBOX"):
-        labels.names(inbox.model_copy(update={"inbox": "/nowhere/at/all"}))
+        inbox.list_drops(local.model_copy(update={"inbox": "/nowhere/at/all"}))
 
 
-def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(inbox, tmp_path):
+def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(local, tmp_path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/secret.png").write_bytes(b"secret")
     files = dict.fromkeys(["NORMAL/a.png", ".DS_Store", "NORMAL/Thumbs.db", "NORMAL/._a.png", "desktop.ini"], b"x")
-    root = put_drop(inbox, "drop", files)
+    root = put_drop(local, "drop", files)
     (root / "NORMAL/link.png").symlink_to(tmp_path / "outside/secret.png")
     (root / "NORMAL/folder").symlink_to(tmp_path / "outside")
     os.mkfifo(root / "NORMAL/pipe.png")
-    found = {e.file: (e.size, e.fault) for e in labels.listing(inbox, "drop")}
+    found = {e.file: (e.size, e.fault) for e in inbox.list_files(local, "drop")}
     assert found == {
         "NORMAL/a.png": (1, ""),
         "NORMAL/folder": (-1, "symlink"),
@@ -358,9 +358,9 @@ def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(inbox, tmp_
 
 
 @pytest.mark.parametrize("change", ["touched", "longer", "a link", "a pipe", "gone"])
-def test_a_file_that_is_no_longer_what_was_listed_is_not_read(inbox, tmp_path, change):
-    path = put_drop(inbox, "drop", {"NORMAL/a.png": b"one"}) / "NORMAL/a.png"
-    (entry,) = labels.listing(inbox, "drop")
+def test_a_file_that_is_no_longer_what_was_listed_is_not_read(local, tmp_path, change):
+    path = put_drop(local, "drop", {"NORMAL/a.png": b"one"}) / "NORMAL/a.png"
+    (entry,) = inbox.list_files(local, "drop")
     if change == "touched":
         os.utime(path, (1, 1))
     elif change == "longer":
@@ -374,14 +374,14 @@ def test_a_file_that_is_no_longer_what_was_listed_is_not_read(inbox, tmp_path, c
         elif change == "a pipe":
             os.mkfifo(path)
     with pytest.raises(Refused, match=r"must not change.*start a new run"):
-        labels.read(inbox, entry)
+        drop_files.read_file(local, entry)
 
 
-def test_the_name_of_a_batch_changes_with_any_change_of_the_drop_and_with_nothing_else(inbox):
-    root = put_drop(inbox, "week 2 é", {"NORMAL/a.png": b"one", "NORMAL/b.png": b"two"})
+def test_the_name_of_a_batch_changes_with_any_change_of_the_drop_and_with_nothing_else(local):
+    root = put_drop(local, "week 2 é", {"NORMAL/a.png": b"one", "NORMAL/b.png": b"two"})
 
     def name():
-        return labels.batch_id(root.name, labels.listing(inbox, root.name))
+        return inbox.make_batch_id(root.name, inbox.list_files(local, root.name))
 
     first = name()
     assert first == name()
@@ -399,8 +399,8 @@ def test_the_name_of_a_batch_changes_with_any_change_of_the_drop_and_with_nothin
 
 
 def test_files_of_two_drops_that_look_alike_do_not_share_a_batch():
-    entries = [labels.Entry("NORMAL/a.png", 1, "1", "/inbox/a.png")]
-    assert labels.batch_id("a b", entries) != labels.batch_id("a-b", entries)
+    entries = [drop_index.Entry("NORMAL/a.png", 1, "1", "/inbox/a.png")]
+    assert inbox.make_batch_id("a b", entries) != inbox.make_batch_id("a-b", entries)
 
 
 # An inbox in S3
@@ -425,42 +425,42 @@ def test_an_inbox_in_s3_is_listed_and_read_like_a_folder(remote):
     put("week-10/labels.csv", csv("images/b.png,covid"))
     put("week-10/images/b.png", b"two")
     put("not-in-a-drop.png")
-    assert labels.names(settings) == ["week-1", "week-10"]
-    (entry,) = labels.listing(settings, "week-1")
+    assert inbox.list_drops(settings) == ["week-1", "week-10"]
+    (entry,) = inbox.list_files(settings, "week-1")
     assert (entry.file, entry.size) == ("train/NORMAL/a.png", 3)
-    assert labels.read(settings, entry) == b"one"
+    assert drop_files.read_file(settings, entry) == b"one"
     assert said(settings, "week-1").loc["train/NORMAL/a.png", ["label", "split_hint"]].to_list() == ["NORMAL", "train"]
     assert said(settings, "week-10")["label"].to_dict() == {"images/b.png": "COVID19"}
     same = settings.model_copy(update={"inbox": settings.inbox + "/"})
-    assert list(labels.listing(same, "week-1")) == [entry]
+    assert list(inbox.list_files(same, "week-1")) == [entry]
     put("week-1/train/NORMAL/a.png", b"two")
     with pytest.raises(Refused, match="must not change"):
-        labels.read(settings, entry)
+        drop_files.read_file(settings, entry)
 
 
 def test_a_hidden_folder_in_s3_is_no_drop(remote):
     settings, put = remote
     put(".partial/NORMAL/b.png")
     put("drop/NORMAL/c.png")
-    assert labels.names(settings) == ["drop"]
+    assert inbox.list_drops(settings) == ["drop"]
 
 
 def test_the_batch_of_a_drop_in_s3_changes_with_the_bytes_of_a_file(remote):
     settings, put = remote
     put("drop/NORMAL/a.png", b"one")
-    first = labels.batch_id("drop", labels.listing(settings, "drop"))
+    first = inbox.make_batch_id("drop", inbox.list_files(settings, "drop"))
     put("drop/NORMAL/a.png", b"two")
-    assert labels.batch_id("drop", labels.listing(settings, "drop")) != first
+    assert inbox.make_batch_id("drop", inbox.list_files(settings, "drop")) != first
 
 
 def test_a_drop_is_new_until_its_batch_is_committed_and_again_when_it_changes(settings):
     root = put_drop(settings, "drop", {"NORMAL/a.png": b"x"})
     (root.parent / "empty").mkdir()
-    assert labels.new(settings) == ["drop"]
-    batch = labels.batch_id("drop", labels.listing(settings, "drop"))
+    assert inbox.list_new_drops(settings) == ["drop"]
+    batch = inbox.make_batch_id("drop", inbox.list_files(settings, "drop"))
     store.put_if_absent(settings, f"batches/{batch}/ingested.parquet", b"not the commit mark")
-    assert labels.new(settings) == ["drop"]
+    assert inbox.list_new_drops(settings) == ["drop"]
     store.put_if_absent(settings, f"batches/{batch}/batch.json", b"{}")
-    assert labels.new(settings) == []
+    assert inbox.list_new_drops(settings) == []
     (root / "NORMAL/b.png").write_bytes(b"y")
-    assert labels.new(settings) == ["drop"]
+    assert inbox.list_new_drops(settings) == ["drop"]

@@ -15,7 +15,7 @@ from PIL import Image
 from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.imaging import phantoms
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 from cxr_ml.validation import judge_batch
@@ -79,7 +79,7 @@ def take(settings: Settings, name: str, files: dict[str, bytes] | None = None) -
 
 
 def ingested(settings: Settings, batch: str) -> pd.DataFrame:
-    return ingest_drop.read(settings, batch).set_index("file")
+    return tables.read_batch(settings, batch).set_index("file")
 
 
 def judged(settings: Settings, batch: str) -> pd.DataFrame:

@@ -49,8 +49,8 @@ def handful(request, monkeypatch):
             suite.expectations = [e for e in suite.expectations if e.column in RULES]
         return suite
 
-    in_turn = lambda function, fixed, jobs, processes: enumerate(function(fixed, job) for job in jobs)  # noqa: E731
-    monkeypatch.setattr(worker_pool, "run", in_turn)
+    in_turn = lambda function, fixed, jobs, workers: enumerate(function(fixed, job) for job in jobs)  # noqa: E731
+    monkeypatch.setattr(worker_pool, "map_jobs", in_turn)
     monkeypatch.setattr(verdicts, "load_suite", few_rules)
     monkeypatch.setattr(suites, "_page", lambda validated: f"<title>Data Docs: {validated.suite_name}</title>")
     monkeypatch.setattr(judge_batch, "check_suites", lambda settings: None)

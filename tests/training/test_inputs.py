@@ -16,7 +16,8 @@ from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import decode, formats, measure
-from cxr_ml.ingest.ingest_drop import image_key, to_parquet
+from cxr_ml.ingest.process_file import image_key
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.training import array_cache, inputs
 
 FEW = {"train": 2, "validation": 1, "test": 1}

@@ -26,7 +26,7 @@ from drop_samples import (
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.ingest import inbox, ingest_drop, tables
 from cxr_ml.validation import judge_batch
 
 pytestmark = pytest.mark.usefixtures("handful")
@@ -41,7 +41,7 @@ def test_a_sound_drop_is_accepted_whole_and_committed(settings):
     assert (record.drop, record.reasons, record.rejected_classes, record.failures) == ("week-1", {}, {}, ())
     assert record.counts == {"accepted": {"NORMAL": 2, "COVID19": 1}}
     assert judge_batch.committed(settings) == [record.batch]
-    assert labels.new(settings) == []
+    assert inbox.list_new_drops(settings) == []
     folder = f"batches/{record.batch}"
     assert {f"{folder}/{n}" for n in ("batch.json", "measurements.parquet", "images.html", "classes.html")} <= set(
         snapshot(settings)
@@ -206,7 +206,7 @@ def test_a_clean_class_that_the_model_does_not_know_is_told_as_not_trained(setti
 def test_a_batch_from_before_the_later_hashes_still_knows_its_images(settings, lacking):
     first = take(settings, "week-1", films("NORMAL", 1, 2))
     table = judge_batch.measurements(settings, first.batch).drop(columns=lacking)
-    overwrite(settings, f"batches/{first.batch}/measurements.parquet", ingest_drop.to_parquet(table))
+    overwrite(settings, f"batches/{first.batch}/measurements.parquet", tables.to_parquet(table))
     assert take(settings, "week-2", {"NORMAL/x.jpg": resized(1)}).reasons == {"near_duplicate": 1}
 
 
@@ -276,11 +276,11 @@ def test_a_judge_that_dies_has_committed_nothing_and_is_resumed_to_the_same_stor
         die_at_write(patch, number)
         with pytest.raises(Died):
             judge_batch.judge(settings, batch)
-    assert judge_batch.committed(settings) == [] and labels.new(settings) == ["drop"]
+    assert judge_batch.committed(settings) == [] and inbox.list_new_drops(settings) == ["drop"]
     judge_batch.judge(settings, batch)
     mine = {k: v for k, v in snapshot(settings).items() if not k.startswith("elsewhere/")}
     assert mine == snapshot(elsewhere(settings))
-    assert labels.new(settings) == []
+    assert inbox.list_new_drops(settings) == []
 
 
 @pytest.mark.slow

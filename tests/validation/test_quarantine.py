@@ -33,7 +33,7 @@ from cxr_ml import store
 from cxr_ml.dataset import diff, versions
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import decode, measure
-from cxr_ml.ingest import ingest_drop, process_file
+from cxr_ml.ingest import process_file, tables
 from cxr_ml.records import Dataset, Ruling
 from cxr_ml.validation import add_ruling, quarantine, reasons, rulings, thumbnails
 
@@ -440,7 +440,7 @@ def test_each_refused_image_has_a_small_picture_without_metadata_and_no_accepted
     with Image.open(io.BytesIO(data)) as small:
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (171, 256))
         assert set(small.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-    image = store.get(settings, ingest_drop.image_key(picture, "png"))
+    image = store.get(settings, process_file.image_key(picture, "png"))
     assert thumbnails.make(image, settings) == data
 
 
@@ -536,7 +536,7 @@ def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(small):
     record, _ = versions.build(small)
     table = versions.manifest(small, record)
     one = table["sha256"][table["split"] == "train"].iloc[0]
-    forged = ingest_drop.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
+    forged = tables.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
     overwrite(small, "datasets/2/manifest.parquet", forged)
     changed = {"dataset": 2, "manifest_sha256": hashlib.sha256(forged).hexdigest()}
     overwrite(small, "datasets/2/dataset.json", record.model_copy(update=changed).to_bytes())

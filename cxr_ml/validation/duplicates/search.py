@@ -79,7 +79,7 @@ def find(
     fine = _words(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~again)
     fine = np.ascontiguousarray(fine.T)
     inner = inner_of(pd.concat([_inner_hashes(known), _inner_hashes(frame)], ignore_index=True), first)
-    tables.give_back()  # before pictures are decoded
+    tables.release_memory()  # before pictures are decoded
 
     @lru_cache(maxsize=256)  # 64 KiB each
     def picture(image: int, inner: bool) -> np.ndarray:
