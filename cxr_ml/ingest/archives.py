@@ -209,14 +209,15 @@ class _Info(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.size < 0 or self.type == tarfile.GNUTYPE_SPARSE or (not self.isreg() and self.size > _CHUNK):
             raise tarfile.ReadError("a header that is not one of a plain file")
-        return super()._proc_member(archive)
+        return super()._proc_member(archive)  # type: ignore[misc]  # private to tarfile
 
 
 def _list_tar(path: Path) -> Iterator[ArchiveFile]:
     with tarfile.open(path, "r:", tarinfo=_Info) as archive:
         end = -1
         while (info := archive.next()) is not None:
-            archive.members.clear()  # those of a large archive would take a gigabyte
+            # Those of a large archive would take a gigabyte.
+            archive.members.clear()  # type: ignore[attr-defined]  # lacking in the stubs
             if info.offset_data <= end:
                 raise ValueError("headers that point backwards")
             end = info.offset_data

@@ -94,7 +94,7 @@ def _encoding(data: bytes) -> str:
     return "latin-1"
 
 
-def _lines(data: bytes) -> "_csv._reader":
+def _lines(data: bytes) -> "_csv.Reader":
     # Decoded bit by bit: as one text, it would take four times its size.
     text = io.TextIOWrapper(io.BytesIO(data), _encoding(data), errors="replace", newline="")
     first_line = io.TextIOWrapper(io.BytesIO(data), text.encoding, errors="replace", newline="\n").readline()

@@ -374,7 +374,7 @@ def test_an_archive_that_is_replaced_while_it_is_read_is_not_read_any_further(lo
 # On the way into the store
 
 
-def test_an_archive_of_each_kind_gives_the_same_rows_and_images_as_the_folder_it_was_made_of(settings):
+def test_an_archive_of_each_kind_gives_the_rows_and_images_of_its_folder(settings):
     files = {"week/train/NORMAL/a.png": png(1), "week/test/COVID19/b.png": png(2), "week/NORMAL/bad.png": b"x"}
     inner = packed({"NORMAL/c.png": png(3)}, "inner.zip")
     files |= {"week/NORMAL/inner.zip": inner, "week/NORMAL/inner.tgz": gzip.compress(inner)}

@@ -103,7 +103,7 @@ def test_another_archive_of_the_same_name_is_opened_anew(small, calls):
     assert files(small, "drop.tgz") == ["NORMAL/other.png"] and calls == ["decompress", "decompress"]
 
 
-def test_a_prefix_in_s3_is_listed_once_for_the_shards_of_a_run_and_anew_by_the_next_run(small, calls):
+def test_a_prefix_in_s3_is_listed_once_per_run(small, calls):
     away = small.model_copy(update={"inbox": f"s3://{small.bucket}/inbox"})
     client = inbox.store.client(small.s3_endpoint_url)
     for n in range(3):
@@ -159,7 +159,7 @@ def test_what_a_killed_run_left_half_done_is_not_believed_and_removed(small, cal
     assert sorted(left(small)) == ["archive", "listing", "lock"]
 
 
-def test_what_nobody_uses_any_more_is_removed_by_the_next_run_and_what_is_in_use_is_not(small):
+def test_the_next_run_removes_abandoned_folders_but_none_in_use(small):
     put(small, packed(FILES, "a.tgz"), "a.tgz")
     put_drop(small, "b", FILES)
     with inbox.open_drop(small, "a.tgz") as (_, entries):

@@ -45,7 +45,7 @@ def tagged(number: int) -> dict[str, bytes]:
     }
 
 
-def test_images_are_stored_by_their_hash_without_metadata_and_without_a_changed_pixel(settings):
+def test_images_are_stored_by_hash_without_metadata_or_a_changed_pixel(settings):
     files = tagged(1)
     assert all(data.count(b"Jane Doe") > 1 for data in files.values())
     put_drop(settings, "drop", files)

@@ -220,7 +220,7 @@ def test_a_row_that_names_a_link_ends_as_one(local, tmp_path):
     assert (row["reasons"], caught.value.code) == ([], "symlink")
 
 
-def test_names_of_files_that_hold_the_patient_get_the_hash_and_are_found_all_the_same(local):
+def test_files_named_by_the_patient_get_the_hash_and_are_still_found(local):
     rows = ["P0007/chest_p0007.png,normal,P0007", "x.png,normal,P0008"]
     files = {"labels.csv": csv(*rows, header="filename,label,patient_id"), "P0007/chest_p0007.png": b"one"}
     put_drop(local, "drop", files | {"x.png": b"two", "p0008_unlisted.png": b"three"})
@@ -268,7 +268,7 @@ def test_a_path_out_of_the_drop_is_never_looked_up(local, path):
     assert list(table.loc["a.png", "reasons"]) == ["not_listed"]
 
 
-def test_rows_of_one_file_that_contradict_each_other_are_refused_and_repeated_ones_are_not(local):
+def test_contradicting_rows_of_one_file_are_refused_and_repeated_ones_are_not(local):
     table = labelled(local, ["a.png,normal", "b.png,normal", "a.png,covid", "b.png,NORMAL"], "a.png", "b.png")
     assert table["reasons"].to_dict() == {"a.png": ["conflicting_rows"], "b.png": []}
 
@@ -377,7 +377,7 @@ def test_a_file_that_is_no_longer_what_was_listed_is_not_read(local, tmp_path, c
         drop_files.read_file(local, entry)
 
 
-def test_the_name_of_a_batch_changes_with_any_change_of_the_drop_and_with_nothing_else(local):
+def test_the_name_of_a_batch_changes_only_with_the_drop(local):
     root = put_drop(local, "week 2 é", {"NORMAL/a.png": b"one", "NORMAL/b.png": b"two"})
 
     def name():

@@ -117,7 +117,7 @@ def test_the_same_in_an_archive(settings):
     assert leaks(settings) == set()
 
 
-def test_hashed_names_leave_no_trace_of_patients_whom_nothing_declares_and_the_files_are_found_by_their_names(settings):
+def test_hashed_names_leave_no_trace_of_undeclared_patients(settings):
     settings = settings.model_copy(update={"file_names": "hash"})
     files = {
         "NORMAL/Zaphod Beeblebrox.png": encoded(film(1)),

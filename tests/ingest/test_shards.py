@@ -255,9 +255,7 @@ def kill(process):
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_a_drop_that_is_killed_at_any_moment_and_taken_again_leaves_the_store_of_an_undisturbed_run(
-    settings, monkeypatch
-):
+def test_an_ingest_killed_at_any_moment_and_repeated_gives_the_same_store(settings, monkeypatch):
     many = settings.model_copy(update={"shard_files": 20})
     put_drop(many, "drop", FILES | {f"PNEUMONIA/{n}.png": png(n) for n in range(20, 60)})
     begun = time.monotonic()
