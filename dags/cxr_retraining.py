@@ -112,10 +112,10 @@ def cxr_retraining() -> None:
             """Writes the next dataset version; stops the run when the data is not fit to train on."""
             context = get_current_context()
             with wiring.settings(params) as s, wiring.progress(context["ti"]) as on_progress:
-                from cxr_ml.dataset import versions
+                from cxr_ml.dataset import build
                 from cxr_ml.registry import promotion
 
-                record, new = versions.build(s, promotion.trained_on(s), on_progress)
+                record, new = build.build_dataset(s, promotion.trained_on(s), on_progress)
                 if not new and promotion.decided(s, record.dataset) and not params["train_anyway"]:
                     wiring.nothing_new(s, context, batches)
                     raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")

@@ -124,7 +124,7 @@ def release_all(
 
     with opened() as settings:
         rows, skipped = add_ruling.releasable(
-            settings, versions.withheld(settings), reason, label, drop, from_rejected_class
+            settings, versions.load_withheld(settings), reason, label, drop, from_rejected_class
         )
         counts = {str(k): int(n) for k, n in rows["label"].value_counts().sort_index().items()}
         for words, many in skipped.items():
@@ -158,5 +158,7 @@ def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected
 
     with opened() as settings:
         by = getpass.getuser() if by is None else by
-        ruling, notes = add_ruling.rule(settings, versions.withheld(settings), name, action, by, why, label, rejected)
+        ruling, notes = add_ruling.rule(
+            settings, versions.load_withheld(settings), name, action, by, why, label, rejected
+        )
         show(ruling, json_, plain(narrative.ruled(ruling)), *map(plain, notes), _LATER)

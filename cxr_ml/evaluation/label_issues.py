@@ -35,7 +35,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
     from cleanlab.rank import get_label_quality_scores
 
     record, network = predictions.load_model(settings, model)
-    trained = versions.manifest(settings, versions.load(settings, record.dataset))
+    trained = versions.load_manifest(settings, versions.load_dataset(settings, record.dataset))
     trained = trained[trained["split"] == "train"]
     images, manifest = inputs.load(settings, dataset, record.image_size)
     strange = sorted(set(manifest["label"]) - set(record.classes))

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.dataset import versions
+from cxr_ml.dataset import build, versions
 from cxr_ml.imaging import synthetic
 from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Batch
@@ -159,9 +159,9 @@ def listed(*rows):
 
 
 def built(settings) -> pd.DataFrame:
-    record, new = versions.build(settings)
+    record, new = build.build_dataset(settings)
     assert new
-    return versions.manifest(settings, record)
+    return versions.load_manifest(settings, record)
 
 
 def sha(number: int) -> str:

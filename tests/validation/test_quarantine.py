@@ -30,22 +30,22 @@ from PIL import Image
 from request_counter import counted
 
 from cxr_ml import store
-from cxr_ml.dataset import diff, versions
+from cxr_ml.dataset import build, diff, versions
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import measure
 from cxr_ml.ingest import ingest_drop, process_file
-from cxr_ml.records import Dataset, Ruling
+from cxr_ml.records import Ruling
 from cxr_ml.validation import add_ruling, quarantine, reasons, rulings, thumbnails
 
 pytestmark = pytest.mark.usefixtures("handful")
 
 
 def rule(settings, name, action="release", label="", why="seen by two readers", **more):
-    return add_ruling.rule(settings, versions.withheld(settings), name, action, "dr.a", why, label, **more)
+    return add_ruling.rule(settings, versions.load_withheld(settings), name, action, "dr.a", why, label, **more)
 
 
 def releasable(settings, reason, **more):
-    return add_ruling.releasable(settings, versions.withheld(settings), reason, **more)
+    return add_ruling.releasable(settings, versions.load_withheld(settings), reason, **more)
 
 
 def labels(table):
@@ -146,20 +146,20 @@ def test_an_empty_store_has_nothing_refused(settings):
 def test_a_released_image_enters_the_next_dataset_and_the_ruling_is_on_record(small):
     take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
     first = built(small)
-    assert versions.pending(small) == 0
+    assert build.count_pending_rulings(small) == 0
     ruling, notes = rule(small, "boxed.png")
-    assert notes == [] and versions.pending(small) == 1
+    assert notes == [] and build.count_pending_rulings(small) == 1
     assert store.load(small, "rulings/00001.json", Ruling) == ruling
     assert (ruling.number, ruling.action, ruling.label, ruling.by) == (1, "release", "NORMAL", "dr.a")
     assert (ruling.reasons, ruling.why) == (("white_box",), "seen by two readers")
     second = built(small)
-    record = versions.latest(small)
+    record = versions.load_latest(small)
     assert set(second["sha256"]) - set(first["sha256"]) == {ruling.sha256}
-    assert (record.parent, record.rulings, versions.pending(small)) == (1, 1, 0)
+    assert (record.parent, record.rulings, build.count_pending_rulings(small)) == (1, 1, 0)
     assert split_of(second).items() >= split_of(first).items()
     before = snapshot(small)
-    assert versions.build(small) == (record, False) and snapshot(small) == before
-    assert versions.load(small, 1).rulings == 0
+    assert build.build_dataset(small) == (record, False) and snapshot(small) == before
+    assert versions.load_dataset(small, 1).rulings == 0
 
 
 def test_a_relabelled_image_changes_its_label_and_keeps_its_split(small):
@@ -333,7 +333,7 @@ def test_a_ruling_whose_batch_is_gone_stops_the_dataset(small):
     )
     overwrite(small, "rulings/00001.json", lost.to_bytes())
     with pytest.raises(Refused, match=r"Ruling 1 is on .x\.png. of batch .lost."):
-        versions.build(small)
+        build.build_dataset(small)
 
 
 # One picture, one label, one split
@@ -418,13 +418,6 @@ def test_datasets_built_with_the_same_rulings_elsewhere_are_the_same_bytes(small
     assert snapshot(small) == first
 
 
-def test_records_from_before_there_were_rulings_still_load(settings):
-    old = b'{"dataset": 1, "parent": null, "batches": [], "counts": {}, "manifest_sha256": "a"}'
-    overwrite(settings, "datasets/1/dataset.json", old)
-    record = versions.load(settings, 1)
-    assert isinstance(record, Dataset) and (record.rulings, record.withheld, record.shortcuts) == (0, (), ())
-
-
 # Thumbnails
 
 
@@ -498,10 +491,10 @@ def test_what_turns_out_to_be_one_group_in_two_splits_stays_in_the_stricter_and_
     take(small, "week-2", {"a.jpg": resized(1), "b.jpg": resized(2), "labels.csv": rows})
     second = split_of(built(small))
     assert second[sha(1)] == "test" and sha(2) not in second
-    assert versions.latest(small).withheld == (sha(2),)
+    assert versions.load_latest(small).withheld == (sha(2),)
     take(small, "week-3", {"train/NORMAL/z.png": png(3)})
     third = split_of(built(small))
-    assert sha(2) not in third and versions.latest(small).withheld == (sha(2),)
+    assert sha(2) not in third and versions.load_latest(small).withheld == (sha(2),)
     assert (diff.compare_datasets(small, 1, 3)["change"] != "moved").all()
     with pytest.raises(Refused, match="stays out for good"):
         rule(small, sha(2), "relabel", "COVID19")
@@ -528,13 +521,13 @@ def test_a_diff_names_what_was_added_removed_and_relabelled(small):
     assert found.loc["removed", ["label", "split"]].tolist() == ["NORMAL", "train"]
     back = diff.compare_datasets(small, 2, 1)
     assert set(back["change"]) == {"added", "removed", "relabelled"} and diff.compare_datasets(small, 2, 2).empty
-    assert versions.numbers(small) == [1, 2]
+    assert versions.list_numbers(small) == [1, 2]
 
 
 def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(small):
     take(small, "week-1", week(100))
-    record, _ = versions.build(small)
-    table = versions.manifest(small, record)
+    record, _ = build.build_dataset(small)
+    table = versions.load_manifest(small, record)
     one = table["sha256"][table["split"] == "train"].iloc[0]
     forged = ingest_drop.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
     overwrite(small, "datasets/2/manifest.parquet", forged)
