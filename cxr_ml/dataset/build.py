@@ -153,7 +153,7 @@ def _find_copies(settings: Settings, released: pd.DataFrame, accepted: pd.DataFr
         return process_file.stored_grey(settings, sha256, formats[sha256])
 
     # Judging compared accepted images only; a released one was not among them.
-    originals = search.find(released, accepted, load, settings)["duplicate_of"] if len(released) else []
+    originals = search.find_duplicates(released, accepted, load, settings)["duplicate_of"] if len(released) else []
     return pd.DataFrame({"sha256": released["sha256"], "duplicate_of": originals}, dtype="string")
 
 

@@ -20,13 +20,14 @@ from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 from cxr_ml.validation import rulings, thumbnails
 from cxr_ml.validation.duplicates import search
+from cxr_ml.validation.duplicates.hash_columns import HASHES, pack_hashes
 from cxr_ml.validation.suite_check import check_suites
 
 _LATER = ("fine_hash", "inner_hash", "ring", "duplicate_file")  # columns that batches of earlier versions lack
-_OF_THE_PICTURE = ("ring", *search.HASHES)  # columns that tell a reader nothing
+_OF_THE_PICTURE = ("ring", *HASHES)  # columns that tell a reader nothing
 _OF_REFUSED = [c for c in (*ingest_drop.COLUMNS, "duplicate_of", "duplicate_file") if c not in _OF_THE_PICTURE]
 NAMED = ("file", "sha256", "format", "label", "label_raw", "verdict", "reasons", "duplicate_of", "duplicate_file")
-_COMPARED = ["sha256", *search.HASHES, "label", "format", "file"]  # what is known of a picture to compare with
+_COMPARED = ["sha256", *HASHES, "label", "format", "file"]  # what is known of a picture to compare with
 
 
 def committed(settings: Settings) -> list[str]:
@@ -76,10 +77,10 @@ def _refused(settings: Settings, batch: str) -> Iterator[pd.DataFrame]:
 def _mine(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """sha256 and hashes of the accepted images of the batch; _COMPARED of its other ones, with `disputed`."""
     accepted, unfit, done = [], [], 0
-    for table in tables.parts(settings, batch, list(search.HASHES)):
+    for table in tables.parts(settings, batch, list(HASHES)):
         judged = frame.iloc[done : done + len(table)]
         done += len(table)
-        part = search.packed(table.to_pandas().set_axis(judged.index))
+        part = pack_hashes(table.to_pandas().set_axis(judged.index))
         part["sha256"] = judged["sha256"]
         fit = judged["verdict"] == "accepted"
         accepted.append(part[fit])
@@ -99,7 +100,7 @@ def _earlier(settings: Settings, but: str) -> Iterator[pd.DataFrame]:
         if batch != but:
             key = f"batches/{batch}/measurements.parquet"
             found = tables.scan(settings, key, [*_COMPARED, "verdict", "reasons"])
-            table = pd.concat([search.packed(part.to_pandas()) for part in found], ignore_index=True)
+            table = pd.concat([pack_hashes(part.to_pandas()) for part in found], ignore_index=True)
             table["disputed"] = _disputed(table.pop("reasons"))
             entering = rulings.known(table, ruled).assign(verdict="accepted")
             rest = table.drop(index=entering.index)
@@ -225,7 +226,7 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame, on_p
     def conflict(i: int) -> None:
         frame.at[i, "verdict"], frame.at[i, "reasons"] = "quarantined", ["conflicting_label"]
 
-    found = search.find(rows, accepted, load, settings)
+    found = search.find_duplicates(rows, accepted, load, settings)
     again = found["duplicate_of"] != ""
     shown_twice = rows.index[again | rows["sha256"].isin(set(found.loc[again, "duplicate_of"]))]
     pictures = found.loc[shown_twice, "duplicate_of"].where(again, rows.loc[shown_twice, "sha256"])
@@ -249,7 +250,7 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame, on_p
         against = refused[refused["disputed"] | (refused["label"] != label)].drop_duplicates("sha256")
         if against.empty:
             continue
-        hit = search.find(rows.loc[fit.index[fit == label]], against, load, settings)["duplicate_of"]
+        hit = search.find_duplicates(rows.loc[fit.index[fit == label]], against, load, settings)["duplicate_of"]
         bearers = against.loc[against["sha256"].isin(hit), ["sha256", "file"]].set_index("sha256", drop=False)
         for i in hit.index[hit.isin(bearers.index)]:
             other = bearers.loc[hit[i]]

@@ -1,10 +1,8 @@
 """Judging a batch: what is refused and why, that it does not depend on luck, and that only the whole is visible."""
 
-import io
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from drop_samples import (
     Died,
@@ -15,7 +13,6 @@ from drop_samples import (
     film,
     judged,
     loosened,
-    overwrite,
     png,
     put_drop,
     resized,
@@ -200,27 +197,6 @@ def test_a_picture_of_a_rejected_class_under_another_label_is_a_conflict(setting
 def test_a_clean_class_that_the_model_does_not_know_is_told_as_not_trained(settings):
     record = take(settings, "drop", films("TB", 1, 2) | films("NORMAL", 3))
     assert record.untrained == {"TUBERCULOSIS": 2} and record.rejected_classes == {}
-
-
-@pytest.mark.parametrize("lacking", [["fine_hash", "inner_hash"], ["inner_hash"]])
-def test_a_batch_from_before_the_later_hashes_still_knows_its_images(settings, lacking):
-    first = take(settings, "week-1", films("NORMAL", 1, 2))
-    table = judge_batch.measurements(settings, first.batch).drop(columns=lacking)
-    overwrite(settings, f"batches/{first.batch}/measurements.parquet", ingest_drop.to_parquet(table))
-    assert take(settings, "week-2", {"NORMAL/x.jpg": resized(1)}).reasons == {"near_duplicate": 1}
-
-
-def test_a_drop_ingested_in_part_before_the_inner_hash_is_judged(settings):
-    put_drop(settings, "drop", films("NORMAL", 1, 2))
-    small = settings.model_copy(update={"shard_files": 1})
-    batch = ingest_drop.ingest(small, "drop")
-    key = f"batches/{batch}/ingested/00000.parquet"
-    table = pq.read_table(io.BytesIO(store.get(settings, key))).drop_columns(["inner_hash"])
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    overwrite(settings, key, sink.getvalue())
-    assert judge_batch.judge(small, batch).counts == {"accepted": {"NORMAL": 2}}
-    assert judge_batch.measurements(settings, batch)["inner_hash"][0] == ""
 
 
 def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
