@@ -184,7 +184,7 @@ def main() -> None:
         settings = all_settings.load(
             inbox=inbox, cache_dir=Path(folder) / "cache", image_size=given.size, fine_tune_epochs=given.epochs
         )
-        judge_batch.judge(settings, ingest_drop.ingest(settings, DROP))
+        judge_batch.validate_batch(settings, ingest_drop.ingest(settings, DROP))
         built, _ = build.build_dataset(settings)
         counts = versions.load_manifest(settings, built).groupby(["split", "label"]).size()
         print(f"{given.architecture}, {given.size} px, images: {counts.to_dict()}", flush=True)

@@ -118,7 +118,7 @@ def validate(batch: list[str], json_: Json = False) -> None:
 
     with opened() as settings:
         with following(json_) as on_progress:
-            records = [judge_batch.judge(settings, name, on_progress) for name in batch]
+            records = [judge_batch.validate_batch(settings, name, on_progress) for name in batch]
         if json_:
             show([r.model_dump(mode="json") for r in records], True)
             return
@@ -270,7 +270,7 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
 
     with following(json_) as on_progress:
         for name in names:
-            judge_batch.judge(settings, name, on_progress)
+            judge_batch.validate_batch(settings, name, on_progress)
     # A dataset that no run brought before the gate, because that run died, is taken up.
     changed = names or build.count_pending_rulings(settings)
     against = promotion.trained_on(settings)

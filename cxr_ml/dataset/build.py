@@ -13,7 +13,7 @@ from cxr_ml.ingest import ingest_drop, process_file
 from cxr_ml.progress import OnProgress, begun, nobody
 from cxr_ml.records import Dataset, Drift, Failure, Ruling
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch, rulings
+from cxr_ml.validation import committed_batches, rulings
 from cxr_ml.validation.duplicates import search
 
 
@@ -81,7 +81,7 @@ def count_pending_rulings(settings: Settings) -> int:
 
 def _order_batches(settings: Settings, parent: Dataset | None) -> list[str]:
     """Names of the committed batches: those of the parent first and in its order, so that they decide as before."""
-    names = judge_batch.committed(settings)
+    names = committed_batches.list_names(settings)
     if not names:
         raise Refused("A dataset needs a validated batch. Put a drop into the inbox; run ingest and validate.")
     before = [n for n in parent.batches if n in names] if parent else []
@@ -125,9 +125,11 @@ def _select_images(
     settings: Settings, batches: list[str], entries: Sequence[Ruling], known: pd.DataFrame
 ) -> tuple[pd.DataFrame, set[str]]:
     """Images that may be trained on with measurements, group and split; and those of `known` that have to go."""
-    frame = pd.concat([judge_batch.measurements(settings, n).assign(batch=n) for n in batches], ignore_index=True)
+    frame = pd.concat(
+        [committed_batches.read_measurements(settings, n).assign(batch=n) for n in batches], ignore_index=True
+    )
     frame = frame[frame["sha256"] != ""]
-    conflicting = judge_batch.conflicts(frame)
+    conflicting = committed_batches.find_contradicted(frame)
     in_force = rulings.in_force(entries)
     admitted = rulings.admitted(frame, in_force)
     accepted = frame[frame["verdict"] == "accepted"]

@@ -8,7 +8,7 @@ from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Dataset, Doubt, Doubts
 from cxr_ml.settings import Settings
 from cxr_ml.training import inputs, predictions
-from cxr_ml.validation import judge_batch
+from cxr_ml.validation import committed_batches
 
 
 def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
@@ -85,7 +85,7 @@ def _files(settings: Settings, names: list[str]) -> dict[tuple[str, str], str]:
     """(batch, sha256) -> file, for these batches."""
     found: dict[tuple[str, str], str] = {}
     for name in sorted(set(names)):
-        table = judge_batch.measurements(settings, name)
+        table = committed_batches.read_measurements(settings, name)
         for sha, file in zip(table["sha256"], table["file"], strict=True):
             found.setdefault((name, sha), file)
     return found

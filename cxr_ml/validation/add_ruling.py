@@ -10,7 +10,7 @@ from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch, quarantine, rulings
+from cxr_ml.validation import committed_batches, quarantine, rulings
 
 _WITHHELD = (
     "stays out for good: images of its patient or copies of it are in validation or test, and it was trained on before "
@@ -71,7 +71,7 @@ def rule_all(
     why: str,
     label: str = "",
     rejected_too: bool = False,
-    read: Callable[[Settings, str], pa.Table] = judge_batch.named,
+    read: Callable[[Settings, str], pa.Table] = committed_batches.read_outcomes,
     ruled: Sequence[Ruling] | None = None,
 ) -> list[Ruling]:
     """`rule` for several images, with one reason. All are ruled on, or, where one cannot be, none is.

@@ -256,6 +256,6 @@ def test_a_batch_without_its_commit_mark_is_no_part_of_a_dataset(small, monkeypa
     with monkeypatch.context() as patch:
         die_at_write(patch, 4)
         with pytest.raises(Died):
-            judge_batch.judge(small, batch)
+            judge_batch.validate_batch(small, batch)
     assert store.exists(small, f"batches/{batch}/measurements.parquet")
     assert len(built(small)) == 12

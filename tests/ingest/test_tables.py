@@ -6,11 +6,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from drop_samples import boxed, png, take
 
 from cxr_ml import store
 from cxr_ml.ingest import tables
-from cxr_ml.validation import judge_batch
 
 KEY = "batches/b/measurements.parquet"
 
@@ -46,13 +44,3 @@ def test_of_a_large_table_the_other_columns_are_not_asked_for(settings, monkeypa
     monkeypatch.setattr(store, "span", lambda *a: spans.append(len((found := span(*a))[0])) or found)
     assert len(tables.some(settings, KEY, ["file", "reasons"])) == 3000
     assert sum(spans) < 200_000 < len(store.get(settings, KEY))
-
-
-def test_refused_files_of_a_batch_of_an_earlier_version_are_those_of_a_new_one(settings):
-    batch = take(
-        settings, "week-1", {"NORMAL/boxed.png": boxed(1), "NORMAL/p.png": b"<p>", "NORMAL/a.png": png(1)}
-    ).batch
-    new = judge_batch.refused(settings, batch)
-    store.remove(settings, f"batches/{batch}/refused.parquet")
-    old = judge_batch.refused(settings, batch)
-    assert old.to_pylist() == new.to_pylist() and len(new) == 2

@@ -18,7 +18,7 @@ from cxr_ml.imaging import synthetic
 from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch
+from cxr_ml.validation import committed_batches, judge_batch
 
 SHIPPED = Path(__file__).parents[2] / "expectations"
 LABELS = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -75,7 +75,7 @@ def take(settings: Settings, name: str, files: dict[str, bytes] | None = None) -
     """A drop on its whole way to a committed batch."""
     if files is not None:
         put_drop(settings, name, files)
-    return judge_batch.judge(settings, ingest_drop.ingest(settings, name))
+    return judge_batch.validate_batch(settings, ingest_drop.ingest(settings, name))
 
 
 def ingested(settings: Settings, batch: str) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def ingested(settings: Settings, batch: str) -> pd.DataFrame:
 
 
 def judged(settings: Settings, batch: str) -> pd.DataFrame:
-    return judge_batch.measurements(settings, batch).set_index("file")
+    return committed_batches.read_measurements(settings, batch).set_index("file")
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, tuple]:
