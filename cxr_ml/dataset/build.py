@@ -131,7 +131,7 @@ def _select_images(
     frame = frame[frame["sha256"] != ""]
     conflicting = committed_batches.find_contradicted(frame)
     in_force = rulings.in_force(entries)
-    admitted = rulings.admitted(frame, in_force)
+    admitted = rulings.select_admitted(frame, in_force)
     accepted = frame[frame["verdict"] == "accepted"]
     copies = _find_copies(settings, admitted[admitted["verdict"] != "accepted"], accepted)
     # Accepted images that conflicts or a human took out are placed too, so that their group finds its old split when it

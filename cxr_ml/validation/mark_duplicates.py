@@ -159,7 +159,7 @@ def _read_earlier(settings: Settings, own_batch: str) -> Iterator[pd.DataFrame]:
             parts = tables.scan(settings, key, [*_COMPARED, "verdict", "reasons"])
             table = pd.concat([pack_hashes(part.to_pandas()) for part in parts], ignore_index=True)
             table["disputed"] = committed_batches.is_disputed(table.pop("reasons"))
-            entering = rulings.known(table, in_force).assign(verdict="accepted")
+            entering = rulings.select_known(table, in_force).assign(verdict="accepted")
             rest = table.drop(index=entering.index)
             rest = rest[(rest["sha256"] != "") & (rest["verdict"] != "duplicate")]
             table = pd.concat([entering, rest]).sort_index()

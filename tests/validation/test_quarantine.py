@@ -36,16 +36,18 @@ from cxr_ml.imaging import measure
 from cxr_ml.ingest import ingest_drop, process_file
 from cxr_ml.records import Ruling
 from cxr_ml.validation import add_ruling, quarantine, reasons, rulings, thumbnails
+from cxr_ml.validation.rulings import RulingRefused
 
 pytestmark = pytest.mark.usefixtures("handful")
 
 
-def rule(settings, name, action="release", label="", why="seen by two readers", **more):
-    return add_ruling.rule(settings, versions.load_withheld(settings), name, action, "dr.a", why, label, **more)
+def rule(settings, name, action="release", label="", why="seen by two readers", rejected_too=False):
+    request = add_ruling.Request(action, "dr.a", why, label, rejected_too)
+    return add_ruling.rule_on_image(settings, versions.load_withheld(settings), name, request)
 
 
 def releasable(settings, reason, **more):
-    return add_ruling.releasable(settings, versions.load_withheld(settings), reason, **more)
+    return add_ruling.find_releasable(settings, versions.load_withheld(settings), reason, **more)
 
 
 def labels(table):
@@ -53,8 +55,8 @@ def labels(table):
 
 
 def sha_of(settings, file):
-    frame = quarantine.files(settings)
-    return quarantine.find(frame, file, settings)["sha256"]
+    frame = quarantine.list_files(settings)
+    return quarantine.find_file(frame, file, settings)["sha256"]
 
 
 # Asking
@@ -69,7 +71,7 @@ def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(small
     }
     take(small, "week-1", files)
     take(small, "week-2", {"PNEUMONIA/unclear.png": png(102), "odd/x.png": png(7)})
-    rows = quarantine.refused(small)
+    rows = quarantine.list_refused(small)
     found = {(r.file, r.state): tuple(r.reasons) for r in rows.itertuples()}
     assert found == {
         ("train/NORMAL/boxed.png", "quarantined"): ("white_box",),
@@ -81,15 +83,15 @@ def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(small
         ("PNEUMONIA/unclear.png", "quarantined"): ("conflicting_label",),
         ("odd/x.png", "quarantined"): ("unknown_label",),
     }
-    assert set(quarantine.refused(small, reason="white_box")["file"]) == {"train/NORMAL/boxed.png"}
-    assert len(quarantine.refused(small, label="covid-19")) == 2
-    assert len(quarantine.refused(small, drop="week-2", reason="unknown_label")) == 1
-    assert quarantine.refused(small, drop="week-3").empty
+    assert set(quarantine.list_refused(small, reason="white_box")["file"]) == {"train/NORMAL/boxed.png"}
+    assert len(quarantine.list_refused(small, label="covid-19")) == 2
+    assert len(quarantine.list_refused(small, drop="week-2", reason="unknown_label")) == 1
+    assert quarantine.list_refused(small, drop="week-3").empty
 
 
 def test_a_refused_file_tells_why_in_words_with_measures_limits_thumbnail_and_date(small):
     batch = take(small, "week-1", {"train/NORMAL/boxed.png": boxed(1), "train/NORMAL/a.png": png(2)}).batch
-    told = quarantine.show(small, "boxed.png")
+    told = quarantine.describe_file(small, "boxed.png")
     assert (told["file"], told["batch"], told["drop"], told["label"]) == (
         "train/NORMAL/boxed.png", batch, "week-1", "NORMAL",
     )  # fmt: skip
@@ -104,7 +106,7 @@ def test_a_refused_file_tells_why_in_words_with_measures_limits_thumbnail_and_da
 
 def test_a_file_without_an_image_can_be_asked_about_too(small):
     take(small, "week-1", {"train/NORMAL/page.png": b"<html>", "train/NORMAL/a.png": png(2)})
-    told = quarantine.show(small, "page.png")
+    told = quarantine.describe_file(small, "page.png")
     assert told["image"] == told["thumbnail"] == "" and told["limits"] == []
     assert "no image" in told["reasons"]["not_an_image"]
 
@@ -112,29 +114,29 @@ def test_a_file_without_an_image_can_be_asked_about_too(small):
 def test_copies_and_contradictions_name_each_other(small):
     take(small, "week-1", {"NORMAL/a.png": png(1), "NORMAL/b.jpg": resized(1), "NORMAL/c.png": png(2)})
     take(small, "week-2", {"COVID19/d.png": png(2)})
-    others = lambda name: {o["file"] for o in quarantine.show(small, name)["others"]}  # noqa: E731
+    others = lambda name: {o["file"] for o in quarantine.describe_file(small, name)["others"]}  # noqa: E731
     assert others("b.jpg") == {"NORMAL/a.png"} and others("a.png") == {"NORMAL/b.jpg"}
     assert others("c.png") == {"COVID19/d.png"} and others("d.png") == {"NORMAL/c.png"}
     for name, other in (("b.jpg", sha(1)), ("d.png", sha(2))):  # the other one was accepted
-        (told,) = quarantine.show(small, name)["others"]
+        (told,) = quarantine.describe_file(small, name)["others"]
         assert told["thumbnail"] == thumbnails.key(other) and store.exists(small, told["thumbnail"])
 
 
 def test_a_file_is_found_by_path_drop_and_path_or_digits_and_what_is_not_unique_is_refused(small):
     take(small, "week-1", {"NORMAL/a.png": png(1)})
     batch = take(small, "week-2", {"NORMAL/a.png": png(2)}).batch
-    frame = quarantine.files(small)
+    frame = quarantine.list_files(small)
     for name in ("week-2/NORMAL/a.png", f"{batch}/NORMAL/a.png", sha(2), sha(2)[:8], sha(2)[:20].upper()):
-        assert quarantine.find(frame, name, small)["sha256"] == sha(2)
+        assert quarantine.find_file(frame, name, small)["sha256"] == sha(2)
     with pytest.raises(Refused, match="fits 2 files"):
-        quarantine.find(frame, "NORMAL/a.png", small)
+        quarantine.find_file(frame, "NORMAL/a.png", small)
     for name in ("lost.png", sha(2)[:7], "", "NORMAL"):
         with pytest.raises(Refused, match="quarantine list"):
-            quarantine.find(frame, name, small)
+            quarantine.find_file(frame, name, small)
 
 
 def test_an_empty_store_has_nothing_refused(settings):
-    assert quarantine.refused(settings).empty
+    assert quarantine.list_refused(settings).empty
     with pytest.raises(Refused, match="was expected"):
         rule(settings, "a.png")
     assert snapshot(settings) == {}
@@ -147,8 +149,8 @@ def test_a_released_image_enters_the_next_dataset_and_the_ruling_is_on_record(sm
     take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
     first = built(small)
     assert build.count_pending_rulings(small) == 0
-    ruling, notes = rule(small, "boxed.png")
-    assert notes == [] and build.count_pending_rulings(small) == 1
+    ruling, previous_label, leaving = rule(small, "boxed.png")
+    assert (previous_label, leaving) == ("", []) and build.count_pending_rulings(small) == 1
     assert store.load(small, "rulings/00001.json", Ruling) == ruling
     assert (ruling.number, ruling.action, ruling.label, ruling.by) == (1, "release", "NORMAL", "dr.a")
     assert (ruling.reasons, ruling.why) == (("white_box",), "seen by two readers")
@@ -192,7 +194,7 @@ def test_the_last_ruling_on_an_image_is_in_force_and_none_is_lost(small):
     assert labels(built(small))[picture] == "NORMAL"
     entries = rulings.read(small)
     assert [(e.number, e.action) for e in entries] == [(1, "release"), (2, "relabel"), (3, "withdraw"), (4, "release")]
-    assert [e["number"] for e in quarantine.show(small, "boxed.png")["rulings"]] == [1, 2, 3, 4]
+    assert [e["number"] for e in quarantine.describe_file(small, "boxed.png")["rulings"]] == [1, 2, 3, 4]
 
 
 def test_the_same_ruling_twice_is_one_and_two_at_once_both_count(small, monkeypatch):
@@ -208,7 +210,7 @@ def test_the_same_ruling_twice_is_one_and_two_at_once_both_count(small, monkeypa
             rule(settings, "other.png")
         return found
 
-    row = quarantine.find(quarantine.files(small), "boxed.png", small)
+    row = quarantine.find_file(quarantine.list_files(small), "boxed.png", small)
     monkeypatch.setattr(rulings, "read", late)
     mine = rulings.append(small, [(row, "relabel", "COVID19")], "dr.b", "I differ")[0]
     monkeypatch.setattr(rulings, "read", read)
@@ -266,31 +268,31 @@ def test_all_that_was_refused_for_one_reason_is_released_each_by_a_ruling_of_its
     rule(small, "boxed1.png")
     rows, skipped = releasable(small, "white_box")
     assert sorted(rows["label"]) == ["COVID19", "NORMAL"]
-    assert skipped == {"are in already": 2, "are labelled with what is none of the model's classes": 1}
-    assert releasable(small, "unknown_label")[1] == {"have no single label": 1}
+    assert skipped == {"already_in": 2, "untrained_label": 1}
+    assert releasable(small, "unknown_label").skipped == {"no_single_label": 1}
     assert releasable(small, "white_box", label="covid")[0]["file"].tolist() == ["train/COVID19/b.png"]
     assert releasable(small, "white_box", drop="week-2")[0].empty
-    ruled = add_ruling.release_all(small, rows, "dr.a", "collimators")
+    ruled = add_ruling.release_images(small, rows, "dr.a", "collimators")
     assert [(r.number, r.action) for r in ruled] == [(2, "release"), (3, "release")]
-    frame = quarantine.files(small)
+    frame = quarantine.list_files(small)
     assert set(frame.loc[frame["sha256"].isin(rows["sha256"]), "now"]) == {"NORMAL", "COVID19"}
     assert releasable(small, "white_box")[0].empty
 
 
 IMPOSSIBLE = [
-    ("page.png", "release", "", "needs an image in the store"),
-    ("page.png", "relabel", "NORMAL", "needs an image in the store"),
-    ("x.png", "release", "", "no single label"),
-    ("x.png", "relabel", "lung", "one of the model's classes"),
-    ("x.png", "relabel", "TB", "one of the model's classes"),
-    ("x.png", "relabel", "", "one of the model's classes"),
-    ("x.png", "withdraw", "", "out already"),
-    ("tb.png", "release", "", "an image labelled TUBERCULOSIS"),
-    ("a.png", "release", "", "accepted as NORMAL already"),
-    ("a.png", "relabel", "normal", "accepted as NORMAL already"),
-    ("again.png", "release", "", "accepted as NORMAL already"),
-    ("twice.png", "release", "", "no single label"),
-    ("conflict.png", "release", "", "no single label"),
+    ("page.png", "release", "", "no_image", "needs an image in the store"),
+    ("page.png", "relabel", "NORMAL", "no_image", "needs an image in the store"),
+    ("x.png", "release", "", "no_single_label", "no single label"),
+    ("x.png", "relabel", "lung", "unknown_class", "one of the model's classes"),
+    ("x.png", "relabel", "TB", "unknown_class", "one of the model's classes"),
+    ("x.png", "relabel", "", "unknown_class", "one of the model's classes"),
+    ("x.png", "withdraw", "", "already_out", "out already"),
+    ("tb.png", "release", "", "untrained_label", "an image labelled TUBERCULOSIS"),
+    ("a.png", "release", "", "already_in", "accepted as NORMAL already"),
+    ("a.png", "relabel", "normal", "already_in", "accepted as NORMAL already"),
+    ("again.png", "release", "", "already_in", "accepted as NORMAL already"),
+    ("twice.png", "release", "", "no_single_label", "no single label"),
+    ("conflict.png", "release", "", "no_single_label", "no single label"),
 ]
 
 
@@ -301,12 +303,14 @@ def test_what_cannot_be_ruled_is_refused_with_a_sentence_and_nothing_is_written(
     rows += [("twice.png", "normal"), ("twice.png", "covid"), ("conflict.png", "normal"), ("other.png", "covid")]
     take(small, "week-1", files | {"labels.csv": csv(*(f"{f},{label}" for f, label in rows))})
     before = snapshot(small)
-    for name, action, label, words in IMPOSSIBLE:
-        with pytest.raises(Refused, match=words):
+    for name, action, label, code, words in IMPOSSIBLE:
+        with pytest.raises(RulingRefused, match=words) as caught:
             rule(small, name, action, label)
+        assert (caught.value.code, caught.value.facts["file"]) == (code, name)
     for by, why in (("dr.a", " "), (" ", "a reason"), ("", "")):
-        with pytest.raises(Refused, match="needs a reason"):
-            add_ruling.rule(small, (), "tb.png", "relabel", by, why, "NORMAL")
+        with pytest.raises(RulingRefused, match="needs a reason") as caught:
+            add_ruling.rule_on_image(small, (), "tb.png", add_ruling.Request("relabel", by, why, "NORMAL"))
+        assert caught.value.code == "no_reason"
     assert snapshot(small) == before
 
 
@@ -316,13 +320,14 @@ def test_an_image_of_a_rejected_class_enters_only_when_that_is_said(small):
     rejected = take(small, "week-2", bad | {f"train/COVID19/{n}.png": png(n) for n in range(4)})
     assert list(rejected.rejected_classes) == ["COVID19"]
     for action, label in (("release", ""), ("relabel", "NORMAL")):
-        with pytest.raises(Refused, match=r"rejected as a whole.*--from-rejected-class"):
+        with pytest.raises(RulingRefused, match=r"rejected as a whole\. Of 8 readable") as caught:
             rule(small, "train/COVID19/1.png", action, label)
-    ruling, _ = rule(small, "train/COVID19/1.png", rejected_too=True)
+        assert caught.value.code == "rejected_class"
+    ruling, *_ = rule(small, "train/COVID19/1.png", rejected_too=True)
     assert ruling.reasons == ("rejected_class:artefacts",)
     rows, skipped = releasable(small, "artefacts")
-    assert rows.empty and [n for words, n in skipped.items() if "rejected as a whole" in words] == [3]
-    assert len(releasable(small, "artefacts", rejected_too=True)[0]) == 3
+    assert rows.empty and skipped["rejected_class"] == 3
+    assert len(releasable(small, "artefacts", rejected_too=True).rows) == 3
     assert labels(built(small))[sha(1)] == "COVID19"
 
 
@@ -359,7 +364,7 @@ def boxed_smaller(number):
 def test_a_released_image_is_compared_with_all_others_though_judging_had_left_it_out(small):
     take(small, "week-1", week(100) | {"test/NORMAL/boxed.png": boxed(1)})
     take(small, "week-2", {"train/NORMAL/smaller.png": boxed_smaller(1)})
-    assert set(quarantine.refused(small)["state"]) == {"quarantined"}
+    assert set(quarantine.list_refused(small)["state"]) == {"quarantined"}
     rule(small, "boxed.png")
     assert split_of(built(small))[sha_of(small, "boxed.png")] == "test"
     rule(small, "smaller.png")
@@ -393,16 +398,16 @@ def test_of_one_picture_under_two_labels_the_last_ruling_decides_and_says_who_le
     rule(small, "b.jpg")
     table = labels(built(small))
     assert table[copy] == "PNEUMONIA" and sha(1) not in table
-    _, notes = rule(small, "a.png")
-    assert len(notes) == 1 and "b.jpg" in notes[0] and "PNEUMONIA" in notes[0]
+    ((file, _, label),) = rule(small, "a.png").leaving
+    assert (file, label) == ("train/PNEUMONIA/b.jpg", "PNEUMONIA")
     table = labels(built(small))
     assert table[sha(1)] == "NORMAL" and copy not in table
 
 
 def test_a_relabel_of_the_very_image_that_is_in_says_under_which_label_it_was(small):
     take(small, "week-1", week(100) | {"train/NORMAL/a.png": png(1), "train/LUNG/b.png": png(1)})
-    ruling, notes = rule(small, "b.png", "relabel", "COVID19")
-    assert ruling.file == "train/LUNG/b.png" and notes == ["The image was in as NORMAL until now."]
+    outcome = rule(small, "b.png", "relabel", "COVID19")
+    assert (outcome.ruling.file, outcome.previous_label, outcome.leaving) == ("train/LUNG/b.png", "NORMAL", [])
     table = built(small)
     assert labels(table)[sha(1)] == "COVID19" and (table["sha256"] == sha(1)).sum() == 1
 
