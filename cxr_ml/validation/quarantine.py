@@ -14,7 +14,7 @@ from cxr_ml.errors import Refused
 from cxr_ml.ingest import deidentify, ingest_drop, labels
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
-from cxr_ml.validation import committed_batches, reasons, rulings, thumbnails
+from cxr_ml.validation import committed_batches, limits, reasons, rulings, thumbnails
 
 _MAX_READ_AT_ONCE = 8  # tables
 _MAX_NAMED = 10  # candidates in an error, where a name fits several files
@@ -41,7 +41,7 @@ class FileDetails(TypedDict):
     state: str  # as in `list_files`
     now: str  # likewise
     reasons: dict[str, str]  # code -> plain words
-    limits: list[dict[str, object]]  # those of images.json beside the measurements: reasons.Limit
+    limits: list[dict[str, object]]  # those of images.json beside the measurements: limits.Limit
     image: str  # key in the store
     thumbnail: str  # key in the store
     others: list[dict[str, str]]  # files with the same picture: file, batch, label, state, sha256, thumbnail
@@ -240,7 +240,7 @@ def describe_file(settings: Settings, name: str) -> FileDetails:
         state=str(row["state"]),
         now=str(row["now"]),
         reasons={code: reasons.explain(code, measured, rejected, settings) for code in row["reasons"]},
-        limits=[x._asdict() for x in reasons.limits(measured, settings) if x.limit] if sha else [],
+        limits=[x._asdict() for x in limits.compare_with_limits(measured, settings) if x.limit] if sha else [],
         image=ingest_drop.image_key(sha, row["format"]) if sha else "",
         thumbnail=pictures[sha],
         others=[

@@ -14,7 +14,7 @@ from cxr_console.access import User, ask_form, may_trigger
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch
-from cxr_ml.validation import add_ruling, reasons, thumbnails
+from cxr_ml.validation import add_ruling, limits, reasons, thumbnails
 from cxr_ml.validation.rulings import RulingRefused, RulingsRefused
 
 router = APIRouter()
@@ -167,7 +167,7 @@ def file(request: Request, user: User, batch: str, number: int) -> HTMLResponse:
         number=number,
         row=row,
         reasons={code: reasons.explain(code, row, why, s) for code in row["reasons"]},
-        limits=[x for x in reasons.limits(row, s) if x.limit] if row["sha256"] else [],
+        limits=[x for x in limits.compare_with_limits(row, s) if x.limit] if row["sha256"] else [],
         ruling=shelf.in_force().get(row["sha256"]) if row["sha256"] else None,
         classes=s.classes,
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 
 import numpy as np
 import pandas as pd
@@ -33,9 +32,9 @@ from cxr_ml import store
 from cxr_ml.dataset import build, diff, versions
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import measure
-from cxr_ml.ingest import ingest_drop, process_file
+from cxr_ml.ingest import ingest_drop
 from cxr_ml.records import Ruling
-from cxr_ml.validation import add_ruling, quarantine, reasons, rulings, thumbnails
+from cxr_ml.validation import add_ruling, quarantine, rulings, thumbnails
 from cxr_ml.validation.rulings import RulingRefused
 
 pytestmark = pytest.mark.usefixtures("handful")
@@ -539,50 +538,3 @@ def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(small):
     changed = {"dataset": 2, "manifest_sha256": hashlib.sha256(forged).hexdigest()}
     overwrite(small, "datasets/2/dataset.json", record.model_copy(update=changed).to_bytes())
     assert diff.compare_datasets(small, 1, 2)[["change", "sha256", "split"]].values.tolist() == [["moved", one, "test"]]
-
-
-@pytest.mark.parametrize(
-    ("kind", "kwargs", "limit", "met"),
-    [
-        ("be_between", {"column": "bits", "min_value": 8, "strict_min": True}, "> 8", False),
-        ("be_between", {"column": "bits", "min_value": 8}, "≥ 8", True),
-        ("be_between", {"column": "std", "max_value": "0.005"}, "≤ 0.005", False),
-        ("be_between", {"column": "label", "min_value": 1, "max_value": 3}, "≥ 1 and ≤ 3", False),
-        ("not_be_in_set", {"column": "format", "value_set": ["jpeg"]}, "not in {jpeg}", False),
-        ("be_in_set", {"column": "format", "value_set": ["png", "jpeg"]}, "in {png, jpeg}", True),
-        ("match_regex", {"column": "file", "regex": "^b"}, '_to_match_regex {"regex": "^b"}', False),
-        ("be_of_type", {"column": "x", "type_": "int"}, '_to_be_of_type {"type_": "int"}', False),
-    ],
-)
-def test_whatever_a_suite_asks_for_is_told_beside_what_was_measured(settings, tmp_path, kind, kwargs, limit, met):
-    entry = {"type": f"expect_column_values_to_{kind}", "kwargs": kwargs, "meta": {"reason": "r"}}
-    (tmp_path / "images.json").write_text(json.dumps({"expectations": [entry]}))
-    settings = settings.model_copy(update={"expectations": tmp_path})
-    row = {"width": 9, "height": 9, "bits": 8, "std": 5.0, "label": "NORMAL", "format": "jpeg", "file": "a.png"}
-    row = pd.Series(row | {"reasons": [] if met else ["r"]})
-    (found,) = reasons.limits(row, settings)
-    assert found.limit.endswith(limit) and found.met is met
-    words = reasons.explain("r", row, "", settings)
-    assert len(words) > 5 and (met or found.limit in words)
-
-
-@pytest.mark.parametrize("text", ["[]", '{"expectations": [3]}', '{"expectations": [{}]}', "[" * 200_000])
-def test_a_suite_that_is_none_is_refused_where_a_file_is_asked_about(settings, tmp_path, text):
-    (tmp_path / "images.json").write_text(text)
-    with pytest.raises(Refused, match=r"images\.json"):
-        reasons.limits({"width": 9, "height": 9}, settings.model_copy(update={"expectations": tmp_path}))
-
-
-def test_every_code_that_a_drop_can_give_a_file_has_words():
-    codes = ["name_too_long", "duplicate_name", "special_file", "encrypted", "unsupported_compression", "unknown_split"]
-    for code in [*codes, *process_file.CRASHED["unread"]]:
-        assert len(reasons.explain(code, {}, "", None)) > len(code) + 5
-
-
-def test_codes_of_unreadable_files_have_words_and_an_unknown_one_is_shown_as_it_is(settings):
-    row = pd.Series({"width": 0, "height": 0})
-    assert reasons.explain("truncated", row, "", settings) == "The file ends before the image does."
-    assert reasons.explain("odd_code", row, "", settings) == "odd code."
-    assert reasons.explain("rejected_class:artefacts", row, "Of 8.", settings).endswith("Of 8.")
-    with pytest.raises(Refused, match=r"images\.json"):
-        reasons.limits(row, settings.model_copy(update={"expectations": settings.cache_dir}))
