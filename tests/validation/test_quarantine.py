@@ -88,7 +88,7 @@ def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(small
     assert quarantine.list_refused(small, drop="week-3").empty
 
 
-def test_a_refused_file_tells_why_in_words_with_measures_limits_thumbnail_and_date(small):
+def test_a_refused_file_is_described_with_words_limits_thumbnail_and_date(small):
     batch = take(small, "week-1", {"train/NORMAL/boxed.png": boxed(1), "train/NORMAL/a.png": png(2)}).batch
     told = quarantine.describe_file(small, "boxed.png")
     assert (told["file"], told["batch"], told["drop"], told["label"]) == (
@@ -121,7 +121,7 @@ def test_copies_and_contradictions_name_each_other(small):
         assert told["thumbnail"] == thumbnails.key(other) and store.exists(small, told["thumbnail"])
 
 
-def test_a_file_is_found_by_path_drop_and_path_or_digits_and_what_is_not_unique_is_refused(small):
+def test_a_file_is_found_by_path_or_digits_and_an_ambiguous_name_is_refused(small):
     take(small, "week-1", {"NORMAL/a.png": png(1)})
     batch = take(small, "week-2", {"NORMAL/a.png": png(2)}).batch
     frame = quarantine.list_files(small)
@@ -223,7 +223,7 @@ def ruling(number):
     )  # fmt: skip
 
 
-def test_many_rulings_are_read_by_the_hundred_and_the_single_ones_are_what_counts(settings, seaweed, monkeypatch):
+def test_rulings_are_read_by_the_hundred_and_the_single_ones_are_the_truth(settings, seaweed, monkeypatch):
     monkeypatch.setattr(rulings, "FOLD", 10)
     for number in range(1, 36):
         store.put_if_absent(settings, f"rulings/{number:05d}.json", ruling(number).to_bytes())
@@ -246,7 +246,7 @@ def test_many_rulings_are_read_by_the_hundred_and_the_single_ones_are_what_count
         rulings.read(settings)
 
 
-def test_rulings_are_folded_as_they_are_added_and_a_death_in_between_loses_none(settings, monkeypatch):
+def test_rulings_are_folded_as_they_are_added_and_a_crash_loses_none(settings, monkeypatch):
     monkeypatch.setattr(rulings, "FOLD", 3)
     rows = [(pd.Series({"sha256": f"{n:064x}", "batch": "b", "file": "f", "reasons": []}), "release", "NORMAL")
             for n in range(8)]  # fmt: skip
@@ -260,7 +260,7 @@ def test_rulings_are_folded_as_they_are_added_and_a_death_in_between_loses_none(
     assert len([k for k in snapshot(settings) if k.startswith("rulings-folded/")]) == 2
 
 
-def test_all_that_was_refused_for_one_reason_is_released_each_by_a_ruling_of_its_own(small):
+def test_all_images_of_one_reason_are_released_by_a_ruling_each(small):
     files = week(100) | {f"train/NORMAL/boxed{n}.png": boxed(n) for n in (1, 2)} | {"train/COVID19/b.png": boxed(3)}
     files |= {"train/LUNG/c.png": boxed(4), "train/TB/d.png": boxed(5), "train/NORMAL/again.png": boxed(2)}
     take(small, "week-1", files)
@@ -295,7 +295,7 @@ IMPOSSIBLE = [
 ]
 
 
-def test_what_cannot_be_ruled_is_refused_with_a_sentence_and_nothing_is_written(small):
+def test_an_impossible_ruling_is_refused_with_its_code_and_not_recorded(small):
     files = {"a.png": png(2), "again.png": png(2), "x.png": png(1), "tb.png": boxed(4), "page.png": b"<html>"}
     files |= {"twice.png": png(5), "conflict.png": png(6), "other.png": png(6)}
     rows = [("a.png", "normal"), ("again.png", "normal"), ("x.png", "lung"), ("tb.png", "TB"), ("page.png", "normal")]
@@ -360,7 +360,7 @@ def boxed_smaller(number):
     return encoded(picture)
 
 
-def test_a_released_image_is_compared_with_all_others_though_judging_had_left_it_out(small):
+def test_a_released_image_is_compared_with_all_others(small):
     take(small, "week-1", week(100) | {"test/NORMAL/boxed.png": boxed(1)})
     take(small, "week-2", {"train/NORMAL/smaller.png": boxed_smaller(1)})
     assert set(quarantine.list_refused(small)["state"]) == {"quarantined"}
@@ -371,7 +371,7 @@ def test_a_released_image_is_compared_with_all_others_though_judging_had_left_it
     assert split_of(table)[sha_of(small, "smaller.png")] == "test"
 
 
-def test_a_later_copy_of_a_released_image_is_a_duplicate_and_one_under_another_label_a_conflict(small):
+def test_a_later_copy_of_a_released_image_is_a_duplicate_or_a_conflict(small):
     take(small, "week-1", week(100) | {"train/LUNG/x.png": png(1)})
     rule(small, "x.png", "relabel", "COVID19")
     built(small)
@@ -390,7 +390,7 @@ def test_a_copy_of_a_withdrawn_image_does_not_bring_it_back(small):
     assert take(small, "week-2", {"NORMAL/copy.jpg": resized(1)}).counts == {"duplicate": {"NORMAL": 1}}
 
 
-def test_of_one_picture_under_two_labels_the_last_ruling_decides_and_says_who_leaves(small):
+def test_of_one_picture_under_two_labels_the_last_ruling_decides(small):
     take(small, "week-1", week(100) | {"train/NORMAL/a.png": png(1)})
     take(small, "week-2", {"train/PNEUMONIA/b.jpg": resized(1)})
     copy = sha_of(small, "b.jpg")
@@ -426,7 +426,7 @@ def test_datasets_built_with_the_same_rulings_elsewhere_are_the_same_bytes(small
 
 
 @pytest.mark.processes
-def test_each_refused_image_has_a_small_picture_without_metadata_and_no_accepted_one_has(settings):
+def test_only_refused_images_have_a_thumbnail_and_it_has_no_metadata(settings):
     big = np.asarray(Image.fromarray(film(1)).resize((600, 900)))
     big = np.stack([big, big // 2, big // 2], axis=2)
     take(settings, "drop", {"NORMAL/red.png": encoded(big), "NORMAL/ok.png": png(2), "NORMAL/bad.png": b"?"})
@@ -487,7 +487,7 @@ def test_a_copy_without_a_patient_of_a_test_image_with_one_never_enters_train(sm
     assert (table.groupby("group")["split"].nunique() == 1).all()
 
 
-def test_what_turns_out_to_be_one_group_in_two_splits_stays_in_the_stricter_and_leaves_the_other_for_good(small):
+def test_a_group_found_in_two_splits_keeps_only_the_images_of_the_stricter(small):
     take(small, "week-1", week(100) | {"test/NORMAL/x.png": png(1), "train/NORMAL/y.png": png(2)})
     first = split_of(built(small))
     assert (first[sha(1)], first[sha(2)]) == ("test", "train")
