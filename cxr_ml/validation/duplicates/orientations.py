@@ -182,7 +182,7 @@ def turn_fine_hashes(fine: np.ndarray, orientation: int) -> np.ndarray:
     """Returns the fine hashes, uint64 [n, 16] of 32×32 bits row by row, of the pictures turned to that orientation."""
     if not orientation:
         return fine
-    bits = np.unpackbits(fine.view(np.uint8), axis=1).reshape(-1, 32, 32)
+    bits: np.ndarray = np.unpackbits(fine.view(np.uint8), axis=1).reshape(-1, 32, 32)
     bits = turn_pictures(bits, orientation & ~INVERTED) ^ (1 if orientation & INVERTED else 0)
     return np.packbits(bits.reshape(len(fine), -1), axis=1).view(np.uint64)
 
