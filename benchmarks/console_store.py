@@ -14,7 +14,7 @@ from PIL import Image
 
 from cxr_ml import store
 from cxr_ml.evaluation import metrics
-from cxr_ml.imaging import synthetic
+from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import tables
 from cxr_ml.records import (
     Batch,
@@ -62,7 +62,7 @@ def write_batches(s: Settings, count: int, files: int) -> list[str]:
         names.append(f"{drop}-{_sha(drop)[:8]}")
         frame = _table(number, files)
         rows = [frame[at : at + tables.ROWS] for at in range(0, files, tables.ROWS)]
-        tables.write(s, f"batches/{names[-1]}/measurements.parquet", rows)
+        tables.write_table(s, f"batches/{names[-1]}/measurements.parquet", rows)
         committed_batches.write_refused(s, names[-1])
         why = "artefact_rate is 0.92 (at most 0.05): white boxes beside the film."
         counts, refused = judge_batch.count_files(frame), frame.loc[frame["verdict"] != "accepted"]
@@ -81,7 +81,7 @@ def write_batches(s: Settings, count: int, files: int) -> list[str]:
 
 def _picture(s: Settings) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(synthetic.phantom("NORMAL", np.random.default_rng(0))).save(buffer, "PNG")
+    Image.fromarray(phantoms.draw_phantom("NORMAL", np.random.default_rng(0))).save(buffer, "PNG")
     return thumbnails.make(buffer.getvalue(), s)
 
 

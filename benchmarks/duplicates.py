@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from held_out import half
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode, formats, hashes
 from cxr_ml.settings import Settings
 from cxr_ml.validation.duplicates import bit_hashes, hash_columns, orientations, pixel_similarity, search
 
@@ -94,17 +94,17 @@ TURNS = (on_its_side, inverted, padded)  # alone, and after one of CHANGES
 
 
 def facts(name: str, kind: str, grey: np.ndarray) -> dict:
-    small = measure.shrink(grey, measure.SMALL)
-    square = measure.square(small, 256)
+    small = decode.shrink(grey, decode.MEASURED_SIDE)
+    square = hashes.resize_square(small, 256)
     way = cv2.INTER_AREA if min(grey.shape) >= pixel_similarity.SIDE else cv2.INTER_LINEAR
     side = (pixel_similarity.SIDE, pixel_similarity.SIDE)  # as find_duplicates() would
-    inner = measure.inner_hash(small)
+    inner = hashes.inner_hash(small)
     return {
         "sha256": f"{kind} {name}",
         "of": name,
         "kind": kind,
-        "phash": measure.perceptual_hash(square),
-        "fine_hash": measure.fine_hash(square),
+        "phash": hashes.perceptual_hash(square),
+        "fine_hash": hashes.fine_hash(square),
         "inner_hash": inner,
         "grey": small if inner else cv2.resize(grey, side, interpolation=way),  # a margin is cut off before that
     }
@@ -114,8 +114,8 @@ def copies(numbered: tuple[int, Path]) -> list[dict]:
     cv2.setNumThreads(1)
     number, path = numbered
     try:
-        pixels = measure.open_image(path.read_bytes(), SETTINGS).pixels
-    except measure.BadImage:
+        pixels = decode.decode_image(path.read_bytes(), SETTINGS).pixels
+    except formats.BadImage:
         return []
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     rng, name = np.random.default_rng([7, number]), str(path)

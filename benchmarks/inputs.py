@@ -35,7 +35,8 @@ import hashlib
 
 from cxr_ml import store
 from cxr_ml.dataset import versions
-from cxr_ml.ingest.ingest_drop import image_key, to_parquet
+from cxr_ml.ingest.process_file import image_key
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
 

@@ -58,11 +58,11 @@ def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default
 
 def _ingest(settings: Settings, named: list[str], json_: bool) -> tuple[list[str], list[str]]:
     """Batches of the drops that are named, or of all new ones; and of these the drops that were refused."""
-    from cxr_ml.ingest import ingest_drop, labels
+    from cxr_ml.ingest import ingest_drop
     from cxr_ml.validation.suite_check import check_suites
 
     check = partial(check_suites, settings)
-    names, batches, left_out = named or labels.new(settings), [], []
+    names, batches, left_out = named or inbox.list_new_drops(settings), [], []
     if names and not named:
         check()  # no drop is at fault for a suite
     for name in names:

@@ -6,7 +6,7 @@ from cxr_ml import store
 from cxr_ml.dataset import build, versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import stored_evaluations
-from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.ingest import inbox, ingest_drop
 from cxr_ml.records import Decision
 from cxr_ml.registry import gate, promotion
 from cxr_ml.settings import Settings
@@ -30,9 +30,9 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest_drop.S
     """
     backbones.check(settings)
     store.check(settings)
-    new = labels.new(settings)
+    new = inbox.list_new_drops(settings)
     if drop:
-        labels.listing(settings, drop)
+        inbox.list_files(settings, drop)
         new = [name for name in new if name == drop]
     if new:
         check_suites(settings)
@@ -40,7 +40,7 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest_drop.S
     told = []
     for place, name in enumerate(new):
         try:
-            part = ingest_drop.plan(settings, name)
+            part = ingest_drop.plan_shards(settings, name)
         except Refused:
             if drop:
                 raise

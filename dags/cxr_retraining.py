@@ -99,7 +99,7 @@ def cxr_retraining() -> None:
                 from cxr_ml.validation import committed_batches, judge_batch
 
                 names = [
-                    b for b in dict.fromkeys(shard["batch"] for shard in shards) if b and ingest_drop.ingested(s, b)
+                    b for b in dict.fromkeys(shard["batch"] for shard in shards) if b and ingest_drop.is_ingested(s, b)
                 ]
                 if shards and not names and not committed_batches.list_names(s):
                     raise AirflowSkipException("No drop could be used, and there is none of earlier.")

@@ -9,7 +9,7 @@ import pandas as pd
 from cxr_ml import store
 from cxr_ml.dataset import drift, shortcuts, splits, versions
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop, process_file
+from cxr_ml.ingest import process_file, tables
 from cxr_ml.progress import OnProgress, begun, nobody
 from cxr_ml.records import Dataset, Drift, Failure, Ruling
 from cxr_ml.settings import Settings
@@ -48,7 +48,7 @@ def build_dataset(
     measured_drift = _measure_drift(settings, measured, parent, manifest_before, against)
     failures, page = verdicts.judge_dataset(rows, settings.classes, settings.expectations, measured_drift)
     _refuse_unfit(failures)
-    data = ingest_drop.to_parquet(rows)
+    data = tables.to_parquet(rows)
     digest = hashlib.sha256(data).hexdigest()
     if parent and parent.manifest_sha256 == digest:
         return parent, False
@@ -152,7 +152,7 @@ def _find_copies(settings: Settings, released: pd.DataFrame, accepted: pd.DataFr
     formats |= dict(zip(released["sha256"], released["format"], strict=True))
 
     def load(sha256: str) -> np.ndarray:
-        return process_file.stored_grey(settings, sha256, formats[sha256])
+        return process_file.load_grey(settings, sha256, formats[sha256])
 
     # Judging compared accepted images only; a released one was not among them.
     originals = search.find_duplicates(released, accepted, load, settings)["duplicate_of"] if len(released) else []

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop, tables
+from cxr_ml.ingest import tables
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
 
@@ -46,7 +46,7 @@ def load_manifest(settings: Settings, dataset: Dataset) -> pd.DataFrame:
     data = store.get(settings, key)
     if hashlib.sha256(data).hexdigest() != dataset.manifest_sha256:
         raise Refused(f"{key} was changed after dataset {dataset.dataset} was written: its SHA-256 differs.")
-    return ingest_drop.read_parquet(settings, key)
+    return tables.read_parquet(settings, key)
 
 
 def join_measurements(settings: Settings, dataset: Dataset, rows: pd.DataFrame) -> pd.DataFrame:
@@ -57,7 +57,9 @@ def join_measurements(settings: Settings, dataset: Dataset, rows: pd.DataFrame) 
     """
     parts = []
     for batch in dataset.batches:
-        scanned = tables.scan(settings, f"batches/{batch}/measurements.parquet", ["sha256", "view", "width", "height"])
+        scanned = tables.scan_columns(
+            settings, f"batches/{batch}/measurements.parquet", ["sha256", "view", "width", "height"]
+        )
         parts.append(pa.concat_tables(scanned).to_pandas().assign(batch=batch))
     measured = pd.concat(parts, ignore_index=True).drop_duplicates(["sha256", "batch"])
     joined = rows.merge(measured, on=["sha256", "batch"], how="left", validate="many_to_one")

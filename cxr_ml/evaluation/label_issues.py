@@ -4,7 +4,7 @@ import numpy as np
 
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import process_file
 from cxr_ml.records import Dataset, Doubt, Doubts
 from cxr_ml.settings import Settings
 from cxr_ml.training import inputs, predictions
@@ -63,7 +63,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
                 sha256=row["sha256"],
                 batch=row["batch"],
                 file=names.get((row["batch"], row["sha256"]), ""),
-                image=ingest_drop.image_key(row["sha256"], row["format"]),
+                image=process_file.image_key(row["sha256"], row["format"]),
                 label=row["label"],
                 probability=float(quality[i]),
                 suggested=record.classes[best],

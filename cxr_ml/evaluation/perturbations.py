@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from cxr_ml.evaluation import metrics
-from cxr_ml.imaging.measure import RING
+from cxr_ml.imaging.hashes import RING_WIDTH
 from cxr_ml.records import Moved
 from cxr_ml.training import corruptions
 
@@ -17,7 +17,7 @@ _WHITE = 255
 
 def _middle(side: int) -> slice:
     """The lungs, and all that is not the ring whose probe is stored with the dataset."""
-    edge = side * RING // 32
+    edge = side * RING_WIDTH // 32
     return slice(edge, side - edge)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml.dataset import versions
-from cxr_ml.ingest.process_file import stored_grey
+from cxr_ml.ingest.process_file import load_grey
 from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
@@ -48,7 +48,7 @@ def load(
 
     def decode(rows: np.ndarray) -> np.ndarray:
         def one(sha256: str, format: str) -> np.ndarray:
-            return resize(stored_grey(settings, sha256, format), size)
+            return resize(load_grey(settings, sha256, format), size)
 
         chosen = manifest.iloc[rows]
         with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:

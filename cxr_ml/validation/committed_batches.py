@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cxr_ml import store
-from cxr_ml.ingest import ingest_drop, tables
+from cxr_ml.ingest import tables
 from cxr_ml.settings import Settings
 from cxr_ml.validation.duplicates.hash_columns import HASHES
 
@@ -17,7 +17,7 @@ OUTCOME_COLUMNS = (
     *("file", "sha256", "format", "label", "label_raw", "verdict", "reasons", "duplicate_of", "duplicate_file"),
 )
 _OF_THE_PICTURE = ("ring", *HASHES)  # columns that tell a reader nothing
-_REFUSED_COLUMNS = [c for c in (*ingest_drop.COLUMNS, "duplicate_of", "duplicate_file") if c not in _OF_THE_PICTURE]
+_REFUSED_COLUMNS = [c for c in (*tables.COLUMNS, "duplicate_of", "duplicate_file") if c not in _OF_THE_PICTURE]
 
 
 def list_names(settings: Settings) -> list[str]:
@@ -28,12 +28,12 @@ def list_names(settings: Settings) -> list[str]:
 
 def read_measurements(settings: Settings, batch: str) -> pd.DataFrame:
     """Returns the final table of a committed batch: one row per file, with its measurements and verdict."""
-    return ingest_drop.read_parquet(settings, f"batches/{batch}/measurements.parquet")
+    return tables.read_parquet(settings, f"batches/{batch}/measurements.parquet")
 
 
 def read_outcomes(settings: Settings, batch: str) -> pa.Table:
     """Returns OUTCOME_COLUMNS of a committed batch: which file is which image, and what became of it."""
-    return tables.some(settings, f"batches/{batch}/measurements.parquet", OUTCOME_COLUMNS)
+    return tables.read_columns(settings, f"batches/{batch}/measurements.parquet", OUTCOME_COLUMNS)
 
 
 def read_refused(settings: Settings, batch: str) -> pa.Table:
@@ -45,11 +45,11 @@ def write_refused(settings: Settings, batch: str) -> None:
     """Writes the table of `read_refused`, so that its readers need not read the accepted rows."""
 
     def select_refused() -> Iterator[pd.DataFrame]:
-        for part in tables.scan(settings, f"batches/{batch}/measurements.parquet", _REFUSED_COLUMNS):
+        for part in tables.scan_columns(settings, f"batches/{batch}/measurements.parquet", _REFUSED_COLUMNS):
             rows = part.to_pandas()
             yield rows[rows["verdict"] != "accepted"]
 
-    tables.write(settings, f"batches/{batch}/refused.parquet", select_refused())
+    tables.write_table(settings, f"batches/{batch}/refused.parquet", select_refused())
 
 
 def is_disputed(reasons: pd.Series) -> np.ndarray:

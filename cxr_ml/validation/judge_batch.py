@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cxr_ml import store
-from cxr_ml.ingest import ingest_drop, tables
+from cxr_ml.ingest import tables
 from cxr_ml.progress import OnProgress, begun, nobody
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
@@ -43,7 +43,7 @@ def validate_batch(settings: Settings, batch: str, on_progress: OnProgress = nob
     on_progress(begun(f"{batch}: judging images"))
     check_suites(settings)
     columns = dict.fromkeys([*_OWN_COLUMNS, *verdicts.columns(settings.expectations)])
-    frame = ingest_drop.read(settings, batch, list(columns))
+    frame = tables.read_batch(settings, batch, list(columns))
     frame, image_failures, image_page = verdicts.judge_images(frame, settings.expectations)
     frame = frame[[*_OWN_COLUMNS, *verdicts.CLASS_MEASURES]]  # frees the other columns before more is read
     on_progress(begun(f"{batch}: looking for copies"))
@@ -64,7 +64,7 @@ def validate_batch(settings: Settings, batch: str, on_progress: OnProgress = nob
         store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
     on_progress(begun(f"{batch}: writing tables and thumbnails"))
     thumbnails.write(settings, frame[frame["verdict"] != "accepted"])
-    tables.write(settings, f"batches/{batch}/measurements.parquet", _add_verdicts(settings, batch, frame))
+    tables.write_table(settings, f"batches/{batch}/measurements.parquet", _add_verdicts(settings, batch, frame))
     committed_batches.write_refused(settings, batch)
     store.put_if_absent(settings, f"batches/{batch}/batch.json", record.to_bytes(), "application/json")
     return record
@@ -94,7 +94,7 @@ def _add_verdicts(settings: Settings, batch: str, frame: pd.DataFrame) -> Iterat
         done += len(measured)
         return measured.assign(**verdicts)
 
-    for part in tables.parts(settings, batch):
+    for part in tables.read_shards(settings, batch):
         waiting.append(part)
         while sum(map(len, waiting)) > tables.ROWS:
             yield take(tables.ROWS)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml import store
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode
 from cxr_ml.ingest import memory_budget, process_file, tables
 from cxr_ml.progress import OnProgress, counted
 from cxr_ml.settings import Settings
@@ -133,7 +133,7 @@ def _mark_conflicts_with_refused(
 def _read_own(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """sha256 and hashes of the accepted images of the batch; _COMPARED of its other images, with `disputed`."""
     accepted, unfit, done = [], [], 0
-    for table in tables.parts(settings, batch, list(HASHES)):
+    for table in tables.read_shards(settings, batch, list(HASHES)):
         judged = frame.iloc[done : done + len(table)]
         done += len(table)
         part = pack_hashes(table.to_pandas().set_axis(judged.index))
@@ -156,7 +156,7 @@ def _read_earlier(settings: Settings, own_batch: str) -> Iterator[pd.DataFrame]:
     for batch in committed_batches.list_names(settings):
         if batch != own_batch:
             key = f"batches/{batch}/measurements.parquet"
-            parts = tables.scan(settings, key, [*_COMPARED, "verdict", "reasons"])
+            parts = tables.scan_columns(settings, key, [*_COMPARED, "verdict", "reasons"])
             table = pd.concat([pack_hashes(part.to_pandas()) for part in parts], ignore_index=True)
             table["disputed"] = committed_batches.is_disputed(table.pop("reasons"))
             entering = rulings.select_known(table, in_force).assign(verdict="accepted")
@@ -179,11 +179,11 @@ def _make_loader(settings: Settings, images: list[pd.DataFrame]) -> _LoadGrey:
     def load(sha256: str) -> np.ndarray:
         place = np.searchsorted(starts, int(sha256[:15], 16), sorter=order)
         data = store.get(settings, process_file.image_key(sha256, formats.iat[order[place]]))
-        if process_file.pixels(data) <= memory_budget.LARGE:
-            return measure.decode_grey(data)
+        if process_file.count_pixels(data) <= memory_budget.LARGE_PIXELS:
+            return decode.decode_grey(data)
         with large_images:
-            tables.give_back()  # memory that threads no longer use: the largest image takes 250 MB
-            return measure.decode_grey(data)
+            tables.release_memory()  # memory that threads no longer use: the largest image takes 250 MB
+            return decode.decode_grey(data)
 
     return load
 

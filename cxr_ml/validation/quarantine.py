@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import deidentify, ingest_drop, labels
+from cxr_ml.ingest import deidentify, labels, labels_csv, process_file
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
 from cxr_ml.validation import committed_batches, limits, reasons, rulings, thumbnails
@@ -168,8 +168,8 @@ def select_refused(
 
 def parse_label(settings: Settings, text: str) -> str:
     """Returns the label that a spelling means; the text itself where none is known."""
-    known = labels.known_labels(settings) | {labels.spelling(name): name for name in settings.classes}
-    return known.get(labels.spelling(text), text)
+    known = labels.known_labels(settings) | {labels_csv.normalize(name): name for name in settings.classes}
+    return known.get(labels_csv.normalize(text), text)
 
 
 def find_file(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
@@ -208,9 +208,9 @@ def _select_by_original_name(frame: pd.DataFrame, name: str, settings: Settings)
     stored = frame["file"].str.replace(".*/", "", regex=True)
     top, _, below = name.partition("/")
     in_drop = (frame["drop"] == top) | (frame["batch"] == top)
-    matches = stored == deidentify.hashed_name(settings, name)
+    matches = stored == deidentify.hash_path(settings, name)
     if below:
-        matches |= in_drop & (stored == deidentify.hashed_name(settings, below))
+        matches |= in_drop & (stored == deidentify.hash_path(settings, below))
     return frame[matches]
 
 
@@ -241,7 +241,7 @@ def describe_file(settings: Settings, name: str) -> FileDetails:
         now=str(row["now"]),
         reasons={code: reasons.explain(code, measured, rejected, settings) for code in row["reasons"]},
         limits=[x._asdict() for x in limits.compare_with_limits(measured, settings) if x.limit] if sha else [],
-        image=ingest_drop.image_key(sha, row["format"]) if sha else "",
+        image=process_file.image_key(sha, row["format"]) if sha else "",
         thumbnail=pictures[sha],
         others=[
             {k: str(other[k]) for k in ("file", "batch", "label", "state", "sha256")}

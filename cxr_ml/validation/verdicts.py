@@ -40,7 +40,7 @@ def try_suites(folder: Path) -> None:
             name: n + 1 if k.startswith(("int", "float")) else f"{n}" for name, k in COLUMNS.items() if k != "list"
         }
         rows.append({**values, **texts})
-    frame = tables.table(rows)
+    frame = tables.make_table(rows)
     judged(images, make_image_table(frame, images), "row", row_wise=True)
     judged(classes, make_class_table(frame, classes, set()), "label", row_wise=True)
     manifest = pd.DataFrame({"sha256": ["a", "b", "c"], "label": "NORMAL", "split": SPLITS, "group": ["a", "b", "c"]})

@@ -24,7 +24,7 @@ from drop_samples import (
 from cxr_ml import store
 from cxr_ml.dataset import build, splits, versions
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import ingest_drop, process_file, tables
 from cxr_ml.settings import Settings
 from cxr_ml.validation import judge_batch
 
@@ -44,7 +44,7 @@ def test_the_first_dataset_holds_what_was_accepted_in_the_splits_of_the_drop(sma
     assert list(table["sha256"]) == sorted(table["sha256"])
     assert set(table["group"]) == {f"image:{s}" for s in table["sha256"]}
     for name, extension in zip(table["sha256"], table["format"], strict=True):
-        assert store.exists(small, ingest_drop.image_key(name, extension))
+        assert store.exists(small, process_file.image_key(name, extension))
     assert record.manifest_sha256 == hashlib.sha256(store.get(small, "datasets/1/manifest.parquet")).hexdigest()
     assert versions.load_latest(small) == versions.load_dataset(small, 1) == record
     assert b"<title>Data Docs: dataset</title>" in store.get(small, "datasets/1/dataset.html")
@@ -182,7 +182,7 @@ def test_a_manifest_that_was_changed_is_refused_for_reading_and_as_a_parent(smal
     take(small, "week-1", week(100))
     record, _ = build.build_dataset(small)
     table = versions.load_manifest(small, record)
-    forged = ingest_drop.to_parquet(table.assign(split=table["split"].replace("test", "train")))
+    forged = tables.to_parquet(table.assign(split=table["split"].replace("test", "train")))
     overwrite(small, "datasets/1/manifest.parquet", forged)
     with pytest.raises(Refused, match=r"datasets/1/manifest\.parquet was changed"):
         versions.load_manifest(small, record)

@@ -11,7 +11,8 @@ from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import label_issues
-from cxr_ml.ingest.ingest_drop import image_key, to_parquet
+from cxr_ml.ingest.process_file import image_key
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Dataset
 
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from cxr_ml.imaging.hashes import border_ring
 
 from cxr_ml.evaluation import perturbations
-from cxr_ml.imaging.measure import ring
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 
@@ -17,7 +17,7 @@ def noise(side: int = 64) -> np.ndarray:
 def test_what_is_left_beside_the_hidden_lungs_is_the_ring_that_the_probe_of_the_dataset_sees(side):
     images = noise(side)
     hidden = perturbations.lungs_hidden(images)
-    assert ring(hidden[0, ..., 0]) == ring(images[0, ..., 0])
+    assert border_ring(hidden[0, ..., 0]) == border_ring(images[0, ..., 0])
     assert (hidden == 0).mean() == pytest.approx(0.75**2, abs=0.001)
 
 

@@ -24,7 +24,7 @@ def write(settings, groups, rows=100):
             "reasons": [["blank", "blurred"][: n % 3] for n in range(groups * rows)],
         }
     )
-    tables.write(settings, KEY, (frame[at : at + rows] for at in range(0, len(frame), rows)))
+    tables.write_table(settings, KEY, (frame[at : at + rows] for at in range(0, len(frame), rows)))
 
 
 @pytest.mark.parametrize("groups", [1, 3, 300])  # of 300, the footer is longer than what is asked for first
@@ -32,7 +32,7 @@ def write(settings, groups, rows=100):
 def test_some_columns_are_those_of_the_whole_table(settings, groups, columns):
     write(settings, groups)
     whole = pq.read_table(io.BytesIO(store.get(settings, KEY)))
-    found = tables.some(settings, KEY, columns)
+    found = tables.read_columns(settings, KEY, columns)
     assert found.column_names == [c for c in columns if c != "lost"]
     assert found.equals(whole.select(found.column_names)) or found.to_pylist() == [{}] * len(whole)
 
@@ -42,5 +42,5 @@ def test_of_a_large_table_the_other_columns_are_not_asked_for(settings, monkeypa
     spans = []
     span = store.span
     monkeypatch.setattr(store, "span", lambda *a: spans.append(len((found := span(*a))[0])) or found)
-    assert len(tables.some(settings, KEY, ["file", "reasons"])) == 3000
+    assert len(tables.read_columns(settings, KEY, ["file", "reasons"])) == 3000
     assert sum(spans) < 200_000 < len(store.get(settings, KEY))

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import hashes
 from cxr_ml.settings import Settings
 from cxr_ml.validation.duplicates import hash_columns, search
 
@@ -37,9 +37,9 @@ def asked(pictures, known=(), index=None, settings=SETTINGS):
         return pd.DataFrame(
             {
                 "sha256": [n for n, _ in named],
-                "phash": [measure.perceptual_hash(p) for _, p in named],
-                "fine_hash": [measure.fine_hash(p) for _, p in named],
-                "inner_hash": [measure.inner_hash(p) for _, p in named],
+                "phash": [hashes.perceptual_hash(p) for _, p in named],
+                "fine_hash": [hashes.fine_hash(p) for _, p in named],
+                "inner_hash": [hashes.inner_hash(p) for _, p in named],
                 "label": "NORMAL",
                 "format": "png",
             },

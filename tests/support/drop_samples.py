@@ -14,8 +14,8 @@ from PIL import Image
 
 from cxr_ml import store
 from cxr_ml.dataset import build, versions
-from cxr_ml.imaging import synthetic
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.imaging import phantoms
+from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 from cxr_ml.validation import committed_batches, judge_batch
@@ -27,7 +27,7 @@ LABELS = ("NORMAL", "COVID19", "PNEUMONIA")
 @lru_cache(maxsize=256)
 def film(number: int, label: str = "NORMAL") -> np.ndarray:
     """Another phantom for each number, uint8 [256, 256]."""
-    picture = synthetic.phantom(label, np.random.default_rng([20, number]))
+    picture = phantoms.draw_phantom(label, np.random.default_rng([20, number]))
     picture.flags.writeable = False
     return picture
 
@@ -79,7 +79,7 @@ def take(settings: Settings, name: str, files: dict[str, bytes] | None = None) -
 
 
 def ingested(settings: Settings, batch: str) -> pd.DataFrame:
-    return ingest_drop.read(settings, batch).set_index("file")
+    return tables.read_batch(settings, batch).set_index("file")
 
 
 def judged(settings: Settings, batch: str) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from model_samples import overwrite, put_dataset, quick
 
 from cxr_ml import store
 from cxr_ml.dataset import versions
-from cxr_ml.ingest.ingest_drop import to_parquet
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.training import architectures, augment, features, inputs
 
 FEW = {"train": 3, "validation": 1}

@@ -15,8 +15,9 @@ from model_samples import CLASSES, overwrite, put_dataset
 from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure
-from cxr_ml.ingest.ingest_drop import image_key, to_parquet
+from cxr_ml.imaging import decode, formats, measure
+from cxr_ml.ingest.process_file import image_key
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.training import array_cache, inputs
 
 FEW = {"train": 2, "validation": 1, "test": 1}
@@ -41,7 +42,7 @@ def test_each_row_of_the_array_is_the_image_of_that_row_of_the_manifest(settings
     assert array.shape == (12, 32, 32, 1) and array.dtype == np.uint8
     assert list(manifest["sha256"]) == list(versions.load_manifest(settings, dataset)["sha256"])
     for pixels, row in zip(array, manifest.itertuples(), strict=True):
-        stored = measure.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
+        stored = decode.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
         np.testing.assert_array_equal(pixels, cv2.resize(stored, (32, 32), interpolation=cv2.INTER_AREA)[..., None])
 
 
@@ -105,7 +106,7 @@ def test_the_next_week_decodes_only_what_it_adds_and_leaves_one_file_on_the_mach
     array, manifest = inputs.load(settings, second, 32)
     assert sorted(decoded) == sorted(manifest.loc[manifest["batch"] == "week-2", "sha256"])
     for pixels, row in zip(array, manifest.itertuples(), strict=True):
-        stored = measure.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
+        stored = decode.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
         np.testing.assert_array_equal(pixels, inputs.resize(stored, 32))
     assert len(list(settings.cache_dir.iterdir())) == 1
 
@@ -206,7 +207,7 @@ def test_a_decoding_that_fails_leaves_no_half_array_behind(settings):
     key = image_key(row["sha256"], row["format"])
     whole = store.get(settings, key)
     overwrite(settings, key, whole[: len(whole) // 2])
-    with pytest.raises(measure.BadImage):
+    with pytest.raises(formats.BadImage):
         inputs.load(settings, dataset, 32)
     assert list(settings.cache_dir.iterdir()) == []
     overwrite(settings, key, whole)

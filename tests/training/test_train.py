@@ -18,7 +18,7 @@ from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import evaluate
-from cxr_ml.ingest.ingest_drop import to_parquet
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Model
 from cxr_ml.training import architectures, artifacts, calibration, inputs, loop, ood, predictions, train
 

@@ -23,7 +23,7 @@ from drop_samples import (
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.ingest import inbox, ingest_drop
 from cxr_ml.validation import committed_batches, judge_batch
 
 pytestmark = pytest.mark.usefixtures("handful")
@@ -38,7 +38,7 @@ def test_a_sound_drop_is_accepted_whole_and_committed(settings):
     assert (record.drop, record.reasons, record.rejected_classes, record.failures) == ("week-1", {}, {}, ())
     assert record.counts == {"accepted": {"NORMAL": 2, "COVID19": 1}}
     assert committed_batches.list_names(settings) == [record.batch]
-    assert labels.new(settings) == []
+    assert inbox.list_new_drops(settings) == []
     folder = f"batches/{record.batch}"
     assert {f"{folder}/{n}" for n in ("batch.json", "measurements.parquet", "images.html", "classes.html")} <= set(
         snapshot(settings)
@@ -252,11 +252,11 @@ def test_a_judge_that_dies_commits_nothing_and_is_resumed_to_the_same_store(sett
         die_at_write(patch, number)
         with pytest.raises(Died):
             judge_batch.validate_batch(settings, batch)
-    assert committed_batches.list_names(settings) == [] and labels.new(settings) == ["drop"]
+    assert committed_batches.list_names(settings) == [] and inbox.list_new_drops(settings) == ["drop"]
     judge_batch.validate_batch(settings, batch)
     mine = {k: v for k, v in snapshot(settings).items() if not k.startswith("elsewhere/")}
     assert mine == snapshot(elsewhere(settings))
-    assert labels.new(settings) == []
+    assert inbox.list_new_drops(settings) == []
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ from request_counter import counted
 from cxr_ml import store
 from cxr_ml.dataset import build, diff, versions
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.imaging import decode, measure
+from cxr_ml.ingest import process_file, tables
 from cxr_ml.records import Ruling
 from cxr_ml.validation import add_ruling, quarantine, rulings, thumbnails
 from cxr_ml.validation.rulings import RulingRefused
@@ -437,14 +437,14 @@ def test_only_refused_images_have_a_thumbnail_and_it_has_no_metadata(settings):
     with Image.open(io.BytesIO(data)) as small:
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (171, 256))
         assert set(small.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-    image = store.get(settings, ingest_drop.image_key(picture, "png"))
+    image = store.get(settings, process_file.image_key(picture, "png"))
     assert thumbnails.make(image, settings) == data
 
 
 @pytest.mark.parametrize("size", [(300, 200), (600, 400), (2100, 1400)])
 def test_a_large_jpeg_is_decoded_in_part_and_its_thumbnail_looks_the_same(settings, size, monkeypatch):
     data = encoded(np.asarray(Image.fromarray(film(1)).resize(size)), "JPEG", quality=95)
-    shapes, opened = [], measure.open_image
+    shapes, opened = [], decode.decode_image
 
     def noted(*args):
         found = opened(*args)
@@ -533,7 +533,7 @@ def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(small):
     record, _ = build.build_dataset(small)
     table = versions.load_manifest(small, record)
     one = table["sha256"][table["split"] == "train"].iloc[0]
-    forged = ingest_drop.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
+    forged = tables.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
     overwrite(small, "datasets/2/manifest.parquet", forged)
     changed = {"dataset": 2, "manifest_sha256": hashlib.sha256(forged).hexdigest()}
     overwrite(small, "datasets/2/dataset.json", record.model_copy(update=changed).to_bytes())

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cxr_ml.imaging.borders import content
-from cxr_ml.imaging.decode import SMALL, shrink
+from cxr_ml.imaging.borders import crop_margin
+from cxr_ml.imaging.decode import MEASURED_SIDE, shrink
 from cxr_ml.ingest import tables
 from cxr_ml.settings import Settings
 from cxr_ml.validation.duplicates import orientations
@@ -99,7 +99,7 @@ def find_duplicates(
     fine = parse_fine_hashes(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~repeated_bytes)
     fine = np.ascontiguousarray(fine.T)
     inner = parse_inner_hashes(pd.concat([known["inner_hash"], frame["inner_hash"]], ignore_index=True), first)
-    tables.give_back()  # before pictures are decoded
+    tables.release_memory()  # before pictures are decoded
 
     start = int(np.searchsorted(first, len(known)))
     candidates = find_candidates(hashes, fine, start, settings.duplicate_bits, inner)
@@ -125,7 +125,7 @@ def _compare_pixels(load_grey: Callable[[int], np.ndarray], enough: float) -> _C
     @lru_cache(maxsize=256)  # 64 KiB each
     def load(image: int, without_margin: bool) -> np.ndarray:
         grey = load_grey(image)
-        return normalise(content(shrink(grey, SMALL)) if without_margin else grey)  # as it was measured
+        return normalise(crop_margin(shrink(grey, MEASURED_SIDE)) if without_margin else grey)  # as it was measured
 
     def confirm(later: int, nearest: list[Candidate]) -> int | None:
         for earlier, orientation in nearest:

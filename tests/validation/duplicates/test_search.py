@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from copy_samples import CHANGES, NO_MARGINS, SETTINGS, asked, crop, film, jpeg
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode, formats, hashes, measure
 from cxr_ml.settings import Settings
 from cxr_ml.validation.duplicates import bit_hashes, hash_columns, orientations, search
 
@@ -87,8 +87,8 @@ def test_blank_pictures_are_not_duplicates_of_each_other():
 def test_pixels_are_loaded_once_and_for_candidates_only():
     loaded = []
     pictures = {f"film{i}": film(i) for i in range(12)} | {"copy": jpeg(film(3), 60)}
-    frame = pd.DataFrame({"sha256": list(pictures), "phash": [measure.perceptual_hash(p) for p in pictures.values()]})
-    frame["fine_hash"] = [measure.fine_hash(p) for p in pictures.values()]
+    frame = pd.DataFrame({"sha256": list(pictures), "phash": [hashes.perceptual_hash(p) for p in pictures.values()]})
+    frame["fine_hash"] = [hashes.fine_hash(p) for p in pictures.values()]
     frame["inner_hash"] = ""
 
     def load(sha):
@@ -117,7 +117,7 @@ def test_one_picture_over_and_over_gives_few_candidates_each_in_any_portions(mon
 
 def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
     pictures = [film(i) for i in range(6)] + [film(i)[:, ::-1] for i in range(3)] + [crop(film(4), 0.03, 0, 0, 0.03)]
-    hexes = [(measure.perceptual_hash(p), measure.fine_hash(p)) for p in pictures]
+    hexes = [(hashes.perceptual_hash(p), hashes.fine_hash(p)) for p in pictures]
     fine = hash_columns.parse_fine_hashes(pd.Series([f for _, f in hexes]))
     by_orientation = {o: bit_hashes.crop_variants(orientations.turn_fine_hashes(fine, o)) for o in orientations.UPRIGHT}
     bits = SETTINGS.duplicate_bits
@@ -164,7 +164,7 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_nothing_else():
     ]:
         try:
             measured, cleaned = measure.measure_image(path.read_bytes(), Settings())
-        except measure.BadImage:
+        except formats.BadImage:
             continue
         data[measured["sha256"]] = cleaned
         rows.append({"path": path.relative_to(folder / "drops").as_posix(), **measured})
@@ -172,7 +172,7 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_nothing_else():
     first, second = (table[table["path"].str.startswith(d)] for d in ("2026-01-05", "2026-01-12"))
 
     def load(sha):
-        return measure.decode_grey(data[sha])
+        return decode.decode_grey(data[sha])
 
     inside = search.find_duplicates(first, first.iloc[:0], load, SETTINGS)
     # One film of the public set is there twice: plain in test/, with arrows and a date in train/. Another one is
