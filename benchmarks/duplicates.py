@@ -18,13 +18,13 @@ from held_out import half
 
 from cxr_ml.imaging import decode, formats, hashes
 from cxr_ml.settings import Settings
-from cxr_ml.validation.duplicates import bit_hashes, orientations, search
+from cxr_ml.validation.duplicates import bit_hashes, hash_columns, orientations, pixel_similarity, search
 
 SETTINGS = Settings()
 CROP = 0.03  # of each side, at most
 # duplicate_bits, FINE_BITS, duplicate_correlation; the first of the equally good ones is chosen, the strictest
 GRID = list(product((14, 16, 18, 19, 20), (242, 254, 266, 278, 290), (0.96, 0.94, 0.92, 0.9, 0.88)))
-SHIPPED = (SETTINGS.duplicate_bits, bit_hashes.FINE_BITS, SETTINGS.duplicate_correlation)
+SHIPPED = (SETTINGS.duplicate_bits, bit_hashes.MAX_FINE_BITS, SETTINGS.duplicate_correlation)
 
 
 def resized(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -71,7 +71,7 @@ def cropped_corner(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def on_its_side(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Turned by a quarter or a half, mirrored or not, or flipped."""
     way = rng.choice([way for way in range(8) if way not in orientations.UPRIGHT])
-    return np.ascontiguousarray(orientations.turn(grey, int(way)))
+    return np.ascontiguousarray(orientations.turn_pictures(grey, int(way)))
 
 
 def inverted(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -96,8 +96,8 @@ TURNS = (on_its_side, inverted, padded)  # alone, and after one of CHANGES
 def facts(name: str, kind: str, grey: np.ndarray) -> dict:
     small = decode.shrink(grey, decode.MEASURED_SIDE)
     square = hashes.resize_square(small, 256)
-    way = cv2.INTER_AREA if min(grey.shape) >= search.SIDE else cv2.INTER_LINEAR
-    side = (search.SIDE, search.SIDE)  # find() would bring it to this size in the same way
+    way = cv2.INTER_AREA if min(grey.shape) >= pixel_similarity.SIDE else cv2.INTER_LINEAR
+    side = (pixel_similarity.SIDE, pixel_similarity.SIDE)  # as find_duplicates() would
     inner = hashes.inner_hash(small)
     return {
         "sha256": f"{kind} {name}",
@@ -141,7 +141,7 @@ def found_and_merged(folder: Path) -> pd.DataFrame:
         loads.append(sha)
         return pictures[sha]
 
-    merged = search.find(originals, originals.iloc[:0], load, SETTINGS)["duplicate_of"]
+    merged = search.find_duplicates(originals, originals.iloc[:0], load, SETTINGS)["duplicate_of"]
     merged = merged[merged != ""]
     print(f"originals: {len(originals)}, merged with another: {len(merged)}, pictures looked at: {len(loads)}")
     same = {}
@@ -150,7 +150,7 @@ def found_and_merged(folder: Path) -> pd.DataFrame:
         print(f"  {originals.at[i, 'of']} = {other}")
     start, hits = time.perf_counter(), {}
     for kind, part in changed.groupby("kind"):
-        answer = search.find(part, originals, load, SETTINGS)["duplicate_of"].str.removeprefix("original ")
+        answer = search.find_duplicates(part, originals, load, SETTINGS)["duplicate_of"].str.removeprefix("original ")
         own = part["of"]
         right = (answer == own) | (answer == own.map(same)) | (answer.map(same) == own)
         hits[kind] = (len(part), right.sum(), ((answer != "") & ~right).sum())
@@ -169,8 +169,8 @@ def strangers(originals: pd.DataFrame) -> int:
     """Pairs of the originals that are candidates."""
     hashes = np.array([int(h, 16) for h in originals["phash"]], np.uint64)
     fine = np.frombuffer(bytes.fromhex("".join(originals["fine_hash"])), np.uint64).reshape(-1, 16)
-    inner = search.inner_of(originals["inner_hash"])
-    found = search.candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.duplicate_bits, inner)
+    inner = hash_columns.parse_inner_hashes(originals["inner_hash"])
+    found = search.find_candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.duplicate_bits, inner)
     return sum(len(likest) for _, likest in found)
 
 
@@ -186,15 +186,17 @@ def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
             rows = slice(top, top + 64)
             differing = np.bitwise_count(orientations.turn_hashes(mine[rows], way)[:, None] ^ other)
             i, j = np.nonzero(differing <= bits)
-            places, apart = bit_hashes.near(orientations.turn_fine(far[rows], way)[i], near[:, j], fine)
+            places, _, apart = bit_hashes.match_crops(
+                orientations.turn_fine_hashes(far[rows], way)[i], near[:, j], fine
+            )
             i, j = i[places], j[places]
             columns = (top + i, j, np.full(len(i), way), differing[i, j], apart)
             found += list(zip(*(column.tolist() for column in columns), strict=True))
-    one, two = (list(map(search.normalise, t["grey"])) for t in (changed, originals))
+    one, two = (list(map(pixel_similarity.normalise, t["grey"])) for t in (changed, originals))
 
     def alike(pair: tuple) -> float:
         i, j, way, *_ = pair
-        return search.likeness(two[j], orientations.turn(one[i], way), np.inf)
+        return pixel_similarity.correlate(two[j], orientations.turn_pictures(one[i], way), np.inf)
 
     with ThreadPoolExecutor(2) as pool:
         table = pd.DataFrame(found, columns=["number", "place", "way", "bits", "apart"])
@@ -204,7 +206,7 @@ def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
 
 
 def merged_by(table: pd.DataFrame, limits: tuple[int, int, float]) -> pd.DataFrame:
-    """The pair by which each copy is merged, as `search.find` does it."""
+    """The pair by which each copy is merged, as `find_duplicates` does it."""
     bits, fine, correlation = limits
     fit = (table["bits"] <= bits) & (table["apart"] <= fine) & (table["alike"] >= correlation)
     return table[fit].drop_duplicates("number")
@@ -246,14 +248,16 @@ def scale(originals: pd.DataFrame, number: int = 100_000, flips: float = 0.12) -
         noise = np.packbits(rng.random((10_000, 1024)) < 0.2, axis=1).view(np.uint64)
         far[top : top + 10_000] = fine[which[top : top + 10_000]] ^ noise
     far = np.ascontiguousarray(far.T)
-    inner = search.inner_of(originals["inner_hash"])
+    inner = hash_columns.parse_inner_hashes(originals["inner_hash"])
     of = np.flatnonzero(np.isin(which, inner.of))
     mine = np.searchsorted(inner.of, which[of])
-    inner = search.Inner(of, inner.hashes[mine] ^ turned_bits[of], inner.fine[:, mine] ^ far[:, of] ^ fine[which[of]].T)
+    inner = hash_columns.InnerHashes(
+        of, inner.hashes[mine] ^ turned_bits[of], inner.fine[:, mine] ^ far[:, of] ^ fine[which[of]].T
+    )
     del turned_bits
     start, cpu, asked = time.perf_counter(), time.process_time(), 0
-    # The 100,000 known, then 100,000 new: as find() does it, the new ones are also compared with one another.
-    for _, pairs in search.candidates(hashes, far, number, SETTINGS.duplicate_bits, inner):
+    # The 100,000 known, then 100,000 new: the new ones are also compared with one another.
+    for _, pairs in search.find_candidates(hashes, far, number, SETTINGS.duplicate_bits, inner):
         asked += len(pairs)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     pairs = number * number + number * (number - 1) / 2

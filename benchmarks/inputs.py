@@ -45,7 +45,7 @@ SIDE = 128  # px of a generated image
 
 
 def put_images(settings: Settings, number: int, images: int) -> None:
-    """A dataset of so many generated pictures, as `diff.build` would leave one."""
+    """A dataset of so many generated pictures, as `build_dataset` would leave one."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8), (9, 9), 3)
 
     def put(n: int) -> str:
@@ -60,7 +60,7 @@ def put_images(settings: Settings, number: int, images: int) -> None:
         shas = list(pool.map(put, range(images)))
     table = pd.DataFrame({"sha256": shas, "format": "png", "label": "NORMAL", "split": "train", "source": ""})
     table = table.assign(group="image:" + table["sha256"], batch=[f"week-{n * 10 // images}" for n in range(images)])
-    data = to_parquet(table.sort_values("sha256", ignore_index=True).astype("string")[list(versions._COLUMNS)])
+    data = to_parquet(table.sort_values("sha256", ignore_index=True).astype("string")[list(versions.MANIFEST_COLUMNS)])
     record = Dataset(
         dataset=number, parent=None, batches=(), counts={}, manifest_sha256=hashlib.sha256(data).hexdigest()
     )
@@ -89,7 +89,7 @@ def take(number: int) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    images, _ = inputs.load(settings, versions.load(settings, number), SIZE)
+    images, _ = inputs.load(settings, versions.load_dataset(settings, number), SIZE)
     loaded = time.perf_counter() - begun
     rows = np.arange(len(images))
     ones = np.ones(len(images))

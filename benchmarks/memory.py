@@ -52,7 +52,7 @@ from cxr_ml.ingest import ingest_drop
 s = settings.load()
 ingest_drop.ingest_shard(s, ingest_drop.plan_shards(s, "listed")[0])
 """
-JUDGE = "judge_batch.judge(s, {batch!r})"
+JUDGE = "judge_batch.validate_batch(s, {batch!r})"
 
 
 def peak(step: str) -> tuple[float, float]:

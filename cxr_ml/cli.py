@@ -118,7 +118,7 @@ def validate(batch: list[str], json_: Json = False) -> None:
 
     with opened() as settings:
         with following(json_) as on_progress:
-            records = [judge_batch.judge(settings, name, on_progress) for name in batch]
+            records = [judge_batch.validate_batch(settings, name, on_progress) for name in batch]
         if json_:
             show([r.model_dump(mode="json") for r in records], True)
             return
@@ -263,18 +263,18 @@ def _evaluate(
 
 def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str], json_: bool) -> None:
     from cxr_ml import pipeline
-    from cxr_ml.dataset import versions
+    from cxr_ml.dataset import build, versions
     from cxr_ml.registry import promotion
     from cxr_ml.reporting import publish
     from cxr_ml.validation import judge_batch
 
     with following(json_) as on_progress:
         for name in names:
-            judge_batch.judge(settings, name, on_progress)
+            judge_batch.validate_batch(settings, name, on_progress)
     # A dataset that no run brought before the gate, because that run died, is taken up.
-    changed = names or versions.pending(settings)
+    changed = names or build.count_pending_rulings(settings)
     against = promotion.trained_on(settings)
-    built, new = versions.build(settings, against) if changed else (versions.latest(settings), False)
+    built, new = build.build_dataset(settings, against) if changed else (versions.load_latest(settings), False)
     if built is None or (not new and promotion.decided(settings, built.dataset)):
         publish.nothing_new(settings, run, names, left_out=left_out)
         _mail(settings, run)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from cxr_ml import store
-from cxr_ml.dataset import versions
+from cxr_ml.dataset import build, versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import stored_evaluations
 from cxr_ml.ingest import inbox, ingest_drop
@@ -49,10 +49,10 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest_drop.S
             told.append(f"Too many files for one run. The next run takes {', '.join(new[place:])}.")
             break
         shards += part
-    latest = versions.latest(settings)
+    latest = versions.load_latest(settings)
     if latest is not None and not promotion.decided(settings, latest.dataset):
         told.append(f"Dataset {latest.dataset} was never brought before the gate; this run does it.")
-    if pending := versions.pending(settings):
+    if pending := build.count_pending_rulings(settings):
         told.append(f"{pending} new rulings on single images; the next dataset honours them.")
     return shards, told
 
@@ -95,7 +95,9 @@ def decide(
     named = [*models, *([beside] if beside else [])]
     records = {name: promotion.load_model_record(settings, name) for name in named}
     judged, digests = [e for e, _ in found], {e.model: digest for e, digest in found}
-    decision = gate.decide(settings, run, versions.load(settings, number), judged, records, champion, overrides, by)
+    decision = gate.decide(
+        settings, run, versions.load_dataset(settings, number), judged, records, champion, overrides, by
+    )
     decision = decision.model_copy(update={"evaluation_sha256": digests})
     store.put_if_absent(settings, key, decision.to_bytes(), "application/json")
     return decision

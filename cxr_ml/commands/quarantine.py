@@ -1,12 +1,15 @@
 """`cxr-ml quarantine`: what was refused and why, and the rulings of humans on it."""
 
 import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from cxr_ml.commands.shared import Json, err, opened, show
+from cxr_ml.errors import Refused
 from cxr_ml.records import Ruling
 from cxr_ml.reporting import narrative
 from cxr_ml.reporting.terminal import plain
@@ -46,9 +49,9 @@ def list_(
     from cxr_ml.validation import quarantine
 
     with opened() as settings:
-        rows = quarantine.dated(settings, quarantine.refused(settings, reason, label, drop))
+        rows = quarantine.add_dates(settings, quarantine.list_refused(settings, reason, label, drop))
         if reason and rows.empty:
-            known = sorted({code for codes in quarantine.refused(settings)["reasons"] for code in codes})
+            known = sorted({code for codes in quarantine.list_refused(settings)["reasons"] for code in codes})
             err.print(f"No such file was refused for {plain(reason)}. Reasons there are: {plain(', '.join(known))}")
         table = Table()
         table.add_column("SHA-256", no_wrap=True)
@@ -71,7 +74,7 @@ def show_(name: Name, json_: Json = False) -> None:
     from cxr_ml.validation import quarantine
 
     with opened() as settings:
-        found = quarantine.show(settings, name)
+        found = quarantine.describe_file(settings, name)
         failed = set(found["reasons"])
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_column()
@@ -97,6 +100,18 @@ def show_(name: Name, json_: Json = False) -> None:
         show(found, json_, facts, *why, *tables, *ruled)
 
 
+_OPTIONS = {
+    "no_reason": "Say why with --why, and who with --by.",
+    "rejected_class": "If this image is meant all the same, say so with --from-rejected-class.",
+}
+_SKIPPED = {
+    "no_image": "have no image in the store",
+    "already_in": "are in already",
+    "no_single_label": "have no single label",
+    "untrained_label": "are labelled with what is none of the model's classes",
+    "withheld": "stay out for good",
+    "rejected_class": "are of a class that was rejected as a whole (--from-rejected-class lets them in)",
+}
 _LATER = "The next dataset honours it: the weekly run takes it up, or `cxr-ml dataset`."
 _TITLES = {"at": "judged at", "now": "next dataset", "sha256": "SHA-256"}
 
@@ -122,21 +137,19 @@ def release_all(
     from cxr_ml.dataset import versions
     from cxr_ml.validation import add_ruling
 
-    with opened() as settings:
-        rows, skipped = add_ruling.releasable(
-            settings, versions.withheld(settings), reason, label, drop, from_rejected_class
-        )
+    with opened() as settings, _naming_options():
+        withheld = versions.load_withheld(settings)
+        rows, skipped = add_ruling.find_releasable(settings, withheld, reason, label, drop, from_rejected_class)
         counts = {str(k): int(n) for k, n in rows["label"].value_counts().sort_index().items()}
-        for words, many in skipped.items():
-            err.print(f"{many} {plain(words)}", highlight=False)
-        many = ", ".join(f"{n} {k}" for k, n in counts.items()) or "nothing"
+        skipped_words = {_SKIPPED[code]: n for code, n in skipped.items()}
+        for words, n in skipped_words.items():
+            err.print(f"{n} {plain(words)}", highlight=False)
+        images = ", ".join(f"{n} {k}" for k, n in counts.items()) or "nothing"
         if len(rows) and not yes:
-            typer.confirm(f"Release {many}, refused for {reason}?", abort=True, err=True)
-        ruled = (
-            add_ruling.release_all(settings, rows, getpass.getuser() if by is None else by, why) if len(rows) else []
-        )
-        found = {"released": counts, "skipped": skipped, "rulings": [r.number for r in ruled]}
-        show(found, json_, f"Released: {plain(many)}. {_LATER}" if ruled else "Nothing to release.")
+            typer.confirm(f"Release {images}, refused for {reason}?", abort=True, err=True)
+        ruled = add_ruling.release_images(settings, rows, _who(by), why) if len(rows) else []
+        result = {"released": counts, "skipped": skipped_words, "rulings": [r.number for r in ruled]}
+        show(result, json_, f"Released: {plain(images)}. {_LATER}" if ruled else "Nothing to release.")
 
 
 @app.command()
@@ -156,7 +169,28 @@ def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected
     from cxr_ml.dataset import versions
     from cxr_ml.validation import add_ruling
 
-    with opened() as settings:
-        by = getpass.getuser() if by is None else by
-        ruling, notes = add_ruling.rule(settings, versions.withheld(settings), name, action, by, why, label, rejected)
-        show(ruling, json_, plain(narrative.ruled(ruling)), *map(plain, notes), _LATER)
+    with opened() as settings, _naming_options():
+        request = add_ruling.Request(action, _who(by), why, label, rejected)
+        outcome = add_ruling.rule_on_image(settings, versions.load_withheld(settings), name, request)
+        notes = [
+            f"{other.file!r} of batch {other.batch} leaves: it shows the same picture under the label {other.label}."
+            for other in outcome.leaving
+        ]
+        if outcome.previous_label:
+            notes.insert(0, f"The image was in as {outcome.previous_label} until now.")
+        show(outcome.ruling, json_, plain(narrative.ruled(outcome.ruling)), *map(plain, notes), _LATER)
+
+
+def _who(by: str | None) -> str:
+    return getpass.getuser() if by is None else by
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Adds to a refused ruling by which options of this command it can be had."""
+    from cxr_ml.validation.rulings import RulingRefused
+
+    try:
+        yield
+    except RulingRefused as error:
+        raise Refused(f"{error} {_OPTIONS.get(error.code, '')}".rstrip()) from None

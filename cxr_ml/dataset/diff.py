@@ -6,33 +6,35 @@ from cxr_ml.dataset import versions
 from cxr_ml.settings import Settings
 
 CHANGES = ("added", "removed", "relabelled", "moved")
+_COLUMNS = ["change", "sha256", "label", "split", "label_before", "split_before", "batch"]
 
 
 def compare_datasets(settings: Settings, before: int, after: int) -> pd.DataFrame:
-    """Each image that two versions do not hold alike.
+    """Returns each image in which two dataset versions differ.
 
     Returns:
-        change (added, removed, relabelled or moved, the last of which must never occur), sha256, label and split (now,
-        or of what was removed: then), label_before and split_before ("" for what was added), batch. In order of change
-        and sha256.
+        change (added, removed, relabelled, or moved to another split, which must never occur), sha256, label and split
+        (in the later version; of a removed image, in the earlier one), label_before and split_before ("" for an added
+        image), batch. In order of change and sha256.
 
     Raises:
-        Refused: no such version, or a manifest that was changed.
+        Refused: there is no such version, or a manifest was changed.
     """
     old, new = (
-        versions.manifest(settings, versions.load(settings, n))[["sha256", "label", "split", "batch"]].astype(object)
+        versions.load_manifest(settings, versions.load_dataset(settings, n))[["sha256", "label", "split", "batch"]]
         for n in (before, after)
     )
-    both = old.merge(new, on="sha256", how="outer", suffixes=("_before", ""), indicator=True)
-    here = both["_merge"] == "both"
-    parts = {
-        "added": both["_merge"] == "right_only",
-        "removed": both["_merge"] == "left_only",
-        "relabelled": here & (both["label_before"] != both["label"]),
-        "moved": here & (both["split_before"] != both["split"]),
+    merged = old.astype(object).merge(
+        new.astype(object), on="sha256", how="outer", suffixes=("_before", ""), indicator=True
+    )
+    in_both = merged["_merge"] == "both"
+    masks = {
+        "added": merged["_merge"] == "right_only",
+        "removed": merged["_merge"] == "left_only",
+        "relabelled": in_both & (merged["label_before"] != merged["label"]),
+        "moved": in_both & (merged["split_before"] != merged["split"]),
     }
-    found = pd.concat([both[mask].assign(change=name) for name, mask in parts.items()], ignore_index=True)
+    changes = pd.concat([merged[mask].assign(change=name) for name, mask in masks.items()], ignore_index=True)
     for column in ("label", "split", "batch"):
-        found[column] = found[column].fillna(found[f"{column}_before"])
-    columns = ["change", "sha256", "label", "split", "label_before", "split_before", "batch"]
-    return found[columns].fillna("").astype("string")
+        changes[column] = changes[column].fillna(changes[f"{column}_before"])
+    return changes[_COLUMNS].fillna("").astype("string")

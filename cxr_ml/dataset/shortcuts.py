@@ -1,4 +1,4 @@
-"""How well a probe that sees no lungs tells the classes apart: a network may learn the same, and not the disease."""
+"""Shortcut risk: how well a probe that sees no lungs tells the classes apart. A network may learn the same shortcut."""
 
 from collections.abc import Callable
 
@@ -8,37 +8,31 @@ import pandas as pd
 from cxr_ml.records import Probe
 from cxr_ml.settings import Settings
 
-FOLDS = 5
-MOST = 1000  # images per class, so that a probe takes seconds whatever the size of the dataset
+FOLDS = 5  # of the cross-validation
+MAX_PER_CLASS = 1000  # images, so that a probe takes seconds whatever the size of the dataset
 _ENCODING = ["width", "height", "bytes", "format", "mode", "bits"]
 
 
-def probes(rows: pd.DataFrame, settings: Settings) -> tuple[Probe, ...]:
-    """Two linear probes that predict the label: one sees the outer border, one how the file is encoded.
+def fit_probes(rows: pd.DataFrame, settings: Settings) -> tuple[Probe, ...]:
+    """Fits two linear probes that predict the label: one sees the outer border, one how the file is encoded.
 
-    Each is a linear discriminant analysis with shrinkage and equal priors, which is solved in closed form. Its balanced
-    accuracy is that of predictions for images of groups that it was not fitted on (StratifiedGroupKFold). The same rows
-    give the same figures.
+    Each is a linear discriminant analysis with shrinkage and equal priors, which has a closed form (Ledoit and Wolf,
+    Honey, I shrunk the sample covariance matrix, 2004). Its balanced accuracy is cross-validated over groups
+    (StratifiedGroupKFold). The same rows give the same figures.
 
-    Ledoit and Wolf, Honey, I shrunk the sample covariance matrix, 2004.
-
-    Alain and Bengio, Understanding intermediate layers using linear classifier probes, 2016; that border and file tell
-    the source, and the source the class: DeGrave, Janizek and Lee, AI for radiographic COVID-19 detection selects
-    shortcuts over signal, Nature Machine Intelligence 3, 2021.
+    Linear probes: Alain and Bengio, Understanding intermediate layers using linear classifier probes, 2016. That border
+    and file give away the source of an image, and the source its class: DeGrave, Janizek and Lee, AI for radiographic
+    COVID-19 detection selects shortcuts over signal, Nature Machine Intelligence 3, 2021.
 
     Args:
-        rows: sha256, label, group, ring ("" where not measured), width, height, bytes, format, mode, bits.
+        rows: sha256, label, group, ring, width, height, bytes, format, mode, bits.
         settings: classes, shortcut_limit.
 
     Returns:
         The probes of "border" and "encoding".
     """
     rows = rows.sort_values("sha256", ignore_index=True)
-    ringed = rows[rows["ring"].fillna("").str.len() > 0]
-    return (
-        _probe("border", ringed, _border, settings, len(rows) - len(ringed)),
-        _probe("encoding", rows, _encoding, settings, 0),
-    )
+    return _fit_probe("border", rows, _border, settings), _fit_probe("encoding", rows, _encoding, settings)
 
 
 def _border(rows: pd.DataFrame) -> np.ndarray:
@@ -54,24 +48,23 @@ def _encoding(rows: pd.DataFrame) -> np.ndarray:
     return np.hstack([sizes, kinds])
 
 
-def _probe(
-    sees: str, rows: pd.DataFrame, features: Callable[[pd.DataFrame], np.ndarray], settings: Settings, unmeasured: int
+def _fit_probe(
+    sees: str, rows: pd.DataFrame, features: Callable[[pd.DataFrame], np.ndarray], settings: Settings
 ) -> Probe:
     classes = settings.classes
     chance = 1 / len(classes)
     # Rows are sorted by SHA-256, so these are a random sample, and the same one each time.
-    rows = rows.groupby("label").head(MOST)
+    rows = rows.groupby("label").head(MAX_PER_CLASS)
     groups = rows.groupby("label")["group"].nunique().reindex(list(classes), fill_value=0)
     if len(classes) < 2 or groups.min() < FOLDS:
+        counts = ", ".join(f"{label} {n}" for label, n in groups.items())
+        accuracy = None
         why = (
             f"The probe needs {FOLDS} groups (patients or pictures) of each class among the training and validation "
-            f"images. Received: {', '.join(f'{c} {n}' for c, n in groups.items())}"
-            + (f"; {unmeasured} images were measured before their border was" if unmeasured else "")
-            + "."
+            f"images. Received: {counts}."
         )
-        accuracy = None
     else:
-        accuracy, why = _accuracy(features(rows), rows["label"], rows["group"]), ""
+        accuracy, why = _cross_validate(features(rows), rows["label"], rows["group"]), ""
     return Probe(
         sees=sees,
         balanced_accuracy=accuracy,
@@ -82,7 +75,8 @@ def _probe(
     )
 
 
-def _accuracy(x: np.ndarray, label: pd.Series, group: pd.Series) -> float:
+def _cross_validate(x: np.ndarray, label: pd.Series, group: pd.Series) -> float:
+    """Balanced accuracy of predictions for images of groups that the probe was not fitted on."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict

@@ -1,7 +1,8 @@
-"""Groups: what may not be divided between training and test. A patient's images, and the copies of a picture."""
+"""Groups: images that must not be divided between training and test. A patient's images, and copies of a picture."""
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,26 +12,42 @@ from cxr_ml.settings import Settings
 _STRICTEST_FIRST = ("test", "validation", "train")
 
 
-def share(group: str, purpose: str) -> float:
-    """A number in [0, 1) that depends on the group and the purpose alone."""
+class Pairs(NamedTuple):
+    """Names that belong together, row by row. A name beside itself stands alone."""
+
+    left: pd.Series
+    right: pd.Series
+
+
+def hash_to_unit(group: str, purpose: str) -> float:
+    """Returns a number in [0, 1) that depends on the group and the purpose alone."""
     return int(hashlib.sha256(f"{purpose}\n{group}".encode()).hexdigest()[:8], 16) / 2**32
 
 
-def split_of(group: str, hint: str, settings: Settings) -> str:
-    """Split of a group that is new: the drop's word if it has one, else by the hash of the group."""
-    if hint in ("test", "validation"):
-        return hint
-    if not hint and share(group, "test") < settings.test_fraction:
-        return "test"
-    return "validation" if share(group, "validation") < settings.validation_fraction else "train"
-
-
-def connected(pairs: Sequence[tuple[pd.Series, pd.Series]]) -> pd.Series:
-    """Number of the connected component of each name: int, indexed by name.
+def choose_split(group: str, hint: str, settings: Settings) -> str:
+    """Returns the split of a new group: the one that the drop asks for, else one by the hash of the group's name.
 
     Args:
-        pairs: columns of names; the two of a row belong together. A name beside itself stands alone.
+        group: its name, e.g. "patient:…".
+        hint: split that the drop asks for; "" where it asks for none. Of "train" a share still goes to validation.
+        settings: test_fraction, validation_fraction.
+
+    Examples:
+        >>> settings = Settings(test_fraction=0.2, validation_fraction=0.15)
+        >>> choose_split("patient:7", "test", settings)
+        'test'
+        >>> [choose_split(f"patient:{n}", "", settings) for n in (0, 1, 4)]
+        ['validation', 'train', 'test']
     """
+    if hint in ("test", "validation"):
+        return hint
+    if not hint and hash_to_unit(group, "test") < settings.test_fraction:
+        return "test"
+    return "validation" if hash_to_unit(group, "validation") < settings.validation_fraction else "train"
+
+
+def number_components(pairs: Sequence[Pairs]) -> pd.Series:
+    """Returns the number of the connected component of each name: int, indexed by name."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -41,46 +58,43 @@ def connected(pairs: Sequence[tuple[pd.Series, pd.Series]]) -> pd.Series:
     return pd.Series(connected_components(edges, directed=False)[1], index=names)
 
 
-def pictures(frame: pd.DataFrame, copies: pd.DataFrame) -> list[tuple[pd.Series, pd.Series]]:
-    """Pairs for `connected`: each image, and the images that show the same picture.
+def pair_copies(frame: pd.DataFrame, copies: pd.DataFrame) -> list[Pairs]:
+    """Returns each image beside the image whose picture it repeats, or beside itself, for `number_components`.
 
     Args:
         frame: sha256 and duplicate_of ("" where it repeats nothing) of all files of all batches.
         copies: further pairs, in the same columns.
     """
-    found = []
+    pairs = []
     for table in (frame, copies):
         image = "image:" + table["sha256"]
-        found.append((image, ("image:" + table["duplicate_of"]).where(table["duplicate_of"] != "", image)))
-    return found
+        pairs.append(Pairs(image, ("image:" + table["duplicate_of"]).where(table["duplicate_of"] != "", image)))
+    return pairs
 
 
-def assign(
+def assign_splits(
     frame: pd.DataFrame, rows: pd.DataFrame, copies: pd.DataFrame, known: pd.DataFrame, settings: Settings
 ) -> tuple[pd.DataFrame, set[str]]:
-    """Group and split of each of `rows`.
+    """Returns `rows` with the group and split of each image, and the images of `known` to leave out from now on.
 
-    A group is all that patients and copies tie together, whatever became of the files that tell: a refused copy of an
-    image says who its patient is. A known group keeps its split. Where it turns out that groups of different splits are
-    one, nothing moves: the strictest of the splits (test, validation, train) keeps its images, and the others are
-    named, to be left out from now on.
+    A group is all images that patients and copies tie together. Refused files count too: a refused copy of an image
+    can say who its patient is. A known group keeps its split. Where groups of different splits turn out to be one,
+    nothing moves: the strictest of the splits (test, validation, train) keeps its images, and the images in the others
+    are left out.
 
     Args:
         frame: sha256, patient, duplicate_of of all readable files of all batches.
-        rows: sha256, patient, split_hint of what may enter; the first row of a new group decides.
-        copies: sha256, duplicate_of of copies that `frame` does not tell.
-        known: sha256, group, split of the parent.
+        rows: sha256, patient, split_hint of the images that may enter; the first row of a new group decides.
+        copies: sha256, duplicate_of of copies that `frame` does not name.
+        known: sha256, group, split of the parent dataset.
         settings: shares of groups without a hint.
-
-    Returns:
-        `rows` with group and split; the images of `known` to leave out.
     """
     patients = frame[frame["patient"] != ""]
-    component = connected(
+    component = number_components(
         [
-            *pictures(frame, copies),
-            ("image:" + patients["sha256"], "patient:" + patients["patient"]),
-            ("image:" + known["sha256"], known["group"]),
+            *pair_copies(frame, copies),
+            Pairs("image:" + patients["sha256"], "patient:" + patients["patient"]),
+            Pairs("image:" + known["sha256"], known["group"]),
         ]
     )
     before = known.assign(
@@ -90,12 +104,12 @@ def assign(
     before["strictest"] = before.groupby("component")["rank"].transform("min")
     stays = before["rank"] == before["strictest"]
     kept = before[stays].groupby("component").agg(group=("group", "min"), split=("split", "first"))
-    homes = {c: (g, s) for c, g, s in kept.itertuples()}
+    groups = {number: (group, split) for number, group, split in kept.itertuples()}
     image = "image:" + rows["sha256"]
-    own = ("patient:" + rows["patient"]).where(rows["patient"] != "", image)
+    names = ("patient:" + rows["patient"]).where(rows["patient"] != "", image)
     numbers = component.reindex(image).to_numpy()
-    for number, name, hint in zip(numbers, own, rows["split_hint"], strict=True):
-        if number not in homes:
-            homes[number] = (name, split_of(name, hint, settings))
-    placed = rows.assign(group=[homes[n][0] for n in numbers], split=[homes[n][1] for n in numbers])
+    for number, name, hint in zip(numbers, names, rows["split_hint"], strict=True):
+        if number not in groups:
+            groups[number] = (name, choose_split(name, hint, settings))
+    placed = rows.assign(group=[groups[n][0] for n in numbers], split=[groups[n][1] for n in numbers])
     return placed, set(before.loc[~stays, "sha256"])

@@ -61,9 +61,9 @@ def _steps(settings: Settings, name: str, on_image: Callable[[int, int], None]) 
         for file, sha256 in (recorded | {"history.csv": record.history_sha256}).items():
             if sha256:  # models of earlier versions have none
                 yield _beside(settings, f"models/{name}/{file}", sha256, "model.json")
-        dataset = versions.load(settings, record.dataset)
+        dataset = versions.load_dataset(settings, record.dataset)
         yield _dataset(record, dataset)
-        manifest = versions.manifest(settings, dataset)
+        manifest = versions.load_manifest(settings, dataset)
         yield Step(f"datasets/{dataset.dataset}/manifest.parquet", "its SHA-256 is the one of dataset.json")
         yield _images(settings, manifest, on_image)
     except Refused as error:
@@ -136,7 +136,7 @@ def _decision(settings: Settings, entry: HistoryEntry, record: Model) -> Iterato
         yield Step(key, "not what was decided on", (str(error),))
         return
     differs = _unlike(evaluation, "artefact_sha256", record.artefact_sha256)
-    differs += _unlike(evaluation, "dataset_sha256", versions.load(settings, decision.dataset).manifest_sha256)
+    differs += _unlike(evaluation, "dataset_sha256", versions.load_dataset(settings, decision.dataset).manifest_sha256)
     said = f"of these weights and this dataset, and its SHA-256 is the one of the decision of {entry.run}"
     if not bound:
         said = (

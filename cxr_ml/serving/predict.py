@@ -70,7 +70,7 @@ def load_predictor(settings: Settings, model: str | None = None) -> Predict:
             f"{champion.artefact_sha256} and {record.artefact_sha256}. Run `cxr-ml models verify {champion.model}`."
         )
     known = ood.load(settings, record)
-    judge = single_image.load(settings.expectations)
+    judge = single_image.load_screen(settings.expectations)
     wanted = [network.output, network.get_layer("features").output]
     plain, explained = (keras.Model(network.input, w) for w in (wanted, [*wanted, gradcam.class_maps(network)]))
 

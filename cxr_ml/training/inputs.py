@@ -42,7 +42,7 @@ def load(
     Returns:
         uint8 (images, size, size, 1), memory-mapped from the cache folder, and the manifest, row for row.
     """
-    manifest = versions.manifest(settings, dataset)
+    manifest = versions.load_manifest(settings, dataset)
     kind = f"inputs-{VERSION}-{size}"
     path = settings.cache_dir / f"{kind}-{dataset.manifest_sha256[:16]}.npy"
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -10,211 +11,207 @@ from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch, quarantine, rulings
-
-_WITHHELD = (
-    "stays out for good: images of its patient or copies of it are in validation or test, and it was trained on before "
-    "that was known. Nothing ever moves between the splits."
-)
+from cxr_ml.validation import committed_batches, quarantine, rulings
+from cxr_ml.validation.rulings import NewRuling, RulingRefused, RulingsRefused
 
 
-def rule(
-    settings: Settings,
-    withheld: Collection[str],
-    name: str,
-    action: str,
-    by: str,
-    why: str,
-    label: str = "",
-    rejected_too: bool = False,
-) -> tuple[Ruling, list[str]]:
-    """Records what a human rules on one image; the next dataset honours it.
+class Request(NamedTuple):
+    """What a human asks for."""
+
+    action: str  # release (it enters with its label), relabel (it enters with `label`) or withdraw (it leaves)
+    by: str  # who rules
+    why: str  # the reason
+    label: str = ""  # for relabel
+    # Lets in an image although its whole class was rejected. The evidence was against the class, so whoever lets in
+    # single images of it has to say that they are meant.
+    rejected_too: bool = False
+
+
+class Outcome(NamedTuple):
+    """A ruling, and what it changes beside the image itself."""
+
+    ruling: Ruling
+    previous_label: str  # under which the image was in until now; "" where it was out, or keeps its label
+    leaving: list[quarantine.OtherFile]  # files of the same picture that leave, since they have another label
+
+
+class Releasable(NamedTuple):
+    """Which refused files can be released at once."""
+
+    rows: pd.DataFrame  # one per image, with the label that it would enter with
+    skipped: dict[str, int]  # code of RulingRefused -> other files, for which it stands
+
+
+class _Labels(NamedTuple):
+    """Labels of an image; "": it is out."""
+
+    now: str
+    wanted: str  # from now on
+
+
+def rule_on_image(settings: Settings, withheld: Collection[str], name: str, request: Request) -> Outcome:
+    """Records a ruling on one image; the next dataset honours it.
 
     Args:
         settings: the store, the classes, the spellings of labels.
         withheld: SHA-256 of the images that stay out for good, by the newest dataset.
-        name: as in `find`.
-        action: release (it enters with its label), relabel (it enters with `label`) or withdraw (it leaves).
-        by: who rules.
-        why: the reason.
-        label: for relabel.
-        rejected_too: lets in an image although its whole class was rejected. The evidence was against the class, so
-            who lets in single images of it has to say that this is meant.
-
-    Returns:
-        The ruling, and sentences about what else it changes.
+        name: as for `quarantine.find_file`.
+        request: the action, who asks for it and why.
 
     Raises:
-        Refused: the action is not possible for this file; the message says why and what is.
+        Refused: there is no such file.
+        RulingRefused: the action is not possible for this file.
     """
-    frame = quarantine.files(settings)
-    row = quarantine.find(frame, name, settings)
-    inside, wanted = _asked(settings, frame, withheld, row, action, label, rejected_too)
-    (ruling,) = rulings.append(settings, [(row, action, wanted)], by, why)
-    if action == "withdraw":
-        return ruling, []
-    leaving = quarantine.same_picture(frame, row)
-    leaving = leaving[(leaving["now"] != "") & (leaving["now"] != wanted) & (leaving["sha256"] != row["sha256"])]
-    until = [f"The image was in as {inside} until now."] if inside and inside != wanted else []
-    return ruling, until + [
-        f"{r['file']!r} of batch {r['batch']} leaves: it shows the same picture under the label {r['now']}."
-        for _, r in leaving.iterrows()
-    ]
+    frame = quarantine.list_files(settings)
+    row = quarantine.find_file(frame, name, settings)
+    labels = _check(settings, frame, withheld, row, request)
+    new = NewRuling(row, request.action, labels.wanted)
+    (ruling,) = rulings.append(settings, [new], request.by, request.why)
+    if request.action == "withdraw":
+        return Outcome(ruling, "", [])
+    others = quarantine.select_same_picture(frame, row)
+    others = others[(others["now"] != "") & (others["now"] != labels.wanted) & (others["sha256"] != row["sha256"])]
+    previous = labels.now if labels.now != labels.wanted else ""
+    return Outcome(
+        ruling, previous, [quarantine.OtherFile(r["file"], r["batch"], r["now"]) for _, r in others.iterrows()]
+    )
 
 
-def rule_all(
+def rule_on_images(
     settings: Settings,
     withheld: Collection[str],
     names: Sequence[str],
-    action: str,
-    by: str,
-    why: str,
-    label: str = "",
-    rejected_too: bool = False,
-    read: Callable[[Settings, str], pa.Table] = judge_batch.named,
-    ruled: Sequence[Ruling] | None = None,
+    request: Request,
+    read: Callable[[Settings, str], pa.Table] = committed_batches.read_outcomes,
+    known: Sequence[Ruling] | None = None,
 ) -> list[Ruling]:
-    """`rule` for several images, with one reason. All are ruled on, or, where one cannot be, none is.
+    """Records a ruling on each of several images, with one reason; on all, or, where one is not possible, on none.
 
     Args:
-        settings: as for `rule`, as are `withheld`, `action`, `by`, `why`, `label` and `rejected_too`.
+        settings: as for `rule_on_image`.
+        withheld: likewise.
         names: a batch, "/" and a file of it, each.
-        read: as for `quarantine.files`, as is `ruled`.
+        request: as for `rule_on_image`.
+        read: as for `quarantine.list_files`.
+        known: all rulings, where the caller has read them already.
 
     Raises:
-        Refused: the action is not possible for some; the message names each with its reason. Nothing is recorded then.
+        RulingsRefused: the action is not possible for some; it names each with its reason. Nothing is recorded then.
     """
-    ruled = rulings.read(settings) if ruled is None else ruled
-    frame = quarantine.files(settings, names, read, ruled)
-    asked: dict[str, tuple[pd.Series, str, str]] = {}
+    known = rulings.read(settings) if known is None else known
+    frame = quarantine.list_files(settings, names, read, known)
+    new: dict[str, NewRuling] = {}
     refusals = []
     places = dict(zip(frame["batch"] + "/" + frame["file"], frame.index, strict=True))
     for name in names:
         try:
-            row = frame.loc[places[name]] if name in places else quarantine.find(frame, name, settings)
-            _, wanted = _asked(settings, frame, withheld, row, action, label, rejected_too)
-            asked.setdefault(row["sha256"], (row, action, wanted))
+            row = frame.loc[places[name]] if name in places else quarantine.find_file(frame, name, settings)
+            labels = _check(settings, frame, withheld, row, request)
+            new.setdefault(row["sha256"], NewRuling(row, request.action, labels.wanted))
         except Refused as error:
-            refusals.append(str(error))
+            refusals.append(error)
     if refusals:
-        raise Refused(f"None of the {len(names)} images was ruled on, because of:\n" + "\n".join(refusals))
-    return rulings.append(settings, list(asked.values()), by, why, ruled)
+        raise RulingsRefused(len(names), refusals)
+    return rulings.append(settings, list(new.values()), request.by, request.why, known)
 
 
-def _asked(
-    settings: Settings,
-    frame: pd.DataFrame,
-    withheld: Collection[str],
-    row: pd.Series,
-    action: str,
-    label: str,
-    rejected_too: bool,
-) -> tuple[str, str]:
-    """The label under which the image of the row is in ("": it is out), and the one from now on."""
-    what = f"{row['file']!r} of batch {row['batch']}"
-    if not row["sha256"]:
-        raise Refused(
-            f"A ruling needs an image in the store. Received: {what}, which has none "
-            f"({', '.join(row['reasons'])}). Correct the file and deliver it in a new drop."
-        )
-    bearers = frame[frame["sha256"] == row["sha256"]]
-    inside = next((label for label in bearers["now"] if label), "")
-    if action == "withdraw":
-        if not inside:
-            raise Refused(f"Only what a dataset would take can be withdrawn. Received: {what}, which is out already.")
-        return inside, inside
-    wanted = _wanted(settings, row, bearers, action, label)
-    if inside == wanted and not row["ruling"]:
-        raise Refused(
-            f"{what} is accepted as {wanted} already: there is nothing to {action}. To take it out: withdraw it."
-        )
-    if row["sha256"] in withheld:
-        raise Refused(f"{what} {_WITHHELD}")
-    if _of_rejected_class(row) and not rejected_too:
-        record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
-        raise Refused(
-            f"The class {row['label']} of batch {row['batch']} was rejected as a whole. "
-            f"{record.rejected_classes.get(row['label'], '')}. A class that is let in image by image brings what it "
-            "was rejected for. If this image is meant all the same, say so with --from-rejected-class."
-        )
-    return inside, wanted
-
-
-def releasable(
+def find_releasable(
     settings: Settings,
     withheld: Collection[str],
     reason: str,
     label: str | None = None,
     drop: str | None = None,
     rejected_too: bool = False,
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Which of the files that `refused` gives can be released at once.
+) -> Releasable:
+    """Returns which of the files that `quarantine.list_refused` returns can be released at once.
 
     Args:
         settings: the store and the classes.
-        withheld: as for `rule`.
-        reason: as for `refused`, as are `label` and `drop`.
-        rejected_too: as for `rule`.
-
-    Returns:
-        One row per image, with the label that it would enter with in `label`; why others cannot be -> how many.
+        withheld: as for `rule_on_image`.
+        reason: as for `quarantine.list_refused`, as are `label` and `drop`.
+        label: only of this label.
+        drop: only of this drop or batch.
+        rejected_too: as in Request.
     """
-    frame = quarantine.files(settings)
-    rows = quarantine.select(settings, frame, reason, label, drop)
-    labels_of = frame[frame["label"] != ""].groupby("sha256")["label"].agg(set)
-    fit: dict[int, None] = {}
+    frame = quarantine.list_files(settings)
+    rows = quarantine.select_refused(settings, frame, reason, label, drop)
+    labels_of = frame[frame["label"] != ""].groupby("sha256")["label"].agg(set).to_dict()
+    entering = set(frame.loc[frame["now"] != "", "sha256"])
+    chosen = []
     skipped: Counter[str] = Counter()
-    seen = set(frame.loc[frame["now"] != "", "sha256"])
-    for i, row in rows.iterrows():
-        sha = row["sha256"]
-        if not sha:
-            skipped["have no image in the store"] += 1
-        elif sha in seen:
-            skipped["are in already"] += 1
-        elif not row["label"] or "conflicting_rows" in row["reasons"] or len(labels_of[sha]) > 1:
-            skipped["have no single label"] += 1
-        elif row["label"] not in settings.classes:
-            skipped["are labelled with what is none of the model's classes"] += 1
-        elif sha in withheld:
-            skipped["stay out for good"] += 1
-        elif _of_rejected_class(row) and not rejected_too:
-            skipped["are of a class that was rejected as a whole (--from-rejected-class lets them in)"] += 1
+    for place, row in rows.iterrows():
+        code = "already_in" if row["sha256"] in entering else ""
+        labels = labels_of.get(row["sha256"], set())
+        code = code or _why_not_releasable(settings, labels, withheld, row, rejected_too)
+        if code:
+            skipped[code] += 1
         else:
-            fit[i] = None
-            seen.add(sha)
-    return rows.loc[list(fit)], dict(skipped)
+            chosen.append(place)
+            entering.add(row["sha256"])
+    return Releasable(rows.loc[chosen], dict(skipped))
 
 
-def release_all(settings: Settings, rows: pd.DataFrame, by: str, why: str) -> list[Ruling]:
-    """Releases what `releasable` found, each image by a ruling of its own.
+def release_images(settings: Settings, rows: pd.DataFrame, by: str, why: str) -> list[Ruling]:
+    """Releases the rows that `find_releasable` returned, each image by a ruling of its own.
 
     Raises:
-        Refused: no reason, or nobody who gives it.
+        RulingRefused: no reason, or nobody who gives it.
     """
-    return rulings.append(settings, [(row, "release", row["label"]) for _, row in rows.iterrows()], by, why)
+    return rulings.append(settings, [NewRuling(row, "release", row["label"]) for _, row in rows.iterrows()], by, why)
 
 
-def _of_rejected_class(row: pd.Series) -> bool:
-    return any(code.startswith("rejected_class") for code in row["reasons"])
-
-
-def _wanted(settings: Settings, row: pd.Series, bearers: pd.DataFrame, action: str, label: str) -> str:
-    """The label with which the image is to enter."""
+def _check(
+    settings: Settings, frame: pd.DataFrame, withheld: Collection[str], row: pd.Series, request: Request
+) -> _Labels:
+    """The labels of the row's image, if the request is possible. Raises RulingRefused otherwise."""
+    facts = {"file": row["file"], "batch": row["batch"], "action": request.action}
+    if not row["sha256"]:
+        raise RulingRefused("no_image", reasons=", ".join(row["reasons"]), **facts)
+    now = next((label for label in frame.loc[frame["sha256"] == row["sha256"], "now"] if label), "")
+    if request.action == "withdraw":
+        if not now:
+            raise RulingRefused("already_out", **facts)
+        return _Labels(now, now)
     classes = ", ".join(settings.classes)
-    if action == "relabel":
-        wanted = quarantine.class_named(settings, label)
+    wanted = row["label"]
+    labels = set(frame.loc[frame["sha256"] == row["sha256"], "label"]) - {""}
+    if request.action == "relabel":
+        wanted = quarantine.parse_label(settings, request.label)
         if wanted not in settings.classes:
-            raise Refused(f"The new label must be one of the model's classes: {classes}. Received: {label!r}")
-        return wanted
-    labels = sorted(set(bearers["label"]) - {""})
+            raise RulingRefused("unknown_class", classes=classes, label=request.label, **facts)
+    elif code := _why_no_label(settings, labels, row):
+        known = ", ".join(sorted(labels)) or "none"
+        raise RulingRefused(code, classes=classes, label=wanted, label_raw=row["label_raw"], known=known, **facts)
+    if now == wanted and not row["ruling"]:
+        raise RulingRefused("already_in", label=wanted, **facts)
+    if row["sha256"] in withheld:
+        raise RulingRefused("withheld", **facts)
+    if _is_of_rejected_class(row) and not request.rejected_too:
+        record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
+        why = record.rejected_classes.get(row["label"], "")
+        raise RulingRefused("rejected_class", label=row["label"], why=why, **facts)
+    return _Labels(now, wanted)
+
+
+def _why_not_releasable(
+    settings: Settings, labels: set[str], withheld: Collection[str], row: pd.Series, rejected_too: bool
+) -> str:
+    """Code of the reason why a refused image cannot be released with its own label; "" where it can."""
+    if not row["sha256"]:
+        return "no_image"
+    if code := _why_no_label(settings, labels, row):
+        return code
+    if row["sha256"] in withheld:
+        return "withheld"
+    return "rejected_class" if _is_of_rejected_class(row) and not rejected_too else ""
+
+
+def _why_no_label(settings: Settings, labels: set[str], row: pd.Series) -> str:
+    """Code of the reason why an image with these labels cannot enter with that of the row; "" where it can."""
     if not row["label"] or "conflicting_rows" in row["reasons"] or len(labels) > 1:
-        raise Refused(
-            f"{row['file']!r} has no single label that it could be released with. Received: {row['label_raw']!r}; "
-            f"known labels of this image: {', '.join(labels) or 'none'}. Relabel it as what is right: {classes}."
-        )
-    if row["label"] not in settings.classes:
-        raise Refused(
-            f"The model knows the classes {classes}. Received: an image labelled {row['label']}. Relabel it if it "
-            "belongs to one of them."
-        )
-    return row["label"]
+        return "no_single_label"
+    return "" if row["label"] in settings.classes else "untrained_label"
+
+
+def _is_of_rejected_class(row: pd.Series) -> bool:
+    return any(code.startswith("rejected_class") for code in row["reasons"])

@@ -1,7 +1,8 @@
-"""Every refused file can be asked about."""
+"""Questions about refused files: which there are, and what is known of one of them."""
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -13,125 +14,172 @@ from cxr_ml.errors import Refused
 from cxr_ml.ingest import deidentify, labels, labels_csv, process_file
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch, reasons, rulings, thumbnails
+from cxr_ml.validation import committed_batches, limits, reasons, rulings, thumbnails
 
-_AT_ONCE = 8  # tables that are read at once
+_MAX_READ_AT_ONCE = 8  # tables
+_MAX_NAMED = 10  # candidates in an error, where a name fits several files
 
-_SHOWN = 10  # candidates named where a name fits several files
+
+class OtherFile(NamedTuple):
+    """A file that shows the same picture as another one."""
+
+    file: str
+    batch: str
+    label: str
 
 
-def files(
+class FileDetails(TypedDict):
+    """All that is known of one file; keys of objects are "" where there is none."""
+
+    file: str
+    sha256: str
+    batch: str
+    drop: str
+    at: str  # when its batch was committed, ISO 8601
+    label: str
+    label_raw: str
+    state: str  # as in `list_files`
+    now: str  # likewise
+    reasons: dict[str, str]  # code -> plain words
+    limits: list[dict[str, object]]  # those of images.json beside the measurements: limits.Limit
+    image: str  # key in the store
+    thumbnail: str  # key in the store
+    others: list[dict[str, str]]  # files with the same picture: file, batch, label, state, sha256, thumbnail
+    rulings: list[dict[str, object]]  # all on this image, oldest first: records.Ruling
+
+
+def list_files(
     settings: Settings,
     names: Collection[str] = (),
-    read: Callable[[Settings, str], pa.Table] = judge_batch.named,
-    ruled: Sequence[Ruling] | None = None,
+    read: Callable[[Settings, str], pa.Table] = committed_batches.read_outcomes,
+    known_rulings: Sequence[Ruling] | None = None,
 ) -> pd.DataFrame:
-    """All files of all committed batches, or those that rulings on some of them depend on.
+    """Returns all files of all committed batches, or those that rulings on some of them depend on.
 
     Args:
         settings: the store.
-        names: a batch, "/" and a file of it, each; then only rows that bear the images of these, or say that they
-            repeat or contradict them. All rows, where one of these files is not there.
-        read: gives what `judge_batch.named` does.
-        ruled: all rulings, where they are known already.
+        names: a batch, "/" and a file of it, each; then only rows that bear the images of these, or that repeat or
+            contradict them. All rows, where one of these files does not exist.
+        read: reads the outcomes of a batch.
+        known_rulings: all rulings, where the caller has read them already.
 
     Returns:
-        What `judge_batch.named` gives, and batch; drop; state: accepted, or what became of it otherwise (quarantined,
-        rejected_class, duplicate, contradicted by a later drop, withdrawn); ruling: number of the ruling in force, 0
-        without one; now: the label under which the next dataset takes the image, "" where it does not.
+        The columns of `committed_batches.read_outcomes`, and batch; drop; state: accepted, quarantined, rejected_class,
+        duplicate, contradicted (by a later drop) or withdrawn; ruling: number of the ruling in force, 0 without one;
+        now: the label under which the next dataset takes the image, "" where it does not.
     """
-    committed = judge_batch.committed(settings)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        tables = dict(zip(committed, pool.map(lambda batch: read(settings, batch), committed), strict=True))
+    batches = committed_batches.list_names(settings)
+    with ThreadPoolExecutor(_MAX_READ_AT_ONCE) as pool:
+        tables = dict(zip(batches, pool.map(lambda batch: read(settings, batch), batches), strict=True))
     if names:
-        tables = _about(tables, set(names))
+        tables = _select_related(tables, set(names))
     if not tables:
-        return pd.DataFrame(columns=[*judge_batch.NAMED, "batch", "drop", "state", "ruling", "now"])
-    # Types are given, since a table of which no row is left does not tell them.
+        return pd.DataFrame(columns=[*committed_batches.OUTCOME_COLUMNS, "batch", "drop", "state", "ruling", "now"])
+    # Types are named, since a table of which no row is left does not show them.
     frames = [
         table.to_pandas(types_mapper={pa.large_string(): pd.StringDtype(), pa.string(): pd.StringDtype()}.get).assign(
             batch=batch, drop=batch.rpartition("-")[0]
         )
         for batch, table in tables.items()
     ]
-    frame = pd.concat(frames, ignore_index=True)
-    entries = rulings.in_force(rulings.read(settings) if ruled is None else ruled)
-    against = frame[[("conflicting_label" in set(r)) for r in frame["reasons"]]]
-    against = dict(zip(against["duplicate_of"], against["sha256"], strict=True))
+    frame = _mark_contradicted(pd.concat(frames, ignore_index=True))
+    in_force = rulings.in_force(rulings.read(settings) if known_rulings is None else known_rulings)
+    return _add_rulings(frame, in_force)
+
+
+def _mark_contradicted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds `state`, and notes which accepted images a later drop shows under another label."""
+    disputed = frame[committed_batches.is_disputed(frame["reasons"])]
+    contradicted_by = dict(zip(disputed["duplicate_of"], disputed["sha256"], strict=True))
+    is_contradicted = (frame["verdict"] == "accepted") & frame["sha256"].isin(set(contradicted_by) - {""})
     frame["state"] = frame["verdict"]
-    contradicted = (frame["verdict"] == "accepted") & frame["sha256"].isin(set(against) - {""})
-    frame.loc[contradicted, "state"] = "contradicted"
-    frame.loc[contradicted, "duplicate_of"] = frame.loc[contradicted, "sha256"].map(against)
+    frame.loc[is_contradicted, "state"] = "contradicted"
+    frame.loc[is_contradicted, "duplicate_of"] = frame.loc[is_contradicted, "sha256"].map(contradicted_by)
     frame["reasons"] = [
-        [*r, "contradicted"] if c else list(r) for r, c in zip(frame["reasons"], contradicted, strict=True)
+        [*codes, "contradicted"] if c else list(codes)
+        for codes, c in zip(frame["reasons"], is_contradicted, strict=True)
     ]
-    ruled = [entries.get(sha) if sha else None for sha in frame["sha256"]]
-    frame.loc[np.array([r is not None and r.action == "withdraw" for r in ruled]), "state"] = "withdrawn"
-    frame["ruling"] = [r.number if r else 0 for r in ruled]
-    taken = frame["label"].where(frame["state"] == "accepted", "")
+    return frame
+
+
+def _add_rulings(frame: pd.DataFrame, in_force: dict[str, Ruling]) -> pd.DataFrame:
+    """Adds `ruling` and `now`, and the state of withdrawn images."""
+    of_rows = [in_force.get(sha) if sha else None for sha in frame["sha256"]]
+    is_withdrawn = np.array([r is not None and r.action == "withdraw" for r in of_rows], bool)
+    frame.loc[is_withdrawn, "state"] = "withdrawn"
+    frame["ruling"] = [r.number if r else 0 for r in of_rows]
+    accepted = frame["label"].where(frame["state"] == "accepted", "")
     frame["now"] = pd.array(
-        [r.label if r and r.action != "withdraw" else label for r, label in zip(ruled, taken, strict=True)], "string"
+        [r.label if r and r.action != "withdraw" else label for r, label in zip(of_rows, accepted, strict=True)],
+        "string",
     )
     return frame
 
 
-def _about(tables: dict[str, pa.Table], names: set[str]) -> dict[str, pa.Table]:
-    """Rows that bear the images of the named files or refer to them; all, where a file is not there."""
+def _select_related(tables: dict[str, pa.Table], names: set[str]) -> dict[str, pa.Table]:
+    """Rows that bear the images of the named files or refer to them; all rows, where a file does not exist."""
     images, missing = set(), set(names)
     for batch, table in tables.items():
-        asked = {name.removeprefix(f"{batch}/") for name in names if name.startswith(f"{batch}/")}
-        if asked:
-            hit = table.filter(pc.is_in(table["file"], pa.array(asked, table.schema.field("file").type)))
-            images |= set(hit["sha256"].to_pylist())
-            missing -= {f"{batch}/{file}" for file in hit["file"].to_pylist()}
+        files = {name.removeprefix(f"{batch}/") for name in names if name.startswith(f"{batch}/")}
+        if files:
+            rows = table.filter(pc.is_in(table["file"], pa.array(files, table.schema.field("file").type)))
+            images |= set(rows["sha256"].to_pylist())
+            missing -= {f"{batch}/{file}" for file in rows["file"].to_pylist()}
     if missing:
         return tables
-    found = {}
+    related = {}
     for batch, table in tables.items():
-        wanted = pa.array(images - {""}, table.schema.field("sha256").type)
-        mine = pa.array([name.removeprefix(f"{batch}/") for name in names], table.schema.field("file").type)
-        hit = [
-            pc.is_in(table["sha256"], wanted),
-            pc.is_in(table["duplicate_of"], wanted),
-            pc.is_in(table["file"], mine),
-        ]
-        found[batch] = table.filter(pc.or_(pc.or_(*hit[:2]), hit[2]))
-    return {batch: table for batch, table in found.items() if len(table)}
+        shas = pa.array(images - {""}, table.schema.field("sha256").type)
+        files = pa.array([name.removeprefix(f"{batch}/") for name in names], table.schema.field("file").type)
+        about_images = pc.or_(pc.is_in(table["sha256"], shas), pc.is_in(table["duplicate_of"], shas))
+        related[batch] = table.filter(pc.or_(about_images, pc.is_in(table["file"], files)))
+    return {batch: table for batch, table in related.items() if len(table)}
 
 
-def refused(
+def list_refused(
     settings: Settings, reason: str | None = None, label: str | None = None, drop: str | None = None
 ) -> pd.DataFrame:
-    """The rows of `files` that were refused, or fell out later; of one reason, label or drop (or batch) if given."""
-    return select(settings, files(settings), reason, label, drop)
+    """Returns the rows of `list_files` that were refused, or fell out later.
+
+    Args:
+        settings: the store, the spellings of labels.
+        reason: only of this code.
+        label: only of this label, in any known spelling.
+        drop: only of this drop or batch.
+    """
+    return select_refused(settings, list_files(settings), reason, label, drop)
 
 
-def select(
+def select_refused(
     settings: Settings, rows: pd.DataFrame, reason: str | None, label: str | None, drop: str | None
 ) -> pd.DataFrame:
-    """Those of the rows of `files` that were refused, as `refused` gives them."""
+    """Returns those of the rows of `list_files` that `list_refused` would return."""
     rows = rows[rows["state"] != "accepted"]
     if reason is not None:
         wanted = (reason, f"rejected_class:{reason}")
-        hits = [any(c in wanted or c.startswith(f"{reason}:") for c in codes) for codes in rows["reasons"]]
-        rows = rows[np.array(hits, bool)]
+        matches = [any(c in wanted or c.startswith(f"{reason}:") for c in codes) for codes in rows["reasons"]]
+        rows = rows[np.array(matches, bool)]
     if label is not None:
-        rows = rows[(rows["label"] == class_named(settings, label)) | (rows["label_raw"] == label)]
+        rows = rows[(rows["label"] == parse_label(settings, label)) | (rows["label_raw"] == label)]
     if drop is not None:
         rows = rows[(rows["drop"] == drop) | (rows["batch"] == drop)]
     return rows
 
 
-def class_named(settings: Settings, text: str) -> str:
-    """The label that a spelling means; the text itself where none is known."""
+def parse_label(settings: Settings, text: str) -> str:
+    """Returns the label that a spelling means; the text itself where none is known."""
     known = labels.known_labels(settings) | {labels_csv.normalize(name): name for name in settings.classes}
     return known.get(labels_csv.normalize(text), text)
 
 
-def find(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
-    """The one row of `files` that `name` means: a SHA-256 (8 digits or more), a file, or a drop or batch, "/", a file.
+def find_file(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
+    """Returns the row of `list_files` that a name means.
 
-    Where names of files are hashed, the name that the file had in the drop, with all its folders, does too.
+    Args:
+        frame: as `list_files` returned it.
+        name: a SHA-256 (8 digits or more), a file, or a drop or batch, "/", and a file. Where names of files are
+            hashed, also the name that the file had in the drop, with all its folders.
+        settings: the salt of hashed names.
 
     Raises:
         Refused: no file is called so, or several different ones are.
@@ -144,80 +192,81 @@ def find(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
     if rows.empty and name:
         rows = frame[frame["file"].str.endswith(f"/{name}")]
     if rows.empty and name and settings.patient_salt:
-        rows = _by_name_in_the_drop(frame, name, settings)
+        rows = _select_by_original_name(frame, name, settings)
     if rows.empty:
         raise Refused(
             "A file of a committed batch was expected: its path in the drop, with the drop before it where two have "
             f"it, or 8 or more digits of its SHA-256. Received: {name!r}. `cxr-ml quarantine list` names those refused."
         )
     if len(rows) > 1 and (rows["sha256"].nunique() > 1 or (rows["sha256"] == "").any()):
-        lines = [f"  {r['batch']}/{r['file']}  {r['sha256'][:16]}" for _, r in rows.head(_SHOWN).iterrows()]
+        lines = [f"  {r['batch']}/{r['file']}  {r['sha256'][:16]}" for _, r in rows.head(_MAX_NAMED).iterrows()]
         raise Refused(f"{name!r} fits {len(rows)} files. Name one of them:\n" + "\n".join(lines))
     return rows.sort_values("verdict", key=lambda v: v != "accepted", kind="stable").iloc[0]
 
 
-def _by_name_in_the_drop(frame: pd.DataFrame, name: str, settings: Settings) -> pd.DataFrame:
+def _select_by_original_name(frame: pd.DataFrame, name: str, settings: Settings) -> pd.DataFrame:
     stored = frame["file"].str.replace(".*/", "", regex=True)
     top, _, below = name.partition("/")
-    mine = (frame["drop"] == top) | (frame["batch"] == top)
-    hit = stored == deidentify.hash_path(settings, name)
-    return frame[hit | (mine & (stored == deidentify.hash_path(settings, below)))] if below else frame[hit]
+    in_drop = (frame["drop"] == top) | (frame["batch"] == top)
+    matches = stored == deidentify.hash_path(settings, name)
+    if below:
+        matches |= in_drop & (stored == deidentify.hash_path(settings, below))
+    return frame[matches]
 
 
-def show(settings: Settings, name: str) -> dict:
-    """All that is known of one file.
-
-    Returns:
-        file, sha256, batch, drop, at (when its batch was committed), label, label_raw, state, now, reasons (code ->
-        plain words), limits (those of images.json beside what was measured), image and thumbnail (keys in the store, ""
-        where there is none), others (files with the same picture, each with its thumbnail), rulings (all on this image,
-        oldest first).
+def describe_file(settings: Settings, name: str) -> FileDetails:
+    """Returns all that is known of one file.
 
     Raises:
-        Refused: `find`.
+        Refused: as `find_file`.
     """
-    frame = files(settings)
-    row = find(frame, name, settings)
+    frame = list_files(settings)
+    row = find_file(frame, name, settings)
     sha = row["sha256"]
     record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
     rejected = record.rejected_classes.get(row["label"], "")
-    others = same_picture(frame, row)
-    measured = judge_batch.measurements(settings, row["batch"])
-    measured = measured[measured["file"] == row["file"]].iloc[0]
-    pictures = {s: _thumbnail(settings, s) for s in {sha, *others["sha256"]}}
-    return {
-        **{k: str(row[k]) for k in ("file", "sha256", "batch", "drop", "label", "label_raw", "state", "now")},
-        "at": store.written(settings, f"batches/{row['batch']}/batch.json"),
-        "reasons": {code: reasons.explain(code, measured, rejected, settings) for code in row["reasons"]},
-        "limits": [x._asdict() for x in reasons.limits(measured, settings) if x.limit] if sha else [],
-        "image": process_file.image_key(sha, row["format"]) if sha else "",
-        "thumbnail": pictures[sha],
-        "others": [
-            {
-                **{k: str(other[k]) for k in ("file", "batch", "label", "state", "sha256")},
-                "thumbnail": pictures[other["sha256"]],
-            }
+    others = select_same_picture(frame, row)
+    table = committed_batches.read_measurements(settings, row["batch"])
+    measured = table[table["file"] == row["file"]].iloc[0]
+    pictures = {s: _find_thumbnail(settings, s) for s in {sha, *others["sha256"]}}
+    return FileDetails(
+        file=str(row["file"]),
+        sha256=sha,
+        batch=str(row["batch"]),
+        drop=str(row["drop"]),
+        at=store.written(settings, f"batches/{row['batch']}/batch.json"),
+        label=str(row["label"]),
+        label_raw=str(row["label_raw"]),
+        state=str(row["state"]),
+        now=str(row["now"]),
+        reasons={code: reasons.explain(code, measured, rejected, settings) for code in row["reasons"]},
+        limits=[x._asdict() for x in limits.compare_with_limits(measured, settings) if x.limit] if sha else [],
+        image=process_file.image_key(sha, row["format"]) if sha else "",
+        thumbnail=pictures[sha],
+        others=[
+            {k: str(other[k]) for k in ("file", "batch", "label", "state", "sha256")}
+            | {"thumbnail": pictures[other["sha256"]]}
             for other in others.to_dict("records")
         ],
-        "rulings": [r.model_dump(mode="json") for r in rulings.read(settings) if sha and r.sha256 == sha],
-    }
+        rulings=[r.model_dump(mode="json") for r in rulings.read(settings) if sha and r.sha256 == sha],
+    )
 
 
-def dated(settings: Settings, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `files` with at (when their batch was committed) and thumbnail (its key, "" where there is none)."""
-    there = set(store.keys(settings, "thumbnails/")) if len(rows) else ()
+def add_dates(settings: Settings, rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns rows of `list_files` with at (when their batch was committed) and thumbnail (its key, "" without one)."""
+    stored = set(store.keys(settings, "thumbnails/")) if len(rows) else ()
     at = {b: store.written(settings, f"batches/{b}/batch.json") for b in rows["batch"].unique()}
-    pictures = [key if (key := thumbnails.key(sha)) in there else "" for sha in rows["sha256"]]
+    pictures = [key if (key := thumbnails.key(sha)) in stored else "" for sha in rows["sha256"]]
     return rows.assign(at=rows["batch"].map(at), thumbnail=pictures)
 
 
-def _thumbnail(settings: Settings, sha256: str) -> str:
+def _find_thumbnail(settings: Settings, sha256: str) -> str:
     key = thumbnails.key(sha256) if sha256 else ""
     return key if key and store.exists(settings, key) else ""
 
 
-def same_picture(frame: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
-    """The other rows that bear the row's image, are its copy, or are what it is a copy of."""
+def select_same_picture(frame: pd.DataFrame, row: pd.Series) -> pd.DataFrame:
+    """Returns the other rows that bear the row's image, are its copy, or are the original of which it is a copy."""
     shas = {row["sha256"], row["duplicate_of"]} - {""}
     same = frame["sha256"].isin(shas) | frame["duplicate_of"].isin(shas)
     return frame[same & (frame.index != row.name)]

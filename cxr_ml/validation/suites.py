@@ -29,13 +29,12 @@ from great_expectations.render.renderer.page_renderer import ValidationResultsPa
 from great_expectations.render.view.view import DefaultJinjaPageView
 
 from cxr_ml.errors import Refused
-from cxr_ml.validation.reasons import ABOUT_NULLS, columns_of, limit_of
+from cxr_ml.validation.limits import ABOUT_NULLS, ENTRY_KEYS, columns_of, describe_limit
 
 _ROW_WISE = (ColumnMapExpectation, ColumnPairMapExpectation, MulticolumnMapExpectation)
 _QUOTED = re.compile(r"\s*[-+]?[\d.]+(e[-+]?\d+)?\s*", re.IGNORECASE)
 _NAMED_ROWS = 100  # tables of at most so many rows have their failing rows named in Data Docs
 _LARGE = 10_000  # rows of a table that is worth a collection, which takes a third of a second
-_EXPECTATION_KEYS = {"type", "kwargs", "meta", "notes", "description", "severity", "id"}
 
 
 class Unmet(NamedTuple):
@@ -176,8 +175,8 @@ def _where(path: Path, text: str, entries: list[Any], index: int) -> str:
 def _build(entry: object, where: str) -> Expectation:
     if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
         raise Refused(f'{where}: an object with "type" and "kwargs" was expected. Received: {entry!r}')
-    if unknown := set(entry) - _EXPECTATION_KEYS:
-        raise Refused(f"{where}: only {sorted(_EXPECTATION_KEYS)} can be used. Received: {sorted(unknown)}")
+    if unknown := set(entry) - ENTRY_KEYS:
+        raise Refused(f"{where}: only {sorted(ENTRY_KEYS)} can be used. Received: {sorted(unknown)}")
     meta = entry.get("meta") or {}
     if not isinstance(meta, dict) or not isinstance(meta.get("reason", ""), str):
         raise Refused(f'{where}: an object with a text as "reason" was expected under "meta". Received: {meta!r}')
@@ -254,7 +253,7 @@ def _unmet(where: str, result: ExpectationValidationResult, rows: int, key: str)
         expectation=configuration.type,
         column=", ".join(columns),
         reason=reason_of(expectation),
-        limit=limit_of(configuration.type, configuration.kwargs),
+        limit=describe_limit(configuration.type, configuration.kwargs),
         observed=f"{len(failing)} of {rows} rows" if row_wise else str(details.get("observed_value")),
         rows=failing,
         critical=str(getattr(configuration.severity, "value", configuration.severity)) == "critical",

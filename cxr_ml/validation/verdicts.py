@@ -1,7 +1,5 @@
 """Judges the images of a batch, its classes, and what would be trained on, by the suites in expectations/."""
 
-import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +11,18 @@ from cxr_ml.ingest import tables
 from cxr_ml.ingest.tables import COLUMNS
 from cxr_ml.records import Drift, Failure
 from cxr_ml.validation.suite_check import SUITES
+from cxr_ml.validation.suite_tables import (
+    CLASS_MEASURES,
+    SPLITS,
+    make_class_table,
+    make_dataset_table,
+    make_image_table,
+    mentions_column,
+    require_columns,
+)
 from cxr_ml.validation.suites import Unmet, evaluate, judged, load_suite, reason_of
 
 __all__ = ["CLASS_MEASURES", "columns", "judge_classes", "judge_dataset", "judge_images", "load_suite", "try_suites"]
-
-CLASS_MEASURES = ["white_box", "saturation", "black_border", "white_border"]  # of which a class has its rates
-_SPLITS = ("train", "validation", "test")
-_Z = 1.96  # normal quantile of a two-sided 95 % interval
 
 
 def try_suites(folder: Path) -> None:
@@ -31,33 +34,25 @@ def try_suites(folder: Path) -> None:
     images, classes, dataset = (load_suite(folder, name) for name in SUITES)
     texts = {"format": "png", "mode": "L", "label": "NORMAL", "verdict": "accepted", "split_hint": "train"}
     # Three rows that differ, as an expectation may need.
-    rows = [
-        {
-            name: n + 1 if kind.startswith(("int", "float")) else f"{n}"
-            for name, kind in COLUMNS.items()
-            if kind != "list"
+    rows: list[dict[str, int | str]] = []
+    for n in range(3):
+        values = {
+            name: n + 1 if k.startswith(("int", "float")) else f"{n}" for name, k in COLUMNS.items() if k != "list"
         }
-        | texts
-        for n in range(3)
-    ]
+        rows.append({**values, **texts})
     frame = tables.make_table(rows)
-    judged(images, _image_table(frame, images), "row", row_wise=True)
-    judged(classes, _class_table(frame, classes, set()), "label", row_wise=True)
-    manifest = pd.DataFrame({"sha256": ["a", "b", "c"], "label": "NORMAL", "split": _SPLITS, "group": ["a", "b", "c"]})
-    facts = _facts(manifest, ["NORMAL"], Drift(against=None, class_shares=0.0, measures=0.0))
+    judged(images, make_image_table(frame, images), "row", row_wise=True)
+    judged(classes, make_class_table(frame, classes, set()), "label", row_wise=True)
+    manifest = pd.DataFrame({"sha256": ["a", "b", "c"], "label": "NORMAL", "split": SPLITS, "group": ["a", "b", "c"]})
+    facts = make_dataset_table(manifest, ["NORMAL"], Drift(against=None, class_shares=0.0, measures=0.0))
     judged(dataset, facts, "dataset", row_wise=False)
 
 
 def columns(folder: Path) -> list[str]:
-    """The columns of the measurements that `judge_images` and `judge_classes` need, those of the suites among them."""
+    """Returns the columns of the measurements that `judge_images` and `judge_classes` need, for these suites."""
     suites = [load_suite(folder, name) for name in ("images", "classes")]
     own = {"label", "verdict", "reasons", "width", "height", *CLASS_MEASURES}
-    return [c for c in COLUMNS if c in own or any(_names(suite, c) for suite in suites)]
-
-
-def _names(suite: gx.ExpectationSuite, column: str) -> bool:
-    """Whether an expectation of the suite may look at the column."""
-    return any(re.search(rf"\b{column}\b", str(e.configuration.kwargs)) for e in suite.expectations)
+    return [c for c in COLUMNS if c in own or any(mentions_column(suite, c) for suite in suites)]
 
 
 def judge_images(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple[Failure, ...], str]:
@@ -76,9 +71,9 @@ def judge_images(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tuple
     Raises:
         Refused: the suite cannot be used or evaluated, or the frame lacks columns.
     """
-    _require(frame, ["verdict", "reasons", "width", "height"])
+    require_columns(frame, ["verdict", "reasons", "width", "height"])
     suite = load_suite(folder, "images")
-    table = _image_table(frame, suite)
+    table = make_image_table(frame, suite)
     if table.empty:
         return frame.copy(), (_nothing(suite, "accepted images"),), _empty_page(suite, "accepted images")
     unmet, page = evaluate(suite, table, "row", row_wise=True)
@@ -108,12 +103,14 @@ def judge_classes(frame: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, tupl
         Refused: a suite cannot be used or evaluated, the frame lacks columns, or an accepted row has no label.
     """
     suite, images = load_suite(folder, "classes"), load_suite(folder, "images")
-    table = _class_table(frame, suite, {reason_of(e) for e in images.expectations})
+    table = make_class_table(frame, suite, {reason_of(e) for e in images.expectations})
     if table.empty:
         return frame.copy(), (_nothing(suite, "readable images"),), {}, _empty_page(suite, "readable images")
     unmet, page = evaluate(suite, table, "label", row_wise=True)
     facts = table.set_index("label")
-    failures, why, reasons = [], {}, {}
+    failures = []
+    why: dict[str, str] = {}
+    reasons: dict[int, list[str]] = {}
     for u in unmet:
         for label in u.rows:
             observed = _value(facts.loc[label], u.column)
@@ -152,109 +149,15 @@ def judge_dataset(
     """
     suite = load_suite(folder, "dataset")
     needed = ["sha256", "label", "split", "group"]
-    _require(manifest, needed)
+    require_columns(manifest, needed)
     if manifest.empty or not classes:
         raise Refused(f"A dataset needs images and classes. Received: {len(manifest)} images, classes {list(classes)}")
     if empty := [c for c in needed if (manifest[c].isna() | (manifest[c] == "")).any()]:
         raise Refused(f"Each row of a manifest needs a value in {needed}. Received: rows without {empty}")
-    table = _facts(manifest, classes, drift)
+    table = make_dataset_table(manifest, classes, drift)
     unmet, page = evaluate(suite, table, "dataset", row_wise=False)
     failures = [_failure(suite, u, _value(table.iloc[0], u.column) if u.rows else u.observed) for u in unmet]
     return tuple(failures), page
-
-
-def _facts(manifest: pd.DataFrame, classes: Sequence[str], drift: Drift) -> pd.DataFrame:
-    """The one row that dataset.json judges."""
-    counts = pd.crosstab(manifest["split"], manifest["label"]).reindex(
-        index=_SPLITS, columns=list(classes), fill_value=0
-    )
-    train = counts.loc["train"]
-    smallest, largest = int(train.min()), int(train.max())
-    facts = {
-        "dataset": "dataset",
-        "images": len(manifest),
-        "smallest_class": smallest,
-        "largest_class": largest,
-        "imbalance_ratio": largest / smallest if smallest else math.inf,
-        "test_support_min": int(counts.loc["test"].min()),
-        "validation_support_min": int(counts.loc["validation"].min()),
-        "groups_across_splits": _ambiguous(manifest, "group", "split"),
-        "images_across_splits": _ambiguous(manifest, "sha256", "split"),
-        "images_repeated": int(manifest["sha256"].duplicated().sum()),
-        "labels_conflicting": _ambiguous(manifest, "sha256", "label"),
-        "splits_unknown": int((~manifest["split"].isin(_SPLITS)).sum()),
-        "shares_compared": int(drift.class_shares is not None),
-        "class_share_drift": math.nan if drift.class_shares is None else drift.class_shares,
-        "measures_compared": int(drift.measures is not None),
-        "measure_drift": math.nan if drift.measures is None else drift.measures,
-    }
-    return pd.DataFrame([facts])
-
-
-def _image_table(frame: pd.DataFrame, suite: gx.ExpectationSuite) -> pd.DataFrame:
-    """The accepted rows, with what the suite looks at."""
-    needed = [c for c in frame if c in ("width", "height") or (c != "reasons" and _names(suite, c))]
-    rows = frame.loc[frame["verdict"] == "accepted", needed]
-    sides = rows[["width", "height"]].astype("float64")
-    return rows.assign(aspect_ratio=sides.max(axis=1) / sides.min(axis=1), row=rows.index)
-
-
-def _class_table(frame: pd.DataFrame, suite: gx.ExpectationSuite, image_reasons: set[str]) -> pd.DataFrame:
-    """One row per label over the images that were readable: accepted, or quarantined by images.json alone."""
-    limits = (suite.meta or {}).get("counted_above")
-    names = {"white_box", "saturation", "border"}
-    if not isinstance(limits, dict) or set(limits) != names or not all(_is_number(v) for v in limits.values()):
-        raise Refused(
-            f'classes.json: "meta": {{"counted_above": …}} with a number for each of {sorted(names)} was expected. '
-            f"Received: {limits!r}"
-        )
-    measures = CLASS_MEASURES
-    _require(frame, ["verdict", "reasons", "label", *measures])
-    accepted = frame["verdict"] == "accepted"
-    nameless = frame["label"].isna() | (frame["label"] == "")
-    unmeasured = frame[measures].isna().any(axis=1)
-    if bad := int((accepted & (nameless | unmeasured)).sum()):
-        raise Refused(f"Accepted images need a label and {measures}. Received: {bad} rows without. Judge images first.")
-    quarantined = frame["verdict"] == "quarantined"
-    by_images = quarantined & frame["reasons"].map(lambda codes: len(codes) > 0 and set(codes) <= image_reasons)
-    rows = frame.loc[(accepted | by_images) & ~nameless & ~unmeasured, ["label", "verdict", *measures]]
-    flags = pd.DataFrame(
-        {
-            "label": rows["label"],
-            "artefact": rows["white_box"] > limits["white_box"],
-            "cast": rows["saturation"] > limits["saturation"],
-            "border": rows["black_border"] + rows["white_border"] > limits["border"],
-            "quarantined": rows["verdict"] == "quarantined",
-        }
-    ).groupby("label", observed=True)
-    table = pd.DataFrame({"count": flags.size()})
-    table["share"] = table["count"] / len(rows)
-    for name, hits in flags.sum().items():
-        table[f"{name}_rate"] = hits / table["count"]
-        table[f"{name}_rate_low"] = [_wilson_low(int(h), int(n)) for h, n in zip(hits, table["count"], strict=True)]
-    return table.reset_index()
-
-
-def _wilson_low(hits: int, n: int) -> float:
-    """Lower end of the 95 % interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927)."""
-    share, z2 = hits / n, _Z * _Z
-    return max(0.0, (share + z2 / (2 * n) - _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n))
-
-
-def _ambiguous(table: pd.DataFrame, key: str, value: str) -> int:
-    """How many values of `key` stand beside more than one of `value`."""
-    return int((table.groupby(key, observed=True)[value].nunique() > 1).sum())
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require(frame: pd.DataFrame, columns: list[str]) -> None:
-    if missing := [c for c in columns if c not in frame]:
-        raise Refused(f"A table with the columns {columns} was expected. Received: one without {missing}")
-    if not frame.index.is_unique:
-        raise Refused("A table whose index names each row once was expected. Received: repeated index values")
 
 
 def _refuse(frame: pd.DataFrame, verdict: str, reasons: dict[int, list[str]]) -> pd.DataFrame:

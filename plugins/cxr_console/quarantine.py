@@ -14,7 +14,8 @@ from cxr_console.access import User, ask_form, may_trigger
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch
-from cxr_ml.validation import add_ruling, reasons, thumbnails
+from cxr_ml.validation import add_ruling, limits, reasons, thumbnails
+from cxr_ml.validation.rulings import RulingRefused, RulingsRefused
 
 router = APIRouter()
 PAGE = 60  # thumbnails on a page
@@ -121,19 +122,24 @@ def judge(
     names = [f"{batch}/{row['file']}" for batch, _, row in map(_row, files)]
     try:
         settings = shelf.settings()
-        withheld, known = versions.withheld(settings), shelf.rulings()
-        made = add_ruling.rule_all(
-            settings, withheld, names, action, user.get_name(), why, label, rejected_too, shelf.named, known
-        )
+        withheld, known = versions.load_withheld(settings), shelf.rulings()
+        ruling_request = add_ruling.Request(action, user.get_name(), why, label, rejected_too)
+        made = add_ruling.rule_on_images(settings, withheld, names, ruling_request, shelf.named, known)
     except Refused as error:
-        # What the command line calls an option is a box to tick here.
-        said = str(error).replace("--from-rejected-class", "“also from a rejected class”").replace(" (--why)", "")
-        raise HTTPException(400, said.replace(" (--by)", "")) from None
+        raise HTTPException(400, _explain_refusal(error)) from None
     shelf.know(made)
     done = {"release": "let in", "relabel": f"let in as {label}", "withdraw": "taken out"}[action]
     images = "1 image was" if len(made) == 1 else f"{len(made)} images were"
     said = f"{images} {done}; the next dataset honours it."
     return pages.back_to(request, back if _BACK.fullmatch(back) else "quarantine", said)
+
+
+def _explain_refusal(error: Refused) -> str:
+    """The refusal, with the box to tick where it is one of a rejected class."""
+    refusals = error.refusals if isinstance(error, RulingsRefused) else [error]
+    if any(isinstance(refusal, RulingRefused) and refusal.code == "rejected_class" for refusal in refusals):
+        return f"{error}\nIf an image is meant all the same, tick “also from a rejected class”."
+    return str(error)
 
 
 def _row(name: str) -> tuple[str, int, dict[str, Any]]:
@@ -161,7 +167,7 @@ def file(request: Request, user: User, batch: str, number: int) -> HTMLResponse:
         number=number,
         row=row,
         reasons={code: reasons.explain(code, row, why, s) for code in row["reasons"]},
-        limits=[x for x in reasons.limits(row, s) if x.limit] if row["sha256"] else [],
+        limits=[x for x in limits.compare_with_limits(row, s) if x.limit] if row["sha256"] else [],
         ruling=shelf.in_force().get(row["sha256"]) if row["sha256"] else None,
         classes=s.classes,
     )

@@ -469,7 +469,7 @@ def test_a_drop_of_which_every_image_was_known_or_unfit_leaves_a_report_that_is_
     write_dataset(settings, 1)
     conclude(settings, dataset=1, number=1)
     stored = store.load(settings, "datasets/1/dataset.json", Dataset)
-    monkeypatch.setattr("cxr_ml.dataset.versions.build", lambda *_: (stored, False))
+    monkeypatch.setattr("cxr_ml.dataset.build.build_dataset", lambda *_: (stored, False))
     with pytest.raises(AirflowSkipException, match="dataset 1 stays"):
         data_task("build_dataset")[1]({}, batches=["b-1"])
     assert "None of the 9 files" in store.get(settings, "reports/manual-1/index.html").decode()

@@ -1,4 +1,4 @@
-"""New images beside those trained on: chance alone is no drift, a real difference is, and its size is said."""
+"""Drift between new images and training images: chance alone is none, a real difference is found with its size."""
 
 import numpy as np
 import pandas as pd
@@ -21,23 +21,23 @@ def images(n, seed, first=0, **shifted):
 
 def compared(old, new, split="train"):
     rows = pd.concat([old, new], ignore_index=True)
-    return drift.compare(rows, old, old.assign(split=split), 3, CLASSES)
+    return drift.measure_drift(rows, old, old.assign(split=split), 3, CLASSES)
 
 
-def test_the_first_dataset_is_compared_with_nothing_and_says_so():
+def test_the_first_dataset_is_compared_with_nothing():
     none = pd.DataFrame(columns=["sha256", "label", "split"])
-    found = drift.compare(images(50, 0), none, none, None, CLASSES)
+    found = drift.measure_drift(images(50, 0), none, none, None, CLASSES)
     assert (found.class_shares, found.measures, found.shifts) == (None, None, ())
     assert "first dataset" in found.why
 
 
 @pytest.mark.slow
-def test_images_of_the_same_kind_are_no_drift_in_forty_weeks():
+def test_images_of_the_same_kind_raise_almost_no_false_alarm():
     false = [compared(images(200, 1), images(60, seed, first=10_000)).measures for seed in range(2, 42)]
     assert sum(m > 0 for m in false) <= 2
 
 
-def test_a_measure_that_moved_is_named_with_its_class_and_the_size_of_the_effect():
+def test_a_shifted_measure_is_named_with_its_class_and_effect_size():
     new = images(60, 2, first=10_000)
     of_covid = new["label"] == "COVID19"
     new.loc[of_covid, "sharpness"] += 30
@@ -67,8 +67,8 @@ def test_only_training_images_are_compared_with():
     assert compared(images(200, 1), images(60, 2, first=10_000, mean=5), split="test").measures is None
 
 
-def test_a_handful_of_new_images_is_not_compared_and_says_how_many_there_are():
-    found = compared(images(200, 1), images(drift.FEWEST - 1, 2, first=10_000, mean=5))
+def test_a_handful_of_new_images_is_not_compared():
+    found = compared(images(200, 1), images(drift.MIN_PER_CLASS - 1, 2, first=10_000, mean=5))
     assert found.measures is None and found.class_shares == 0
     assert "Received: NORMAL 19, COVID19 19, PNEUMONIA 19" in found.why
 

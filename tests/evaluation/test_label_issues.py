@@ -18,8 +18,8 @@ from cxr_ml.records import Dataset
 
 def grown(settings, added, base=1):
     """Dataset 2: dataset 1 and further images, each (true label, label, split, group); and their SHA-256s."""
-    first = versions.load(settings, base)
-    table = versions.manifest(settings, first)
+    first = versions.load_dataset(settings, base)
+    table = versions.load_manifest(settings, first)
     rows, files, shas = [], [], []
     for number, (true, label, split, group) in enumerate(added):
         data = png(picture(true, 500 + number))
@@ -77,7 +77,7 @@ def test_wrong_labels_of_images_held_out_are_named_least_believed_first_and_noth
 
 
 def test_images_that_the_model_was_trained_on_and_their_groups_are_never_named(ready):
-    table = versions.manifest(ready, versions.load(ready, 1))
+    table = versions.load_manifest(ready, versions.load_dataset(ready, 1))
     trained = table[table["split"] == "train"]
     group = trained["group"].iloc[0]
     record, shas = grown(ready, [("NORMAL", "COVID19", "train", group), ("NORMAL", "COVID19", "train", "")])

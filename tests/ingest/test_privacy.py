@@ -131,7 +131,7 @@ def test_hashed_names_leave_no_trace_of_undeclared_patients(settings):
     assert sorted(f.rpartition("/")[0] for f in found) == ["", "COVID19", "NORMAL", "NORMAL"]
     for file in files:
         for name in (file, f"drop/{file}", f"{batch}/{file}"):
-            told = quarantine.show(settings, name)
+            told = quarantine.describe_file(settings, name)
             assert told["file"].endswith(deidentify.hash_path(settings, file))
     before = snapshot(settings)
     assert ingest_drop.ingest(settings, "drop") == batch and snapshot(settings) == before

@@ -87,10 +87,10 @@ def test_a_shard_that_is_missing_is_named_and_nothing_is_judged(small):
         ingest_drop.ingest_shard(small, plan[number])
     before = snapshot(small)
     with pytest.raises(Refused, match=rf"Received: 2; there is no batches/{plan[0].batch}/ingested/00001\.parquet, "):
-        judge_batch.judge(small, plan[0].batch)
+        judge_batch.validate_batch(small, plan[0].batch)
     assert snapshot(small) == before
     ingest_drop.ingest(small, "drop")
-    assert judge_batch.judge(small, plan[0].batch).counts["accepted"]["NORMAL"] == 5
+    assert judge_batch.validate_batch(small, plan[0].batch).counts["accepted"]["NORMAL"] == 5
 
 
 def test_a_batch_that_was_begun_with_other_shards_is_finished_with_those(small, settings):
@@ -178,7 +178,7 @@ def test_the_same_drop_again_writes_nothing_and_a_judged_one_is_not_even_looked_
         assert ingest_drop.ingest(through, "drop") == batch
         assert asked and not [a for a in asked if not a.startswith(("GET", "HEAD"))]
         assert not [a for a in asked if "images/" in a]
-        judge_batch.judge(through, batch)
+        judge_batch.validate_batch(through, batch)
         asked.clear()
         assert ingest_drop.ingest(through, "drop") == batch
         assert asked == [f"HEAD batches/{batch}/batch.json"]
@@ -239,7 +239,7 @@ from cxr_ml import settings
 from cxr_ml.ingest import ingest_drop
 from cxr_ml.validation import judge_batch
 s = settings.load()
-print(judge_batch.judge(s, ingest_drop.ingest(s, "drop")).batch)
+print(judge_batch.validate_batch(s, ingest_drop.ingest(s, "drop")).batch)
 """
 
 
@@ -260,7 +260,7 @@ def test_an_ingest_killed_at_any_moment_and_repeated_gives_the_same_store(settin
     put_drop(many, "drop", FILES | {f"PNEUMONIA/{n}.png": png(n) for n in range(20, 60)})
     begun = time.monotonic()
     batch = ingest_drop.ingest(elsewhere(many), "drop")
-    judge_batch.judge(elsewhere(many), batch)
+    judge_batch.validate_batch(elsewhere(many), batch)
     lasted = time.monotonic() - begun
     reached = set()
     for moment in ("images/", f"batches/{batch}/ingested/00000", f"batches/{batch}/images.html", "later"):
@@ -272,5 +272,5 @@ def test_an_ingest_killed_at_any_moment_and_repeated_gives_the_same_store(settin
         kill(process)
         reached |= {k.split("/")[0] for k in own(many)}
     assert reached == {"images", "batches"}
-    assert judge_batch.judge(many, ingest_drop.ingest(many, "drop")).batch == batch
+    assert judge_batch.validate_batch(many, ingest_drop.ingest(many, "drop")).batch == batch
     assert own(many) == snapshot(elsewhere(many))

@@ -143,7 +143,7 @@ def test_what_ingest_and_the_suites_refuse_is_refused_with_the_same_reasons(sett
     shutil.copy(Path(pydicom.data.__file__).parent / "test_files/MR_small.dcm", drop / "mr.dcm")
     shutil.copy(Path(pydicom.data.__file__).parent / "test_files/rtdose.dcm", drop / "frames.dcm")
     batch = ingest_drop.ingest(settings, "week")
-    judge_batch.judge(settings, batch)
+    judge_batch.validate_batch(settings, batch)
     table = tables.read_parquet(settings, f"batches/{batch}/measurements.parquet")
     # That most of the class is unfit is no fault of the fit film.
     own = [tuple(c for c in codes if not c.startswith("rejected_class:")) for codes in table["reasons"]]

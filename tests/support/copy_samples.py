@@ -6,11 +6,11 @@ import pandas as pd
 
 from cxr_ml.imaging import hashes
 from cxr_ml.settings import Settings
-from cxr_ml.validation.duplicates import search
+from cxr_ml.validation.duplicates import hash_columns, search
 
 SETTINGS = Settings()
 SIZE = 320
-NO_MARGINS = search.inner_of(pd.Series([], dtype=object))
+NO_MARGINS = hash_columns.parse_inner_hashes(pd.Series([], dtype=object))
 
 
 def film(seed):
@@ -30,7 +30,7 @@ def film(seed):
 
 
 def asked(pictures, known=(), index=None, settings=SETTINGS):
-    """find() on pictures by name; returns the answer by row of the batch."""
+    """Finds duplicates among pictures by name; returns the answer by row of the batch."""
     everything = {**dict(known), **dict(pictures)}
 
     def rows(named):
@@ -43,13 +43,13 @@ def asked(pictures, known=(), index=None, settings=SETTINGS):
                 "label": "NORMAL",
                 "format": "png",
             },
-            columns=["sha256", *search.HASHES, "label", "format"],
+            columns=["sha256", *hash_columns.HASHES, "label", "format"],
         )
 
     frame = rows(pictures)
     if index is not None:
         frame.index = index
-    return search.find(frame, rows(list(known)), everything.__getitem__, settings)
+    return search.find_duplicates(frame, rows(list(known)), everything.__getitem__, settings)
 
 
 def jpeg(picture, quality):

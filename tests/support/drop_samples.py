@@ -13,12 +13,12 @@ import pandas as pd
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.dataset import versions
+from cxr_ml.dataset import build, versions
 from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch
+from cxr_ml.validation import committed_batches, judge_batch
 
 SHIPPED = Path(__file__).parents[2] / "expectations"
 LABELS = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -75,7 +75,7 @@ def take(settings: Settings, name: str, files: dict[str, bytes] | None = None) -
     """A drop on its whole way to a committed batch."""
     if files is not None:
         put_drop(settings, name, files)
-    return judge_batch.judge(settings, ingest_drop.ingest(settings, name))
+    return judge_batch.validate_batch(settings, ingest_drop.ingest(settings, name))
 
 
 def ingested(settings: Settings, batch: str) -> pd.DataFrame:
@@ -83,7 +83,7 @@ def ingested(settings: Settings, batch: str) -> pd.DataFrame:
 
 
 def judged(settings: Settings, batch: str) -> pd.DataFrame:
-    return judge_batch.measurements(settings, batch).set_index("file")
+    return committed_batches.read_measurements(settings, batch).set_index("file")
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, tuple]:
@@ -159,9 +159,9 @@ def listed(*rows):
 
 
 def built(settings) -> pd.DataFrame:
-    record, new = versions.build(settings)
+    record, new = build.build_dataset(settings)
     assert new
-    return versions.manifest(settings, record)
+    return versions.load_manifest(settings, record)
 
 
 def sha(number: int) -> str:

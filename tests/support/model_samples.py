@@ -50,7 +50,7 @@ def png(pixels: np.ndarray) -> bytes:
 def put_dataset(
     settings: Settings, number: int = 1, counts: dict[str, int] = COUNTS, labels=CLASSES, seed: int = 0
 ) -> Dataset:
-    """A committed dataset with so many images of each label in each split, as `diff.build` leaves one."""
+    """A committed dataset with so many images of each label in each split, as `build_dataset` leaves one."""
     rows, serial = [], 10_000 * seed
     for split, n in counts.items():
         for label in labels:
@@ -60,7 +60,9 @@ def put_dataset(
                 digest = hashlib.sha256(data).hexdigest()
                 store.put_if_absent(settings, image_key(digest, "png"), data, "image/png")
                 rows.append((digest, "png", label, split, f"image:{digest}", "", "week-0a1b2c3d"))
-    manifest = pd.DataFrame(rows, columns=versions._COLUMNS).sort_values("sha256", ignore_index=True).astype("string")
+    manifest = (
+        pd.DataFrame(rows, columns=versions.MANIFEST_COLUMNS).sort_values("sha256", ignore_index=True).astype("string")
+    )
     data = to_parquet(manifest)
     measured = manifest[["sha256"]].assign(view="PA", width=40, height=40)
     key = "batches/week-0a1b2c3d/measurements.parquet"

@@ -1,10 +1,8 @@
-"""Judging a batch: what is refused and why, that it does not depend on luck, and that only the whole is visible."""
+"""Judging a batch: what is refused and why, that results are reproducible, and that a batch is committed as a whole."""
 
-import io
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from drop_samples import (
     Died,
@@ -15,7 +13,6 @@ from drop_samples import (
     film,
     judged,
     loosened,
-    overwrite,
     png,
     put_drop,
     resized,
@@ -26,8 +23,8 @@ from drop_samples import (
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import inbox, ingest_drop, tables
-from cxr_ml.validation import judge_batch
+from cxr_ml.ingest import inbox, ingest_drop
+from cxr_ml.validation import committed_batches, judge_batch
 
 pytestmark = pytest.mark.usefixtures("handful")
 
@@ -40,7 +37,7 @@ def test_a_sound_drop_is_accepted_whole_and_committed(settings):
     record = take(settings, "week-1", films("NORMAL", 1, 2) | films("COVID19", 3))
     assert (record.drop, record.reasons, record.rejected_classes, record.failures) == ("week-1", {}, {}, ())
     assert record.counts == {"accepted": {"NORMAL": 2, "COVID19": 1}}
-    assert judge_batch.committed(settings) == [record.batch]
+    assert committed_batches.list_names(settings) == [record.batch]
     assert inbox.list_new_drops(settings) == []
     folder = f"batches/{record.batch}"
     assert {f"{folder}/{n}" for n in ("batch.json", "measurements.parquet", "images.html", "classes.html")} <= set(
@@ -50,7 +47,7 @@ def test_a_sound_drop_is_accepted_whole_and_committed(settings):
 
 
 @pytest.mark.processes
-def test_an_unfit_image_is_quarantined_beside_an_unreadable_one_and_both_are_counted(settings):
+def test_unfit_and_unreadable_images_are_quarantined_and_counted(settings):
     files = films("NORMAL", 1, 2, 3) | {
         "train/NORMAL/thumbnail.png": encoded(film(4)[80:170, 80:170]),
         "train/NORMAL/blank.png": encoded(np.full((300, 300), 100, np.uint8)),
@@ -117,7 +114,7 @@ def test_images_that_come_again_are_duplicates_whole_or_resized(settings):
         "NORMAL/mirrored.png": ("duplicate", "near_duplicate"),
         "NORMAL/new.png": ("accepted",),
     }
-    (first,) = [b for b in judge_batch.committed(settings) if b != second.batch]
+    (first,) = [b for b in committed_batches.list_names(settings) if b != second.batch]
     originals = judged(settings, first)["sha256"]
     assert table.loc["NORMAL/resized.jpg", "duplicate_of"] == originals["train/NORMAL/3.png"]
     assert table.loc["NORMAL/new.png", "duplicate_of"] == ""
@@ -133,7 +130,7 @@ def test_within_a_drop_the_first_of_equal_files_stays(settings):
     }
 
 
-def test_the_same_picture_under_two_labels_in_one_drop_is_believed_of_neither(settings):
+def test_the_same_picture_under_two_labels_in_one_drop_is_quarantined_twice(settings):
     files = {"NORMAL/a.png": png(1), "NORMAL/b.png": png(1), "PNEUMONIA/c.jpg": resized(1), "NORMAL/d.png": png(2)}
     record = take(settings, "drop", files)
     assert verdicts(judged(settings, record.batch)) == {
@@ -145,7 +142,7 @@ def test_the_same_picture_under_two_labels_in_one_drop_is_believed_of_neither(se
 
 
 @pytest.mark.parametrize("again", [png, resized])
-def test_a_known_picture_under_another_label_is_quarantined_and_names_the_one_it_contradicts(settings, again):
+def test_a_known_picture_under_another_label_is_quarantined_and_names_the_other(settings, again):
     first = take(settings, "week-1", films("NORMAL", 1, 2))
     second = take(settings, "week-2", {"PNEUMONIA/a.png": again(1), "PNEUMONIA/b.png": png(3)})
     table = judged(settings, second.batch)
@@ -154,7 +151,7 @@ def test_a_known_picture_under_another_label_is_quarantined_and_names_the_one_it
         "PNEUMONIA/b.png": ("accepted",),
     }
     contradicted = judged(settings, first.batch).loc["train/NORMAL/1.png", "sha256"]
-    assert judge_batch.conflicts(table.reset_index()) == {contradicted}
+    assert committed_batches.find_contradicted(table.reset_index()) == {contradicted}
     # What is committed stays as it was; the dataset leaves the contradicted image out.
     assert set(judged(settings, first.batch)["verdict"]) == {"accepted"}
 
@@ -170,7 +167,7 @@ def test_bearers_of_a_conflict_name_each_other_by_batch_and_file(settings):
 
 
 @pytest.mark.parametrize("label", ["NORMAL", "PNEUMONIA", "COVID19"])
-def test_a_picture_once_quarantined_for_its_labels_does_not_come_back_under_any(settings, label):
+def test_a_picture_quarantined_for_its_labels_stays_out_under_any_label(settings, label):
     take(settings, "week-1", {"NORMAL/a.png": png(1), "PNEUMONIA/b.png": png(1)})
     second = take(settings, "week-2", {f"{label}/c.jpg": resized(1), f"{label}/c2.jpg": resized(1, 180)})
     assert second.counts == {"quarantined": {label: 2}} and second.reasons == {"conflicting_label": 2}
@@ -197,41 +194,20 @@ def test_a_picture_of_a_rejected_class_under_another_label_is_a_conflict(setting
     }
 
 
-def test_a_clean_class_that_the_model_does_not_know_is_told_as_not_trained(settings):
+def test_a_clean_class_that_the_model_does_not_know_is_recorded_as_untrained(settings):
     record = take(settings, "drop", films("TB", 1, 2) | films("NORMAL", 3))
     assert record.untrained == {"TUBERCULOSIS": 2} and record.rejected_classes == {}
 
 
-@pytest.mark.parametrize("lacking", [["fine_hash", "inner_hash"], ["inner_hash"]])
-def test_a_batch_from_before_the_later_hashes_still_knows_its_images(settings, lacking):
-    first = take(settings, "week-1", films("NORMAL", 1, 2))
-    table = judge_batch.measurements(settings, first.batch).drop(columns=lacking)
-    overwrite(settings, f"batches/{first.batch}/measurements.parquet", tables.to_parquet(table))
-    assert take(settings, "week-2", {"NORMAL/x.jpg": resized(1)}).reasons == {"near_duplicate": 1}
-
-
-def test_a_drop_ingested_in_part_before_the_inner_hash_is_judged(settings):
-    put_drop(settings, "drop", films("NORMAL", 1, 2))
-    small = settings.model_copy(update={"shard_files": 1})
-    batch = ingest_drop.ingest(small, "drop")
-    key = f"batches/{batch}/ingested/00000.parquet"
-    table = pq.read_table(io.BytesIO(store.get(settings, key))).drop_columns(["inner_hash"])
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    overwrite(settings, key, sink.getvalue())
-    assert judge_batch.judge(small, batch).counts == {"accepted": {"NORMAL": 2}}
-    assert judge_batch.measurements(settings, batch)["inner_hash"][0] == ""
-
-
-def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
+def test_a_fit_image_is_no_duplicate_of_an_unfit_one(settings):
     take(settings, "week-1", {"NORMAL/small.png": encoded(film(1)[:90, :90]), "NORMAL/boxed.png": boxed(2)})
     second = take(settings, "week-2", films("NORMAL", 1, 2))
     assert second.counts == {"accepted": {"NORMAL": 2}}
 
 
-def test_a_batch_that_nobody_ingested_is_refused(settings):
+def test_a_batch_that_was_not_ingested_is_refused(settings):
     with pytest.raises(Refused, match=r"batches/nobody/ingested/00000\.parquet"):
-        judge_batch.judge(settings, "nobody")
+        judge_batch.validate_batch(settings, "nobody")
     assert snapshot(settings) == {}
 
 
@@ -242,9 +218,9 @@ def test_a_suite_that_cannot_be_used_commits_nothing(settings, tmp_path):
     spoiled = loosened(settings, tmp_path / "spoiled")
     (tmp_path / "spoiled/classes.json").write_text("{}")
     with pytest.raises(Refused, match=r"classes\.json"):
-        judge_batch.judge(spoiled, batch)
+        judge_batch.validate_batch(spoiled, batch)
     assert snapshot(settings) == before
-    assert judge_batch.judge(settings, batch).counts == {"accepted": {"NORMAL": 1}}
+    assert judge_batch.validate_batch(settings, batch).counts == {"accepted": {"NORMAL": 1}}
 
 
 def test_limits_are_those_of_the_settings(settings, tmp_path):
@@ -260,7 +236,7 @@ WEEK = films("NORMAL", 1, 2) | {"NORMAL/again.jpg": resized(1), "COVID19/c.png":
 def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
     record = take(settings, "drop", WEEK)
     first = snapshot(settings)
-    assert judge_batch.judge(settings, record.batch) == record
+    assert judge_batch.validate_batch(settings, record.batch) == record
     assert snapshot(settings) == first
     take(elsewhere(settings), "drop")
     assert snapshot(elsewhere(settings)) == first
@@ -268,38 +244,47 @@ def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
-def test_a_judge_that_dies_has_committed_nothing_and_is_resumed_to_the_same_store(settings, monkeypatch, number):
+def test_a_judge_that_dies_commits_nothing_and_is_resumed_to_the_same_store(settings, monkeypatch, number):
     put_drop(settings, "drop", WEEK)
     take(elsewhere(settings), "drop")
     batch = ingest_drop.ingest(settings, "drop")
     with monkeypatch.context() as patch:
         die_at_write(patch, number)
         with pytest.raises(Died):
-            judge_batch.judge(settings, batch)
-    assert judge_batch.committed(settings) == [] and inbox.list_new_drops(settings) == ["drop"]
-    judge_batch.judge(settings, batch)
+            judge_batch.validate_batch(settings, batch)
+    assert committed_batches.list_names(settings) == [] and inbox.list_new_drops(settings) == ["drop"]
+    judge_batch.validate_batch(settings, batch)
     mine = {k: v for k, v in snapshot(settings).items() if not k.startswith("elsewhere/")}
     assert mine == snapshot(elsewhere(settings))
     assert inbox.list_new_drops(settings) == []
 
 
 @pytest.mark.slow
-def test_a_judge_that_died_and_is_resumed_after_another_batch_says_the_same_in_record_and_table(settings, monkeypatch):
+def test_a_judge_resumed_after_another_batch_writes_matching_record_and_table(settings, monkeypatch):
     put_drop(settings, "slow", films("NORMAL", 1, 2))
     slow = ingest_drop.ingest(settings, "slow")
     with monkeypatch.context() as patch:
         die_at_write(patch, 4)  # the commit mark
         with pytest.raises(Died):
-            judge_batch.judge(settings, slow)
+            judge_batch.validate_batch(settings, slow)
     take(settings, "quick", {"NORMAL/x.jpg": resized(1)})
-    record = judge_batch.judge(settings, slow)
-    table = judge_batch.measurements(settings, slow)
+    record = judge_batch.validate_batch(settings, slow)
+    table = committed_batches.read_measurements(settings, slow)
     assert record.counts == {"accepted": {"NORMAL": 1}, "duplicate": {"NORMAL": 1}}
     assert table["verdict"].value_counts().to_dict() == {"accepted": 1, "duplicate": 1}
 
 
-def test_batch_json_is_what_the_design_promises(settings):
+def test_batch_json_has_its_documented_fields_and_counts_every_file(settings):
     record = take(settings, "drop", WEEK)
     content = json.loads(store.get(settings, f"batches/{record.batch}/batch.json"))
     assert list(content) == ["batch", "drop", "counts", "reasons", "rejected_classes", "failures", "untrained"]
     assert sum(n for labels in content["counts"].values() for n in labels.values()) == len(WEEK)
+
+
+def test_the_refused_files_are_the_rows_that_were_not_accepted(settings):
+    batch = take(settings, "drop", WEEK).batch
+    table = committed_batches.read_measurements(settings, batch)
+    expected = table[table["verdict"] != "accepted"]
+    refused = committed_batches.read_refused(settings, batch).to_pandas()
+    assert list(refused["file"]) == list(expected["file"]) and len(refused) == 3
+    assert not {"ring", "phash", "fine_hash", "inner_hash"} & set(refused.columns)

@@ -59,7 +59,7 @@ def spoiled():
 
 def test_every_film_is_refused_for_what_it_would_be_quarantined_for():
     rows = spoiled()
-    judge = single_image.load(SHIPPED)
+    judge = single_image.load_screen(SHIPPED)
     expected = quarantined(SHIPPED, rows)
     assert [judge(row) for row in rows] == expected
     assert {codes for codes in expected if not codes} and len(set(expected)) > 15
@@ -68,7 +68,7 @@ def test_every_film_is_refused_for_what_it_would_be_quarantined_for():
 def test_the_shipped_suite_is_judged_without_great_expectations():
     code = (
         "import sys; from pathlib import Path; from cxr_ml.validation import single_image; "
-        f"judge = single_image.load(Path({str(SHIPPED)!r})); print(judge({FILM | {'width': 9}!r})); "
+        f"judge = single_image.load_screen(Path({str(SHIPPED)!r})); print(judge({FILM | {'width': 9}!r})); "
         "assert 'great_expectations' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -78,7 +78,7 @@ def test_the_shipped_suite_is_judged_without_great_expectations():
 def test_a_limit_that_a_user_adds_counts_and_a_warning_does_not(folder):
     limit = {"type": "expect_column_values_to_be_between", "kwargs": {"column": "p99", "min_value": 230}}
     add(folder, limit | {"severity": "warning", "meta": {"reason": "only_said"}}, limit)
-    assert single_image.load(folder)(FILM) == ("expect_column_values_to_be_between:p99",)
+    assert single_image.load_screen(folder)(FILM) == ("expect_column_values_to_be_between:p99",)
     assert quarantined(folder, [FILM]) == [("expect_column_values_to_be_between:p99",)]
 
 
@@ -97,7 +97,7 @@ def test_a_limit_that_a_user_adds_counts_and_a_warning_does_not(folder):
 )
 def test_what_is_more_than_a_limit_is_judged_by_great_expectations(folder, kwargs):
     add(folder, {"type": "expect_column_values_to_be_between", "kwargs": kwargs, "meta": {"reason": "dim"}})
-    judge = single_image.load(folder)
+    judge = single_image.load_screen(folder)
     assert [judge(FILM), judge(FILM | {"white_box": 0.1})] == [("dim",), ("white_box", "dim")]
     assert quarantined(folder, [FILM, FILM | {"white_box": 0.1}]) == [("dim",), ("white_box", "dim")]
 
@@ -108,21 +108,21 @@ def test_what_only_a_drop_can_say_is_not_asked_of_a_single_image(folder):
         {"type": "expect_column_values_to_be_in_set", "kwargs": {"column": "view", "value_set": ["PA"]}},
         {"type": "expect_column_values_to_match_regex", "kwargs": {"column": "source", "regex": "^a"}},
     )
-    assert single_image.load(folder)(FILM) == ()
+    assert single_image.load_screen(folder)(FILM) == ()
     add(folder, {"type": "expect_column_values_to_match_regex", "kwargs": {"column": "mode", "regex": "^RGB"}})
-    assert single_image.load(folder)(FILM) == ("expect_column_values_to_match_regex:mode",)
+    assert single_image.load_screen(folder)(FILM) == ("expect_column_values_to_match_regex:mode",)
 
 
 def test_a_suite_that_cannot_be_used_is_refused(folder, tmp_path):
     add(folder, {"type": "expect_column_values_to_be_lovely", "kwargs": {"column": "mean"}})
     with pytest.raises(Refused, match="expect_column_values_to_be_lovely"):
-        single_image.load(folder)
+        single_image.load_screen(folder)
     with pytest.raises(Refused, match="A Great Expectations suite was expected at"):
-        single_image.load(tmp_path / "absent")
+        single_image.load_screen(tmp_path / "absent")
 
 
 def test_a_column_that_is_not_measured_is_an_error_and_never_a_pass(folder):
     add(folder, {"type": "expect_column_values_to_be_between", "kwargs": {"column": "brightness", "min_value": 1}})
-    judge = single_image.load(folder)
+    judge = single_image.load_screen(folder)
     with pytest.raises(Refused, match="could not be evaluated"):
         judge(FILM)

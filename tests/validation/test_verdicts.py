@@ -16,6 +16,7 @@ from cxr_ml.imaging import formats, measure
 from cxr_ml.records import Drift
 from cxr_ml.settings import Settings
 from cxr_ml.validation import suite_check, verdicts
+from cxr_ml.validation.proportions import wilson_interval
 
 SHIPPED = Path(__file__).parents[2] / "expectations"
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -104,7 +105,7 @@ UNFIT = (
 )
 
 
-def test_each_unfit_image_is_quarantined_with_one_readable_reason_and_no_other_image_is():
+def test_only_unfit_images_are_quarantined_each_with_one_readable_reason():
     changes, reasons = zip(*UNFIT, strict=True)
     judged, failures, _ = verdicts.judge_images(films({}, *changes, {}), SHIPPED)
     assert judged["verdict"].tolist() == ["accepted", *["quarantined"] * len(UNFIT), "accepted"]
@@ -320,9 +321,7 @@ def test_a_refused_suite_is_refused_each_time(folder, tmp_path):
         ("dataset", ("between", {"column": "smallest_clas", "min_value": 1}), "smallest_clas"),
     ],
 )
-def test_an_expectation_that_could_not_be_evaluated_is_refused_with_its_line_before_any_drop(
-    folder, suite, entry, words
-):
+def test_an_expectation_that_cannot_be_evaluated_is_refused_with_its_line(folder, suite, entry, words):
     kind, kwargs = entry
     kind = f"expect_column_values_to_{'be_' if kind == 'between' else ''}{kind}"
     edit(folder, suite, lambda s: s["expectations"].insert(1, {"type": kind, "kwargs": kwargs}))
@@ -445,7 +444,7 @@ def judge_both(frame, folder=SHIPPED):
     return verdicts.judge_classes(verdicts.judge_images(frame, folder)[0], folder)
 
 
-def test_a_class_with_boxes_on_a_third_of_its_images_is_rejected_and_no_other_is_touched():
+def test_only_a_class_with_boxes_on_a_third_of_its_images_is_rejected():
     judged, failures, why, page = judge_both(batch(NORMAL=0, COVID19=1, PNEUMONIA=0, TUBERCULOSIS=14))
     by = judged.groupby("label")["verdict"].value_counts().unstack(fill_value=0)
     assert by.loc["TUBERCULOSIS"].to_dict() == {"accepted": 0, "quarantined": 14, "rejected_class": 26}
@@ -483,7 +482,7 @@ def test_a_cropped_class_is_rejected():
     assert {tuple(r) for r in judged["reasons"]} == {("rejected_class:borders",)}
 
 
-def test_unreadable_files_and_conflicting_labels_count_neither_for_nor_against_a_class():
+def test_unreadable_files_and_conflicting_labels_do_not_count_in_a_class():
     frame = pd.concat([batch(NORMAL=0), films(*[{"verdict": "quarantined", "white_box": 0.9}] * 60)], ignore_index=True)
     frame.loc[40:, "reasons"] = pd.Series([["conflicting_label"]] * 60, index=range(40, 100))
     judged, failures, why, _ = judge_both(frame)
@@ -504,7 +503,7 @@ def test_what_counts_as_an_artefact_is_a_limit_in_json_too(folder):
         judge_both(batch(TUBERCULOSIS=14), folder)
 
 
-def test_an_accepted_image_without_a_label_or_measurement_cannot_slip_past_the_classes():
+def test_an_accepted_image_without_a_label_or_measurement_is_refused():
     for change in ({"label": ""}, {"label": None}, {"white_box": math.nan}):
         with pytest.raises(Refused, match="Judge images first"):
             verdicts.judge_classes(films({}, change), SHIPPED)
@@ -517,11 +516,11 @@ def test_without_a_readable_image_a_failure_says_that_no_class_was_judged():
     assert failures[0].observed == "0" and why == {} and "judged nothing" in page
 
 
-def test_the_interval_is_wilsons():
+def test_the_interval_is_the_published_wilson_interval():
     # Newcombe, Stat. Med. 17 (1998), table I: 81 of 263 gives 0.2553 to 0.3662, 15 of 148 gives 0.0624 to 0.1605.
-    assert verdicts._wilson_low(81, 263) == pytest.approx(0.2553, abs=5e-5)
-    assert verdicts._wilson_low(15, 148) == pytest.approx(0.0624, abs=5e-5)
-    assert verdicts._wilson_low(0, 20) == 0
+    assert wilson_interval(81 / 263, 263).low == pytest.approx(0.2553, abs=5e-5)
+    assert wilson_interval(15 / 148, 148).low == pytest.approx(0.0624, abs=5e-5)
+    assert wilson_interval(0.0, 20).low == 0
 
 
 # dataset.json
@@ -634,7 +633,7 @@ def test_a_dataset_limit_changed_in_json_counts(folder):
 # Data Docs
 
 
-def test_data_docs_name_the_suite_load_nothing_from_elsewhere_and_are_the_same_each_time():
+def test_data_docs_name_the_suite_load_nothing_remote_and_are_reproducible():
     frame = batch(NORMAL=0, TUBERCULOSIS=14)
     first, second = ([verdicts.judge_images(frame, SHIPPED)[2], judge_both(frame)[3]] for _ in range(2))
     assert first == second

@@ -8,7 +8,7 @@ from copy_samples import CHANGES, NO_MARGINS, SETTINGS, asked, crop, film, jpeg
 
 from cxr_ml.imaging import decode, formats, hashes, measure
 from cxr_ml.settings import Settings
-from cxr_ml.validation.duplicates import bit_hashes, orientations, search
+from cxr_ml.validation.duplicates import bit_hashes, hash_columns, orientations, search
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -20,16 +20,16 @@ def test_a_changed_copy_of_a_known_image_is_near(change):
 
 
 @pytest.mark.parametrize("change", [c for c in CHANGES if "3 %" in c])
-def test_the_whole_picture_is_near_to_its_crop_that_came_earlier(change):
+def test_the_whole_picture_is_near_to_its_earlier_crop(change):
     known = [(f"crop{i}", CHANGES[change](film(i))) for i in range(7)]
     found = asked([(f"whole{i}", film(i)) for i in range(7)], known)
     assert list(found["duplicate_of"]) == [f"crop{i}" for i in range(7)]
 
 
-def test_a_fine_hash_is_stretched_by_one_pixel_at_some_edges_and_first_sideways_only():
+def test_crop_variants_move_some_edges_by_a_pixel_sideways_ones_first():
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (3, 32, 32), np.uint8)
-    ways = bit_hashes.stretched(np.packbits(bits).view(np.uint64).reshape(3, 16))
+    ways = bit_hashes.crop_variants(np.packbits(bits).view(np.uint64).reshape(3, 16))
     pixels = np.unpackbits(np.ascontiguousarray(ways.transpose(0, 2, 1)).view(np.uint8)).reshape(-1, 3, 32, 32)
     edge = np.arange(32)
 
@@ -51,11 +51,12 @@ def test_strangers_are_not_merged_even_when_every_pair_is_compared_on_pixels():
 
 
 def test_the_same_bytes_are_exact_and_need_no_pixels():
-    frame = pd.DataFrame(
-        {"sha256": ["a", "b", "b"], "phash": ["0" * 16, "f" * 16, "f" * 16], "fine_hash": "", "format": "png"}
-    )
+    hashes = {"phash": ["0" * 16, "0123456789abcdef", "0123456789abcdef"], "fine_hash": "0" * 256, "inner_hash": ""}
+    frame = pd.DataFrame({"sha256": ["a", "b", "b"], **hashes})
     known = frame.iloc[:1]
-    found = search.find(frame, known, lambda sha: pytest.fail(f"{sha} was loaded"), Settings(duplicate_bits=0))
+    found = search.find_duplicates(
+        frame, known, lambda sha: pytest.fail(f"{sha} was loaded"), Settings(duplicate_bits=0)
+    )
     assert list(found["duplicate_of"]) == ["a", "", "b"]
     assert list(found["duplicate_kind"]) == ["exact", "", "exact"]
 
@@ -83,58 +84,57 @@ def test_blank_pictures_are_not_duplicates_of_each_other():
     assert set(found["duplicate_of"]) == {""}
 
 
-def test_pixels_are_loaded_for_candidates_alone_and_once_each():
+def test_pixels_are_loaded_once_and_for_candidates_only():
     loaded = []
     pictures = {f"film{i}": film(i) for i in range(12)} | {"copy": jpeg(film(3), 60)}
     frame = pd.DataFrame({"sha256": list(pictures), "phash": [hashes.perceptual_hash(p) for p in pictures.values()]})
     frame["fine_hash"] = [hashes.fine_hash(p) for p in pictures.values()]
+    frame["inner_hash"] = ""
 
     def load(sha):
         loaded.append(sha)
         return pictures[sha]
 
-    search.find(frame, frame.iloc[:0], load, Settings(duplicate_bits=3, duplicate_correlation=0.92))
+    search.find_duplicates(frame, frame.iloc[:0], load, Settings(duplicate_bits=3, duplicate_correlation=0.92))
     assert {"film3", "copy"} <= set(loaded)
     assert len(loaded) == len(set(loaded)) < len(pictures)
 
 
-def test_a_drop_that_is_one_picture_over_and_over_names_the_likest_few_whatever_is_collected_at_a_time(monkeypatch):
+def test_one_picture_over_and_over_gives_few_candidates_each_in_any_portions(monkeypatch):
     rng = np.random.default_rng(0)
     fine = np.tile(rng.integers(0, 2**63, (16, 1), dtype=np.uint64), 200)
     fine[0] ^= np.uint64(1) << rng.integers(0, 64, 200, dtype=np.uint64)
-    fine[:, 50] = 0  # unknown: never left out
     hashes = np.full(200, 7, np.uint64)
-    found = list(search.candidates(hashes, fine, 0, 19, NO_MARGINS))
+    found = list(search.find_candidates(hashes, fine, 0, 19, NO_MARGINS))
     monkeypatch.setattr(search, "_BLOCK", (16, 32))
-    monkeypatch.setattr(search, "_HELD", 100)
-    assert list(search.candidates(hashes, fine, 0, 19, NO_MARGINS)) == found
+    monkeypatch.setattr(search, "_MAX_COLLECTED", 100)
+    assert list(search.find_candidates(hashes, fine, 0, 19, NO_MARGINS)) == found
     pairs = dict(found)
-    assert [len(pairs[i]) for i in (1, 16, 49, 150, 199)] == [1, 16, 16, 17, 17]
-    assert len(pairs[50]) == 50 and all((50, 0) in pairs[i] for i in range(51, 200))
-    apart = {j: int(np.bitwise_count(fine[0, 199] ^ fine[0, j])) for j, _ in pairs[199][:-1]}
+    assert [len(pairs[i]) for i in (1, 16, 50, 150, 199)] == [1, 16, 16, 16, 16]
+    apart = {j: int(np.bitwise_count(fine[0, 199] ^ fine[0, j])) for j, _ in pairs[199]}
     assert max(apart.values()) <= 2 and list(apart) == sorted(apart, key=lambda j: (apart[j], j))
 
 
 def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
     pictures = [film(i) for i in range(6)] + [film(i)[:, ::-1] for i in range(3)] + [crop(film(4), 0.03, 0, 0, 0.03)]
     hexes = [(hashes.perceptual_hash(p), hashes.fine_hash(p)) for p in pictures]
-    fine = search._words(pd.Series([f for _, f in hexes]))
-    ways = {way: bit_hashes.stretched(orientations.turn_fine(fine, way)) for way in orientations.UPRIGHT}
+    fine = hash_columns.parse_fine_hashes(pd.Series([f for _, f in hexes]))
+    by_orientation = {o: bit_hashes.crop_variants(orientations.turn_fine_hashes(fine, o)) for o in orientations.UPRIGHT}
     bits = SETTINGS.duplicate_bits
     expected = {}
     for i in range(2, len(hexes)):
         for j in range(i):
-            for way, stretched in ways.items():
-                mask = 0xAAAAAAAAAAAAAAAA if way else 0
+            for orientation, variants in by_orientation.items():
+                mask = 0xAAAAAAAAAAAAAAAA if orientation else 0
                 coarse = (int(hexes[i][0], 16) ^ int(hexes[j][0], 16) ^ mask).bit_count()
                 apart = min(
                     sum((int(a) ^ int(b)).bit_count() for a, b in zip(moved[:, i], fine[j], strict=True))
-                    for moved in stretched
+                    for moved in variants
                 )
-                if coarse <= bits and apart <= bit_hashes.FINE_BITS:
-                    expected.setdefault(i, set()).add((j, way))
+                if coarse <= bits and apart <= bit_hashes.MAX_FINE_BITS:
+                    expected.setdefault(i, set()).add((j, orientation))
     hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
-    found = search.candidates(hashes, np.ascontiguousarray(fine.T), 2, bits, NO_MARGINS)
+    found = search.find_candidates(hashes, np.ascontiguousarray(fine.T), 2, bits, NO_MARGINS)
     assert {i: set(pairs) for i, pairs in found} == expected
     assert {(6, 0, 1), (7, 1, 1), (8, 2, 1), (9, 4, 0)} <= {(i, *p) for i in expected for p in expected[i]}
 
@@ -142,7 +142,7 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
 @pytest.mark.xrays
 @pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays")
 @pytest.mark.parametrize("sides", [(0.03, 0.03, 0.03, 0.03), (0.03, 0, 0.03, 0), (0.03, 0, 0, 0.03)])
-def test_crops_of_real_films_by_3_percent_are_found_and_the_films_among_their_crops(sides):
+def test_real_films_and_their_crops_by_3_percent_are_found_from_each_other(sides):
     folder = Path(os.environ["CXR_XRAYS"]) / "drops/2026-01-05/test"
     paths = [p for label in ("COVID19", "NORMAL", "PNEUMONIA") for p in sorted((folder / label).iterdir())[:20]]
     whole = [measure.measure_and_decode(p.read_bytes(), SETTINGS)[1] for p in paths]
@@ -155,7 +155,7 @@ def test_crops_of_real_films_by_3_percent_are_found_and_the_films_among_their_cr
 @pytest.mark.slow
 @pytest.mark.xrays
 @pytest.mark.skipif("CXR_XRAYS" not in os.environ, reason="CXR_XRAYS names no folder of X-rays")
-def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_merged():
+def test_every_disguised_copy_of_the_second_drop_is_found_and_nothing_else():
     folder = Path(os.environ["CXR_XRAYS"])
     data, rows = {}, []
     for path in [
@@ -174,13 +174,13 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_mer
     def load(sha):
         return decode.decode_grey(data[sha])
 
-    inside = search.find(first, first.iloc[:0], load, SETTINGS)
+    inside = search.find_duplicates(first, first.iloc[:0], load, SETTINGS)
     # One film of the public set is there twice: plain in test/, with arrows and a date in train/. Another one is
     # cropped by more than 3 % in test/, so it may be found or not.
     again = set(first["path"][inside["duplicate_of"] != ""])
     assert again - {"2026-01-05/train/COVID19/469.jpg"} == {"2026-01-05/train/COVID19/422.JPG"}
 
-    found = search.find(second, first, load, SETTINGS)
+    found = search.find_duplicates(second, first, load, SETTINGS)
     names = second["path"].str.split("/").str[-1]
     kinds = dict(zip(names, found["duplicate_kind"], strict=True))
     marked = {n for n, kind in kinds.items() if kind}
@@ -190,13 +190,3 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_mer
     assert {n for n in marked if kinds[n] == "near"} == near
     originals = found["duplicate_of"].map(dict(zip(table["sha256"], table["path"], strict=True)))
     assert originals[names.str.startswith("resized_")].str.startswith("2026-01-05/test/").all()
-
-
-def test_a_copy_is_found_among_any_number_of_images_whose_fine_hash_was_never_measured():
-    known = {f"film{i}": film(i) for i in range(search.CONFIRMED + 8)}
-    # All within the radius of each other's hashes: only pixels can tell which one it is.
-    rows = pd.DataFrame({"sha256": list(known), "phash": "0" * 16, "fine_hash": ""})
-    copy = rows.iloc[[-1]].assign(sha256="copy", fine_hash=hashes.fine_hash(jpeg(film(len(known) - 1), 60)))
-    pictures = known | {"copy": jpeg(film(len(known) - 1), 60)}
-    found = search.find(copy, rows, pictures.__getitem__, SETTINGS)
-    assert found["duplicate_of"].to_list() == [rows["sha256"].iloc[-1]]
