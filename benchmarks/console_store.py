@@ -239,8 +239,11 @@ def _write_history(s: Settings, names: list[str], runs: list[str], measured: lis
         wins = (n + 1) * PROMOTED // len(runs) > n * PROMOTED // len(runs)
         version += wins
         figures = {name: (v, seen.intervals.get(name)) for name, v in metrics.flat(seen).items()}
-        checks = tuple(Check(name=name, observed=v, limit="≥ 0.85", passed=wins or k > 0, reason="As it was measured.",
-                             interval=span) for k, (name, (v, span)) in enumerate(figures.items()))  # fmt: skip
+        checks = tuple(
+            Check(name=name, kind="score", observed=v, operator="≥", limit=0.85, passed=wins or k > 0,
+                  reason="As it was measured.", interval=span)
+            for k, (name, (v, span)) in enumerate(figures.items())
+        )  # fmt: skip
         decision = Decision(
             run=run, model=model, dataset=1 + n // 3, champion=last, candidates=tuple(names[2 * n : 2 * n + 2]),
             promote=wins, checks=checks, reason="Every check passed." if wins else "A recall is below its floor.",

@@ -1,6 +1,7 @@
 """The frozen records that stages hand on. Each is stored as JSON; loading one checks names and types."""
 
 import math
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -277,12 +278,26 @@ class Doubts(Record):
     doubts: tuple[Doubt, ...]  # least believed first
 
 
+Operator = Literal["≥", "≤", ">"]
+CheckKind = Literal[
+    "share",  # of images, 0 to 1; read as a percentage
+    "score",  # a figure that is read as it is, such as macro F1
+    "images",  # a number of images
+    "difference",  # candidate less champion: `observed` is the lower end of its interval
+    "champion_score",  # a score whose limit is the champion's
+    "condition",  # something that must be so; no figure and no limit, but `expected`
+]
+
+
 class Check(Record):
-    """One check of the gate."""
+    """One check of the gate: `observed` `operator` `limit`. `formatting` turns these values into words."""
 
     name: str  # e.g. "recall COVID19"
-    observed: float | None  # None where it could not be evaluated
-    limit: str  # e.g. "≥ 0.95"
+    kind: CheckKind
+    observed: float | None  # None where it could not be evaluated; of a condition 1 or 0
+    operator: Operator | None = None
+    limit: float | None = None
+    expected: str = ""  # of a condition, e.g. "the recorded files"
     passed: bool
     reason: str  # one sentence
     interval: tuple[float, float] | None = None  # 95 %, where there is one

@@ -46,6 +46,11 @@ def flat(metrics: Metrics) -> dict[str, float]:
     return found | {name(f): getattr(metrics, f) for f in OF_ALL}
 
 
+def names(classes: Sequence[str]) -> set[str]:
+    """The names of all figures of a model that knows these classes."""
+    return {name(f, label) for label in classes for f in OF_CLASS} | {name(f) for f in OF_ALL}
+
+
 def measure(
     y: np.ndarray,
     predicted: np.ndarray,

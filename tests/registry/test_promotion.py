@@ -8,11 +8,11 @@ import report_samples as samples
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Check, Decision
+from cxr_ml.records import Decision
 from cxr_ml.registry import promotion
 
-PASSED = Check(name="macro F1", observed=0.95, limit="≥ 0.85", passed=True, reason="macro F1 is 0.950.")
-FAILED = Check(name="recall COVID19", observed=0.5, limit="≥ 0.95", passed=False, reason="recall COVID19 is 0.500.")
+PASSED = samples.check("macro F1", 0.95, 0.85, reason="macro F1 is 0.950.")
+FAILED = samples.check("recall COVID19", 0.5, 0.95, reason="recall COVID19 is 0.500.")
 
 
 def put_model(settings, name: str) -> str:

@@ -16,7 +16,7 @@ import cxr_ml
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import ingest_drop
-from cxr_ml.records import Check, Decision, OperatingPoint
+from cxr_ml.records import Decision, OperatingPoint
 from cxr_ml.registry import promotion
 from cxr_ml.serving import predict as stage
 from cxr_ml.training import architectures, ood
@@ -48,7 +48,7 @@ def put(settings, name, classifier, folder, known: bytes = b"", point: Operating
 
 
 def crown(settings, name: str) -> None:
-    check = Check(name="macro F1", observed=0.9, limit="≥ 0.85", passed=True, reason="Good.")
+    check = samples.check("macro F1", 0.9, 0.85, reason="Good.")
     decision = Decision(
         run="run-1", model=name, dataset=3, champion=None, candidates=(name,), promote=True, checks=(check,),
         reason="Good.",

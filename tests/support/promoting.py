@@ -29,7 +29,7 @@ def promote(settings, name):
     )  # fmt: skip
     store.put_uncommitted(settings, f"models/{name}/model.keras", weights)
     store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
-    check = Check(name="macro F1", observed=0.95, limit="≥ 0.85", passed=True, reason="macro F1 is 0.950.")
+    check = Check(name="macro F1", kind="score", observed=0.95, operator="≥", limit=0.85, passed=True, reason="Good.")
     while True:
         champion = promotion.champion(settings)
         beside = champion.model if champion else None
