@@ -135,8 +135,7 @@ def verify(model: Name, json_: Json = False) -> None:
             steps = verify_model(settings, model, on_image)
         texts = []
         for step in steps:
-            told = "[green]ok[/]" if step.checked else "[bold yellow]NOT CHECKED[/]"
-            mark = "[bold red]DIFFERS[/]" if step.differs else told
+            mark = "[bold red]DIFFERS[/]" if step.differs else "[green]ok[/]"
             texts.append(f"{mark}  {plain(step.name)}" + ("" if step.differs else f": {plain(step.said)}"))
             texts += [f"    {plain(what)}" for what in step.differs[:_SHOWN]]
             if more := len(step.differs) - _SHOWN:

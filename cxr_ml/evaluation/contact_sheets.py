@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cxr_ml.evaluation import gradcam, stored_explanations
-from cxr_ml.records import Dataset, Explanation, Model, Shown
+from cxr_ml.records import Dataset, Explanation, Model, SheetImage
 from cxr_ml.settings import Settings
 
 EACH = 4  # hits, and misses, of a class that are shown
@@ -61,12 +61,12 @@ def write(
     heat = gradcam.heat(network, images, predicted, rows, on_images)
     share = gradcam.outside(heat)
     sureness = probabilities[np.arange(len(rows)), predicted]
-    shown: list[Shown] = []
+    shown: list[SheetImage] = []
     sheets = {}
     for label in record.classes:
         places = choose(labels == label, said == label, sureness, names, settings.seed)
         examples = [
-            Shown(
+            SheetImage(
                 sha256=str(names[i]),
                 label=label,
                 predicted=str(said[i]),
@@ -111,7 +111,7 @@ def choose(of_class: np.ndarray, said: np.ndarray, sureness: np.ndarray, names: 
     return np.concatenate([drawn, misses[np.argsort(-sureness[misses], kind="stable")][:EACH]]).astype(int)
 
 
-def draw(label: str, examples: list[Shown], pictures: list[tuple[np.ndarray, np.ndarray]]) -> bytes:
+def draw(label: str, examples: list[SheetImage], pictures: list[tuple[np.ndarray, np.ndarray]]) -> bytes:
     """The contact sheet of a class as PNG.
 
     Args:

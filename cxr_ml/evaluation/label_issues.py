@@ -5,13 +5,13 @@ import numpy as np
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import ingest_drop
-from cxr_ml.records import Dataset, Doubt, Doubts
+from cxr_ml.records import Dataset, LabelIssue, LabelReview
 from cxr_ml.settings import Settings
 from cxr_ml.training import inputs, predictions
 from cxr_ml.validation import judge_batch
 
 
-def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
+def find(settings: Settings, dataset: Dataset, model: str, top: int) -> LabelReview:
     """The images of a dataset whose label a model contradicts most, least believed label first.
 
     Looked at are the images that the model was not trained on: those of validation and test, and all that came later.
@@ -59,7 +59,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
     for i in order:
         row, best = looked.iloc[i], int(p[i].argmax())
         found.append(
-            Doubt(
+            LabelIssue(
                 sha256=row["sha256"],
                 batch=row["batch"],
                 file=names.get((row["batch"], row["sha256"]), ""),
@@ -78,7 +78,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
         "stopping saw the validation images of that time, so it is a little too sure of those. A doubt is a reason to "
         "look at the film; `cxr-ml quarantine relabel` or `withdraw` then rules on it."
     )
-    return Doubts(dataset=dataset.dataset, model=model, looked_at=len(rows), said=said, doubts=tuple(found))
+    return LabelReview(dataset=dataset.dataset, model=model, looked_at=len(rows), said=said, doubts=tuple(found))
 
 
 def _files(settings: Settings, names: list[str]) -> dict[tuple[str, str], str]:

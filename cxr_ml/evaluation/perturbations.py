@@ -6,7 +6,7 @@ import numpy as np
 
 from cxr_ml.evaluation import metrics
 from cxr_ml.imaging.measure import RING
-from cxr_ml.records import Moved
+from cxr_ml.records import PerturbationResult
 from cxr_ml.training import corruptions
 
 LUNGS_HIDDEN = "lungs hidden"
@@ -76,7 +76,7 @@ def compare(
     before: tuple[np.ndarray, np.ndarray],
     after: tuple[np.ndarray, np.ndarray],
     classes: Sequence[str],
-) -> Moved:
+) -> PerturbationResult:
     """How far a change of the images moves a model.
 
     Args:
@@ -89,7 +89,7 @@ def compare(
     found = metrics.measure(y, after[1], after[0], classes)
     recalls = {label: one.recall for label, one in found.classes.items()}
     unchanged = metrics.measure(y, before[1], before[0], classes)
-    return Moved(
+    return PerturbationResult(
         change=change,
         images=len(y),
         recalls=recalls,

@@ -43,6 +43,6 @@ def sweep(settings: Settings, model: str, by: str, why: str) -> None:
         Refused: the model is or was champion.
     """
     entry = next((e for e in promotion.history(settings) if e.action == "swept" and e.model == model), None)
-    entry = entry or promotion.sweep(settings, model, by, why)
+    entry = entry or promotion.record_deletion(settings, model, by, why)
     store.put_if_absent(settings, f"models/{model}/swept.json", entry.to_bytes(), "application/json")
     store.remove(settings, artifact_check.key(model))

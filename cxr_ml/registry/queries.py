@@ -32,7 +32,7 @@ def resolve(settings: Settings, name: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         if store.exists(settings, f"models/{name}/model.json"):
             return name
-        model = promotion.named(promotion.history(settings), name)
+        model = promotion.resolve_version(promotion.history(settings), name)
         if model != name:
             return model
     raise Refused(
@@ -82,7 +82,7 @@ def fate(entries: list[HistoryEntry], now: Champion | None, name: str) -> dict[s
     """
     return {
         "outcome": outcome(entries, name),
-        "versions": promotion.versions(entries, name),
+        "versions": promotion.champion_versions(entries, name),
         "champion": now is not None and now.model == name,
         "swept": any(e.action == "swept" and e.model == name for e in entries),
     }
@@ -90,7 +90,7 @@ def fate(entries: list[HistoryEntry], now: Champion | None, name: str) -> dict[s
 
 def outcome(entries: list[HistoryEntry], name: str) -> str:
     """What became of a model: promoted, refused, not_chosen (another candidate of its run was) or undecided."""
-    if promotion.versions(entries, name):
+    if promotion.champion_versions(entries, name):
         return "promoted"
     if any(e.model == name and e.action == "refused" for e in entries):
         return "refused"
@@ -122,7 +122,7 @@ def show(settings: Settings, name: str) -> dict[str, Any]:
     return {
         "model": store.load(settings, f"models/{name}/model.json", Model).model_dump(mode="json"),
         "outcome": outcome(entries, name),
-        "versions": promotion.versions(entries, name),
+        "versions": promotion.champion_versions(entries, name),
         "champion": now is not None and now.model == name,
         "swept": gone.model_dump(mode="json") if gone else None,
         "entries": [e.model_dump(mode="json", exclude={"decision"}) for e in entries if e.model == name],

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pytest
+import report_samples as samples
 from model_samples import CLASSES, overwrite, picture, put_dataset, quick
 
 from cxr_ml import store
@@ -46,11 +47,12 @@ def put_model(settings: Settings, dataset: Dataset, name: str, network: keras.Mo
     path = tmp_path / "made.keras"
     network.save(path)
     artefact = path.read_bytes()
-    record = Model(
-        model=name, architecture="light", dataset=dataset.dataset, dataset_sha256=dataset.manifest_sha256,
-        artefact_sha256=hashlib.sha256(artefact).hexdigest(), classes=classes, image_size=32, weights="from scratch",
-        weights_sha256="", settings={}, epochs={}, seconds={},
-    )  # fmt: skip
+    facts = {
+        "model": name, "dataset": dataset.dataset, "dataset_sha256": dataset.manifest_sha256, "classes": classes,
+        "artefact_sha256": hashlib.sha256(artefact).hexdigest(), "image_size": 32, "operating_point": None,
+        "validation_sha256": "",
+    }  # fmt: skip
+    record = samples.model().model_copy(update=facts)
     store.put_if_absent(settings, f"models/{name}/model.keras", artefact)
     store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
 

@@ -6,7 +6,7 @@ import time
 
 import promoting
 import pytest
-from test_promotion import decision, put_model
+from test_promotion import apply, put_model
 
 from cxr_ml import store
 from cxr_ml.records import HistoryEntry, Model
@@ -79,7 +79,7 @@ def test_of_twenty_that_promote_at_once_and_die_the_history_has_no_hole_and_one_
     assert all(e.decision.champion == e.previous for e in entries)
 
     # The last one to write may have been killed before it moved the pointer; whoever comes next does it.
-    refused = promotion.conclude(settings, decision("later", put_model(settings, "later"), None, (), False), "ann")
+    refused = apply(settings, "later", put_model(settings, "later"), None, (), False)
     assert refused.action == "refused"
     champion = promotion.champion(settings)
     assert (champion.model, champion.version, champion.history) == (promoted[-1], len(promoted), len(promoted))
