@@ -22,7 +22,7 @@ def test_a_record_of_another_schema_version_is_refused_with_a_sentence_that_says
     data = CHAMPION.model_dump(mode="json") | {"schema_version": version}
     store.put_if_absent(settings, "registry/champion.json", json.dumps(data).encode())
     with pytest.raises(
-        Refused, match=r"registry/champion\.json .*schema_version 1 was expected\. Received: .*new store"
+        Refused, match=r"(?s)registry/champion\.json .*schema_version 1 was expected\. Received: .*new store"
     ):
         store.find_record(settings, "registry/champion.json", Champion)
 

@@ -39,7 +39,7 @@ def put(settings, name, classifier, folder, known: bytes = b"", point: Operating
     classifier.save(folder / "model.keras")
     artefact = (folder / "model.keras").read_bytes()
     facts = {"model": name, "artefact_sha256": hashlib.sha256(artefact).hexdigest(), "image_size": SIZE}
-    facts["operating_point"] = point
+    facts |= {"operating_point": point, "likeness_sha256": ""}
     if known:
         facts["likeness_sha256"] = hashlib.sha256(known).hexdigest()
         store.put_if_absent(settings, ood.key(name), known)
