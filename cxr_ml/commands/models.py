@@ -154,12 +154,12 @@ def prune(
     json_: Json = False,
 ) -> None:
     """Delete the weights of old refused candidates. Everything else of them stays, and every champion."""
-    from cxr_ml.registry.prune import candidates, sweep
+    from cxr_ml.registry.prune import candidates, delete_weights
 
     with opened() as settings:
         names = candidates(settings, keep)
         for name in names if yes else ():
-            sweep(settings, name, getpass.getuser(), f"Beyond the {keep} refused candidates judged last.")
+            delete_weights(settings, name, getpass.getuser(), f"Beyond the {keep} refused candidates judged last.")
         said = "Weights deleted" if yes else "Would be deleted, with --yes"
         texts = [f"{said}: {plain(f'models/{name}/model.keras')}" for name in names]
         show({"models": names, "deleted": yes}, json_, *(texts or ["Nothing to delete."]))

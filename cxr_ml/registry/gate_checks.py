@@ -37,17 +37,20 @@ def _compare(
     interval: tuple[float, float] | None = None,
 ) -> Check:
     """A check of a figure against a limit. It does not pass where either is missing or not a finite number."""
-    evaluated = observed is not None and math.isfinite(observed) and math.isfinite(limit)
-    passed = evaluated and _OPERATORS[operator](observed, limit)
+    if observed is None or not math.isfinite(observed) or not math.isfinite(limit):
+        observed, interval, passed, reason = None, None, False, reasons.not_evaluated
+    else:
+        passed = _OPERATORS[operator](observed, limit)
+        reason = reasons.passed if passed else reasons.failed
     return Check(
         name=name,
         kind=kind,
-        observed=observed if evaluated else None,
+        observed=observed,
         operator=operator,
         limit=limit,
         passed=passed,
-        reason=reasons.passed if passed else reasons.failed if evaluated else reasons.not_evaluated,
-        interval=interval if evaluated else None,
+        reason=reason,
+        interval=interval,
     )
 
 
@@ -107,6 +110,7 @@ def check_reload(candidate: Evaluation) -> Check:
 
 
 def check_validation(candidate: Evaluation) -> list[Check]:
+    """The macro F1 on validation, by which the candidate was chosen, must be a number."""
     if math.isfinite(candidate.validation.macro_f1):
         return []
     text = "The macro F1 on validation, by which the candidate is chosen, is not a number."
