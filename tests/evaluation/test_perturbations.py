@@ -15,7 +15,7 @@ def noise(side: int = 64) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [32, 64, 160, 256])
-def test_what_is_left_beside_the_hidden_lungs_is_the_ring_that_the_probe_of_the_dataset_sees(side):
+def test_hiding_the_lungs_leaves_the_ring_that_the_shortcut_probe_sees(side):
     images = noise(side)
     hidden = perturbations.lungs_hidden(images)
     assert ring(hidden[0, ..., 0]) == ring(images[0, ..., 0])
@@ -60,7 +60,7 @@ def test_re_encoded_is_the_film_in_less_detail():
     assert np.abs(perturbations.CHANGES["re-encoded"](noise()).astype(int) - noise()).mean() > 10
 
 
-def test_so_many_images_of_each_class_are_looked_at():
+def test_at_most_100_images_of_each_class_are_perturbed():
     y = np.array([0] * 150 + [1] * 3 + [2] * 100)
     rows = perturbations.choose(y, 3)
     assert np.bincount(y[rows]).tolist() == [100, 3, 100] and (np.diff(rows) > 0).all()

@@ -195,7 +195,7 @@ def test_a_rollback_of_a_name_is_done_once_however_often_it_is_asked_for(setting
     assert promotion.champion(settings).version == 3 and len(promotion.history(settings)) == 3
 
 
-def test_a_rollback_goes_from_the_champion_of_the_history_where_the_pointer_was_left_behind(settings, monkeypatch):
+def test_a_rollback_starts_from_the_history_where_the_pointer_lags_behind(settings, monkeypatch):
     promoted(settings, "run-1", "first")
     with monkeypatch.context() as broken:
         broken.setattr(store, "swap", cut)
@@ -289,7 +289,7 @@ def test_refusals_of_many_runs_at_once_get_numbers_of_their_own(settings):
     assert {e.run for e in promotion.history(settings)} == {f"run-{n}" for n in range(8)}
 
 
-def test_of_many_who_met_the_same_champion_one_is_promoted_and_the_others_must_meet_that_one(settings):
+def test_of_many_that_met_the_same_champion_exactly_one_is_promoted(settings):
     promoted(settings, "run-0", "first")
     names = [put_model(settings, f"candidate-{n}") for n in range(8)]
 
@@ -311,7 +311,7 @@ def test_of_many_who_met_the_same_champion_one_is_promoted_and_the_others_must_m
     ]  # fmt: skip
 
 
-def test_one_decision_carried_out_by_two_at_once_is_one_entry(settings):
+def test_one_decision_applied_by_several_at_once_is_one_entry(settings):
     put_model(settings, "first")
     with ThreadPoolExecutor(4) as pool:
         entries = list(pool.map(lambda _: apply(settings, "run-1", "first"), range(4)))

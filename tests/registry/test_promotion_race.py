@@ -42,7 +42,7 @@ def chain(entries: list[HistoryEntry]) -> list[tuple[int, str | None]]:
     return [(e.version, e.previous) for e in entries]
 
 
-def test_of_twenty_that_promote_at_once_and_die_the_history_has_no_hole_and_one_is_champion(settings):
+def test_twenty_promotions_at_once_with_deaths_leave_no_hole_and_one_champion(settings):
     names = [f"candidate-{n:02}" for n in range(PROCESSES)]
     started = {name: promoting.start(name) for name in names}
     processes = {name: process for name, (process, _) in started.items()}
