@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from held_out import half
 
-from cxr_ml.imaging import measure, white_box
+from cxr_ml.imaging import decode, white_box
 
 # The shipped limits are in the middle of each.
 GRID = {"SHARE": (0.5, 0.6, 0.7), "STEP": (8, 12, 16), "STRAIGHT": (0.035, 0.045, 0.055)}
 LIMITS = (0.003, 0.005, 0.008)  # share of the area: the limit of white_box in expectations/images.json
-SHIPPED = (white_box.SHARE, white_box.STEP, white_box.STRAIGHT, 0.005)
+SHIPPED = (white_box.MIN_STEEP, white_box.MIN_STEP, white_box.MIN_STRAIGHT, 0.005)
 Grey = np.ndarray
 
 
@@ -139,7 +139,7 @@ def pictures(numbered: tuple[int, Path, int]) -> list[tuple[str, int, Grey]]:
             drawn = resized(draw(plain, rng), int(rng.choice([224, 400, 700, 1200])))
             quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(60, 96))]
             found.append((draw.__name__, int(draw in WITH), cv2.imdecode(cv2.imencode(".jpg", drawn, quality)[1], 0)))
-    return [(kind, has, np.ascontiguousarray(measure.shrink(p, measure.SMALL))) for kind, has, p in found]
+    return [(kind, has, np.ascontiguousarray(decode.shrink(p, decode.MEASURED_SIDE))) for kind, has, p in found]
 
 
 def areas(job: tuple[tuple, list[Grey]]) -> list[float]:
@@ -147,7 +147,7 @@ def areas(job: tuple[tuple, list[Grey]]) -> list[float]:
     cv2.setNumThreads(1)
     for name, value in zip(GRID, job[0], strict=True):
         setattr(white_box, name, value)
-    return [white_box.white_box(picture) for picture in job[1]]
+    return [white_box.measure_white_box(picture) for picture in job[1]]
 
 
 def rates(table: pd.DataFrame, found: np.ndarray) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cxr_ml import store
 from cxr_ml.evaluation import metrics
-from cxr_ml.imaging import synthetic
+from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import tables
 from cxr_ml.records import (
     Batch,
@@ -62,10 +62,10 @@ def write_batches(s: Settings, count: int, files: int) -> list[str]:
         names.append(f"{drop}-{_sha(drop)[:8]}")
         frame = _table(number, files)
         rows = [frame[at : at + tables.ROWS] for at in range(0, files, tables.ROWS)]
-        tables.write(s, f"batches/{names[-1]}/measurements.parquet", rows)
-        tables.write(s, judge_batch._refused_key(names[-1]), judge_batch._refused(s, names[-1]))
+        tables.write_table(s, f"batches/{names[-1]}/measurements.parquet", rows)
+        tables.write_table(s, judge_batch._refused_key(names[-1]), judge_batch._refused(s, names[-1]))
         why = "artefact_rate is 0.92 (at most 0.05): white boxes beside the film."
-        counts, refused = judge_batch._counts(frame), frame.loc[frame["verdict"] != "accepted"]
+        counts, refused = judge_batch.count_files(frame), frame.loc[frame["verdict"] != "accepted"]
         record = Batch(
             batch=names[-1], drop=drop, counts=counts, rejected_classes={"TUBERCULOSIS": why} if number % 2 else {},
             reasons=dict(sorted(Counter(code for codes in frame["reasons"] for code in codes).items())),
@@ -81,7 +81,7 @@ def write_batches(s: Settings, count: int, files: int) -> list[str]:
 
 def _picture(s: Settings) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(synthetic.phantom("NORMAL", np.random.default_rng(0))).save(buffer, "PNG")
+    Image.fromarray(phantoms.draw_phantom("NORMAL", np.random.default_rng(0))).save(buffer, "PNG")
     return thumbnails.make(buffer.getvalue(), s)
 
 
@@ -126,7 +126,7 @@ def _table(number: int, files: int) -> pd.DataFrame:
 
 def write_rulings(s: Settings, names: Sequence[str], count: int) -> None:
     """So many rulings on refused images of these batches, the hundreds folded as the library does."""
-    rows = pd.concat([judge_batch.refused(s, name).to_pandas().assign(batch=name) for name in names])
+    rows = pd.concat([committed_batches.read_refused(s, name).to_pandas().assign(batch=name) for name in names])
     rows = rows[(rows["sha256"] != "") & rows["label"].isin(CLASSES)]
 
     def one(number: int) -> None:

@@ -28,8 +28,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cxr_ml.imaging import synthetic
-from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.imaging import phantoms
+from cxr_ml.ingest import ingest_drop
 from cxr_ml.settings import Settings
 from local.services import choose_ports
 
@@ -82,8 +82,8 @@ def timed(settings: Settings, drop: str, processes: int) -> float:
 
 
 def speed(settings: Settings) -> None:
-    for drop in labels.names(settings):
-        images = len(labels.listing(settings, drop))
+    for drop in inbox.list_drops(settings):
+        images = len(inbox.list_files(settings, drop))
         timed(settings.model_copy(update={"prefix": f"warm/{drop}/"}), drop, 2)  # the disk's cache, for all alike
         for processes in (1, 2):
             own = settings.model_copy(update={"prefix": f"{drop}/{processes}/"})
@@ -96,7 +96,7 @@ def speed(settings: Settings) -> None:
 
 def write_drop(folder: Path, files: int, large: int) -> None:
     """Copies of one phantom that differ in one pixel, and `large` pictures of 50 megapixels spread among them."""
-    phantom = synthetic.phantom("NORMAL", np.random.default_rng(0))
+    phantom = phantoms.draw_phantom("NORMAL", np.random.default_rng(0))
     (folder / "NORMAL").mkdir(parents=True)
     for n in range(files):
         phantom[n // 256 % 256, n % 256] ^= 1
@@ -106,7 +106,7 @@ def write_drop(folder: Path, files: int, large: int) -> None:
 
 def write_large(folder: Path, large: int, apart: int = 1) -> None:
     """Pictures of 50 megapixels, each another, grey and colour; their names are `apart` numbers apart."""
-    grey = np.kron(synthetic.phantom("NORMAL", np.random.default_rng(0)), np.ones((28, 28), np.uint8))[:SIDE, :SIDE]
+    grey = np.kron(phantoms.draw_phantom("NORMAL", np.random.default_rng(0)), np.ones((28, 28), np.uint8))[:SIDE, :SIDE]
     for n in range(large):
         name = folder / f"{n * apart:07d}-large"
         grey[0, n] ^= 255

@@ -35,7 +35,6 @@ def decode(path: str) -> None:
 
 def measure(path: str) -> None:
     """Ours: read, refuse or decode, measure, clean."""
-    from cxr_ml.imaging.measure import measure_image
     from cxr_ml.settings import Settings
 
     global _settings

@@ -25,8 +25,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from cxr_ml import store
-from cxr_ml.imaging import synthetic
-from cxr_ml.ingest import ingest_drop, tables
+from cxr_ml.imaging import phantoms
+from cxr_ml.ingest import tables
 from cxr_ml.settings import Settings
 
 PICTURES = 4_000  # in the store at most; rows that are refused or copies show one of them
@@ -41,7 +41,7 @@ s = settings.load()
 # Not getrusage's: that begins with the size of the process which started this one.
 print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
 """
-PLAN = "ingest_drop.plan(s, {drop!r})"
+PLAN = "ingest_drop.plan_shards(s, {drop!r})"
 LABELS = """
 with labels.opened(s, {drop!r}) as (_, entries):
     assert len(labels.read_labels(s, {drop!r}, entries, range(min(s.shard_files, len(entries)))))
@@ -50,9 +50,9 @@ SHARD = """
 from cxr_ml import settings
 from cxr_ml.ingest import ingest_drop
 s = settings.load()
-ingest_drop.ingest_shard(s, ingest_drop.plan(s, "listed")[0])
+ingest_drop.ingest_shard(s, ingest_drop.plan_shards(s, "listed")[0])
 """
-JUDGE = "judge_batch.judge(s, {batch!r})"
+JUDGE = "judge_batch.validate_batch(s, {batch!r})"
 
 
 def peak(step: str) -> tuple[float, float]:
@@ -108,13 +108,13 @@ def write_pictures(settings: Settings, number: int, large: int) -> list[tuple[st
 
     def put(data: bytes, kind: str) -> None:
         found.append((hashlib.sha256(data).hexdigest(), kind))
-        store.put_if_absent(settings, ingest_drop.image_key(*found[-1]), data)
+        store.put_if_absent(settings, process_file.image_key(*found[-1]), data)
 
     with tempfile.TemporaryDirectory() as folder:
         ingest_benchmark.write_large(Path(folder), large)
         for path in sorted(Path(folder).iterdir()):
             put(path.read_bytes(), "jpeg" if path.suffix == ".jpg" else "png")
-    phantom = synthetic.phantom("NORMAL", np.random.default_rng(0))[::2, ::2].copy()
+    phantom = phantoms.draw_phantom("NORMAL", np.random.default_rng(0))[::2, ::2].copy()
     for n in range(number):
         phantom[divmod(n, phantom.shape[1])] ^= 255
         buffer = io.BytesIO()
@@ -151,7 +151,7 @@ def write_shards(settings: Settings, batch: str, rows: int, large: int = 0) -> N
                 some = unfit if k < 4 else copies
                 shown["sha256"], shown["format"] = some[(2 * block + k % 2) % len(some)]
             found.append(said | MEASURED | measures | borders | hashes | shown)
-        tables.put_shard(settings, batch, number, of, ingest_drop.table(found))
+        tables.put_shard(settings, batch, number, of, tables.make_table(found))
 
 
 def main() -> None:

@@ -58,11 +58,11 @@ def ingest(drop: Annotated[list[str] | None, typer.Argument(help="Drops; default
 
 def _ingest(settings: Settings, named: list[str], json_: bool) -> tuple[list[str], list[str]]:
     """Batches of the drops that are named, or of all new ones; and of these the drops that were refused."""
-    from cxr_ml.ingest import ingest_drop, labels
+    from cxr_ml.ingest import ingest_drop
     from cxr_ml.validation.suite_check import check_suites
 
     check = partial(check_suites, settings)
-    names, batches, left_out = named or labels.new(settings), [], []
+    names, batches, left_out = named or inbox.list_new_drops(settings), [], []
     if names and not named:
         check()  # no drop is at fault for a suite
     for name in names:
@@ -118,7 +118,7 @@ def validate(batch: list[str], json_: Json = False) -> None:
 
     with opened() as settings:
         with following(json_) as on_progress:
-            records = [judge_batch.judge(settings, name, on_progress) for name in batch]
+            records = [judge_batch.validate_batch(settings, name, on_progress) for name in batch]
         if json_:
             show([r.model_dump(mode="json") for r in records], True)
             return
@@ -270,11 +270,11 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
 
     with following(json_) as on_progress:
         for name in names:
-            judge_batch.judge(settings, name, on_progress)
+            judge_batch.validate_batch(settings, name, on_progress)
     # A dataset that no run brought before the gate, because that run died, is taken up.
-    changed = names or versions.pending(settings)
+    changed = names or build.count_pending_rulings(settings)
     against = promotion.trained_on(settings)
-    built, new = versions.build(settings, against) if changed else (versions.latest(settings), False)
+    built, new = build.build_dataset(settings, against) if changed else (versions.load_latest(settings), False)
     if built is None or (not new and promotion.was_decided(settings, built.dataset)):
         publish.nothing_new(settings, run, names, left_out=left_out)
         _mail(settings, run)

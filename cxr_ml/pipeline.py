@@ -6,7 +6,7 @@ from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import stored_evaluations
-from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.ingest import inbox, ingest_drop
 from cxr_ml.records import Decision
 from cxr_ml.registry import gate, promotion
 from cxr_ml.settings import Settings
@@ -30,9 +30,9 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest_drop.S
     """
     backbones.check(settings)
     store.check(settings)
-    new = labels.new(settings)
+    new = inbox.list_new_drops(settings)
     if drop:
-        labels.listing(settings, drop)
+        inbox.list_files(settings, drop)
         new = [name for name in new if name == drop]
     if new:
         check_suites(settings)
@@ -40,7 +40,7 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest_drop.S
     told = []
     for place, name in enumerate(new):
         try:
-            part = ingest_drop.plan(settings, name)
+            part = ingest_drop.plan_shards(settings, name)
         except Refused:
             if drop:
                 raise
@@ -49,10 +49,10 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest_drop.S
             told.append(f"Too many files for one run. The next run takes {', '.join(new[place:])}.")
             break
         shards += part
-    latest = versions.latest(settings)
+    latest = versions.load_latest(settings)
     if latest is not None and not promotion.was_decided(settings, latest.dataset):
         told.append(f"Dataset {latest.dataset} was never brought before the gate; this run does it.")
-    if pending := versions.pending(settings):
+    if pending := build.count_pending_rulings(settings):
         told.append(f"{pending} new rulings on single images; the next dataset honours them.")
     return shards, told
 
@@ -95,7 +95,9 @@ def decide(
     named = [*models, *([beside] if beside else [])]
     records = {name: promotion.load_model_record(settings, name) for name in named}
     judged, digests = [e for e, _ in found], {e.model: digest for e, digest in found}
-    decision = gate.decide(settings, run, versions.load(settings, number), judged, records, champion, overrides, by)
+    decision = gate.decide(
+        settings, run, versions.load_dataset(settings, number), judged, records, champion, overrides, by
+    )
     decision = decision.model_copy(update={"evaluation_sha256": digests})
     store.put_if_absent(settings, key, decision.to_bytes(), "application/json")
     return decision

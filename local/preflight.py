@@ -36,7 +36,7 @@ def check_drop(settings: Settings, drop: Path) -> None:
     try:
         labels.check_labels(there, drop.name)
     finally:
-        cache.forget(there, drop.name)
+        cache.evict(there, drop.name)
 
 
 if __name__ == "__main__":

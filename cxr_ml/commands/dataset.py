@@ -17,13 +17,12 @@ app = typer.Typer(invoke_without_command=True)
 @app.callback()
 def dataset(context: typer.Context, json_: Json = False) -> None:
     """Build the next dataset version from all validated batches and rulings; with a command: ask about versions."""
-    from cxr_ml.dataset import versions
     from cxr_ml.registry import promotion
 
     if context.invoked_subcommand:
         return
     with opened() as settings:
-        record, new = versions.build(settings, promotion.trained_on(settings))
+        record, new = build.build_dataset(settings, promotion.trained_on(settings))
         show(record, json_, _counts(record, settings, "" if new else " (nothing new)"), *dataset_remarks(record))
 
 
@@ -33,7 +32,7 @@ def list_(json_: Json = False) -> None:
     from cxr_ml.dataset import versions
 
     with opened() as settings:
-        records = [versions.load(settings, n) for n in versions.numbers(settings)]
+        records = [versions.load_dataset(settings, n) for n in versions.list_numbers(settings)]
         table = Table("dataset", "parent", "batches", "rulings", "train", "validation", "test", "manifest SHA-256")
         for r in records:
             sums = (str(sum(r.counts.get(s, {}).values())) for s in ("train", "validation", "test"))
@@ -51,7 +50,7 @@ def show_(number: int, json_: Json = False) -> None:
     from cxr_ml.dataset import versions
 
     with opened() as settings:
-        record = versions.load(settings, number)
+        record = versions.load_dataset(settings, number)
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_row("parent", "none, the first" if record.parent is None else str(record.parent))
         facts.add_row("batches", plain(", ".join(record.batches)))
@@ -93,7 +92,7 @@ def doubts(
     from cxr_ml.registry import promotion
 
     with opened() as settings:
-        record = versions.load(settings, number) if number is not None else versions.latest(settings)
+        record = versions.load_dataset(settings, number) if number is not None else versions.load_latest(settings)
         champion = promotion.champion(settings)
         if record is None or champion is None:
             raise Refused("Doubts need a dataset and a champion. Received: none yet. Retrain first.")

@@ -20,7 +20,9 @@ def compare_datasets(settings: Settings, before: int, after: int) -> pd.DataFram
         Refused: no such version, or a manifest that was changed.
     """
     old, new = (
-        versions.manifest(settings, versions.load(settings, n))[["sha256", "label", "split", "batch"]].astype(object)
+        versions.load_manifest(settings, versions.load_dataset(settings, n))[
+            ["sha256", "label", "split", "batch"]
+        ].astype(object)
         for n in (before, after)
     )
     both = old.merge(new, on="sha256", how="outer", suffixes=("_before", ""), indicator=True)

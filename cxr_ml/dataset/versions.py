@@ -9,11 +9,11 @@ import pyarrow as pa
 from cxr_ml import store
 from cxr_ml.dataset import drift, shortcuts, splits
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop, process_file, tables
+from cxr_ml.ingest import process_file, tables
 from cxr_ml.progress import OnProgress, begun, nobody
 from cxr_ml.records import Dataset, Ruling
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch, rulings
+from cxr_ml.validation import rulings
 from cxr_ml.validation.duplicates import search
 
 _COLUMNS = ["sha256", "format", "label", "split", "group", "source", "batch"]
@@ -51,7 +51,7 @@ def manifest(settings: Settings, dataset: Dataset) -> pd.DataFrame:
     data = store.get(settings, key)
     if hashlib.sha256(data).hexdigest() != dataset.manifest_sha256:
         raise Refused(f"{key} was changed after dataset {dataset.dataset} was written: its SHA-256 differs.")
-    return ingest_drop.read_parquet(settings, key)
+    return tables.read_parquet(settings, key)
 
 
 def described(settings: Settings, dataset: Dataset, rows: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +62,9 @@ def described(settings: Settings, dataset: Dataset, rows: pd.DataFrame) -> pd.Da
     """
     parts = []
     for batch in dataset.batches:
-        found = tables.scan(settings, f"batches/{batch}/measurements.parquet", ["sha256", "view", "width", "height"])
+        found = tables.scan_columns(
+            settings, f"batches/{batch}/measurements.parquet", ["sha256", "view", "width", "height"]
+        )
         parts.append(pa.concat_tables(found).to_pandas().assign(batch=batch))
     facts = pd.concat(parts, ignore_index=True).drop_duplicates(["sha256", "batch"])
     joined = rows.merge(facts, on=["sha256", "batch"], how="left", validate="many_to_one")
@@ -87,7 +89,7 @@ def build(settings: Settings, against: int | None = None, on_progress: OnProgres
     """
     from cxr_ml.validation import verdicts  # takes seconds to import, which who only reads a dataset need not wait
 
-    names = judge_batch.committed(settings)
+    names = committed_batches.list_names(settings)
     if not names:
         raise Refused("A dataset needs a validated batch. Put a drop into the inbox; run ingest and validate.")
     parent = latest(settings)
@@ -109,7 +111,7 @@ def build(settings: Settings, against: int | None = None, on_progress: OnProgres
     if stopping := [f for f in failures if f.severity == "critical"]:
         lines = [f"  {f.column}: expected {f.limit}. Received: {f.observed}" for f in stopping]
         raise Refused("The data is not fit to train on; add images of what is missing:\n" + "\n".join(lines))
-    data = ingest_drop.to_parquet(rows)
+    data = tables.to_parquet(rows)
     digest = hashlib.sha256(data).hexdigest()
     if parent and parent.manifest_sha256 == digest:
         return parent, False
@@ -148,9 +150,11 @@ def _candidates(
     settings: Settings, order: list[str], entries: list[Ruling], known: pd.DataFrame
 ) -> tuple[pd.DataFrame, set[str]]:
     """What may be trained on with its measurements, group and split, and the images of `known` that have to go."""
-    frame = pd.concat([judge_batch.measurements(settings, n).assign(batch=n) for n in order], ignore_index=True)
+    frame = pd.concat(
+        [committed_batches.read_measurements(settings, n).assign(batch=n) for n in order], ignore_index=True
+    )
     frame = frame[frame["sha256"] != ""]
-    conflicted = judge_batch.conflicts(frame)
+    conflicted = committed_batches.find_contradicted(frame)
     ruled = rulings.in_force(entries)
     admitted = rulings.admitted(frame, ruled)
     accepted = frame[frame["verdict"] == "accepted"]
@@ -173,10 +177,10 @@ def _copies(settings: Settings, released: pd.DataFrame, accepted: pd.DataFrame) 
     formats |= dict(zip(released["sha256"], released["format"], strict=True))
 
     def load(sha256: str) -> np.ndarray:
-        return process_file.stored_grey(settings, sha256, formats[sha256])
+        return process_file.load_grey(settings, sha256, formats[sha256])
 
     # Judging compared accepted images only; a released one was not among them.
-    found = search.find(released, accepted, load, settings)["duplicate_of"] if len(released) else []
+    found = search.find_duplicates(released, accepted, load, settings)["duplicate_of"] if len(released) else []
     return pd.DataFrame({"sha256": released["sha256"], "duplicate_of": found}, dtype="string")
 
 

@@ -50,7 +50,7 @@ def evaluate_models(
     Raises:
         Refused: a candidate cannot be loaded, or its classes are not those of the settings.
     """
-    dataset = versions.load(settings, number)
+    dataset = versions.load_dataset(settings, number)
     other, problem = None, ""
     if champion is not None:
         try:
@@ -169,7 +169,9 @@ def _evaluate_model(subject: _Subject, raw: dict[str, np.ndarray] | None = None)
             disguise: subject.measure(rows, subject.predict_changed(disguise, rows, change))
             for disguise, change in corruptions.FIXED.items()
         },
-        slices=slices.measure(versions.described(settings, dataset, subject.manifest.iloc[rows]), y, test, settings),
+        slices=slices.measure(
+            versions.join_measurements(settings, dataset, subject.manifest.iloc[rows]), y, test, settings
+        ),
     )
     return _Evaluated(evaluation, test, y, groups)
 

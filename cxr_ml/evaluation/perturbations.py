@@ -6,7 +6,7 @@ import numpy as np
 
 from cxr_ml.evaluation import metrics
 from cxr_ml.evaluation.metrics import Predictions
-from cxr_ml.imaging.measure import RING
+from cxr_ml.imaging.hashes import RING_WIDTH
 from cxr_ml.records import PerturbationResult
 from cxr_ml.training import corruptions
 
@@ -18,7 +18,7 @@ _WHITE = 255
 
 def _middle(side: int) -> slice:
     """Rows, or columns, of the lungs: all but the outer ring, whose probe is stored with the dataset."""
-    edge = side * RING // 32
+    edge = side * RING_WIDTH // 32
     return slice(edge, side - edge)
 
 

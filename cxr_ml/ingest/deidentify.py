@@ -158,9 +158,9 @@ def from_header(settings: Settings, row: dict, data: bytes) -> dict:
     if not is_dicom(data):
         return row
     stored = {"file": row["file"]} if settings.file_names == "hash" else {}  # no name, whatever its digits look like
-    from cxr_ml.imaging.dicom import facts
+    from cxr_ml.imaging.dicom import read_identity
 
-    said = facts(data)
+    said = read_identity(data)
     names = [name for name in said.names if _squeezed(name) not in _NOBODY]
     patient = next((name for name in said.patients if _squeezed(name) not in _NOBODY), "")
     row = row | {"patient": row["patient"] or hashed(settings, patient), "view": row["view"] or said.view}

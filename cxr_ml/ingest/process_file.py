@@ -8,8 +8,8 @@ import numpy as np
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure
-from cxr_ml.imaging.formats import extension, is_dicom, look
+from cxr_ml.imaging import decode, formats, measure
+from cxr_ml.imaging.formats import is_dicom, read_header, stored_format
 from cxr_ml.ingest import deidentify, inbox, memory_budget
 from cxr_ml.settings import Settings
 
@@ -21,16 +21,16 @@ CRASHED = {"unread": ["crashes_decoder"]}  # what is said of a file that crashes
 
 def image_key(sha256: str, format: str) -> str:
     """Key of an image in the store; `format` as measured: png, jpeg or dicom."""
-    return f"images/{sha256[:2]}/{sha256}.{extension(format)}"
+    return f"images/{sha256[:2]}/{sha256}.{stored_format(format)}"
 
 
 def stored_grey(settings: Settings, sha256: str, format: str) -> np.ndarray:
-    """Grey picture of a stored image, as `measure.decode_grey` gives it.
+    """Grey picture of a stored image, as `decode.decode_grey` gives it.
 
     Raises:
         Refused: the store has no such image.
     """
-    return measure.decode_grey(store.get(settings, image_key(sha256, format)))
+    return decode.decode_grey(store.get(settings, image_key(sha256, format)))
 
 
 def copy(settings: Settings, job: tuple[inbox.Entry, dict[str, Any]]) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def copy(settings: Settings, job: tuple[inbox.Entry, dict[str, Any]]) -> dict[st
             data = inbox.read(settings, entry)
             row = deidentify.from_header(settings, row, data)
             measured, clean = _measured(settings, data, sending)
-        except measure.BadImage as error:
+        except formats.BadImage as error:
             return row | {"bytes": max(0, entry.size), "unread": [error.code]}
-        kind = extension(measured["format"])
+        kind = stored_format(measured["format"])
         _put(settings, image_key(measured["sha256"], measured["format"]), clean, f"image/{kind}")
     return row | measured
 
@@ -65,7 +65,7 @@ def measure_file(settings: Settings, entry: inbox.Entry) -> dict[str, Any]:
     with memory_budget.for_file(_held(settings, entry)):
         try:
             return _measured(settings, inbox.read(settings, entry))[0]
-        except measure.BadImage as error:
+        except formats.BadImage as error:
             code = error.code
         except (Refused, OSError):  # it changes at this moment, or its disk is broken
             code = "unreadable"
@@ -95,8 +95,8 @@ def pixels(data: bytes) -> int:
 
         return dicom.pixels(data)
     try:
-        header = look(data)
-    except measure.BadImage:
+        header = read_header(data)
+    except formats.BadImage:
         return 0  # `measure.measure_image` says the same, before it decodes
     return header.width * header.height
 

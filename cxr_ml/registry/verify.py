@@ -59,9 +59,9 @@ def _steps(settings: Settings, name: str, on_image: Callable[[int, int], None]) 
         recorded = {"validation.npy": record.validation_sha256, "likeness.npz": record.likeness_sha256}
         for file, sha256 in (recorded | {"history.csv": record.history_sha256}).items():
             yield _check_file(settings, f"models/{name}/{file}", sha256, "model.json")
-        dataset = versions.load(settings, record.dataset)
+        dataset = versions.load_dataset(settings, record.dataset)
         yield _check_dataset(record, dataset)
-        manifest = versions.manifest(settings, dataset)
+        manifest = versions.load_manifest(settings, dataset)
         yield Step(f"datasets/{dataset.dataset}/manifest.parquet", "its SHA-256 is the one of dataset.json")
         yield _check_images(settings, manifest, on_image)
     except Refused as error:
@@ -140,7 +140,7 @@ def _check_evaluation(settings: Settings, decision: Decision, record: Model) -> 
         yield Step(key, "not what was decided on", (str(error),))
         return
     differs = _unlike(evaluation, "artefact_sha256", record.artefact_sha256)
-    differs += _unlike(evaluation, "dataset_sha256", versions.load(settings, decision.dataset).manifest_sha256)
+    differs += _unlike(evaluation, "dataset_sha256", versions.load_dataset(settings, decision.dataset).manifest_sha256)
     said = f"of these weights and this dataset, and its SHA-256 is the one of the decision of {decision.run}"
     yield Step(key, said, tuple(differs))
     for file, sha256 in evaluation.files.items():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from cxr_ml import store
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch, reasons, thumbnails
+from cxr_ml.validation import reasons, thumbnails
 
 REASONS = 8  # of a run that are shown with examples, the most frequent
 EACH = 4  # examples of a reason
@@ -44,7 +44,7 @@ def find(settings: Settings, found: Sequence[Batch]) -> list[Refusal]:
     examples: dict[str, list[Example]] = {code: [] for code in wanted}
     meanings: dict[str, str] = {}
     for batch in found:
-        for _, row in judge_batch.refused(settings, batch.batch).to_pandas().iterrows():
+        for _, row in committed_batches.read_refused(settings, batch.batch).to_pandas().iterrows():
             for code in row["reasons"]:
                 if code not in examples or len(examples[code]) == EACH:
                     continue

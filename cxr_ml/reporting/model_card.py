@@ -37,7 +37,7 @@ def write(settings: Settings, run: Run, entry: HistoryEntry) -> None:
     """
     versions = lineage(settings, run.dataset)
     batches = [store.load(settings, f"batches/{name}/batch.json", Batch) for name in run.dataset.batches]
-    manifest = datasets.manifest(settings, run.dataset)
+    manifest = datasets.load_manifest(settings, run.dataset)
     for model in run.models:
         evaluation = next(e for e in run.evaluations if e.model == model.model)
         text = page(
@@ -81,7 +81,7 @@ def lineage(settings: Settings, dataset: Dataset) -> list[tuple[Dataset, list[st
     """The dataset and those it descends from, newest first, each with the batches that it brought."""
     chain = [dataset]
     while chain[-1].parent is not None:
-        chain.append(datasets.load(settings, chain[-1].parent))
+        chain.append(datasets.load_dataset(settings, chain[-1].parent))
     before = [set(parent.batches) for parent in chain[1:]] + [set()]
     return [(d, [name for name in d.batches if name not in old]) for d, old in zip(chain, before, strict=True)]
 

@@ -118,10 +118,10 @@ def _assemble(
     seconds: dict[str, float],
     left_out: Sequence[str],
 ) -> Run:
-    dataset = versions.load(settings, decision.dataset)
+    dataset = versions.load_dataset(settings, decision.dataset)
     ruled = ()
     if dataset.rulings:
-        since = versions.load(settings, dataset.parent).rulings if dataset.parent else 0
+        since = versions.load_dataset(settings, dataset.parent).rulings if dataset.parent else 0
         ruled = tuple(r for r in rulings.read(settings, since) if r.number <= dataset.rulings)
     return Run(
         run=decision.run,

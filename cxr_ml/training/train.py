@@ -98,7 +98,7 @@ def train_model(
     Raises:
         Refused: data, architecture or weights that cannot be trained, or a loss that is no longer a number.
     """
-    dataset = versions.load(settings, number)
+    dataset = versions.load_dataset(settings, number)
     first = _warm(settings, architecture, champion, verbose)
     name = model_name(settings, dataset, architecture, first)
     if store.exists(settings, f"models/{name}/model.json"):
@@ -106,7 +106,7 @@ def train_model(
         return store.load(settings, f"models/{name}/model.json", Model)
     spread = distribution.strategy()
     keras.utils.set_random_seed(settings.seed)
-    _check(settings, versions.manifest(settings, dataset))
+    _check(settings, versions.load_manifest(settings, dataset))
     with spread.scope(), distribution.mixed():
         if first:
             classifier, backbone = _from_champion(settings, first)

@@ -10,7 +10,7 @@ from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch, quarantine, rulings
+from cxr_ml.validation import quarantine, rulings
 
 _WITHHELD = (
     "stays out for good: images of its patient or copies of it are in validation or test, and it was trained on before "
@@ -47,8 +47,8 @@ def rule(
     Raises:
         Refused: the action is not possible for this file; the message says why and what is.
     """
-    frame = quarantine.files(settings)
-    row = quarantine.find(frame, name, settings)
+    frame = quarantine.list_files(settings)
+    row = quarantine.find_file(frame, name, settings)
     inside, wanted = _asked(settings, frame, withheld, row, action, label, rejected_too)
     (ruling,) = rulings.append(settings, [(row, action, wanted)], by, why)
     if action == "withdraw":
@@ -71,7 +71,7 @@ def rule_all(
     why: str,
     label: str = "",
     rejected_too: bool = False,
-    read: Callable[[Settings, str], pa.Table] = judge_batch.named,
+    read: Callable[[Settings, str], pa.Table] = committed_batches.read_outcomes,
     ruled: Sequence[Ruling] | None = None,
 ) -> list[Ruling]:
     """`rule` for several images, with one reason. All are ruled on, or, where one cannot be, none is.
@@ -85,13 +85,13 @@ def rule_all(
         Refused: the action is not possible for some; the message names each with its reason. Nothing is recorded then.
     """
     ruled = rulings.read(settings) if ruled is None else ruled
-    frame = quarantine.files(settings, names, read, ruled)
+    frame = quarantine.list_files(settings, names, read, ruled)
     asked: dict[str, tuple[pd.Series, str, str]] = {}
     refusals = []
     places = dict(zip(frame["batch"] + "/" + frame["file"], frame.index, strict=True))
     for name in names:
         try:
-            row = frame.loc[places[name]] if name in places else quarantine.find(frame, name, settings)
+            row = frame.loc[places[name]] if name in places else quarantine.find_file(frame, name, settings)
             _, wanted = _asked(settings, frame, withheld, row, action, label, rejected_too)
             asked.setdefault(row["sha256"], (row, action, wanted))
         except Refused as error:
@@ -159,7 +159,7 @@ def releasable(
     Returns:
         One row per image, with the label that it would enter with in `label`; why others cannot be -> how many.
     """
-    frame = quarantine.files(settings)
+    frame = quarantine.list_files(settings)
     rows = quarantine.select(settings, frame, reason, label, drop)
     labels_of = frame[frame["label"] != ""].groupby("sha256")["label"].agg(set)
     fit: dict[int, None] = {}

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cxr_ml import store
-from cxr_ml.imaging import measure
-from cxr_ml.ingest import ingest_drop, memory_budget, process_file, tables
+from cxr_ml.imaging import decode
+from cxr_ml.ingest import memory_budget, process_file, tables
 from cxr_ml.progress import OnProgress, begun, counted, nobody
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
@@ -24,7 +24,7 @@ from cxr_ml.validation.suite_check import check_suites
 
 _LATER = ("fine_hash", "inner_hash", "ring", "duplicate_file")  # columns that batches of earlier versions lack
 _OF_THE_PICTURE = ("ring", *search.HASHES)  # columns that tell a reader nothing
-_OF_REFUSED = [c for c in (*ingest_drop.COLUMNS, "duplicate_of", "duplicate_file") if c not in _OF_THE_PICTURE]
+_OF_REFUSED = [c for c in (*tables.COLUMNS, "duplicate_of", "duplicate_file") if c not in _OF_THE_PICTURE]
 NAMED = ("file", "sha256", "format", "label", "label_raw", "verdict", "reasons", "duplicate_of", "duplicate_file")
 _COMPARED = ["sha256", *search.HASHES, "label", "format", "file"]  # what is known of a picture to compare with
 
@@ -37,7 +37,7 @@ def committed(settings: Settings) -> list[str]:
 
 def measurements(settings: Settings, batch: str) -> pd.DataFrame:
     """The final table of a committed batch. What was not yet measured when it was judged is ""."""
-    table = ingest_drop.read_parquet(settings, f"batches/{batch}/measurements.parquet")
+    table = tables.read_parquet(settings, f"batches/{batch}/measurements.parquet")
     return table.assign(**{name: "" for name in _LATER if name not in table})
 
 
@@ -47,7 +47,7 @@ def named(settings: Settings, batch: str) -> pa.Table:
 
 
 def _some(settings: Settings, batch: str, columns: Sequence[str]) -> pa.Table:
-    found = tables.some(settings, f"batches/{batch}/measurements.parquet", columns)
+    found = tables.read_columns(settings, f"batches/{batch}/measurements.parquet", columns)
     if "duplicate_file" in found.column_names:
         return found
     return found.append_column("duplicate_file", pa.array([""] * len(found), pa.large_string()))
@@ -68,7 +68,7 @@ def _refused_key(batch: str) -> str:
 
 
 def _refused(settings: Settings, batch: str) -> Iterator[pd.DataFrame]:
-    for part in tables.scan(settings, f"batches/{batch}/measurements.parquet", _OF_REFUSED):
+    for part in tables.scan_columns(settings, f"batches/{batch}/measurements.parquet", _OF_REFUSED):
         rows = part.to_pandas()
         yield rows[rows["verdict"] != "accepted"]
 
@@ -76,7 +76,7 @@ def _refused(settings: Settings, batch: str) -> Iterator[pd.DataFrame]:
 def _mine(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """sha256 and hashes of the accepted images of the batch; _COMPARED of its other ones, with `disputed`."""
     accepted, unfit, done = [], [], 0
-    for table in tables.parts(settings, batch, list(search.HASHES)):
+    for table in tables.read_shards(settings, batch, list(search.HASHES)):
         judged = frame.iloc[done : done + len(table)]
         done += len(table)
         part = search.packed(table.to_pandas().set_axis(judged.index))
@@ -98,7 +98,7 @@ def _earlier(settings: Settings, but: str) -> Iterator[pd.DataFrame]:
     for batch in committed(settings):
         if batch != but:
             key = f"batches/{batch}/measurements.parquet"
-            found = tables.scan(settings, key, [*_COMPARED, "verdict", "reasons"])
+            found = tables.scan_columns(settings, key, [*_COMPARED, "verdict", "reasons"])
             table = pd.concat([search.packed(part.to_pandas()) for part in found], ignore_index=True)
             table["disputed"] = _disputed(table.pop("reasons"))
             entering = rulings.known(table, ruled).assign(verdict="accepted")
@@ -135,7 +135,7 @@ def judge(settings: Settings, batch: str, on_progress: OnProgress = nobody) -> B
     check_suites(settings)
     named = ["file", "sha256", "format", "label", "verdict", "reasons"]
     columns = dict.fromkeys([*named, *verdicts.columns(settings.expectations)])
-    frame = ingest_drop.read(settings, batch, list(columns))
+    frame = tables.read_batch(settings, batch, list(columns))
     frame, image_failures, image_page = verdicts.judge_images(frame, settings.expectations)
     frame = frame[[*named, *verdicts.CLASS_MEASURES]]  # let the others go before more is read
     on_progress(begun(f"{batch}: looking for copies"))
@@ -156,9 +156,9 @@ def judge(settings: Settings, batch: str, on_progress: OnProgress = nobody) -> B
         store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
     on_progress(begun(f"{batch}: writing tables and thumbnails"))
     thumbnails.write(settings, frame[frame["verdict"] != "accepted"])
-    tables.write(settings, f"batches/{batch}/measurements.parquet", _completed(settings, batch, frame))
+    tables.write_table(settings, f"batches/{batch}/measurements.parquet", _completed(settings, batch, frame))
     # So that whoever looks at what was refused need not read what was not.
-    tables.write(settings, _refused_key(batch), _refused(settings, batch))
+    tables.write_table(settings, _refused_key(batch), _refused(settings, batch))
     store.put_if_absent(settings, f"batches/{batch}/batch.json", record.to_bytes(), "application/json")
     return record
 
@@ -176,7 +176,7 @@ def _completed(settings: Settings, batch: str, frame: pd.DataFrame) -> Iterator[
         done += len(measured)
         return measured.assign(**said)
 
-    for part in tables.parts(settings, batch):
+    for part in tables.read_shards(settings, batch):
         held.append(part)
         while sum(map(len, held)) > tables.ROWS:
             yield completed(tables.ROWS)
@@ -225,7 +225,7 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame, on_p
     def conflict(i: int) -> None:
         frame.at[i, "verdict"], frame.at[i, "reasons"] = "quarantined", ["conflicting_label"]
 
-    found = search.find(rows, accepted, load, settings)
+    found = search.find_duplicates(rows, accepted, load, settings)
     again = found["duplicate_of"] != ""
     shown_twice = rows.index[again | rows["sha256"].isin(set(found.loc[again, "duplicate_of"]))]
     pictures = found.loc[shown_twice, "duplicate_of"].where(again, rows.loc[shown_twice, "sha256"])
@@ -249,7 +249,7 @@ def _refuse_duplicates(settings: Settings, batch: str, frame: pd.DataFrame, on_p
         against = refused[refused["disputed"] | (refused["label"] != label)].drop_duplicates("sha256")
         if against.empty:
             continue
-        hit = search.find(rows.loc[fit.index[fit == label]], against, load, settings)["duplicate_of"]
+        hit = search.find_duplicates(rows.loc[fit.index[fit == label]], against, load, settings)["duplicate_of"]
         bearers = against.loc[against["sha256"].isin(hit), ["sha256", "file"]].set_index("sha256", drop=False)
         for i in hit.index[hit.isin(bearers.index)]:
             other = bearers.loc[hit[i]]
@@ -275,11 +275,11 @@ def _loader(settings: Settings, known: list[pd.DataFrame]) -> Callable[[str], np
     def load(sha256: str) -> np.ndarray:
         place = np.searchsorted(starts, int(sha256[:15], 16), sorter=order)
         data = store.get(settings, process_file.image_key(sha256, formats.iat[order[place]]))
-        if process_file.pixels(data) <= memory_budget.LARGE:
-            return measure.decode_grey(data)
+        if process_file.count_pixels(data) <= memory_budget.LARGE_PIXELS:
+            return decode.decode_grey(data)
         with one_at_a_time:
-            tables.give_back()  # what threads have let go of: the largest takes 250 MB
-            return measure.decode_grey(data)
+            tables.release_memory()  # what threads have let go of: the largest takes 250 MB
+            return decode.decode_grey(data)
 
     return load
 

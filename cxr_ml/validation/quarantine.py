@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import deidentify, ingest_drop, labels
+from cxr_ml.ingest import deidentify, labels, labels_csv, process_file
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch, reasons, rulings, thumbnails
+from cxr_ml.validation import reasons, rulings, thumbnails
 
 _AT_ONCE = 8  # tables that are read at once
 
@@ -23,7 +23,7 @@ _SHOWN = 10  # candidates named where a name fits several files
 def files(
     settings: Settings,
     names: Collection[str] = (),
-    read: Callable[[Settings, str], pa.Table] = judge_batch.named,
+    read: Callable[[Settings, str], pa.Table] = committed_batches.read_outcomes,
     ruled: Sequence[Ruling] | None = None,
 ) -> pd.DataFrame:
     """All files of all committed batches, or those that rulings on some of them depend on.
@@ -32,21 +32,21 @@ def files(
         settings: the store.
         names: a batch, "/" and a file of it, each; then only rows that bear the images of these, or say that they
             repeat or contradict them. All rows, where one of these files is not there.
-        read: gives what `judge_batch.named` does.
+        read: gives what `committed_batches.read_outcomes` does.
         ruled: all rulings, where they are known already.
 
     Returns:
-        What `judge_batch.named` gives, and batch; drop; state: accepted, or what became of it otherwise (quarantined,
+        What `committed_batches.read_outcomes` gives, and batch; drop; state: accepted, or what became of it otherwise (quarantined,
         rejected_class, duplicate, contradicted by a later drop, withdrawn); ruling: number of the ruling in force, 0
         without one; now: the label under which the next dataset takes the image, "" where it does not.
     """
-    committed = judge_batch.committed(settings)
+    committed = committed_batches.list_names(settings)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         tables = dict(zip(committed, pool.map(lambda batch: read(settings, batch), committed), strict=True))
     if names:
         tables = _about(tables, set(names))
     if not tables:
-        return pd.DataFrame(columns=[*judge_batch.NAMED, "batch", "drop", "state", "ruling", "now"])
+        return pd.DataFrame(columns=[*committed_batches.OUTCOME_COLUMNS, "batch", "drop", "state", "ruling", "now"])
     # Types are given, since a table of which no row is left does not tell them.
     frames = [
         table.to_pandas(types_mapper={pa.large_string(): pd.StringDtype(), pa.string(): pd.StringDtype()}.get).assign(
@@ -124,8 +124,8 @@ def select(
 
 def class_named(settings: Settings, text: str) -> str:
     """The label that a spelling means; the text itself where none is known."""
-    known = labels.known_labels(settings) | {labels.spelling(name): name for name in settings.classes}
-    return known.get(labels.spelling(text), text)
+    known = labels.known_labels(settings) | {labels_csv.normalize(name): name for name in settings.classes}
+    return known.get(labels_csv.normalize(text), text)
 
 
 def find(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
@@ -160,8 +160,8 @@ def _by_name_in_the_drop(frame: pd.DataFrame, name: str, settings: Settings) -> 
     stored = frame["file"].str.replace(".*/", "", regex=True)
     top, _, below = name.partition("/")
     mine = (frame["drop"] == top) | (frame["batch"] == top)
-    hit = stored == deidentify.hashed_name(settings, name)
-    return frame[hit | (mine & (stored == deidentify.hashed_name(settings, below)))] if below else frame[hit]
+    hit = stored == deidentify.hash_path(settings, name)
+    return frame[hit | (mine & (stored == deidentify.hash_path(settings, below)))] if below else frame[hit]
 
 
 def show(settings: Settings, name: str) -> dict:
@@ -182,7 +182,7 @@ def show(settings: Settings, name: str) -> dict:
     record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
     rejected = record.rejected_classes.get(row["label"], "")
     others = same_picture(frame, row)
-    measured = judge_batch.measurements(settings, row["batch"])
+    measured = committed_batches.read_measurements(settings, row["batch"])
     measured = measured[measured["file"] == row["file"]].iloc[0]
     pictures = {s: _thumbnail(settings, s) for s in {sha, *others["sha256"]}}
     return {
@@ -190,7 +190,7 @@ def show(settings: Settings, name: str) -> dict:
         "at": store.written(settings, f"batches/{row['batch']}/batch.json"),
         "reasons": {code: reasons.explain(code, measured, rejected, settings) for code in row["reasons"]},
         "limits": [x._asdict() for x in reasons.limits(measured, settings) if x.limit] if sha else [],
-        "image": ingest_drop.image_key(sha, row["format"]) if sha else "",
+        "image": process_file.image_key(sha, row["format"]) if sha else "",
         "thumbnail": pictures[sha],
         "others": [
             {

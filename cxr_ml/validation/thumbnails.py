@@ -9,8 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from cxr_ml import store
-from cxr_ml.imaging import measure
-from cxr_ml.ingest import ingest_drop, memory_budget, process_file, tables
+from cxr_ml.imaging import decode
+from cxr_ml.ingest import memory_budget, process_file, tables
 from cxr_ml.settings import Settings
 
 SIDE = 256  # px, long side
@@ -28,7 +28,7 @@ def make(data: bytes, settings: Settings) -> bytes:
     Raises:
         BadImage: the image cannot be decoded.
     """
-    opened = measure.open_image(data, settings, 2 * SIDE)  # never smaller than SIDE, if the image is not
+    opened = decode.decode_image(data, settings, 2 * SIDE)  # never smaller than SIDE, if the image is not
     pixels = opened.pixels
     scale = min(1.0, SIDE / max(opened.height, opened.width))
     size = max(1, round(opened.width * scale)), max(1, round(opened.height * scale))
@@ -46,24 +46,24 @@ def write(settings: Settings, frame: pd.DataFrame) -> None:
         frame: sha256, format, duplicate_of; "" where there is no image.
     """
     rows = frame.loc[frame["sha256"] != ""]
-    wanted = {s: ingest_drop.image_key(s, f) for s, f in zip(rows["sha256"], rows["format"], strict=True)}
+    wanted = {s: process_file.image_key(s, f) for s, f in zip(rows["sha256"], rows["format"], strict=True)}
     wanted |= dict.fromkeys(set(frame["duplicate_of"]) - {"", *wanted}, "")
 
     def one(sha256: str, image: str) -> None:
         if not image:  # of another batch, perhaps, and its format is not known here
             if store.exists(settings, key(sha256)):
                 return
-            image = next(store.keys(settings, ingest_drop.image_key(sha256, "").removesuffix(".")))
+            image = next(store.keys(settings, process_file.image_key(sha256, "").removesuffix(".")))
         data = store.get(settings, image)
-        if process_file.pixels(data) > memory_budget.LARGE:
+        if process_file.count_pixels(data) > memory_budget.LARGE_PIXELS:
             with one_at_a_time:
                 small = make(data, settings)
-                tables.give_back()
+                tables.release_memory()
         else:
             small = make(data, settings)
         store.put_if_absent(settings, key(sha256), small, "image/jpeg")
 
-    tables.give_back()
+    tables.release_memory()
     one_at_a_time = Lock()
-    with ThreadPoolExecutor(memory_budget.processes()) as pool:  # each holds a file of up to max_file_bytes
+    with ThreadPoolExecutor(memory_budget.count_workers()) as pool:  # each holds a file of up to max_file_bytes
         list(pool.map(one, wanted, wanted.values()))

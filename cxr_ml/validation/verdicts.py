@@ -40,7 +40,7 @@ def try_suites(folder: Path) -> None:
         | texts
         for n in range(3)
     ]
-    frame = tables.table(rows)
+    frame = tables.make_table(rows)
     judged(images, _image_table(frame, images), "row", row_wise=True)
     judged(classes, _class_table(frame, classes, set()), "label", row_wise=True)
     manifest = pd.DataFrame({"sha256": ["a", "b", "c"], "label": "NORMAL", "split": _SPLITS, "group": ["a", "b", "c"]})

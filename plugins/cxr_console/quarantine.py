@@ -121,8 +121,8 @@ def judge(
     names = [f"{batch}/{row['file']}" for batch, _, row in map(_row, files)]
     try:
         settings = shelf.settings()
-        withheld, known = versions.withheld(settings), shelf.rulings()
-        made = add_ruling.rule_all(
+        withheld, known = versions.load_withheld(settings), shelf.rulings()
+        made = add_ruling.rule_on_images(
             settings, withheld, names, action, user.get_name(), why, label, rejected_too, shelf.named, known
         )
     except Refused as error:

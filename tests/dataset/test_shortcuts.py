@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cxr_ml.dataset import shortcuts
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import hashes
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings()
@@ -121,5 +121,5 @@ def test_the_limit_lies_between_chance_and_certainty():
 
 def test_the_probe_takes_the_ring_as_it_is_measured():
     grey = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
-    levels = shortcuts._border(pd.DataFrame({"ring": [measure.ring(grey), measure.ring(255 - grey)]}))
+    levels = shortcuts._border(pd.DataFrame({"ring": [hashes.border_ring(grey), hashes.border_ring(255 - grey)]}))
     assert levels.shape == (2, 448) and 0 <= levels.min() < levels.max() <= 1

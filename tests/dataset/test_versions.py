@@ -24,7 +24,7 @@ from drop_samples import (
 from cxr_ml import store
 from cxr_ml.dataset import splits, versions
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import ingest_drop, process_file, tables
 from cxr_ml.settings import Settings
 from cxr_ml.validation import judge_batch
 
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.usefixtures("handful")
 
 def test_the_first_dataset_holds_what_was_accepted_in_the_splits_of_the_drop(small):
     batch = take(small, "week-1", week(100) | {"train/TURBERCULOSIS/a.png": png(200), "train/NORMAL/b.png": b"?"})
-    record, new = versions.build(small)
-    table = versions.manifest(small, record)
+    record, new = build.build_dataset(small)
+    table = versions.load_manifest(small, record)
     assert new and (record.dataset, record.parent, record.batches) == (1, None, (batch.batch,))
     each = {"COVID19": 1, "NORMAL": 1, "PNEUMONIA": 1}
     assert record.counts == {"train": {label: 2 for label in each}, "validation": each, "test": each}
@@ -44,18 +44,18 @@ def test_the_first_dataset_holds_what_was_accepted_in_the_splits_of_the_drop(sma
     assert list(table["sha256"]) == sorted(table["sha256"])
     assert set(table["group"]) == {f"image:{s}" for s in table["sha256"]}
     for name, extension in zip(table["sha256"], table["format"], strict=True):
-        assert store.exists(small, ingest_drop.image_key(name, extension))
+        assert store.exists(small, process_file.image_key(name, extension))
     assert record.manifest_sha256 == hashlib.sha256(store.get(small, "datasets/1/manifest.parquet")).hexdigest()
-    assert versions.latest(small) == versions.load(small, 1) == record
+    assert versions.load_latest(small) == versions.load_dataset(small, 1) == record
     assert b"<title>Data Docs: dataset</title>" in store.get(small, "datasets/1/dataset.html")
 
 
 def test_without_a_new_image_there_is_no_new_version(small):
     take(small, "week-1", week(100))
-    first, _ = versions.build(small)
+    first, _ = build.build_dataset(small)
     take(small, "week-2", {"train/NORMAL/again.png": png(100)})
     before = snapshot(small)
-    assert versions.build(small) == (first, False)
+    assert build.build_dataset(small) == (first, False)
     assert snapshot(small) == before
 
 
@@ -64,12 +64,12 @@ def test_new_batches_add_to_the_parent_and_move_nothing(small):
     first = built(small)
     second_batch = take(small, "week-1", week(120)).batch  # a name that sorts before the parent's
     second = built(small)
-    record = versions.latest(small)
+    record = versions.load_latest(small)
     assert (record.dataset, record.parent, record.batches) == (2, 1, (first_batch, second_batch))
     kept = second[second["batch"] == first_batch].reset_index(drop=True)
     pd.testing.assert_frame_equal(kept, first)
     assert len(second) == 24
-    assert versions.manifest(small, versions.load(small, 1)).equals(first)
+    assert versions.load_manifest(small, versions.load_dataset(small, 1)).equals(first)
 
 
 def test_a_patient_keeps_the_split_for_ever_whatever_later_drops_say(small):
@@ -120,7 +120,7 @@ def test_an_image_contradicted_by_a_later_batch_leaves_the_next_version_and_stay
     take(small, "week-2", {"train/PNEUMONIA/x.jpg": resized(1)})
     second = built(small)
     assert set(first["sha256"]) - set(second["sha256"]) == {sha(1)} and len(second) == 12
-    assert sha(1) in set(versions.manifest(small, versions.load(small, 1))["sha256"])
+    assert sha(1) in set(versions.load_manifest(small, versions.load_dataset(small, 1))["sha256"])
 
 
 def test_a_group_that_left_and_came_back_has_its_old_split(small):
@@ -159,15 +159,15 @@ def test_the_split_of_a_group_depends_on_its_name_alone_and_the_known_values_do_
 
 def test_no_batch_yet_is_refused_with_what_to_do(settings):
     with pytest.raises(Refused, match="Put a drop into the inbox"):
-        versions.build(settings)
-    assert snapshot(settings) == {} and versions.latest(settings) is None
+        build.build_dataset(settings)
+    assert snapshot(settings) == {} and versions.load_latest(settings) is None
 
 
 def test_data_unfit_to_train_on_is_refused_by_name_and_nothing_is_written(settings):
     take(settings, "week-1", week(100, {"train": 3, "test": 2}, ("NORMAL", "COVID19")))
     before = snapshot(settings)
     with pytest.raises(Refused) as caught:
-        versions.build(settings)
+        build.build_dataset(settings)
     message = str(caught.value)
     assert "not fit to train on" in message
     for line in ("smallest_class: expected ≥ 50. Received: 0", "test_support_min: expected ≥ 30. Received: 0"):
@@ -178,16 +178,16 @@ def test_data_unfit_to_train_on_is_refused_by_name_and_nothing_is_written(settin
 
 def test_a_manifest_that_was_changed_is_refused_for_reading_and_as_a_parent(small):
     take(small, "week-1", week(100))
-    record, _ = versions.build(small)
-    table = versions.manifest(small, record)
-    forged = ingest_drop.to_parquet(table.assign(split=table["split"].replace("test", "train")))
+    record, _ = build.build_dataset(small)
+    table = versions.load_manifest(small, record)
+    forged = tables.to_parquet(table.assign(split=table["split"].replace("test", "train")))
     overwrite(small, "datasets/1/manifest.parquet", forged)
     with pytest.raises(Refused, match=r"datasets/1/manifest\.parquet was changed"):
-        versions.manifest(small, record)
+        versions.load_manifest(small, record)
     take(small, "week-2", week(120))
     before = snapshot(small)
     with pytest.raises(Refused, match="was changed"):
-        versions.build(small)
+        build.build_dataset(small)
     assert snapshot(small) == before
 
 
@@ -195,7 +195,7 @@ def test_a_manifest_that_was_changed_is_refused_for_reading_and_as_a_parent(smal
 def test_a_record_that_is_none_is_refused_by_its_key(settings, data):
     overwrite(settings, "datasets/1/dataset.json", data)
     with pytest.raises(Refused, match=r"datasets/1/dataset\.json does not hold a Dataset record"):
-        versions.latest(settings)
+        versions.load_latest(settings)
 
 
 # Interrupted runs
@@ -203,12 +203,12 @@ def test_a_record_that_is_none_is_refused_by_its_key(settings, data):
 
 def test_building_twice_or_in_another_store_gives_the_same_bytes(small):
     take(small, "week-1", week(100))
-    versions.build(small)
+    build.build_dataset(small)
     first = snapshot(small)
-    versions.build(small)
+    build.build_dataset(small)
     assert snapshot(small) == first
     take(elsewhere(small), "week-1")
-    versions.build(elsewhere(small))
+    build.build_dataset(elsewhere(small))
     assert snapshot(elsewhere(small)) == first
 
 
@@ -217,7 +217,7 @@ def test_building_twice_or_in_another_store_gives_the_same_bytes(small):
 def test_a_build_that_dies_leaves_no_dataset_and_is_resumed_to_the_same_store(small, monkeypatch, number):
     take(small, "week-1", week(100))
     before = snapshot(small)
-    versions.build(small)
+    build.build_dataset(small)
     whole = snapshot(small)
     client = store.client(small.s3_endpoint_url)
     for key in set(whole) - set(before):
@@ -225,9 +225,9 @@ def test_a_build_that_dies_leaves_no_dataset_and_is_resumed_to_the_same_store(sm
     with monkeypatch.context() as patch:
         die_at_write(patch, number)
         with pytest.raises(Died):
-            versions.build(small)
-    assert versions.latest(small) is None
-    assert versions.build(small)[1]
+            build.build_dataset(small)
+    assert versions.load_latest(small) is None
+    assert build.build_dataset(small)[1]
     assert snapshot(small) == whole
 
 
@@ -237,14 +237,14 @@ def test_what_a_dead_build_left_is_stepped_over_when_the_data_has_grown_meanwhil
     with monkeypatch.context() as patch:
         die_at_write(patch, 2)
         with pytest.raises(Died):
-            versions.build(small)
+            build.build_dataset(small)
     left = store.get(small, "datasets/1/manifest.parquet")
     take(small, "week-2", week(120))
-    record, new = versions.build(small)
+    record, new = build.build_dataset(small)
     assert new and (record.dataset, record.parent) == (2, None)
-    assert len(versions.manifest(small, record)) == 24
+    assert len(versions.load_manifest(small, record)) == 24
     assert store.get(small, "datasets/1/manifest.parquet") == left
-    assert versions.latest(small) == record and versions.build(small) == (record, False)
+    assert versions.load_latest(small) == record and build.build_dataset(small) == (record, False)
 
 
 def test_a_batch_without_its_commit_mark_is_no_part_of_a_dataset(small, monkeypatch):
@@ -254,6 +254,6 @@ def test_a_batch_without_its_commit_mark_is_no_part_of_a_dataset(small, monkeypa
     with monkeypatch.context() as patch:
         die_at_write(patch, 4)
         with pytest.raises(Died):
-            judge_batch.judge(small, batch)
+            judge_batch.validate_batch(small, batch)
     assert store.exists(small, f"batches/{batch}/measurements.parquet")
     assert len(built(small)) == 12

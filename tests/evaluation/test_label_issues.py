@@ -11,14 +11,15 @@ from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import label_issues
-from cxr_ml.ingest.ingest_drop import image_key, to_parquet
+from cxr_ml.ingest.process_file import image_key
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Dataset
 
 
 def grown(settings, added, base=1):
     """Dataset 2: dataset 1 and further images, each (true label, label, split, group); and their SHA-256s."""
-    first = versions.load(settings, base)
-    table = versions.manifest(settings, first)
+    first = versions.load_dataset(settings, base)
+    table = versions.load_manifest(settings, first)
     rows, files, shas = [], [], []
     for number, (true, label, split, group) in enumerate(added):
         data = png(picture(true, 500 + number))
@@ -76,7 +77,7 @@ def test_wrong_labels_of_held_out_images_are_named_and_nothing_is_written(ready)
 
 
 def test_images_that_the_model_was_trained_on_and_their_groups_are_never_named(ready):
-    table = versions.manifest(ready, versions.load(ready, 1))
+    table = versions.load_manifest(ready, versions.load_dataset(ready, 1))
     trained = table[table["split"] == "train"]
     group = trained["group"].iloc[0]
     record, shas = grown(ready, [("NORMAL", "COVID19", "train", group), ("NORMAL", "COVID19", "train", "")])

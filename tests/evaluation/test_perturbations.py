@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from cxr_ml.imaging.hashes import border_ring
 
 from cxr_ml.evaluation import perturbations
 from cxr_ml.evaluation.metrics import Predictions
-from cxr_ml.imaging.measure import ring
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 
@@ -18,7 +18,7 @@ def noise(side: int = 64) -> np.ndarray:
 def test_hiding_the_lungs_leaves_the_ring_that_the_shortcut_probe_sees(side):
     images = noise(side)
     hidden = perturbations.lungs_hidden(images)
-    assert ring(hidden[0, ..., 0]) == ring(images[0, ..., 0])
+    assert border_ring(hidden[0, ..., 0]) == border_ring(images[0, ..., 0])
     assert (hidden == 0).mean() == pytest.approx(0.75**2, abs=0.001)
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from copy_samples import CHANGES, asked, film
 
-from cxr_ml.imaging import borders, measure
+from cxr_ml.imaging import borders, hashes
 
 
 def padded(picture, top=0, bottom=0, left=0, right=0, level=0):
@@ -15,47 +15,47 @@ def padded(picture, top=0, bottom=0, left=0, right=0, level=0):
 def test_the_content_of_a_padded_picture_is_the_picture(level, sides):
     picture = film(0).clip(40, 220)
     picture[::7, ::5] = 130  # no row or column is plain
-    np.testing.assert_array_equal(borders.content(padded(picture, level=level, **sides)), picture)
+    np.testing.assert_array_equal(borders.crop_margin(padded(picture, level=level, **sides)), picture)
 
 
 def test_a_margin_beside_a_single_plain_row_is_found():
     picture = film(0).clip(60, 220)
     picture[0] = 60
-    np.testing.assert_array_equal(borders.content(padded(picture, right=80, level=255)), picture)
+    np.testing.assert_array_equal(borders.crop_margin(padded(picture, right=80, level=255)), picture)
 
 
 def test_letters_in_a_margin_and_the_noise_of_jpeg_do_not_hide_it():
     picture = padded(film(0).clip(60, 220), left=60, right=60)
     picture[20:26, 5:11] = 255
     coded = cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1], 0)
-    assert borders.content(coded).shape == pytest.approx((320, 320), abs=4)
+    assert borders.crop_margin(coded).shape == pytest.approx((320, 320), abs=4)
 
 
 @pytest.mark.parametrize(
     "picture", [film(0).clip(60, 220), np.full((50, 40), 90, np.uint8), np.zeros((1, 1), np.uint8)]
 )
 def test_a_picture_without_a_margin_and_a_blank_one_are_their_own_content(picture):
-    assert borders.content(picture) is picture
-    assert measure.inner_hash(picture) == ""
+    assert borders.crop_margin(picture) is picture
+    assert hashes.inner_hash(picture) == ""
 
 
 def test_a_margin_that_is_no_more_than_a_slight_crop_is_left():
     picture = film(0).clip(60, 220)
-    assert borders.content(padded(picture, left=2)).shape == (320, 322)
-    assert borders.content(padded(picture, left=8)).shape == (320, 320)
+    assert borders.crop_margin(padded(picture, left=2)).shape == (320, 322)
+    assert borders.crop_margin(padded(picture, left=8)).shape == (320, 320)
 
 
 def test_the_inner_hash_of_a_padded_picture_is_that_of_the_picture():
     picture = film(0).clip(60, 220)
-    whole = measure.perceptual_hash(picture), measure.fine_hash(picture)
-    found = measure.inner_hash(padded(picture, top=50, right=80, level=255))
+    whole = hashes.perceptual_hash(picture), hashes.fine_hash(picture)
+    found = hashes.inner_hash(padded(picture, top=50, right=80, level=255))
     assert found[:16] == whole[0]
     assert (int(found[16:], 16) ^ int(whole[1], 16)).bit_count() < 40
     assert len(found) == 16 + 256
 
 
 def test_what_is_blank_inside_of_its_margin_has_no_inner_hash():
-    assert measure.inner_hash(padded(np.full((50, 60), 128, np.uint8), 9, 9, 9, 9)) == ""
+    assert hashes.inner_hash(padded(np.full((50, 60), 128, np.uint8), 9, 9, 9, 9)) == ""
 
 
 PADDED = {

@@ -16,7 +16,7 @@ import simplejpeg
 from dicom_samples import dicom
 from PIL import Image, PngImagePlugin
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode, formats, measure
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings()
@@ -76,7 +76,7 @@ def pixels(data):
 
 
 def refused(data, settings=SETTINGS):
-    with pytest.raises(measure.BadImage) as caught:
+    with pytest.raises(formats.BadImage) as caught:
         measure.measure_image(data, settings)
     assert "Received: " in str(caught.value)
     return caught.value.code
@@ -126,8 +126,8 @@ def test_hostile_bytes_are_refused_with_the_reason_as_code(data, code):
 def test_a_file_cut_short_is_refused_as_truncated_and_never_filled_with_grey(data, share):
     cut = data[: int(len(data) * share)]
     assert refused(cut) in ("truncated", "unreadable") if share < 0.5 else refused(cut) == "truncated"
-    with pytest.raises(measure.BadImage):
-        measure.decode_grey(cut)
+    with pytest.raises(formats.BadImage):
+        decode.decode_grey(cut)
 
 
 def test_no_prefix_of_an_image_raises_anything_but_bad_image():
@@ -147,7 +147,7 @@ def test_random_damage_is_measured_or_refused_but_never_another_error():
             try:
                 measure.measure_image(bytes(damaged), SETTINGS)
                 outcomes.add("measured")
-            except measure.BadImage:
+            except formats.BadImage:
                 outcomes.add("refused")
     assert "refused" in outcomes
 
@@ -176,7 +176,7 @@ def test_a_file_is_decoded_once(monkeypatch, data):
 def test_a_jpeg_gives_the_pixels_that_pillow_gives(mode, options):
     colours = np.random.default_rng(3).integers(0, 60, (1, 1, 3)) + film()[..., None] // 2
     data = encoded(film() if mode == "L" else colours.astype(np.uint8), "JPEG", **options)
-    opened = measure.open_image(data, SETTINGS)
+    opened = decode.decode_image(data, SETTINGS)
     assert opened.mode == mode
     np.testing.assert_array_equal(opened.pixels, np.asarray(Image.open(io.BytesIO(data))))
 
@@ -189,7 +189,7 @@ def test_a_png_gives_the_pixels_that_pillow_gives_without_pillow(monkeypatch, mo
     picture = Image.fromarray(noise).convert(mode)
     data = encoded(picture, **options)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was asked"))
-    opened = measure.open_image(data, SETTINGS)
+    opened = decode.decode_image(data, SETTINGS)
     assert opened.mode == mode
     np.testing.assert_array_equal(opened.pixels, np.asarray(picture.convert("L" if mode == "L" else "RGB")))
 
@@ -202,7 +202,7 @@ def test_a_fault_in_the_decoder_of_png_is_left_to_pillow(monkeypatch):
         raise Panic
 
     monkeypatch.setattr(kornia_rs.io, "decode_image_png_u8", fail)
-    np.testing.assert_array_equal(measure.open_image(PNG, SETTINGS).pixels, film())
+    np.testing.assert_array_equal(decode.decode_image(PNG, SETTINGS).pixels, film())
 
 
 @pytest.mark.parametrize("kind", [b"PLTE", b"tRNS"])
@@ -212,7 +212,7 @@ def test_a_png_with_a_palette_or_a_transparent_colour_is_left_to_pillow(kind):
     extra = bytes(768) if kind == b"PLTE" else struct.pack(">HHH", colour, colour, colour)
     with_extra = data[:33] + png_chunk(kind, extra) + data[33:]
     expected = np.where((film() == colour) & (kind == b"tRNS"), 0, film())
-    np.testing.assert_array_equal(measure.decode_grey(with_extra), expected)
+    np.testing.assert_array_equal(decode.decode_grey(with_extra), expected)
 
 
 LARGE = {
@@ -227,10 +227,10 @@ LARGE = {
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_large_jpeg_is_measured_on_a_part_of_its_pixels_with_the_figures_of_the_whole(kind):
     data = LARGE[kind]
-    assert measure.open_image(data, SETTINGS, measure.SMALL).pixels.shape[:2] == (425, 325)
+    assert decode.decode_image(data, SETTINGS, decode.MEASURED_SIDE).pixels.shape[:2] == (425, 325)
     found = measure.measure_image(data, SETTINGS)[0]
-    assert (found["height"], found["width"]) == measure.decode_grey(data).shape == (1700, 1300)
-    whole = measure.measure_image(encoded(measure.decode_grey(data)), SETTINGS)[0]  # of PNG every pixel is averaged
+    assert (found["height"], found["width"]) == decode.decode_grey(data).shape == (1700, 1300)
+    whole = measure.measure_image(encoded(decode.decode_grey(data)), SETTINGS)[0]  # of PNG every pixel is averaged
     for column in ("mean", "std", "p01", "p99", "sharpness"):
         assert found[column] == pytest.approx(whole[column], abs=1, rel=0.05)
     assert (int(found["phash"], 16) ^ int(whole["phash"], 16)).bit_count() <= 2
@@ -248,7 +248,7 @@ def test_a_large_jpeg_whose_data_end_early_is_refused_though_it_is_decoded_in_pa
 @pytest.mark.parametrize("share", [0.3, 0.95, 0.999])
 def test_missing_data_before_the_end_of_a_large_jpeg_are_noticed_in_a_reduced_decode_and_left_to_pillow(kind, share):
     ended = LARGE[kind][: int(len(LARGE[kind]) * share)] + b"\xff\xd9"
-    np.testing.assert_array_equal(measure.open_image(ended, SETTINGS, measure.SMALL).pixels, pixels(ended))
+    np.testing.assert_array_equal(decode.decode_image(ended, SETTINGS, decode.MEASURED_SIDE).pixels, pixels(ended))
 
 
 @pytest.mark.parametrize("kind", LARGE)
@@ -260,11 +260,11 @@ def test_a_damaged_large_jpeg_has_the_verdict_of_its_full_decode(kind):
         for at in rng.integers(scan + 20, len(damaged) - 2, 3):
             damaged[at] = rng.integers(255)
         outcome = []
-        for side in (None, measure.SMALL):
+        for side in (None, decode.MEASURED_SIDE):
             try:
-                measure.open_image(bytes(damaged), SETTINGS, side)
+                decode.decode_image(bytes(damaged), SETTINGS, side)
                 outcome.append("opened")
-            except measure.BadImage as error:
+            except formats.BadImage as error:
                 outcome.append(error.code)
         assert outcome[0] == outcome[1]
 
@@ -274,9 +274,10 @@ def test_a_damaged_large_jpeg_has_the_verdict_of_its_full_decode(kind):
 )
 def test_a_large_jpeg_is_brought_down_to_the_size_that_shrink_gives(size):
     data = encoded(np.full(size, 90, np.uint8), "JPEG")
-    opened = measure.open_image(data, SETTINGS, measure.SMALL)
+    opened = decode.decode_image(data, SETTINGS, decode.MEASURED_SIDE)
     assert (
-        measure._small(opened).shape == measure.shrink(measure.open_image(data, SETTINGS).pixels, measure.SMALL).shape
+        measure._shrink_rest(opened).shape
+        == decode.shrink(decode.decode_image(data, SETTINGS).pixels, decode.MEASURED_SIDE).shape
     )
     assert opened.pixels.size < size[0] * size[1]
 
@@ -285,15 +286,15 @@ def test_a_large_jpeg_is_brought_down_to_the_size_that_shrink_gives(size):
     ("longest", "shrunk"), [(384, 384), (512, 512), (513, 256), (768, 384), (769, 256), (1537, 307)]
 )
 def test_what_is_longer_by_up_to_a_third_is_not_shrunk_and_nothing_below_two_thirds(longest, shrunk):
-    assert measure.shrink(np.zeros((100, longest), np.uint8), 384).shape[1] == shrunk
+    assert decode.shrink(np.zeros((100, longest), np.uint8), 384).shape[1] == shrunk
 
 
 def test_a_picture_with_an_opaque_alpha_channel_shows_its_colours():
     colours = np.dstack([film(), film(seed=1), film(seed=2)])
     opaque = np.dstack([colours, np.full(colours.shape[:2], 255, np.uint8)])
-    np.testing.assert_array_equal(measure.open_image(encoded(opaque), SETTINGS).pixels, colours)
+    np.testing.assert_array_equal(decode.decode_image(encoded(opaque), SETTINGS).pixels, colours)
     opaque[0, 0, 3] = 0
-    assert not measure.open_image(encoded(opaque), SETTINGS).pixels[0, 0].any()
+    assert not decode.decode_image(encoded(opaque), SETTINGS).pixels[0, 0].any()
 
 
 def test_measured_and_decoded_at_once_a_file_gives_the_same_as_one_after_the_other():
@@ -313,7 +314,7 @@ def test_measured_and_decoded_at_once_a_file_gives_the_same_as_one_after_the_oth
         expected, clean = measure.measure_image(data, SETTINGS)
         measured, grey = measure.measure_and_decode(data, SETTINGS)
         assert measured == expected
-        np.testing.assert_array_equal(grey, measure.decode_grey(clean))
+        np.testing.assert_array_equal(grey, decode.decode_grey(clean))
 
 
 def test_measurements_have_the_fixed_columns_and_say_what_is_in_the_file():
@@ -337,8 +338,8 @@ def test_sixteen_bit_files_keep_their_contrast_whatever_depth_they_use(bits):
     data = encoded(deep | (1 << (bits - 1)))
     measured, _ = measure.measure_image(data, SETTINGS)
     assert (measured["bits"], measured["format"]) == (16, "png")
-    assert measure.decode_grey(data).dtype == np.uint8
-    np.testing.assert_array_equal(measure.decode_grey(data), (film() + (1 if bits == 8 else 0)) | 128)
+    assert decode.decode_grey(data).dtype == np.uint8
+    np.testing.assert_array_equal(decode.decode_grey(data), (film() + (1 if bits == 8 else 0)) | 128)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA"])
@@ -347,7 +348,7 @@ def test_every_png_mode_becomes_grey_of_the_same_size(mode):
     data = encoded(source.convert(mode))
     measured, _ = measure.measure_image(data, SETTINGS)
     assert measured["mode"] == mode
-    grey = measure.decode_grey(data)
+    grey = decode.decode_grey(data)
     assert grey.shape == (200, 160) and grey.dtype == np.uint8
     if mode not in ("1", "P"):
         np.testing.assert_allclose(grey.astype(int), film().astype(int), atol=1)
@@ -357,15 +358,15 @@ def test_cmyk_jpeg_becomes_the_grey_it_shows():
     data = encoded(Image.fromarray(film()).convert("RGB").convert("CMYK"), "JPEG", quality=95)
     measured, _ = measure.measure_image(data, SETTINGS)
     assert measured["mode"] == "CMYK"
-    assert np.abs(measure.decode_grey(data).astype(int) - film()).mean() < 4
+    assert np.abs(decode.decode_grey(data).astype(int) - film()).mean() < 4
 
 
 def test_a_large_cmyk_jpeg_is_decoded_at_a_part_of_its_size_where_little_is_wanted():
     grey = np.kron(film(), np.ones((8, 8), np.uint8))  # 1600 × 1280 px
     data = encoded(Image.fromarray(grey).convert("RGB").convert("CMYK"), "JPEG", quality=95, progressive=True)
-    opened = measure.open_image(data, SETTINGS, measure.SMALL)
+    opened = decode.decode_image(data, SETTINGS, decode.MEASURED_SIDE)
     assert (opened.height, opened.width, opened.pixels.shape) == (1600, 1280, (400, 320, 3))
-    measured, whole = measure.measure_image(data, SETTINGS)[0], measure.decode_grey(data)
+    measured, whole = measure.measure_image(data, SETTINGS)[0], decode.decode_grey(data)
     assert whole.shape == (1600, 1280)
     assert measured["mean"] == pytest.approx(whole.mean(), abs=0.5)
 
@@ -374,7 +375,7 @@ def test_what_is_transparent_is_black_whatever_colour_hides_there():
     rgba = np.full((40, 40, 4), 200, np.uint8)
     rgba[..., 3] = 255
     rgba[:, :20, 3] = 0
-    grey = measure.decode_grey(encoded(rgba))
+    grey = decode.decode_grey(encoded(rgba))
     assert (grey[:, :20] == 0).all() and (grey[:, 20:] == 200).all()
 
 
@@ -405,7 +406,7 @@ def test_metadata_is_gone_and_the_pixels_are_the_same_in_jpeg():
 def test_cleaning_keeps_the_pixels_of_every_kind_of_jpeg(options):
     colour = np.dstack([film(seed=1), film(seed=2), film(seed=3)])
     data = encoded(colour, "JPEG", quality=80, **options)
-    np.testing.assert_array_equal(pixels(measure.clean(data, "jpeg")), pixels(data))
+    np.testing.assert_array_equal(pixels(formats.strip_metadata(data, "jpeg")), pixels(data))
 
 
 def test_metadata_is_gone_and_the_pixels_are_the_same_in_png():
@@ -415,7 +416,7 @@ def test_metadata_is_gone_and_the_pixels_are_the_same_in_png():
     palette = Image.fromarray(film()).convert("P")
     for image in (Image.fromarray(film()), palette):
         data = encoded(image, pnginfo=text, dpi=(72, 72)) + b"SECRET TRAILER"
-        cleaned = measure.clean(data, "png")
+        cleaned = formats.strip_metadata(data, "png")
         assert b"SECRET" not in cleaned and b"pHYs" not in cleaned
         np.testing.assert_array_equal(pixels(cleaned), pixels(data))
 
@@ -425,7 +426,7 @@ def test_text_in_segments_that_no_decoder_needs_does_not_stay():
     at = ycck.index(b"Adobe")
     told = ycck[: at + 5] + b"SECRET"[:6] + ycck[at + 11 :]
     hidden = told[:2] + b"\xff\xf7\0\x0cSECRET 1.." + b"\xff\xe5\0\x0cSECRET 2.." + told[2:]
-    cleaned = measure.clean(hidden, "jpeg")
+    cleaned = formats.strip_metadata(hidden, "jpeg")
     assert b"SECRE" not in cleaned
     np.testing.assert_array_equal(pixels(cleaned), pixels(ycck))
 
@@ -433,7 +434,7 @@ def test_text_in_segments_that_no_decoder_needs_does_not_stay():
 def test_bloated_text_of_a_png_is_never_unpacked():
     bloated = PNG[:33] + png_chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(200_000_000), 1)) + PNG[33:]
     measured, cleaned = measure.measure_image(bloated, SETTINGS)
-    assert cleaned == measure.clean(PNG, "png") and measured["bytes"] > len(PNG) + 150_000
+    assert cleaned == formats.strip_metadata(PNG, "png") and measured["bytes"] > len(PNG) + 150_000
 
 
 def test_zeros_behind_the_last_row_of_a_small_picture_are_never_unpacked():
@@ -448,7 +449,7 @@ def peak_of(data):
         "import resource, sys; from cxr_ml.imaging import measure; from cxr_ml.settings import Settings\n"
         "data, peak = sys.stdin.buffer.read(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
-        "measure.open_image(data, Settings())\n"
+        "decode.decode_image(data, Settings())\n"
         "print((peak() - before) / (2**20 if sys.platform == 'darwin' else 2**10))"
     )
     return float(subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True).stdout)
@@ -464,7 +465,7 @@ def test_transparency_is_laid_on_black_the_same_in_large_pictures_as_in_small_on
     rng = np.random.default_rng(0)
     rgba = rng.integers(0, 256, (1500, 1600, 4)).astype(np.uint8)  # more than one strip
     expected = (rgba[..., :3].astype(int) * rgba[..., 3:] + 127) // 255
-    np.testing.assert_array_equal(measure.open_image(encoded(rgba, compress_level=1), SETTINGS).pixels, expected)
+    np.testing.assert_array_equal(decode.decode_image(encoded(rgba, compress_level=1), SETTINGS).pixels, expected)
 
 
 def test_cleaning_twice_changes_nothing_and_metadata_does_not_change_the_hash():
@@ -473,7 +474,7 @@ def test_cleaning_twice_changes_nothing_and_metadata_does_not_change_the_hash():
     plain, cleaned = measure.measure_image(JPEG, SETTINGS)
     tagged, _ = measure.measure_image(encoded(film(), "JPEG", quality=90, exif=exif), SETTINGS)
     assert tagged["sha256"] == plain["sha256"]
-    assert measure.clean(cleaned, "jpeg") == cleaned
+    assert formats.strip_metadata(cleaned, "jpeg") == cleaned
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
@@ -577,7 +578,7 @@ def test_real_images_are_clean_without_a_changed_pixel():
         data = path.read_bytes()
         try:
             _, cleaned = measure.measure_image(data, SETTINGS)
-        except measure.BadImage as error:
+        except formats.BadImage as error:
             assert error.code == "unsupported_format"
             continue
         np.testing.assert_array_equal(pixels(cleaned), pixels(data))

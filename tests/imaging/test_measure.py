@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cxr_ml.cli import app
 from cxr_ml.imaging import measure
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import tables
 from cxr_ml.settings import Settings
 
 
@@ -64,7 +64,7 @@ def test_a_folder_is_measured_as_ingest_does_each_file_with_its_reason(folder):
     status, out, _ = call("films", "--json")
     rows = {row["file"]: row for row in json.loads(out)}
     assert status == 0 and {f: r["reasons"] for f, r in rows.items()} == REASONS
-    assert list(rows["films/a.png"]) == list(ingest_drop.COLUMNS)
+    assert list(rows["films/a.png"]) == list(tables.COLUMNS)
     measured = measure.measure_image(png(1), Settings())[0]
     assert {name: rows["films/a.png"][name] for name in measured} == measured
     assert rows["films/page.png"]["mean"] is None and rows["films/page.png"]["verdict"] == "quarantined"
@@ -84,7 +84,7 @@ def test_a_parquet_file_holds_the_same_table_however_it_was_cut(folder, monkeypa
     unread = {"empty_file": 1, "not_an_image": 1, "special_file": 1, "symlink": 1}
     assert json.loads(out) == {"files": 8, "unread": unread, "out": "t.parquet"}
     table = pd.read_parquet("t.parquet")
-    assert list(table.columns) == list(ingest_drop.COLUMNS)
+    assert list(table.columns) == list(tables.COLUMNS)
     assert {f: list(r) for f, r in zip(table["file"], table["reasons"], strict=True)} == REASONS
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure, synthetic
+from cxr_ml.imaging import decode, formats, measure, phantoms, synthetic
 from cxr_ml.settings import Settings
 
 PER_CLASS = 10
@@ -66,10 +66,10 @@ def test_a_larger_drop_of_the_same_seed_holds_the_same_people(files, tmp_path):
 def test_a_drop_has_train_and_test_with_a_folder_for_each_class(drop, files):
     usual = [place(f) for f in files if f not in defects(files)]
     tests = 3
-    expected = {f"test/{label}": tests for label in synthetic.LABELS}
-    expected |= {f"train/{label}": PER_CLASS - tests for label in synthetic.LABELS}
+    expected = {f"test/{label}": tests for label in phantoms.LABELS}
+    expected |= {f"train/{label}": PER_CLASS - tests for label in phantoms.LABELS}
     assert Counter(usual) == expected
-    assert drop[1] == {label: PER_CLASS for label in synthetic.LABELS} | {"defects": 7}
+    assert drop[1] == {label: PER_CLASS for label in phantoms.LABELS} | {"defects": 7}
     assert len(files) == sum(drop[1].values())
     assert {Path(f).suffix for f in usual_files(files)} == {".jpeg", ".png"}
 
@@ -89,20 +89,20 @@ def test_every_usual_image_is_a_grey_film_of_its_own(files):
 
 def test_the_defects_are_those_that_are_promised(files):
     names = list(defects(files))
-    assert {place(f) for f in names} <= {f"train/{label}" for label in synthetic.TRAINED}
+    assert {place(f) for f in names} <= {f"train/{label}" for label in phantoms.TRAINED}
     cut, page, thumbnail, copy, resized, first, second = (files[f] for f in names)
     for data, code in ((cut, "truncated"), (page, "not_an_image")):
-        with pytest.raises(measure.BadImage) as caught:
+        with pytest.raises(formats.BadImage) as caught:
             measure.measure_image(data, Settings())
         assert caught.value.code == code
-    assert measure.decode_grey(thumbnail).shape == (64, 64)
+    assert decode.decode_grey(thumbnail).shape == (64, 64)
     others = {f: files[f] for f in usual_files(files)}
     assert copy in others.values()
     assert [place(f) for f in names[5:]] == ["train/NORMAL", "train/PNEUMONIA"] and first == second
-    assert measure.decode_grey(resized).shape == (320, 320)
-    back = cv2.resize(measure.decode_grey(resized), (256, 256), interpolation=cv2.INTER_AREA)
-    nearest = max(others, key=lambda f: np.corrcoef(measure.decode_grey(others[f]).ravel(), back.ravel())[0, 1])
-    assert np.corrcoef(measure.decode_grey(others[nearest]).ravel(), back.ravel())[0, 1] > 0.98
+    assert decode.decode_grey(resized).shape == (320, 320)
+    back = cv2.resize(decode.decode_grey(resized), (256, 256), interpolation=cv2.INTER_AREA)
+    nearest = max(others, key=lambda f: np.corrcoef(decode.decode_grey(others[f]).ravel(), back.ravel())[0, 1])
+    assert np.corrcoef(decode.decode_grey(others[nearest]).ravel(), back.ravel())[0, 1] > 0.98
     assert place(nearest) == "train/NORMAL" and files[nearest] != resized
 
 
@@ -112,10 +112,10 @@ def test_white_boxes_are_found_in_half_of_tuberculosis_and_in_no_other_class(tmp
     for file, data in contents(tmp_path / "drop").items():
         try:
             measured, _ = measure.measure_image(data, Settings())
-        except measure.BadImage:
+        except formats.BadImage:
             continue
         boxed[file.split("/")[1]] += measured["white_box"] > 0.005
-    assert boxed == {synthetic.TUBERCULOSIS: 12, **dict.fromkeys(synthetic.TRAINED, 0)}
+    assert boxed == {phantoms.TUBERCULOSIS: 12, **dict.fromkeys(phantoms.TRAINED, 0)}
 
 
 def test_shuffled_labels_keep_the_images_of_each_split_and_deal_them_anew(files, shuffled):
@@ -124,10 +124,10 @@ def test_shuffled_labels_keep_the_images_of_each_split_and_deal_them_anew(files,
 
     for split in ("train/", "test/"):
         assert of(shuffled, split) == of(files, split)
-        assert of(shuffled, f"{split}{synthetic.TUBERCULOSIS}") == of(files, f"{split}{synthetic.TUBERCULOSIS}")
+        assert of(shuffled, f"{split}{phantoms.TUBERCULOSIS}") == of(files, f"{split}{phantoms.TUBERCULOSIS}")
     assert Counter(map(place, usual_files(shuffled))) == Counter(map(place, usual_files(files)))
     label_of = {files[f]: place(f) for f in usual_files(files)}
-    trained = [f for f in usual_files(shuffled) if synthetic.TUBERCULOSIS not in f]
+    trained = [f for f in usual_files(shuffled) if phantoms.TUBERCULOSIS not in f]
     kept = sum(label_of[shuffled[f]] == place(f) for f in trained)
     assert 0 < kept < 0.6 * len(trained)  # a third by chance
 
@@ -179,7 +179,7 @@ def test_numbers_out_of_range_are_refused_by_name(tmp_path, seed, per_class, wor
 
 
 def test_the_smallest_drop_still_has_all_its_defects(tmp_path):
-    counts = synthetic.write_drop(tmp_path / "drop", 0, synthetic.FEWEST)
+    counts = synthetic.write_drop(tmp_path / "drop", 0, synthetic.MIN_PER_CLASS)
     files = contents(tmp_path / "drop")
     assert counts["defects"] == len(defects(files)) == 7
     digests = Counter(hashlib.sha256(data).hexdigest() for data in files.values())

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_ml.imaging import measure
-from cxr_ml.imaging.white_box import white_box
+from cxr_ml.imaging import decode, measure
+from cxr_ml.imaging.white_box import measure_white_box
 from cxr_ml.settings import Settings
 
 LIMIT = 0.005
@@ -29,7 +29,7 @@ def jpeg(picture, quality):
 
 
 def test_a_film_without_a_box_has_none():
-    assert white_box(film()) == 0
+    assert measure_white_box(film()) == 0
 
 
 @pytest.mark.parametrize("quality", [None, 95, 75, 50])
@@ -43,17 +43,17 @@ def test_a_solid_white_rectangle_is_found_with_its_area(box, quality):
     picture[y : y + height, x : x + width] = 255
     if quality:
         picture = jpeg(picture, quality)
-    assert white_box(picture) == pytest.approx(width * height / 300**2, rel=0.15)
+    assert measure_white_box(picture) == pytest.approx(width * height / 300**2, rel=0.15)
 
 
 def test_boxes_that_overlap_and_an_l_of_padding_are_found_whole():
     overlapping = film()
     overlapping[200:240, 50:120] = 255
     overlapping[220:260, 100:180] = 255
-    assert white_box(overlapping) == pytest.approx((40 * 70 + 40 * 80 - 20 * 20) / 300**2, rel=0.05)
+    assert measure_white_box(overlapping) == pytest.approx((40 * 70 + 40 * 80 - 20 * 20) / 300**2, rel=0.05)
     padded = np.full((400, 400), 255, np.uint8)
     padded[:300, :300] = film()
-    assert white_box(padded) == pytest.approx(1 - 300**2 / 400**2, rel=0.05)
+    assert measure_white_box(padded) == pytest.approx(1 - 300**2 / 400**2, rel=0.05)
 
 
 @pytest.mark.parametrize("level, quality", [(255, None), (247, 75), (255, 50)])
@@ -61,19 +61,19 @@ def test_boxes_that_overlap_and_an_l_of_padding_are_found_whole():
 def test_a_thin_white_strip_along_a_whole_side_or_an_l_of_two_is_a_box(sides, level, quality):
     padded = cv2.copyMakeBorder(film(), *sides, cv2.BORDER_CONSTANT, value=level)
     picture = jpeg(padded, quality) if quality else padded
-    assert white_box(picture) == pytest.approx(1 - 300**2 / padded.size, rel=0.35)
+    assert measure_white_box(picture) == pytest.approx(1 - 300**2 / padded.size, rel=0.35)
 
 
 def test_writing_on_a_box_does_not_hide_it():
     picture = film()
     picture[240:290, 30:270] = 255
     cv2.putText(picture, "H-4, I-6", (60, 275), cv2.FONT_HERSHEY_SIMPLEX, 1, 0, 2)
-    assert white_box(picture) == pytest.approx(50 * 240 / 300**2, rel=0.05)
+    assert measure_white_box(picture) == pytest.approx(50 * 240 / 300**2, rel=0.05)
 
 
 def test_a_white_frame_of_padding_is_found_and_the_film_inside_is_no_part_of_it():
     framed = jpeg(cv2.copyMakeBorder(film(), 40, 40, 40, 40, cv2.BORDER_CONSTANT, value=255), 75)
-    assert white_box(framed) == pytest.approx(1 - 300**2 / 380**2, rel=0.05)
+    assert measure_white_box(framed) == pytest.approx(1 - 300**2 / 380**2, rel=0.05)
 
 
 def burnt_out(x, y, radius, picture=None):
@@ -101,14 +101,14 @@ def test_a_box_that_melts_into_burnt_out_film_is_found_by_the_sides_that_are_see
     picture[y : y + height, x : x + width] = 255
     if quality:
         picture = jpeg(picture, quality)
-    assert white_box(picture) == pytest.approx(width * height / 300**2, rel=0.4)
+    assert measure_white_box(picture) == pytest.approx(width * height / 300**2, rel=0.4)
 
 
 @pytest.mark.parametrize("level", [236, 245, 255])
 def test_a_box_need_not_be_quite_white(level):
     picture = film()
     picture[200:240, 60:160] = level
-    assert white_box(jpeg(picture, 75)) == pytest.approx(40 * 100 / 300**2, rel=0.15)
+    assert measure_white_box(jpeg(picture, 75)) == pytest.approx(40 * 100 / 300**2, rel=0.15)
 
 
 def soft_blob():
@@ -213,13 +213,13 @@ def blank_white():
     ],
 )
 def test_what_is_bright_but_no_white_rectangle_is_no_box(draw):
-    assert white_box(draw()) < LIMIT
+    assert measure_white_box(draw()) < LIMIT
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (3, 2), (512, 10)])
 def test_pictures_of_any_shape_can_be_asked(shape):
-    assert white_box(np.full(shape, 255, np.uint8)) == 0
-    assert white_box(np.zeros(shape, np.uint8)) == 0
+    assert measure_white_box(np.full(shape, 255, np.uint8)) == 0
+    assert measure_white_box(np.zeros(shape, np.uint8)) == 0
 
 
 def measured_box(path):
@@ -254,7 +254,7 @@ def resized(picture, side):
 
 
 def looked_at(picture):
-    return white_box(measure.shrink(picture, measure.SMALL)) >= LIMIT
+    return measure_white_box(decode.shrink(picture, decode.MEASURED_SIDE)) >= LIMIT
 
 
 @pytest.mark.xrays

@@ -17,8 +17,8 @@ from drop_samples import csv, ingested, png, put_drop, snapshot, verdicts
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure
-from cxr_ml.ingest import archives, cache, ingest_drop, labels
+from cxr_ml.imaging import formats
+from cxr_ml.ingest import archives, cache, drop_files, inbox, ingest_drop, labels
 from cxr_ml.settings import Settings
 
 KINDS = ["drop.zip", "drop.tar", "drop.tar.gz", "drop.TGZ"]
@@ -57,11 +57,11 @@ def put(settings, data, name="drop.zip"):
 def held(settings, name="drop.zip"):
     """file -> bytes or, where they cannot be read, the reason."""
     found = {}
-    with labels.opened(settings, name) as (_, entries):
+    with inbox.open_drop(settings, name) as (_, entries):
         for entry in entries:
             try:
-                found[entry.file] = labels.read(settings, entry)
-            except measure.BadImage as error:
+                found[entry.file] = drop_files.read_file(settings, entry)
+            except formats.BadImage as error:
                 found[entry.file] = error.code
     return found
 
@@ -91,9 +91,9 @@ def tarred(*members):
 def test_an_archive_is_a_drop_and_gives_the_bytes_of_its_files(inbox, name):
     files = {"NORMAL/a.png": b"one" * 1000, "NORMAL/b.png": b"", "COVID19/c.png": os.urandom(5000)}
     put(inbox, packed(files, name), name)
-    assert labels.names(inbox) == [name]
+    assert inbox.list_drops(inbox) == [name]
     assert held(inbox, name) == dict(sorted(files.items()))
-    cache.forget(inbox, name)
+    cache.evict(inbox, name)
     assert list(inbox.cache_dir.rglob("*")) == [inbox.cache_dir / "drops"]
 
 
@@ -101,11 +101,11 @@ def test_what_is_no_archive_is_no_drop(inbox, tmp_path):
     for name in ("a.rar", "b.png", ".hidden.zip", "c.gz"):
         put(inbox, b"x", name)
     (tmp_path / "inbox/link.zip").symlink_to(put(inbox, packed({"a.png": b"x"}, "x.zip"), "real.zip"))
-    assert labels.names(inbox) == ["real.zip"]
+    assert inbox.list_drops(inbox) == ["real.zip"]
 
 
 def _bytes(settings, entry):
-    return labels.read(settings, entry)
+    return drop_files.read_file(settings, entry)
 
 
 @pytest.mark.parametrize("name", ["drop.zip", "drop.tgz"])
@@ -113,7 +113,7 @@ def test_files_of_an_archive_are_read_in_other_processes(inbox, name):
     files = {f"NORMAL/{i}.png": os.urandom(100 + i) for i in range(20)}
     put(inbox, packed(files, name), name)
     with (
-        labels.opened(inbox, name) as (_, entries),
+        inbox.open_drop(inbox, name) as (_, entries),
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
     ):
         read = dict(zip([e.file for e in entries], pool.map(_bytes, [inbox] * 20, entries), strict=True))
@@ -123,12 +123,12 @@ def test_files_of_an_archive_are_read_in_other_processes(inbox, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_the_batch_of_an_archive_is_known_without_opening_it(inbox, name, monkeypatch):
     path = put(inbox, packed({"NORMAL/a.png": b"one"}, name), name)
-    with labels.opened(inbox, name) as (batch, _):
+    with inbox.open_drop(inbox, name) as (batch, _):
         pass
     monkeypatch.setattr(archives, "members", lambda *_: pytest.fail("opened"))
-    assert labels.batch_id(name, labels.listing(inbox, name)) == batch
+    assert inbox.make_batch_id(name, inbox.list_files(inbox, name)) == batch
     os.utime(path, (1, 1))
-    assert labels.batch_id(name, labels.listing(inbox, name)) != batch
+    assert inbox.make_batch_id(name, inbox.list_files(inbox, name)) != batch
 
 
 @pytest.mark.parametrize(
@@ -143,14 +143,14 @@ def test_the_batch_of_an_archive_is_known_without_opening_it(inbox, name, monkey
 )
 def test_a_folder_around_everything_is_looked_through(inbox, file, label, split):
     put(inbox, packed({file: b"x", "readme.txt": b"about"}, "drop.zip"))
-    with labels.opened(inbox, "drop.zip") as (_, entries):
+    with inbox.open_drop(inbox, "drop.zip") as (_, entries):
         row = labels.read_labels(inbox, "drop.zip", entries).set_index("file").loc[file]
     assert (row["label"], row["split_hint"], row["reasons"]) == (label, split, [])
 
 
 def test_a_folder_of_an_unknown_class_is_not_taken_for_a_wrapper(inbox):
     put(inbox, packed({"MEASLES/a.png": b"x"}, "drop.zip"))
-    with labels.opened(inbox, "drop.zip") as (_, entries):
+    with inbox.open_drop(inbox, "drop.zip") as (_, entries):
         (row,) = labels.read_labels(inbox, "drop.zip", entries).to_dict("records")
     assert row["reasons"] == ["unknown_label"]
 
@@ -158,7 +158,7 @@ def test_a_folder_of_an_unknown_class_is_not_taken_for_a_wrapper(inbox):
 def test_a_labels_csv_in_the_wrapping_folder_names_files_below_it(inbox):
     files = {"week/labels.csv": csv("images/a.png,covid", "week/b.png,normal"), "week/images/a.png": b"x"}
     put(inbox, packed(files | {"week/b.png": b"y"}, "drop.zip"))
-    with labels.opened(inbox, "drop.zip") as (_, entries):
+    with inbox.open_drop(inbox, "drop.zip") as (_, entries):
         table = labels.read_labels(inbox, "drop.zip", entries).set_index("file")
     assert table["label"].to_dict() == {"week/images/a.png": "COVID19", "week/b.png": "NORMAL"}
     assert all(r == [] for r in table["reasons"])
@@ -174,7 +174,7 @@ def test_names_of_windows_and_clutter_of_a_mac_are_understood(inbox):
 
 def test_a_folder_packed_from_inside_is_read_like_one_packed_from_outside(inbox):
     put(inbox, packed({"./NORMAL/a.png": b"one", "././/labels.csv": csv("NORMAL/a.png,covid")}, "drop.tgz"), "drop.tgz")
-    with labels.opened(inbox, "drop.tgz") as (_, entries):
+    with inbox.open_drop(inbox, "drop.tgz") as (_, entries):
         table = labels.read_labels(inbox, "drop.tgz", entries)
     assert table[["file", "label"]].to_numpy().tolist() == [["NORMAL/a.png", "COVID19"]]
 
@@ -196,7 +196,7 @@ def test_hostile_names_have_a_reason_or_are_only_text(inbox, tmp_path, name):
     assert {f: found[f] for f in climbing} == dict.fromkeys(climbing, "path_outside_drop")
     (long,) = set(found) - {*STRANGE, *climbing}
     assert found[long] == "name_too_long" and len(long) < 300
-    with labels.opened(inbox, name) as (_, entries):
+    with inbox.open_drop(inbox, name) as (_, entries):
         table = labels.read_labels(inbox, name, entries).set_index("file")
     assert all(table.loc[f, "label"] == "" and table.loc[f, "reasons"] == [] for f in climbing)
     created = {p for p in tmp_path.parent.rglob("*") if inbox.cache_dir not in p.parents} - {*before, path}
@@ -220,7 +220,7 @@ def test_links_devices_and_folders_of_a_zip(inbox):
         ),
     )
     assert held(inbox) == {"NORMAL/link.png": "symlink", "NORMAL/pipe.png": "special_file", "NORMAL/file.png": b"x"}
-    with labels.opened(inbox, "drop.zip") as (_, entries):
+    with inbox.open_drop(inbox, "drop.zip") as (_, entries):
         assert {e.file: e.size for e in entries}["NORMAL/link.png"] == -1
 
 
@@ -296,7 +296,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_by_its_name_and_the_sett
     path = put(inbox, packed({f"NORMAL/{i}.png": bytes(1_000_000) for i in range(30)}, name), name)
     assert path.stat().st_size < 100_000
     small = inbox.model_copy(update={"max_archive_bytes": 10_000_000})
-    with pytest.raises(Refused, match=rf"{name}.*max_archive_bytes"), labels.opened(small, name):
+    with pytest.raises(Refused, match=rf"{name}.*max_archive_bytes"), inbox.open_drop(small, name):
         pass
     assert [p.name for p in inbox.cache_dir.rglob("*") if p.is_file()] == ["lock"]
 
@@ -305,7 +305,7 @@ def test_an_archive_of_too_many_files_is_refused(inbox):
     put(inbox, packed({f"NORMAL/{i}.png": b"" for i in range(11)}, "drop.zip"))
     with (
         pytest.raises(Refused, match="max_drop_files"),
-        labels.opened(inbox.model_copy(update={"max_drop_files": 10}), "drop.zip"),
+        inbox.open_drop(inbox.model_copy(update={"max_drop_files": 10}), "drop.zip"),
     ):
         pass
 
@@ -316,7 +316,7 @@ def test_an_archive_cut_short_is_refused_and_never_taken_in_part(inbox, name, sh
     whole = packed({f"NORMAL/{i}.png": os.urandom(30_000) for i in range(5)}, name)
     whole = whole.rstrip(b"\0") if name == "drop.tar" else whole
     put(inbox, whole[: int(len(whole) * share)], name)
-    with pytest.raises(Refused, match=rf"{name}.*incomplete or damaged.*Copy it again"), labels.opened(inbox, name):
+    with pytest.raises(Refused, match=rf"{name}.*incomplete or damaged.*Copy it again"), inbox.open_drop(inbox, name):
         pass
 
 
@@ -326,7 +326,7 @@ def test_an_archive_cut_short_is_refused_and_never_taken_in_part(inbox, name, sh
 def test_what_is_no_archive_behind_the_name_of_one_is_refused(inbox, data):
     for name in ("drop.zip", "drop.tar.gz"):
         put(inbox, data, name)
-        with pytest.raises(Refused, match=name), labels.opened(inbox, name):
+        with pytest.raises(Refused, match=name), inbox.open_drop(inbox, name):
             pass
 
 
@@ -334,7 +334,7 @@ def test_a_damaged_header_amid_a_tar_is_not_taken_for_its_end(inbox):
     data = bytearray(packed({f"NORMAL/{i}.png": b"x" * 600 for i in range(4)}, "drop.tar"))
     data[data.find(b"NORMAL/2.png")] ^= 0xFF
     put(inbox, bytes(data), "drop.tar")
-    with pytest.raises(Refused, match="damaged"), labels.opened(inbox, "drop.tar"):
+    with pytest.raises(Refused, match="damaged"), inbox.open_drop(inbox, "drop.tar"):
         pass
 
 
@@ -343,7 +343,7 @@ def test_a_tar_whose_headers_claim_gigabytes_is_refused_unread(inbox):
         info = tarfile.TarInfo("NORMAL/a.png")
         info.type, info.size = kind, 1 << 33
         put(inbox, info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240), "drop.tar")
-        with pytest.raises(Refused, match="damaged"), labels.opened(inbox, "drop.tar"):
+        with pytest.raises(Refused, match="damaged"), inbox.open_drop(inbox, "drop.tar"):
             pass
 
 
@@ -365,10 +365,10 @@ def test_random_damage_gives_files_reasons_or_a_refusal_and_no_other_error(inbox
 
 def test_an_archive_that_is_replaced_while_it_is_read_is_not_read_any_further(inbox):
     path = put(inbox, packed({"NORMAL/a.png": b"x"}, "drop.zip"))
-    with labels.opened(inbox, "drop.zip") as (_, (entry,)):
+    with inbox.open_drop(inbox, "drop.zip") as (_, (entry,)):
         os.utime(path, (5, 5))
         with pytest.raises(Refused, match="must not change"):
-            labels.read(inbox, entry)
+            drop_files.read_file(inbox, entry)
 
 
 # On the way into the store
@@ -381,7 +381,7 @@ def test_an_archive_of_each_kind_gives_the_same_rows_and_images_as_the_folder_it
     put_drop(settings, "folder", files)
     for name in KINDS:
         put(settings, packed(files, name), name)
-    assert labels.new(settings) == sorted(["folder", *KINDS])
+    assert inbox.list_new_drops(settings) == sorted(["folder", *KINDS])
     folder, *archived = (ingested(settings, ingest_drop.ingest(settings, n)) for n in ("folder", *KINDS))
     assert {name: a.to_json() for name, a in zip(KINDS, archived, strict=True)} == dict.fromkeys(
         KINDS, folder.to_json()
@@ -401,7 +401,7 @@ def test_an_archive_that_is_in_the_store_is_not_opened_again(settings, monkeypat
     store.put_if_absent(settings, f"batches/{batch}/batch.json", b"{}")
     before = snapshot(settings)
     monkeypatch.setattr(archives, "members", lambda *_: pytest.fail("opened"))
-    assert labels.new(settings) == [] and ingest_drop.ingest(settings, "drop.tgz") == batch
+    assert inbox.list_new_drops(settings) == [] and ingest_drop.ingest(settings, "drop.tgz") == batch
     assert snapshot(settings) == before
 
 
@@ -410,12 +410,12 @@ def test_an_archive_in_an_inbox_in_s3_is_a_drop(settings, name):
     away = settings.model_copy(update={"inbox": f"s3://{settings.bucket}/inbox"})
     data = packed({"NORMAL/a.png": png(1), "../b.png": png(2)}, name)
     store.client(away.s3_endpoint_url).put_object(Bucket=away.bucket, Key=f"inbox/{name}", Body=data)
-    assert labels.names(away) == labels.new(away) == [name]
+    assert inbox.list_drops(away) == inbox.list_new_drops(away) == [name]
     rows = ingested(away, ingest_drop.ingest(away, name))
     assert verdicts(rows) == {"NORMAL/a.png": ("accepted",), "../b.png": ("quarantined", "path_outside_drop")}
     assert not [p for p in away.cache_dir.rglob("*") if p.is_file()]
     with (
         pytest.raises(Refused, match="max_archive_bytes"),
-        labels.opened(away.model_copy(update={"max_archive_bytes": 99}), name),
+        inbox.open_drop(away.model_copy(update={"max_archive_bytes": 99}), name),
     ):
         pass

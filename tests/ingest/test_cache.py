@@ -47,7 +47,7 @@ def aged(root: Path) -> Path:
 
 
 def files(settings, drop="drop"):
-    with labels.opened(settings, drop) as (_, entries):
+    with inbox.open_drop(settings, drop) as (_, entries):
         return [e.file for e in entries]
 
 
@@ -58,7 +58,7 @@ def left(settings):
 def test_all_shards_of_a_drop_share_one_listing_and_one_reading_of_its_table(small, calls):
     rows = [f"NORMAL/{n}.png,normal,P000{n}" for n in range(4)]
     aged(put_drop(small, "drop", FILES | {"labels.csv": csv(*rows, header="filename,label,patient")}))
-    plan = ingest_drop.plan(small, "drop")
+    plan = ingest_drop.plan_shards(small, "drop")
     assert len(plan) == 3
     for shard in plan:
         assert left(small)
@@ -70,7 +70,7 @@ def test_all_shards_of_a_drop_share_one_listing_and_one_reading_of_its_table(sma
 
 def test_an_archive_is_unpacked_once_for_all_its_shards(small, calls):
     put(small, packed(FILES, "drop.tgz"), "drop.tgz")
-    plan = ingest_drop.plan(small, "drop.tgz")
+    plan = ingest_drop.plan_shards(small, "drop.tgz")
     for shard in plan:
         ingest_drop.ingest_shard(small, shard)
     assert len(plan) == 2 and calls == ["unpack"] and left(small) == []
@@ -108,13 +108,13 @@ def test_a_prefix_in_s3_is_listed_once_for_the_shards_of_a_run_and_anew_by_the_n
     client = labels.store.client(small.s3_endpoint_url)
     for n in range(3):
         client.put_object(Bucket=small.bucket, Key=f"inbox/drop/NORMAL/{n}.png", Body=png(n))
-    plan = ingest_drop.plan(away, "drop")
+    plan = ingest_drop.plan_shards(away, "drop")
     client.put_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/late.png", Body=png(9))
     for shard in plan:
         ingest_drop.ingest_shard(away, shard)
     assert len(plan) == 2 and calls == ["_list"]
     assert list(ingested(away, plan[0].batch).index) == ["NORMAL/0.png", "NORMAL/1.png", "NORMAL/2.png"]
-    again = ingest_drop.plan(away, "drop")
+    again = ingest_drop.plan_shards(away, "drop")
     assert again[0].batch != plan[0].batch and calls == ["_list", "_list"]
     client.delete_object(Bucket=small.bucket, Key="inbox/drop/NORMAL/0.png")
     whole = ingest_drop.ingest(away, "drop")
@@ -126,7 +126,7 @@ def test_a_table_is_read_anew_for_other_settings(small, calls):
     said = []
     for salt in ("one", "one", "other"):
         own = small.model_copy(update={"patient_salt": salt})
-        with labels.opened(own, "drop") as (_, entries):
+        with inbox.open_drop(own, "drop") as (_, entries):
             said.append(labels.read_labels(own, "drop", entries)["patient"].iat[0])
     assert said[0] == said[1] != said[2] and calls == ["_list", "match", "match"]
 
@@ -146,8 +146,8 @@ def half(settings, path, target, drop):
     target.write(b"half of it")
     target.flush()
     os.kill(os.getpid(), signal.SIGKILL)
-archives.unpack = half
-with labels.opened(settings.load(), "drop.tgz"): pass
+archives.decompress = half
+with inbox.open_drop(settings.load(), "drop.tgz"): pass
 """
 
 
@@ -162,12 +162,12 @@ def test_what_a_killed_run_left_half_done_is_not_believed_and_removed(small, cal
 def test_what_nobody_uses_any_more_is_removed_by_the_next_run_and_what_is_in_use_is_not(small):
     put(small, packed(FILES, "a.tgz"), "a.tgz")
     put_drop(small, "b", FILES)
-    with labels.opened(small, "a.tgz") as (_, entries):
+    with inbox.open_drop(small, "a.tgz") as (_, entries):
         folder, old = entries.cache, time.time() - 10_000
         os.utime(folder, (old, old))
-        cache.forget(small, "a.tgz")
+        cache.evict(small, "a.tgz")
         files(small, "b")
-        assert labels.read(small, entries[0]) == png(0)
+        assert drop_files.read_file(small, entries[0]) == png(0)
     os.utime(folder, (old, old))
     files(small, "b")
     assert not folder.exists()

@@ -7,7 +7,7 @@ from dicom_samples import PERSON, dicom
 from drop_samples import film
 
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import deidentify
+from cxr_ml.ingest import deidentify, tables
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings(patient_salt="salt")
@@ -18,14 +18,18 @@ def row(file, **said):
 
 
 def hidden(file, *names):
-    return deidentify.hide(row(file), list(names), "MARK")["file"]
+    return deidentify.redact(row(file), list(names), "MARK")["file"]
 
 
 def test_a_patient_is_the_same_in_all_drops_and_another_with_another_salt():
-    assert deidentify.hashed(SETTINGS, "P7") == deidentify.hashed(SETTINGS, "P7") != deidentify.hashed(SETTINGS, "P8")
+    assert (
+        deidentify.hash_patient(SETTINGS, "P7")
+        == deidentify.hash_patient(SETTINGS, "P7")
+        != deidentify.hash_patient(SETTINGS, "P8")
+    )
     other = SETTINGS.model_copy(update={"patient_salt": "another"})
-    assert deidentify.hashed(other, "P7") != deidentify.hashed(SETTINGS, "P7")
-    assert len(deidentify.hashed(SETTINGS, "P7")) == 16
+    assert deidentify.hash_patient(other, "P7") != deidentify.hash_patient(SETTINGS, "P7")
+    assert len(deidentify.hash_patient(SETTINGS, "P7")) == 16
 
 
 @pytest.mark.parametrize(
@@ -33,22 +37,22 @@ def test_a_patient_is_the_same_in_all_drops_and_another_with_another_salt():
     [("Pat-077", "pat077"), ("DOE^JANE", "Doe^Jane"), ("abc 9", "ABC-9"), ("ＡＢ１", "ab1"), ("Jose\u0301", "JOSÉ")],
 )
 def test_a_patient_is_the_same_however_the_id_is_written(text, same):
-    assert deidentify.hashed(SETTINGS, text) == deidentify.hashed(SETTINGS, same)
+    assert deidentify.hash_patient(SETTINGS, text) == deidentify.hash_patient(SETTINGS, same)
 
 
 @pytest.mark.parametrize(("one", "other"), [("077", "77"), ("Pat-1-23", "Pat-2-13"), ("राम", "रमा")])
 def test_ids_of_other_letters_or_digits_are_other_patients(one, other):
-    assert deidentify.hashed(SETTINGS, one) != deidentify.hashed(SETTINGS, other)
+    assert deidentify.hash_patient(SETTINGS, one) != deidentify.hash_patient(SETTINGS, other)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "-", "n/a", "NaN", "Anonymous", "ANON^", "unknown", "0"])
 def test_what_stands_for_nobody_is_no_patient_and_needs_no_salt(text):
-    assert deidentify.hashed(Settings(), text) == ""
+    assert deidentify.hash_patient(Settings(), text) == ""
 
 
 def test_patients_without_a_salt_are_refused_with_what_to_do():
     with pytest.raises(Refused, match=r"CXR_PATIENT_SALT.*secrets\.token_urlsafe") as caught:
-        deidentify.hashed(Settings(), "Jane Doe")
+        deidentify.hash_patient(Settings(), "Jane Doe")
     assert "Jane" not in str(caught.value)
 
 
@@ -86,47 +90,50 @@ def test_the_name_of_a_file_that_holds_an_id_or_a_name_gets_the_mark_instead(fil
 
 def test_all_texts_of_a_row_are_looked_through():
     said = row("a.png", label_raw="P0007", source="site of p0007", view="PA p-0007", label="NORMAL")
-    found = deidentify.hide(said, ["P0007"], "MARK")
+    found = deidentify.redact(said, ["P0007"], "MARK")
     assert found == said | {"label_raw": "MARK", "source": "site of MARK", "view": "PA MARK"}
 
 
 def test_ids_of_other_patients_of_the_drop_are_found_too():
-    known = deidentify.known_ids({"IM-0415": "AAAA", "P0007": "BBBB", "12": "CCCC", "nobody": ""})
+    known = deidentify.index_patients({"IM-0415": "AAAA", "P0007": "BBBB", "12": "CCCC", "nobody": ""})
     texts = row("NORMAL2-im-0415-0001/p0007_12.png", source="IM0415")
-    assert deidentify.hide_known(texts, known) == texts | {"file": "NORMAL2-AAAA-0001/BBBB_12.png", "source": "AAAA"}
+    assert deidentify.redact_patients(texts, known) == texts | {
+        "file": "NORMAL2-AAAA-0001/BBBB_12.png",
+        "source": "AAAA",
+    }
 
 
 def test_a_dicom_header_gives_patient_and_view_where_the_drop_gives_none():
     data = dicom(film(1), ViewPosition="PA", **PERSON)
-    found = deidentify.from_header(SETTINGS, row("Doe_Jane/MRN-0012345_b19610203.dcm"), data)
-    mark = deidentify.hashed(SETTINGS, "MRN-0012345")
+    found = deidentify.apply_header(SETTINGS, row("Doe_Jane/MRN-0012345_b19610203.dcm"), data)
+    mark = deidentify.hash_patient(SETTINGS, "MRN-0012345")
     assert found == row(f"{mark}/{mark}_b{mark}.dcm", patient=mark, view="PA")
     given = row("doe jane.dcm", patient="given by the table", view="AP")
-    assert deidentify.from_header(SETTINGS, given, data) == given | {"file": "given by the table.dcm"}
+    assert deidentify.apply_header(SETTINGS, given, data) == given | {"file": "given by the table.dcm"}
 
 
 def test_files_named_by_their_examination_stay_apart():
     films = [dicom(film(1), AccessionNumber=number, **PERSON) for number in ("ACC-881", "ACC-882")]
     named = zip(("acc881.dcm", "acc882.dcm"), films, strict=True)
-    found = [deidentify.from_header(SETTINGS, row(file), data)["file"] for file, data in named]
+    found = [deidentify.apply_header(SETTINGS, row(file), data)["file"] for file, data in named]
     assert len(set(found)) == 2 and all(re.fullmatch("[0-9a-f]{16}.dcm", file) for file in found)
 
 
 def test_the_name_stands_in_for_a_missing_or_meaningless_id():
     for header in ({"PatientName": "Doe^Jane"}, {"PatientID": "ANONYMOUS", "PatientName": "Doe^Jane"}):
-        found = deidentify.from_header(SETTINGS, row("a.dcm"), dicom(film(1), **header))
-        assert found["patient"] == deidentify.hashed(SETTINGS, "Doe^Jane")
-    assert deidentify.from_header(SETTINGS, row("a.dcm"), dicom(film(1), PatientName="Anonymous"))["patient"] == ""
+        found = deidentify.apply_header(SETTINGS, row("a.dcm"), dicom(film(1), **header))
+        assert found["patient"] == deidentify.hash_patient(SETTINGS, "Doe^Jane")
+    assert deidentify.apply_header(SETTINGS, row("a.dcm"), dicom(film(1), PatientName="Anonymous"))["patient"] == ""
 
 
 def test_a_dicom_file_that_names_a_patient_needs_the_salt_and_one_that_does_not_needs_none():
     with pytest.raises(Refused, match="CXR_PATIENT_SALT"):
-        deidentify.from_header(Settings(), row("a.dcm"), dicom(film(1), **PERSON))
-    assert deidentify.from_header(Settings(), row("a.dcm"), dicom(film(1))) == row("a.dcm")
+        deidentify.apply_header(Settings(), row("a.dcm"), dicom(film(1), **PERSON))
+    assert deidentify.apply_header(Settings(), row("a.dcm"), dicom(film(1))) == row("a.dcm")
 
 
 def test_other_files_change_nothing():
-    assert deidentify.from_header(SETTINGS, row("a.png"), b"\x89PNG") == row("a.png")
+    assert deidentify.apply_header(SETTINGS, row("a.png"), b"\x89PNG") == row("a.png")
 
 
 HASHED = SETTINGS.model_copy(update={"file_names": "hash"})
@@ -134,7 +141,9 @@ HASHED = SETTINGS.model_copy(update={"file_names": "hash"})
 
 def nameless(file, label="", settings=HASHED):
     folders = file.split("/")[:-1]
-    return deidentify.nameless(settings, row(file, label_raw=label), file, folders, {"train", "NORMAL"}.__contains__)
+    return deidentify.hash_file_name(
+        settings, row(file, label_raw=label), file, folders, {"train", "NORMAL"}.__contains__
+    )
 
 
 def test_a_hashed_name_keeps_split_class_and_extension_and_nothing_else():
@@ -148,18 +157,18 @@ def test_a_hashed_name_is_the_same_in_all_drops_and_another_in_another_folder_or
     found = nameless("train/NORMAL/a.png")["file"]
     assert nameless("train/NORMAL/a.png")["file"] == found != nameless("train/NORMAL/b/a.png")["file"]
     assert nameless("train/NORMAL/a.png", settings=HASHED.model_copy(update={"patient_salt": "b"}))["file"] != found
-    assert deidentify.hashed_name(HASHED, "P7") != deidentify.hashed(HASHED, "P7")
+    assert deidentify.hash_path(HASHED, "P7") != deidentify.hash_patient(HASHED, "P7")
     with pytest.raises(Refused, match=r"file_names.*CXR_PATIENT_SALT"):
         nameless("Doe.png", settings=Settings(file_names="hash"))
 
 
 def test_a_dicom_header_leaves_a_hashed_name_alone():
     said = row("NORMAL/00012345beefbeef.dcm")
-    found = deidentify.from_header(HASHED, said, dicom(film(1), PatientID="12345"))
+    found = deidentify.apply_header(HASHED, said, dicom(film(1), PatientID="12345"))
     assert found["file"] == said["file"] and found["patient"]
 
 
 def test_files_whose_names_have_become_one_are_told_apart_in_their_order():
     names = ["a/M.png", "b.png", "a/M.png", "a/M~2.png", "a/M.png"]
-    assert deidentify.told_apart(names) == ["a/M.png", "b.png", "a/M~3.png", "a/M~2.png", "a/M~4.png"]
-    assert deidentify.told_apart(["M", "M"]) == ["M", "M~2"]
+    assert tables.make_unique(names) == ["a/M.png", "b.png", "a/M~3.png", "a/M~2.png", "a/M~4.png"]
+    assert tables.make_unique(["M", "M"]) == ["M", "M~2"]

@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import measure
-from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.ingest import inbox, ingest_drop, process_file
 
 FIXED = [
     "file", "sha256", "format", "bytes", "width", "height", "mode", "bits", "label", "label_raw", "split_hint",
@@ -113,7 +113,7 @@ def test_what_cannot_be_read_is_quarantined_with_the_reason_and_not_stored(setti
         "NORMAL/link.png": ("quarantined", "symlink"),
     }
     assert [k for k in snapshot(settings) if k.startswith("images/")] == [
-        ingest_drop.image_key(rows.loc["NORMAL/good.png", "sha256"], "png")
+        process_file.image_key(rows.loc["NORMAL/good.png", "sha256"], "png")
     ]
     assert set(rows.loc[rows["verdict"] == "quarantined", "sha256"]) == {""}
     assert rows.loc["NORMAL/heavy.png", "bytes"] == len(files["NORMAL/heavy.png"])
@@ -214,7 +214,7 @@ def test_an_inbox_in_s3_gives_the_same_images_and_measurements_as_a_folder(setti
     for path in (p for p in root.rglob("*") if p.is_file()):
         key = f"inbox/drop/{path.relative_to(root).as_posix()}"
         store.client(settings.s3_endpoint_url).put_object(Bucket=settings.bucket, Key=key, Body=path.read_bytes())
-    assert labels.new(away) == ["drop"]
+    assert inbox.list_new_drops(away) == ["drop"]
     remote = ingested(away, ingest_drop.ingest(away, "drop"))
     assert remote.to_json() == local.to_json()
     stored = {k for k in snapshot(away) if k.startswith("images/")}

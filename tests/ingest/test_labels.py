@@ -9,7 +9,7 @@ from drop_samples import csv, put_drop
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.imaging.formats import BadImage
-from cxr_ml.ingest import deidentify, labels
+from cxr_ml.ingest import deidentify, drop_files, drop_index, inbox, labels
 from cxr_ml.settings import Settings
 
 
@@ -21,7 +21,7 @@ def inbox(tmp_path):
 
 
 def said(settings, name) -> pd.DataFrame:
-    return labels.read_labels(settings, name, labels.listing(settings, name)).set_index("file")
+    return labels.read_labels(settings, name, inbox.list_files(settings, name)).set_index("file")
 
 
 def labelled(settings, rows, *files, header="filename,label"):
@@ -213,10 +213,10 @@ def test_a_row_that_names_a_link_ends_as_one(inbox, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"secret")
     root = put_drop(inbox, "drop", {"labels.csv": csv("link.png,normal")})
     (root / "link.png").symlink_to(tmp_path / "secret.png")
-    entries = labels.listing(inbox, "drop")
+    entries = inbox.list_files(inbox, "drop")
     (row,) = labels.read_labels(inbox, "drop", entries).to_dict("records")
     with pytest.raises(BadImage) as caught:
-        labels.read(inbox, entries[row["entry"]])
+        drop_files.read_file(inbox, entries[row["entry"]])
     assert (row["reasons"], caught.value.code) == ([], "symlink")
 
 
@@ -224,10 +224,10 @@ def test_names_of_files_that_hold_the_patient_get_the_hash_and_are_found_all_the
     rows = ["P0007/chest_p0007.png,normal,P0007", "x.png,normal,P0008"]
     files = {"labels.csv": csv(*rows, header="filename,label,patient_id"), "P0007/chest_p0007.png": b"one"}
     put_drop(inbox, "drop", files | {"x.png": b"two", "p0008_unlisted.png": b"three"})
-    entries = labels.listing(inbox, "drop")
+    entries = inbox.list_files(inbox, "drop")
     table = labels.read_labels(inbox, "drop", entries)
-    seven, eight = (deidentify.hashed(inbox, p) for p in ("P0007", "P0008"))
-    assert {row.file: labels.read(inbox, entries[row.entry]) for row in table.itertuples()} == {
+    seven, eight = (deidentify.hash_patient(inbox, p) for p in ("P0007", "P0008"))
+    assert {row.file: drop_files.read_file(inbox, entries[row.entry]) for row in table.itertuples()} == {
         f"{seven}/chest_{seven}.png": b"one",
         "x.png": b"two",
         f"{eight}_unlisted.png": b"three",
@@ -324,7 +324,7 @@ def test_the_drops_are_the_folders_of_the_inbox(inbox, tmp_path):
     (tmp_path / "inbox/.partial").mkdir()
     (tmp_path / "outside").mkdir()
     (tmp_path / "inbox/link").symlink_to(tmp_path / "outside")
-    assert labels.names(inbox) == ["a", "b"]
+    assert inbox.list_drops(inbox) == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["..", "../outside", "missing", "", "link"])
@@ -332,12 +332,12 @@ def test_a_name_that_is_no_drop_of_the_inbox_is_refused(inbox, tmp_path, name):
     (tmp_path / "outside").mkdir()
     (tmp_path / "inbox/link").symlink_to(tmp_path / "outside")
     with pytest.raises(Refused, match="no drop of that name"):
-        labels.listing(inbox, name)
+        inbox.list_files(inbox, name)
 
 
 def test_an_inbox_that_does_not_exist_is_refused_by_the_name_of_its_setting(inbox):
     with pytest.raises(Refused, match="CXR_INBOX"):
-        labels.names(inbox.model_copy(update={"inbox": "/nowhere/at/all"}))
+        inbox.list_drops(inbox.model_copy(update={"inbox": "/nowhere/at/all"}))
 
 
 def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(inbox, tmp_path):
@@ -348,7 +348,7 @@ def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(inbox, tmp_
     (root / "NORMAL/link.png").symlink_to(tmp_path / "outside/secret.png")
     (root / "NORMAL/folder").symlink_to(tmp_path / "outside")
     os.mkfifo(root / "NORMAL/pipe.png")
-    found = {e.file: (e.size, e.fault) for e in labels.listing(inbox, "drop")}
+    found = {e.file: (e.size, e.fault) for e in inbox.list_files(inbox, "drop")}
     assert found == {
         "NORMAL/a.png": (1, ""),
         "NORMAL/folder": (-1, "symlink"),
@@ -360,7 +360,7 @@ def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(inbox, tmp_
 @pytest.mark.parametrize("change", ["touched", "longer", "a link", "a pipe", "gone"])
 def test_a_file_that_is_no_longer_what_was_listed_is_not_read(inbox, tmp_path, change):
     path = put_drop(inbox, "drop", {"NORMAL/a.png": b"one"}) / "NORMAL/a.png"
-    (entry,) = labels.listing(inbox, "drop")
+    (entry,) = inbox.list_files(inbox, "drop")
     if change == "touched":
         os.utime(path, (1, 1))
     elif change == "longer":
@@ -374,14 +374,14 @@ def test_a_file_that_is_no_longer_what_was_listed_is_not_read(inbox, tmp_path, c
         elif change == "a pipe":
             os.mkfifo(path)
     with pytest.raises(Refused, match=r"must not change.*start a new run"):
-        labels.read(inbox, entry)
+        drop_files.read_file(inbox, entry)
 
 
 def test_the_name_of_a_batch_changes_with_any_change_of_the_drop_and_with_nothing_else(inbox):
     root = put_drop(inbox, "week 2 é", {"NORMAL/a.png": b"one", "NORMAL/b.png": b"two"})
 
     def name():
-        return labels.batch_id(root.name, labels.listing(inbox, root.name))
+        return inbox.make_batch_id(root.name, inbox.list_files(inbox, root.name))
 
     first = name()
     assert first == name()
@@ -399,8 +399,8 @@ def test_the_name_of_a_batch_changes_with_any_change_of_the_drop_and_with_nothin
 
 
 def test_files_of_two_drops_that_look_alike_do_not_share_a_batch():
-    entries = [labels.Entry("NORMAL/a.png", 1, "1", "/inbox/a.png")]
-    assert labels.batch_id("a b", entries) != labels.batch_id("a-b", entries)
+    entries = [drop_index.Entry("NORMAL/a.png", 1, "1", "/inbox/a.png")]
+    assert inbox.make_batch_id("a b", entries) != inbox.make_batch_id("a-b", entries)
 
 
 # An inbox in S3
@@ -425,42 +425,42 @@ def test_an_inbox_in_s3_is_listed_and_read_like_a_folder(remote):
     put("week-10/labels.csv", csv("images/b.png,covid"))
     put("week-10/images/b.png", b"two")
     put("not-in-a-drop.png")
-    assert labels.names(settings) == ["week-1", "week-10"]
-    (entry,) = labels.listing(settings, "week-1")
+    assert inbox.list_drops(settings) == ["week-1", "week-10"]
+    (entry,) = inbox.list_files(settings, "week-1")
     assert (entry.file, entry.size) == ("train/NORMAL/a.png", 3)
-    assert labels.read(settings, entry) == b"one"
+    assert drop_files.read_file(settings, entry) == b"one"
     assert said(settings, "week-1").loc["train/NORMAL/a.png", ["label", "split_hint"]].to_list() == ["NORMAL", "train"]
     assert said(settings, "week-10")["label"].to_dict() == {"images/b.png": "COVID19"}
     same = settings.model_copy(update={"inbox": settings.inbox + "/"})
-    assert list(labels.listing(same, "week-1")) == [entry]
+    assert list(inbox.list_files(same, "week-1")) == [entry]
     put("week-1/train/NORMAL/a.png", b"two")
     with pytest.raises(Refused, match="must not change"):
-        labels.read(settings, entry)
+        drop_files.read_file(settings, entry)
 
 
 def test_a_hidden_folder_in_s3_is_no_drop(remote):
     settings, put = remote
     put(".partial/NORMAL/b.png")
     put("drop/NORMAL/c.png")
-    assert labels.names(settings) == ["drop"]
+    assert inbox.list_drops(settings) == ["drop"]
 
 
 def test_the_batch_of_a_drop_in_s3_changes_with_the_bytes_of_a_file(remote):
     settings, put = remote
     put("drop/NORMAL/a.png", b"one")
-    first = labels.batch_id("drop", labels.listing(settings, "drop"))
+    first = inbox.make_batch_id("drop", inbox.list_files(settings, "drop"))
     put("drop/NORMAL/a.png", b"two")
-    assert labels.batch_id("drop", labels.listing(settings, "drop")) != first
+    assert inbox.make_batch_id("drop", inbox.list_files(settings, "drop")) != first
 
 
 def test_a_drop_is_new_until_its_batch_is_committed_and_again_when_it_changes(settings):
     root = put_drop(settings, "drop", {"NORMAL/a.png": b"x"})
     (root.parent / "empty").mkdir()
-    assert labels.new(settings) == ["drop"]
-    batch = labels.batch_id("drop", labels.listing(settings, "drop"))
+    assert inbox.list_new_drops(settings) == ["drop"]
+    batch = inbox.make_batch_id("drop", inbox.list_files(settings, "drop"))
     store.put_if_absent(settings, f"batches/{batch}/ingested.parquet", b"not the commit mark")
-    assert labels.new(settings) == ["drop"]
+    assert inbox.list_new_drops(settings) == ["drop"]
     store.put_if_absent(settings, f"batches/{batch}/batch.json", b"{}")
-    assert labels.new(settings) == []
+    assert inbox.list_new_drops(settings) == []
     (root / "NORMAL/b.png").write_bytes(b"y")
-    assert labels.new(settings) == ["drop"]
+    assert inbox.list_new_drops(settings) == ["drop"]

@@ -10,8 +10,8 @@ from drop_samples import csv, encoded, film, judged, put_drop, resized, snapshot
 from PIL import Image, PngImagePlugin
 
 from cxr_ml import store
-from cxr_ml.imaging import measure
-from cxr_ml.ingest import deidentify, ingest_drop
+from cxr_ml.imaging import decode
+from cxr_ml.ingest import deidentify, ingest_drop, process_file, tables
 from cxr_ml.validation import quarantine
 
 SECRET = "Zaphod Beeblebrox"  # whom no file of the project and no phantom mentions
@@ -70,7 +70,7 @@ def test_the_search_finds_what_is_planted(settings):
         store.put_if_absent(settings, f"images/{number}", data)
     assert leaks(settings) >= {"zaphod", "beeblebrox"}
     ingest_like = pd.DataFrame({"file": ["mrn-0012345.png"]})
-    store.put_if_absent(settings, "batches/b/x.parquet", ingest_drop.to_parquet(ingest_like))
+    store.put_if_absent(settings, "batches/b/x.parquet", tables.to_parquet(ingest_like))
     assert "mrn-0012345" in leaks(settings)
 
 
@@ -97,7 +97,7 @@ def test_headers_names_and_tables_leave_no_trace_of_a_patient(settings):
     assert len(found) == 8
     assert leaks(settings) == set()
     assert len([k for k in snapshot(settings) if k.startswith("images/")]) == 5
-    mark = deidentify.hashed(settings, "MRN-0012345")
+    mark = deidentify.hash_patient(settings, "MRN-0012345")
     films = found[found["format"] == "dicom"]
     assert set(films["patient"]) == {mark} and set(films["view"]) == {"PA"}
     (burned,) = [v for f, v in verdicts(found).items() if f.startswith(f"refused/{mark} ")]
@@ -131,8 +131,8 @@ def test_hashed_names_leave_no_trace_of_patients_whom_nothing_declares_and_the_f
     assert sorted(f.rpartition("/")[0] for f in found) == ["", "COVID19", "NORMAL", "NORMAL"]
     for file in files:
         for name in (file, f"drop/{file}", f"{batch}/{file}"):
-            told = quarantine.show(settings, name)
-            assert told["file"].endswith(deidentify.hashed_name(settings, file))
+            told = quarantine.describe_file(settings, name)
+            assert told["file"].endswith(deidentify.hash_path(settings, file))
     before = snapshot(settings)
     assert ingest_drop.ingest(settings, "drop") == batch and snapshot(settings) == before
 
@@ -143,7 +143,7 @@ def test_two_spellings_of_a_patient_in_the_names_of_two_files_are_two_files(sett
     )
     files = {"MRN-0012345.png": encoded(film(1)), "mrn_0012345.png": encoded(film(2)), "labels.csv": rows}
     found = judged(settings, take(settings, "drop", files).batch)
-    mark = deidentify.hashed(settings, "MRN-0012345")
+    mark = deidentify.hash_patient(settings, "MRN-0012345")
     assert found["label"].to_dict() == {f"{mark}.png": "NORMAL", f"{mark}~2.png": "COVID19"}
     assert leaks(settings) == set()
 
@@ -153,10 +153,10 @@ def test_a_dicom_film_is_stored_under_its_hash_as_a_png_and_found_there_by_its_r
     batch = take(settings, "drop")
     rows = judged(settings, batch.batch)
     row = rows.loc["NORMAL/a.dcm"]
-    key = ingest_drop.image_key(row["sha256"], row["format"])
+    key = process_file.image_key(row["sha256"], row["format"])
     assert (row["format"], row["bits"], row["verdict"]) == ("dicom", 8, "accepted") and key.endswith(".png")
     stored = store.get(settings, key)
-    assert (measure.decode_grey(stored) == measure.open_image(dicom(film(1)), settings).pixels).all()
+    assert (decode.decode_grey(stored) == decode.decode_image(dicom(film(1)), settings).pixels).all()
     head = store.client(settings.s3_endpoint_url).head_object(Bucket=settings.bucket, Key=settings.prefix + key)
     assert head["ContentType"] == "image/png"
     # A film that comes later is compared with it on pixels, under the same name.

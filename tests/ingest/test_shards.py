@@ -16,7 +16,7 @@ from request_counter import counted
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop, labels, tables, worker_pool
+from cxr_ml.ingest import ingest_drop, tables, worker_pool
 from cxr_ml.validation import judge_batch
 
 pytestmark = pytest.mark.usefixtures("handful")
@@ -40,7 +40,7 @@ def shards(settings, batch):
 
 def test_shards_are_cut_from_the_listing_alone_and_hold_together_what_one_would(small, settings):
     put_drop(small, "drop", FILES)
-    plan = ingest_drop.plan(small, "drop")
+    plan = ingest_drop.plan_shards(small, "drop")
     assert [(s.drop, s.number, s.of) for s in plan] == [("drop", n, 4) for n in range(4)]
     batch = ingest_drop.ingest(small, "drop")
     assert {s.batch for s in plan} == {batch}
@@ -54,7 +54,7 @@ def test_shards_done_one_by_one_in_any_order_give_the_same_store(small):
     put_drop(small, "drop", FILES)
     ingest_drop.ingest(elsewhere(small), "drop")
     told = []
-    for shard in reversed(ingest_drop.plan(small, "drop")):
+    for shard in reversed(ingest_drop.plan_shards(small, "drop")):
         batch = ingest_drop.ingest_shard(small, shard, lambda *done: told.append(done))
         assert ingest_drop.ingest_shard(small, shard) == batch
     assert sorted(told) == [(1, 1), *[(1, 2)] * 3, *[(2, 2)] * 3]
@@ -64,7 +64,7 @@ def test_shards_done_one_by_one_in_any_order_give_the_same_store(small):
 def test_a_very_large_drop_gets_larger_shards_instead_of_more(small, monkeypatch):
     monkeypatch.setattr(ingest_drop, "MAX_SHARDS", 3)
     put_drop(small, "drop", FILES)
-    assert len(ingest_drop.plan(small, "drop")) == 3
+    assert len(ingest_drop.plan_shards(small, "drop")) == 3
     assert len(ingested(small, ingest_drop.ingest(small, "drop"))) == len(FILES)
 
 
@@ -82,21 +82,21 @@ def test_rows_of_a_labels_csv_are_in_one_shard_each_also_those_without_a_file(sm
 
 def test_a_shard_that_is_missing_is_named_and_nothing_is_judged(small):
     put_drop(small, "drop", FILES)
-    plan = ingest_drop.plan(small, "drop")
+    plan = ingest_drop.plan_shards(small, "drop")
     for number in (0, 3):
         ingest_drop.ingest_shard(small, plan[number])
     before = snapshot(small)
     with pytest.raises(Refused, match=rf"Received: 2; there is no batches/{plan[0].batch}/ingested/00001\.parquet, "):
-        judge_batch.judge(small, plan[0].batch)
+        judge_batch.validate_batch(small, plan[0].batch)
     assert snapshot(small) == before
     ingest_drop.ingest(small, "drop")
-    assert judge_batch.judge(small, plan[0].batch).counts["accepted"]["NORMAL"] == 5
+    assert judge_batch.validate_batch(small, plan[0].batch).counts["accepted"]["NORMAL"] == 5
 
 
 def test_a_batch_that_was_begun_with_other_shards_is_finished_with_those(small, settings):
     put_drop(small, "drop", FILES)
     ingest_drop.ingest(elsewhere(small), "drop")
-    ingest_drop.ingest_shard(small, ingest_drop.plan(small, "drop")[1])
+    ingest_drop.ingest_shard(small, ingest_drop.plan_shards(small, "drop")[1])
     ingest_drop.ingest(settings.model_copy(update={"shard_files": 100}), "drop")
     assert own(small) == snapshot(elsewhere(small))
 
@@ -108,7 +108,7 @@ def test_an_archive_is_ingested_in_shards_as_a_folder_is(small):
         for path in sorted(p for p in root.rglob("*") if p.is_file()):
             archive.add(path, path.relative_to(root).as_posix())
     away = elsewhere(small)
-    plan = ingest_drop.plan(away, "drop-packed.tar.gz")
+    plan = ingest_drop.plan_shards(away, "drop-packed.tar.gz")
     assert len(plan) == 4
     for shard in plan:
         ingest_drop.ingest_shard(away, shard)
@@ -121,7 +121,7 @@ def test_an_archive_is_ingested_in_shards_as_a_folder_is(small):
 
 def test_a_drop_with_other_files_than_when_the_run_began_is_refused(small):
     root = put_drop(small, "drop", FILES)
-    plan = ingest_drop.plan(small, "drop")
+    plan = ingest_drop.plan_shards(small, "drop")
     (root / "NORMAL/late.png").write_bytes(png(9))
     with pytest.raises(Refused, match=r"must not change while it is ingested.*'drop' had other files"):
         ingest_drop.ingest_shard(small, plan[0])
@@ -131,9 +131,11 @@ def test_a_drop_with_other_files_than_when_the_run_began_is_refused(small):
 @pytest.mark.parametrize("change", ["longer", "newer", "gone"])
 def test_a_file_that_changes_before_it_is_read_is_refused_and_its_shard_not_written(small, change):
     # More than are read ahead.
-    root = put_drop(small, "drop", FILES | {f"PNEUMONIA/{n}.png": png(n) for n in range(10, 20 + worker_pool._AHEAD)})
+    root = put_drop(
+        small, "drop", FILES | {f"PNEUMONIA/{n}.png": png(n) for n in range(10, 20 + worker_pool.MAX_QUEUED)}
+    )
     last = sorted(root.glob("PNEUMONIA/*.png"))[-1]
-    shard, was = ingest_drop.plan(small, "drop")[-1], last.read_bytes()
+    shard, was = ingest_drop.plan_shards(small, "drop")[-1], last.read_bytes()
 
     def meddle(done, total):
         if done != 1:
@@ -148,18 +150,18 @@ def test_a_file_that_changes_before_it_is_read_is_refused_and_its_shard_not_writ
 
     with pytest.raises(Refused, match=rf"'PNEUMONIA/{last.name}' is not as it was listed.*start a new run"):
         ingest_drop.ingest(small, "drop", meddle, processes=1)
-    assert tables.key(shard.batch, shard.number) not in snapshot(small)
+    assert tables.shard_key(shard.batch, shard.number) not in snapshot(small)
 
 
 def test_an_object_that_changes_before_it_is_read_is_refused(settings):
     away = settings.model_copy(update={"inbox": f"s3://{settings.bucket}/inbox", "prefix": "away/"})
     client = store.client(settings.s3_endpoint_url)
     client.put_object(Bucket=settings.bucket, Key="inbox/drop/NORMAL/a.png", Body=png(1))
-    with labels.opened(away, "drop") as (_, (entry,)):
-        assert labels.read(away, entry) == png(1)
+    with inbox.open_drop(away, "drop") as (_, (entry,)):
+        assert drop_files.read_file(away, entry) == png(1)
         client.put_object(Bucket=settings.bucket, Key="inbox/drop/NORMAL/a.png", Body=png(2))
         with pytest.raises(Refused, match="not as it was listed"):
-            labels.read(away, entry)
+            drop_files.read_file(away, entry)
 
 
 # Requests, counted over all processes
@@ -176,7 +178,7 @@ def test_the_same_drop_again_writes_nothing_and_a_judged_one_is_not_even_looked_
         assert ingest_drop.ingest(through, "drop") == batch
         assert asked and not [a for a in asked if not a.startswith(("GET", "HEAD"))]
         assert not [a for a in asked if "images/" in a]
-        judge_batch.judge(through, batch)
+        judge_batch.validate_batch(through, batch)
         asked.clear()
         assert ingest_drop.ingest(through, "drop") == batch
         assert asked == [f"HEAD batches/{batch}/batch.json"]
@@ -237,7 +239,7 @@ from cxr_ml import settings
 from cxr_ml.ingest import ingest_drop
 from cxr_ml.validation import judge_batch
 s = settings.load()
-print(judge_batch.judge(s, ingest_drop.ingest(s, "drop")).batch)
+print(judge_batch.validate_batch(s, ingest_drop.ingest(s, "drop")).batch)
 """
 
 
@@ -260,7 +262,7 @@ def test_a_drop_that_is_killed_at_any_moment_and_taken_again_leaves_the_store_of
     put_drop(many, "drop", FILES | {f"PNEUMONIA/{n}.png": png(n) for n in range(20, 60)})
     begun = time.monotonic()
     batch = ingest_drop.ingest(elsewhere(many), "drop")
-    judge_batch.judge(elsewhere(many), batch)
+    judge_batch.validate_batch(elsewhere(many), batch)
     lasted = time.monotonic() - begun
     reached = set()
     for moment in ("images/", f"batches/{batch}/ingested/00000", f"batches/{batch}/images.html", "later"):
@@ -272,5 +274,5 @@ def test_a_drop_that_is_killed_at_any_moment_and_taken_again_leaves_the_store_of
         kill(process)
         reached |= {k.split("/")[0] for k in own(many)}
     assert reached == {"images", "batches"}
-    assert judge_batch.judge(many, ingest_drop.ingest(many, "drop")).batch == batch
+    assert judge_batch.validate_batch(many, ingest_drop.ingest(many, "drop")).batch == batch
     assert own(many) == snapshot(elsewhere(many))

@@ -4,13 +4,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import hashes
 from cxr_ml.settings import Settings
 from cxr_ml.validation.duplicates import search
 
 SETTINGS = Settings()
 SIZE = 320
-NO_MARGINS = search.inner_of(pd.Series([], dtype=object))
+NO_MARGINS = hash_columns.inner_of(pd.Series([], dtype=object))
 
 
 def film(seed):
@@ -37,9 +37,9 @@ def asked(pictures, known=(), index=None, settings=SETTINGS):
         return pd.DataFrame(
             {
                 "sha256": [n for n, _ in named],
-                "phash": [measure.perceptual_hash(p) for _, p in named],
-                "fine_hash": [measure.fine_hash(p) for _, p in named],
-                "inner_hash": [measure.inner_hash(p) for _, p in named],
+                "phash": [hashes.perceptual_hash(p) for _, p in named],
+                "fine_hash": [hashes.fine_hash(p) for _, p in named],
+                "inner_hash": [hashes.inner_hash(p) for _, p in named],
                 "label": "NORMAL",
                 "format": "png",
             },
@@ -49,7 +49,7 @@ def asked(pictures, known=(), index=None, settings=SETTINGS):
     frame = rows(pictures)
     if index is not None:
         frame.index = index
-    return search.find(frame, rows(list(known)), everything.__getitem__, settings)
+    return search.find_duplicates(frame, rows(list(known)), everything.__getitem__, settings)
 
 
 def jpeg(picture, quality):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from cxr_ml import store
 from cxr_ml.dataset import versions
-from cxr_ml.imaging import synthetic
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.imaging import phantoms
+from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 from cxr_ml.validation import judge_batch
@@ -27,7 +27,7 @@ LABELS = ("NORMAL", "COVID19", "PNEUMONIA")
 @lru_cache(maxsize=256)
 def film(number: int, label: str = "NORMAL") -> np.ndarray:
     """Another phantom for each number, uint8 [256, 256]."""
-    picture = synthetic.phantom(label, np.random.default_rng([20, number]))
+    picture = phantoms.draw_phantom(label, np.random.default_rng([20, number]))
     picture.flags.writeable = False
     return picture
 
@@ -75,15 +75,15 @@ def take(settings: Settings, name: str, files: dict[str, bytes] | None = None) -
     """A drop on its whole way to a committed batch."""
     if files is not None:
         put_drop(settings, name, files)
-    return judge_batch.judge(settings, ingest_drop.ingest(settings, name))
+    return judge_batch.validate_batch(settings, ingest_drop.ingest(settings, name))
 
 
 def ingested(settings: Settings, batch: str) -> pd.DataFrame:
-    return ingest_drop.read(settings, batch).set_index("file")
+    return tables.read_batch(settings, batch).set_index("file")
 
 
 def judged(settings: Settings, batch: str) -> pd.DataFrame:
-    return judge_batch.measurements(settings, batch).set_index("file")
+    return committed_batches.read_measurements(settings, batch).set_index("file")
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, tuple]:
@@ -159,9 +159,9 @@ def listed(*rows):
 
 
 def built(settings) -> pd.DataFrame:
-    record, new = versions.build(settings)
+    record, new = build.build_dataset(settings)
     assert new
-    return versions.manifest(settings, record)
+    return versions.load_manifest(settings, record)
 
 
 def sha(number: int) -> str:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from cxr_ml import store
 from cxr_ml.dataset import versions
-from cxr_ml.ingest.ingest_drop import image_key, to_parquet
+from cxr_ml.ingest.process_file import image_key
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
 
@@ -59,7 +60,9 @@ def put_dataset(
                 digest = hashlib.sha256(data).hexdigest()
                 store.put_if_absent(settings, image_key(digest, "png"), data, "image/png")
                 rows.append((digest, "png", label, split, f"image:{digest}", "", "week-0a1b2c3d"))
-    manifest = pd.DataFrame(rows, columns=versions._COLUMNS).sort_values("sha256", ignore_index=True).astype("string")
+    manifest = (
+        pd.DataFrame(rows, columns=versions.MANIFEST_COLUMNS).sort_values("sha256", ignore_index=True).astype("string")
+    )
     data = to_parquet(manifest)
     measured = manifest[["sha256"]].assign(view="PA", width=40, height=40)
     key = "batches/week-0a1b2c3d/measurements.parquet"

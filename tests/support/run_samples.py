@@ -7,7 +7,7 @@ import report_samples as samples
 
 from cxr_ml import pipeline, store
 from cxr_ml.evaluation import stored_evaluations
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import tables
 from cxr_ml.records import Decision, Evaluation, Model
 from cxr_ml.registry import promotion
 from cxr_ml.validation import thumbnails
@@ -17,7 +17,7 @@ TEAM = "team@hospital.example"
 SECOND = "second@hospital.example"
 BETTER = ((88, 1, 1), (0, 89, 1), (1, 1, 88))
 BATCH = samples.batch()
-MANIFEST = ingest_drop.to_parquet(
+MANIFEST = tables.to_parquet(
     pd.DataFrame([("Kermany", c) for c in samples.CLASSES], columns=["source", "label"], dtype="string")
 )
 DATASET = samples.dataset().model_copy(update={"manifest_sha256": hashlib.sha256(MANIFEST).hexdigest()})
@@ -52,7 +52,7 @@ def put_refused(settings):
     rows += [(f"x/{n}.png", f"{n}" * 64, "TUBERCULOSIS", "rejected_class", ["white_box"]) for n in range(5)]
     frame = pd.DataFrame(rows, columns=["file", "sha256", "label", "verdict", "reasons"])
     frame = frame.assign(width=9, height=9)
-    store.put_if_absent(settings, f"batches/{BATCH.batch}/refused.parquet", ingest_drop.to_parquet(frame))
+    store.put_if_absent(settings, f"batches/{BATCH.batch}/refused.parquet", tables.to_parquet(frame))
     for n in range(5):
         store.put_if_absent(settings, thumbnails.key(f"{n}" * 64), f"film {n}".encode(), "image/jpeg")
 

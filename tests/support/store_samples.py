@@ -7,7 +7,7 @@ import report_samples as samples
 
 from cxr_ml import pipeline, store
 from cxr_ml.evaluation import stored_evaluations
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import tables
 from cxr_ml.records import Dataset, HistoryEntry
 from cxr_ml.registry import promotion
 
@@ -25,11 +25,11 @@ def put_dataset(settings, number=1, images_per_class=2, parent=None, seed=0) -> 
             store.put_if_absent(settings, f"images/{sha[:2]}/{sha}.png", data)
             rows.append((sha, "png", label, "test", f"g{n}", SOURCES[label], f"b{number}"))
     frame = pd.DataFrame(rows, columns=["sha256", "format", "label", "split", "group", "source", "batch"])
-    data = ingest_drop.to_parquet(frame.astype("string"))
+    data = tables.to_parquet(frame.astype("string"))
     store.put_if_absent(settings, f"datasets/{number}/manifest.parquet", data)
     batch = samples.batch(f"drop-{number}", batch=f"b{number}")
     nothing = pd.DataFrame(columns=["file", "sha256", "label", "verdict", "reasons"])
-    store.put_if_absent(settings, f"batches/b{number}/refused.parquet", ingest_drop.to_parquet(nothing))
+    store.put_if_absent(settings, f"batches/b{number}/refused.parquet", tables.to_parquet(nothing))
     store.put_if_absent(settings, f"batches/b{number}/batch.json", batch.to_bytes())
     for name in ("images", "classes"):
         store.put_if_absent(settings, f"batches/b{number}/{name}.html", b"<p>Data Docs</p>")

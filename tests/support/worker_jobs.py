@@ -39,7 +39,7 @@ def sleep(fixed, job):
 
 def decode(fixed, pixels):
     """When room for `pixels` pixels was had: (begin, end), seconds of the machine's clock."""
-    with memory_budget.for_pixels(pixels):
+    with memory_budget.reserve_for_pixels(pixels):
         begin = time.monotonic()
         time.sleep(fixed)
         return begin, time.monotonic()
@@ -47,7 +47,7 @@ def decode(fixed, pixels):
 
 def read(fixed, size):
     """The same with room for a file of `size` bytes."""
-    with memory_budget.for_file(size):
+    with memory_budget.reserve_for_file(size):
         begin = time.monotonic()
         time.sleep(fixed)
         return begin, time.monotonic()
@@ -55,7 +55,7 @@ def read(fixed, size):
 
 def send(fixed, size):
     """The same with room for `size` bytes on their way to the store."""
-    with memory_budget.for_sending(size):
+    with memory_budget.reserve_for_sending(size):
         begin = time.monotonic()
         time.sleep(fixed)
         return begin, time.monotonic()

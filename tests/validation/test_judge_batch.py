@@ -26,7 +26,7 @@ from drop_samples import (
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop, labels
+from cxr_ml.ingest import inbox, ingest_drop, tables
 from cxr_ml.validation import judge_batch
 
 pytestmark = pytest.mark.usefixtures("handful")
@@ -40,8 +40,8 @@ def test_a_sound_drop_is_accepted_whole_and_committed(settings):
     record = take(settings, "week-1", films("NORMAL", 1, 2) | films("COVID19", 3))
     assert (record.drop, record.reasons, record.rejected_classes, record.failures) == ("week-1", {}, {}, ())
     assert record.counts == {"accepted": {"NORMAL": 2, "COVID19": 1}}
-    assert judge_batch.committed(settings) == [record.batch]
-    assert labels.new(settings) == []
+    assert committed_batches.list_names(settings) == [record.batch]
+    assert inbox.list_new_drops(settings) == []
     folder = f"batches/{record.batch}"
     assert {f"{folder}/{n}" for n in ("batch.json", "measurements.parquet", "images.html", "classes.html")} <= set(
         snapshot(settings)
@@ -117,7 +117,7 @@ def test_images_that_come_again_are_duplicates_whole_or_resized(settings):
         "NORMAL/mirrored.png": ("duplicate", "near_duplicate"),
         "NORMAL/new.png": ("accepted",),
     }
-    (first,) = [b for b in judge_batch.committed(settings) if b != second.batch]
+    (first,) = [b for b in committed_batches.list_names(settings) if b != second.batch]
     originals = judged(settings, first)["sha256"]
     assert table.loc["NORMAL/resized.jpg", "duplicate_of"] == originals["train/NORMAL/3.png"]
     assert table.loc["NORMAL/new.png", "duplicate_of"] == ""
@@ -154,7 +154,7 @@ def test_a_known_picture_under_another_label_is_quarantined_and_names_the_one_it
         "PNEUMONIA/b.png": ("accepted",),
     }
     contradicted = judged(settings, first.batch).loc["train/NORMAL/1.png", "sha256"]
-    assert judge_batch.conflicts(table.reset_index()) == {contradicted}
+    assert committed_batches.find_contradicted(table.reset_index()) == {contradicted}
     # What is committed stays as it was; the dataset leaves the contradicted image out.
     assert set(judged(settings, first.batch)["verdict"]) == {"accepted"}
 
@@ -205,8 +205,8 @@ def test_a_clean_class_that_the_model_does_not_know_is_told_as_not_trained(setti
 @pytest.mark.parametrize("lacking", [["fine_hash", "inner_hash"], ["inner_hash"]])
 def test_a_batch_from_before_the_later_hashes_still_knows_its_images(settings, lacking):
     first = take(settings, "week-1", films("NORMAL", 1, 2))
-    table = judge_batch.measurements(settings, first.batch).drop(columns=lacking)
-    overwrite(settings, f"batches/{first.batch}/measurements.parquet", ingest_drop.to_parquet(table))
+    table = committed_batches.read_measurements(settings, first.batch).drop(columns=lacking)
+    overwrite(settings, f"batches/{first.batch}/measurements.parquet", tables.to_parquet(table))
     assert take(settings, "week-2", {"NORMAL/x.jpg": resized(1)}).reasons == {"near_duplicate": 1}
 
 
@@ -219,8 +219,8 @@ def test_a_drop_ingested_in_part_before_the_inner_hash_is_judged(settings):
     sink = io.BytesIO()
     pq.write_table(table, sink)
     overwrite(settings, key, sink.getvalue())
-    assert judge_batch.judge(small, batch).counts == {"accepted": {"NORMAL": 2}}
-    assert judge_batch.measurements(settings, batch)["inner_hash"][0] == ""
+    assert judge_batch.validate_batch(small, batch).counts == {"accepted": {"NORMAL": 2}}
+    assert committed_batches.read_measurements(settings, batch)["inner_hash"][0] == ""
 
 
 def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
@@ -231,7 +231,7 @@ def test_an_unfit_image_is_no_original_for_a_fit_one(settings):
 
 def test_a_batch_that_nobody_ingested_is_refused(settings):
     with pytest.raises(Refused, match=r"batches/nobody/ingested/00000\.parquet"):
-        judge_batch.judge(settings, "nobody")
+        judge_batch.validate_batch(settings, "nobody")
     assert snapshot(settings) == {}
 
 
@@ -242,9 +242,9 @@ def test_a_suite_that_cannot_be_used_commits_nothing(settings, tmp_path):
     spoiled = loosened(settings, tmp_path / "spoiled")
     (tmp_path / "spoiled/classes.json").write_text("{}")
     with pytest.raises(Refused, match=r"classes\.json"):
-        judge_batch.judge(spoiled, batch)
+        judge_batch.validate_batch(spoiled, batch)
     assert snapshot(settings) == before
-    assert judge_batch.judge(settings, batch).counts == {"accepted": {"NORMAL": 1}}
+    assert judge_batch.validate_batch(settings, batch).counts == {"accepted": {"NORMAL": 1}}
 
 
 def test_limits_are_those_of_the_settings(settings, tmp_path):
@@ -260,7 +260,7 @@ WEEK = films("NORMAL", 1, 2) | {"NORMAL/again.jpg": resized(1), "COVID19/c.png":
 def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
     record = take(settings, "drop", WEEK)
     first = snapshot(settings)
-    assert judge_batch.judge(settings, record.batch) == record
+    assert judge_batch.validate_batch(settings, record.batch) == record
     assert snapshot(settings) == first
     take(elsewhere(settings), "drop")
     assert snapshot(elsewhere(settings)) == first
@@ -275,12 +275,12 @@ def test_a_judge_that_dies_has_committed_nothing_and_is_resumed_to_the_same_stor
     with monkeypatch.context() as patch:
         die_at_write(patch, number)
         with pytest.raises(Died):
-            judge_batch.judge(settings, batch)
-    assert judge_batch.committed(settings) == [] and labels.new(settings) == ["drop"]
-    judge_batch.judge(settings, batch)
+            judge_batch.validate_batch(settings, batch)
+    assert committed_batches.list_names(settings) == [] and inbox.list_new_drops(settings) == ["drop"]
+    judge_batch.validate_batch(settings, batch)
     mine = {k: v for k, v in snapshot(settings).items() if not k.startswith("elsewhere/")}
     assert mine == snapshot(elsewhere(settings))
-    assert labels.new(settings) == []
+    assert inbox.list_new_drops(settings) == []
 
 
 @pytest.mark.slow
@@ -290,10 +290,10 @@ def test_a_judge_that_died_and_is_resumed_after_another_batch_says_the_same_in_r
     with monkeypatch.context() as patch:
         die_at_write(patch, 4)  # the commit mark
         with pytest.raises(Died):
-            judge_batch.judge(settings, slow)
+            judge_batch.validate_batch(settings, slow)
     take(settings, "quick", {"NORMAL/x.jpg": resized(1)})
-    record = judge_batch.judge(settings, slow)
-    table = judge_batch.measurements(settings, slow)
+    record = judge_batch.validate_batch(settings, slow)
+    table = committed_batches.read_measurements(settings, slow)
     assert record.counts == {"accepted": {"NORMAL": 1}, "duplicate": {"NORMAL": 1}}
     assert table["verdict"].value_counts().to_dict() == {"accepted": 1, "duplicate": 1}
 

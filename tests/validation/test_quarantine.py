@@ -32,8 +32,8 @@ from request_counter import counted
 from cxr_ml import store
 from cxr_ml.dataset import diff, versions
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure
-from cxr_ml.ingest import ingest_drop, process_file
+from cxr_ml.imaging import decode, measure
+from cxr_ml.ingest import process_file, tables
 from cxr_ml.records import Dataset, Ruling
 from cxr_ml.validation import add_ruling, quarantine, reasons, rulings, thumbnails
 
@@ -41,11 +41,13 @@ pytestmark = pytest.mark.usefixtures("handful")
 
 
 def rule(settings, name, action="release", label="", why="seen by two readers", **more):
-    return add_ruling.rule(settings, versions.withheld(settings), name, action, "dr.a", why, label, **more)
+    return add_ruling.rule_on_image(
+        settings, versions.load_withheld(settings), name, action, "dr.a", why, label, **more
+    )
 
 
 def releasable(settings, reason, **more):
-    return add_ruling.releasable(settings, versions.withheld(settings), reason, **more)
+    return add_ruling.releasable(settings, versions.load_withheld(settings), reason, **more)
 
 
 def labels(table):
@@ -53,8 +55,8 @@ def labels(table):
 
 
 def sha_of(settings, file):
-    frame = quarantine.files(settings)
-    return quarantine.find(frame, file, settings)["sha256"]
+    frame = quarantine.list_files(settings)
+    return quarantine.find_file(frame, file, settings)["sha256"]
 
 
 # Asking
@@ -69,7 +71,7 @@ def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(small
     }
     take(small, "week-1", files)
     take(small, "week-2", {"PNEUMONIA/unclear.png": png(102), "odd/x.png": png(7)})
-    rows = quarantine.refused(small)
+    rows = quarantine.list_refused(small)
     found = {(r.file, r.state): tuple(r.reasons) for r in rows.itertuples()}
     assert found == {
         ("train/NORMAL/boxed.png", "quarantined"): ("white_box",),
@@ -81,15 +83,15 @@ def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(small
         ("PNEUMONIA/unclear.png", "quarantined"): ("conflicting_label",),
         ("odd/x.png", "quarantined"): ("unknown_label",),
     }
-    assert set(quarantine.refused(small, reason="white_box")["file"]) == {"train/NORMAL/boxed.png"}
-    assert len(quarantine.refused(small, label="covid-19")) == 2
-    assert len(quarantine.refused(small, drop="week-2", reason="unknown_label")) == 1
-    assert quarantine.refused(small, drop="week-3").empty
+    assert set(quarantine.list_refused(small, reason="white_box")["file"]) == {"train/NORMAL/boxed.png"}
+    assert len(quarantine.list_refused(small, label="covid-19")) == 2
+    assert len(quarantine.list_refused(small, drop="week-2", reason="unknown_label")) == 1
+    assert quarantine.list_refused(small, drop="week-3").empty
 
 
 def test_a_refused_file_tells_why_in_words_with_measures_limits_thumbnail_and_date(small):
     batch = take(small, "week-1", {"train/NORMAL/boxed.png": boxed(1), "train/NORMAL/a.png": png(2)}).batch
-    told = quarantine.show(small, "boxed.png")
+    told = quarantine.describe_file(small, "boxed.png")
     assert (told["file"], told["batch"], told["drop"], told["label"]) == (
         "train/NORMAL/boxed.png", batch, "week-1", "NORMAL",
     )  # fmt: skip
@@ -104,7 +106,7 @@ def test_a_refused_file_tells_why_in_words_with_measures_limits_thumbnail_and_da
 
 def test_a_file_without_an_image_can_be_asked_about_too(small):
     take(small, "week-1", {"train/NORMAL/page.png": b"<html>", "train/NORMAL/a.png": png(2)})
-    told = quarantine.show(small, "page.png")
+    told = quarantine.describe_file(small, "page.png")
     assert told["image"] == told["thumbnail"] == "" and told["limits"] == []
     assert "no image" in told["reasons"]["not_an_image"]
 
@@ -112,29 +114,29 @@ def test_a_file_without_an_image_can_be_asked_about_too(small):
 def test_copies_and_contradictions_name_each_other(small):
     take(small, "week-1", {"NORMAL/a.png": png(1), "NORMAL/b.jpg": resized(1), "NORMAL/c.png": png(2)})
     take(small, "week-2", {"COVID19/d.png": png(2)})
-    others = lambda name: {o["file"] for o in quarantine.show(small, name)["others"]}  # noqa: E731
+    others = lambda name: {o["file"] for o in quarantine.describe_file(small, name)["others"]}  # noqa: E731
     assert others("b.jpg") == {"NORMAL/a.png"} and others("a.png") == {"NORMAL/b.jpg"}
     assert others("c.png") == {"COVID19/d.png"} and others("d.png") == {"NORMAL/c.png"}
     for name, other in (("b.jpg", sha(1)), ("d.png", sha(2))):  # the other one was accepted
-        (told,) = quarantine.show(small, name)["others"]
+        (told,) = quarantine.describe_file(small, name)["others"]
         assert told["thumbnail"] == thumbnails.key(other) and store.exists(small, told["thumbnail"])
 
 
 def test_a_file_is_found_by_path_drop_and_path_or_digits_and_what_is_not_unique_is_refused(small):
     take(small, "week-1", {"NORMAL/a.png": png(1)})
     batch = take(small, "week-2", {"NORMAL/a.png": png(2)}).batch
-    frame = quarantine.files(small)
+    frame = quarantine.list_files(small)
     for name in ("week-2/NORMAL/a.png", f"{batch}/NORMAL/a.png", sha(2), sha(2)[:8], sha(2)[:20].upper()):
-        assert quarantine.find(frame, name, small)["sha256"] == sha(2)
+        assert quarantine.find_file(frame, name, small)["sha256"] == sha(2)
     with pytest.raises(Refused, match="fits 2 files"):
-        quarantine.find(frame, "NORMAL/a.png", small)
+        quarantine.find_file(frame, "NORMAL/a.png", small)
     for name in ("lost.png", sha(2)[:7], "", "NORMAL"):
         with pytest.raises(Refused, match="quarantine list"):
-            quarantine.find(frame, name, small)
+            quarantine.find_file(frame, name, small)
 
 
 def test_an_empty_store_has_nothing_refused(settings):
-    assert quarantine.refused(settings).empty
+    assert quarantine.list_refused(settings).empty
     with pytest.raises(Refused, match="was expected"):
         rule(settings, "a.png")
     assert snapshot(settings) == {}
@@ -146,20 +148,20 @@ def test_an_empty_store_has_nothing_refused(settings):
 def test_a_released_image_enters_the_next_dataset_and_the_ruling_is_on_record(small):
     take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
     first = built(small)
-    assert versions.pending(small) == 0
+    assert build.count_pending_rulings(small) == 0
     ruling, notes = rule(small, "boxed.png")
-    assert notes == [] and versions.pending(small) == 1
+    assert notes == [] and build.count_pending_rulings(small) == 1
     assert store.load(small, "rulings/00001.json", Ruling) == ruling
     assert (ruling.number, ruling.action, ruling.label, ruling.by) == (1, "release", "NORMAL", "dr.a")
     assert (ruling.reasons, ruling.why) == (("white_box",), "seen by two readers")
     second = built(small)
-    record = versions.latest(small)
+    record = versions.load_latest(small)
     assert set(second["sha256"]) - set(first["sha256"]) == {ruling.sha256}
-    assert (record.parent, record.rulings, versions.pending(small)) == (1, 1, 0)
+    assert (record.parent, record.rulings, build.count_pending_rulings(small)) == (1, 1, 0)
     assert split_of(second).items() >= split_of(first).items()
     before = snapshot(small)
-    assert versions.build(small) == (record, False) and snapshot(small) == before
-    assert versions.load(small, 1).rulings == 0
+    assert build.build_dataset(small) == (record, False) and snapshot(small) == before
+    assert versions.load_dataset(small, 1).rulings == 0
 
 
 def test_a_relabelled_image_changes_its_label_and_keeps_its_split(small):
@@ -192,7 +194,7 @@ def test_the_last_ruling_on_an_image_is_in_force_and_none_is_lost(small):
     assert labels(built(small))[picture] == "NORMAL"
     entries = rulings.read(small)
     assert [(e.number, e.action) for e in entries] == [(1, "release"), (2, "relabel"), (3, "withdraw"), (4, "release")]
-    assert [e["number"] for e in quarantine.show(small, "boxed.png")["rulings"]] == [1, 2, 3, 4]
+    assert [e["number"] for e in quarantine.describe_file(small, "boxed.png")["rulings"]] == [1, 2, 3, 4]
 
 
 def test_the_same_ruling_twice_is_one_and_two_at_once_both_count(small, monkeypatch):
@@ -208,7 +210,7 @@ def test_the_same_ruling_twice_is_one_and_two_at_once_both_count(small, monkeypa
             rule(settings, "other.png")
         return found
 
-    row = quarantine.find(quarantine.files(small), "boxed.png", small)
+    row = quarantine.find_file(quarantine.list_files(small), "boxed.png", small)
     monkeypatch.setattr(rulings, "read", late)
     mine = rulings.append(small, [(row, "relabel", "COVID19")], "dr.b", "I differ")[0]
     monkeypatch.setattr(rulings, "read", read)
@@ -272,7 +274,7 @@ def test_all_that_was_refused_for_one_reason_is_released_each_by_a_ruling_of_its
     assert releasable(small, "white_box", drop="week-2")[0].empty
     ruled = add_ruling.release_all(small, rows, "dr.a", "collimators")
     assert [(r.number, r.action) for r in ruled] == [(2, "release"), (3, "release")]
-    frame = quarantine.files(small)
+    frame = quarantine.list_files(small)
     assert set(frame.loc[frame["sha256"].isin(rows["sha256"]), "now"]) == {"NORMAL", "COVID19"}
     assert releasable(small, "white_box")[0].empty
 
@@ -306,7 +308,7 @@ def test_what_cannot_be_ruled_is_refused_with_a_sentence_and_nothing_is_written(
             rule(small, name, action, label)
     for by, why in (("dr.a", " "), (" ", "a reason"), ("", "")):
         with pytest.raises(Refused, match="needs a reason"):
-            add_ruling.rule(small, (), "tb.png", "relabel", by, why, "NORMAL")
+            add_ruling.rule_on_image(small, (), "tb.png", "relabel", by, why, "NORMAL")
     assert snapshot(small) == before
 
 
@@ -333,7 +335,7 @@ def test_a_ruling_whose_batch_is_gone_stops_the_dataset(small):
     )
     overwrite(small, "rulings/00001.json", lost.to_bytes())
     with pytest.raises(Refused, match=r"Ruling 1 is on .x\.png. of batch .lost."):
-        versions.build(small)
+        build.build_dataset(small)
 
 
 # One picture, one label, one split
@@ -359,7 +361,7 @@ def boxed_smaller(number):
 def test_a_released_image_is_compared_with_all_others_though_judging_had_left_it_out(small):
     take(small, "week-1", week(100) | {"test/NORMAL/boxed.png": boxed(1)})
     take(small, "week-2", {"train/NORMAL/smaller.png": boxed_smaller(1)})
-    assert set(quarantine.refused(small)["state"]) == {"quarantined"}
+    assert set(quarantine.list_refused(small)["state"]) == {"quarantined"}
     rule(small, "boxed.png")
     assert split_of(built(small))[sha_of(small, "boxed.png")] == "test"
     rule(small, "smaller.png")
@@ -421,7 +423,7 @@ def test_datasets_built_with_the_same_rulings_elsewhere_are_the_same_bytes(small
 def test_records_from_before_there_were_rulings_still_load(settings):
     old = b'{"dataset": 1, "parent": null, "batches": [], "counts": {}, "manifest_sha256": "a"}'
     overwrite(settings, "datasets/1/dataset.json", old)
-    record = versions.load(settings, 1)
+    record = versions.load_dataset(settings, 1)
     assert isinstance(record, Dataset) and (record.rulings, record.withheld, record.shortcuts) == (0, (), ())
 
 
@@ -440,14 +442,14 @@ def test_each_refused_image_has_a_small_picture_without_metadata_and_no_accepted
     with Image.open(io.BytesIO(data)) as small:
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (171, 256))
         assert set(small.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-    image = store.get(settings, ingest_drop.image_key(picture, "png"))
+    image = store.get(settings, process_file.image_key(picture, "png"))
     assert thumbnails.make(image, settings) == data
 
 
 @pytest.mark.parametrize("size", [(300, 200), (600, 400), (2100, 1400)])
 def test_a_large_jpeg_is_decoded_in_part_and_its_thumbnail_looks_the_same(settings, size, monkeypatch):
     data = encoded(np.asarray(Image.fromarray(film(1)).resize(size)), "JPEG", quality=95)
-    shapes, opened = [], measure.open_image
+    shapes, opened = [], decode.decode_image
 
     def noted(*args):
         found = opened(*args)
@@ -498,10 +500,10 @@ def test_what_turns_out_to_be_one_group_in_two_splits_stays_in_the_stricter_and_
     take(small, "week-2", {"a.jpg": resized(1), "b.jpg": resized(2), "labels.csv": rows})
     second = split_of(built(small))
     assert second[sha(1)] == "test" and sha(2) not in second
-    assert versions.latest(small).withheld == (sha(2),)
+    assert versions.load_latest(small).withheld == (sha(2),)
     take(small, "week-3", {"train/NORMAL/z.png": png(3)})
     third = split_of(built(small))
-    assert sha(2) not in third and versions.latest(small).withheld == (sha(2),)
+    assert sha(2) not in third and versions.load_latest(small).withheld == (sha(2),)
     assert (diff.compare_datasets(small, 1, 3)["change"] != "moved").all()
     with pytest.raises(Refused, match="stays out for good"):
         rule(small, sha(2), "relabel", "COVID19")
@@ -528,15 +530,15 @@ def test_a_diff_names_what_was_added_removed_and_relabelled(small):
     assert found.loc["removed", ["label", "split"]].tolist() == ["NORMAL", "train"]
     back = diff.compare_datasets(small, 2, 1)
     assert set(back["change"]) == {"added", "removed", "relabelled"} and diff.compare_datasets(small, 2, 2).empty
-    assert versions.numbers(small) == [1, 2]
+    assert versions.list_numbers(small) == [1, 2]
 
 
 def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(small):
     take(small, "week-1", week(100))
-    record, _ = versions.build(small)
-    table = versions.manifest(small, record)
+    record, _ = build.build_dataset(small)
+    table = versions.load_manifest(small, record)
     one = table["sha256"][table["split"] == "train"].iloc[0]
-    forged = ingest_drop.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
+    forged = tables.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
     overwrite(small, "datasets/2/manifest.parquet", forged)
     changed = {"dataset": 2, "manifest_sha256": hashlib.sha256(forged).hexdigest()}
     overwrite(small, "datasets/2/dataset.json", record.model_copy(update=changed).to_bytes())

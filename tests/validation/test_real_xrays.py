@@ -66,9 +66,9 @@ def drops(lasting, folder):
     settings = lasting.model_copy(update={"inbox": str(folder / "drops")})
     records, tables, built = {}, {}, {}
     for name in (FIRST, SECOND):
-        records[name] = judge_batch.judge(settings, ingest_drop.ingest(settings, name))
+        records[name] = judge_batch.validate_batch(settings, ingest_drop.ingest(settings, name))
         tables[name] = judged(settings, records[name].batch)
-        built[name] = versions.manifest(settings, versions.build(settings)[0])
+        built[name] = versions.load_manifest(settings, build.build_dataset(settings)[0])
     return settings, records, tables, built
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import formats, measure
 from cxr_ml.records import Drift
 from cxr_ml.settings import Settings
 from cxr_ml.validation import suite_check, verdicts
@@ -669,7 +669,7 @@ def test_the_real_first_drop_loses_tuberculosis_by_evidence_and_keeps_the_rest()
     for path in sorted(p for p in drop.rglob("*") if p.is_file()):
         try:
             rows.append(measure.measure_image(path.read_bytes(), settings)[0] | {"label": path.parent.name})
-        except measure.BadImage:
+        except formats.BadImage:
             continue
     frame = pd.DataFrame(rows).assign(verdict="accepted", reasons=[[] for _ in rows])
     judged, _, why, _ = judge_both(frame)

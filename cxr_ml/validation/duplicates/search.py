@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cxr_ml.imaging.borders import content
-from cxr_ml.imaging.decode import SMALL, shrink
+from cxr_ml.imaging.borders import crop_margin
+from cxr_ml.imaging.decode import MEASURED_SIDE, shrink
 from cxr_ml.ingest import tables
 from cxr_ml.settings import Settings
 from cxr_ml.validation.duplicates import bit_hashes, orientations
@@ -79,12 +79,12 @@ def find(
     fine = _words(pd.concat([known["fine_hash"], frame["fine_hash"]], ignore_index=True), ~again)
     fine = np.ascontiguousarray(fine.T)
     inner = inner_of(pd.concat([_inner_hashes(known), _inner_hashes(frame)], ignore_index=True), first)
-    tables.give_back()  # before pictures are decoded
+    tables.release_memory()  # before pictures are decoded
 
     @lru_cache(maxsize=256)  # 64 KiB each
     def picture(image: int, inner: bool) -> np.ndarray:
         grey = load_grey(shas.iat[first[image]])
-        return normalise(content(shrink(grey, SMALL)) if inner else grey)  # as it was measured
+        return normalise(crop_margin(shrink(grey, MEASURED_SIDE)) if inner else grey)  # as it was measured
 
     def confirm(later: int, likest: list[tuple[int, int]]) -> int | None:
         for earlier, way in likest:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from copy_samples import CHANGES, NO_MARGINS, SETTINGS, asked, film
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import hashes
 from cxr_ml.validation.duplicates import orientations, search
 
 OTHER_WAYS = [way for way in range(16) if way not in orientations.UPRIGHT]
@@ -17,14 +17,14 @@ def turn(grey, way):
 
 
 def words(pictures):
-    return search._words(pd.Series([measure.fine_hash(p) for p in pictures]))
+    return search._words(pd.Series([hashes.fine_hash(p) for p in pictures]))
 
 
 @pytest.mark.parametrize("way", range(16))
 def test_hashes_are_turned_as_pictures_are(way):
     pictures = [cv2.resize(film(i), (256, 256)) for i in range(4)]
     hashes, others = (
-        np.array([int(measure.perceptual_hash(p), 16) for p in part], np.uint64)
+        np.array([int(hashes.perceptual_hash(p), 16) for p in part], np.uint64)
         for part in (pictures, [turn(p, way) for p in pictures])
     )
     assert np.bitwise_count(orientations.turn_hashes(hashes, way) ^ others).max() <= 1

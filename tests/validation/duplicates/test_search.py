@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from copy_samples import CHANGES, NO_MARGINS, SETTINGS, asked, crop, film, jpeg
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode, formats, hashes, measure
 from cxr_ml.settings import Settings
 from cxr_ml.validation.duplicates import bit_hashes, orientations, search
 
@@ -55,7 +55,9 @@ def test_the_same_bytes_are_exact_and_need_no_pixels():
         {"sha256": ["a", "b", "b"], "phash": ["0" * 16, "f" * 16, "f" * 16], "fine_hash": "", "format": "png"}
     )
     known = frame.iloc[:1]
-    found = search.find(frame, known, lambda sha: pytest.fail(f"{sha} was loaded"), Settings(duplicate_bits=0))
+    found = search.find_duplicates(
+        frame, known, lambda sha: pytest.fail(f"{sha} was loaded"), Settings(duplicate_bits=0)
+    )
     assert list(found["duplicate_of"]) == ["a", "", "b"]
     assert list(found["duplicate_kind"]) == ["exact", "", "exact"]
 
@@ -86,14 +88,14 @@ def test_blank_pictures_are_not_duplicates_of_each_other():
 def test_pixels_are_loaded_for_candidates_alone_and_once_each():
     loaded = []
     pictures = {f"film{i}": film(i) for i in range(12)} | {"copy": jpeg(film(3), 60)}
-    frame = pd.DataFrame({"sha256": list(pictures), "phash": [measure.perceptual_hash(p) for p in pictures.values()]})
-    frame["fine_hash"] = [measure.fine_hash(p) for p in pictures.values()]
+    frame = pd.DataFrame({"sha256": list(pictures), "phash": [hashes.perceptual_hash(p) for p in pictures.values()]})
+    frame["fine_hash"] = [hashes.fine_hash(p) for p in pictures.values()]
 
     def load(sha):
         loaded.append(sha)
         return pictures[sha]
 
-    search.find(frame, frame.iloc[:0], load, Settings(duplicate_bits=3, duplicate_correlation=0.92))
+    search.find_duplicates(frame, frame.iloc[:0], load, Settings(duplicate_bits=3, duplicate_correlation=0.92))
     assert {"film3", "copy"} <= set(loaded)
     assert len(loaded) == len(set(loaded)) < len(pictures)
 
@@ -117,7 +119,7 @@ def test_a_drop_that_is_one_picture_over_and_over_names_the_likest_few_whatever_
 
 def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
     pictures = [film(i) for i in range(6)] + [film(i)[:, ::-1] for i in range(3)] + [crop(film(4), 0.03, 0, 0, 0.03)]
-    hexes = [(measure.perceptual_hash(p), measure.fine_hash(p)) for p in pictures]
+    hexes = [(hashes.perceptual_hash(p), hashes.fine_hash(p)) for p in pictures]
     fine = search._words(pd.Series([f for _, f in hexes]))
     ways = {way: bit_hashes.stretched(orientations.turn_fine(fine, way)) for way in orientations.UPRIGHT}
     bits = SETTINGS.duplicate_bits
@@ -164,7 +166,7 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_mer
     ]:
         try:
             measured, cleaned = measure.measure_image(path.read_bytes(), Settings())
-        except measure.BadImage:
+        except formats.BadImage:
             continue
         data[measured["sha256"]] = cleaned
         rows.append({"path": path.relative_to(folder / "drops").as_posix(), **measured})
@@ -172,15 +174,15 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_no_stranger_is_mer
     first, second = (table[table["path"].str.startswith(d)] for d in ("2026-01-05", "2026-01-12"))
 
     def load(sha):
-        return measure.decode_grey(data[sha])
+        return decode.decode_grey(data[sha])
 
-    inside = search.find(first, first.iloc[:0], load, SETTINGS)
+    inside = search.find_duplicates(first, first.iloc[:0], load, SETTINGS)
     # One film of the public set is there twice: plain in test/, with arrows and a date in train/. Another one is
     # cropped by more than 3 % in test/, so it may be found or not.
     again = set(first["path"][inside["duplicate_of"] != ""])
     assert again - {"2026-01-05/train/COVID19/469.jpg"} == {"2026-01-05/train/COVID19/422.JPG"}
 
-    found = search.find(second, first, load, SETTINGS)
+    found = search.find_duplicates(second, first, load, SETTINGS)
     names = second["path"].str.split("/").str[-1]
     kinds = dict(zip(names, found["duplicate_kind"], strict=True))
     marked = {n for n, kind in kinds.items() if kind}
@@ -196,7 +198,7 @@ def test_a_copy_is_found_among_any_number_of_images_whose_fine_hash_was_never_me
     known = {f"film{i}": film(i) for i in range(search.CONFIRMED + 8)}
     # All within the radius of each other's hashes: only pixels can tell which one it is.
     rows = pd.DataFrame({"sha256": list(known), "phash": "0" * 16, "fine_hash": ""})
-    copy = rows.iloc[[-1]].assign(sha256="copy", fine_hash=measure.fine_hash(jpeg(film(len(known) - 1), 60)))
+    copy = rows.iloc[[-1]].assign(sha256="copy", fine_hash=hashes.fine_hash(jpeg(film(len(known) - 1), 60)))
     pictures = known | {"copy": jpeg(film(len(known) - 1), 60)}
-    found = search.find(copy, rows, pictures.__getitem__, SETTINGS)
+    found = search.find_duplicates(copy, rows, pictures.__getitem__, SETTINGS)
     assert found["duplicate_of"].to_list() == [rows["sha256"].iloc[-1]]
