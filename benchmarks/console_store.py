@@ -28,8 +28,8 @@ from cxr_ml.records import (
     HistoryEntry,
     Metrics,
     Model,
-    Moved,
     OperatingPoint,
+    PerturbationResult,
     Probe,
     Ruling,
     Slice,
@@ -209,8 +209,8 @@ def _evaluation(name: str, n: int, measured: list[Metrics], champion: Evaluation
         model=name, architecture=name.partition("-")[0], artefact_sha256=_sha(name), dataset=1 + n // 6,
         dataset_sha256=_sha(f"manifest {1 + n // 6}"), validation=other, test=own, plain=other, champion=champion,
         robustness=dict.fromkeys(("shrunk", "sharpened", "brighter", "re-encoded"), other), reload_difference=2e-6,
-        moved=tuple(Moved(change=c, images=1200, recalls=dict.fromkeys(CLASSES, 0.4), balanced_accuracy=0.4,
-                          before=0.95, decided_otherwise=0.3, shift=0.2) for c in changes),
+        moved=tuple(PerturbationResult(change=c, images=1200, recalls=dict.fromkeys(CLASSES, 0.4), before=0.95,
+                                       balanced_accuracy=0.4, decided_otherwise=0.3, shift=0.2) for c in changes),
         slices=tuple(Slice(by=kinds[k % 5], value=f"value {k}", images=300, metrics=other) for k in range(20)),
         difference=Difference(figures=figures, intervals={k: (v - 0.01, v + 0.01) for k, v in figures.items()},
                               only_candidate=9, only_champion=4, mcnemar=0.27) if champion else None,
@@ -226,6 +226,7 @@ def _model(name: str, n: int) -> Model:
         epochs={"head": 12, "fine_tune": 6}, seconds={"head": 184.2, "fine_tune": 1403.0}, code="commit 0123abc",
         images_per_second={"head": 5012.3, "fine_tune": 41.5}, packages={f"package-{k}": "1.2.3" for k in range(20)},
         hardware={"cpu": "Some Processor", "cores": 16, "memory_gib": 64, "gpus": ""},
+        likeness_sha256=_sha("likeness"), validation_sha256=_sha("validation"), history_sha256=_sha("history"),
         operating_point=OperatingPoint(temperature=1.3, offsets=dict.fromkeys(CLASSES, 0.1),
                                        floors=dict.fromkeys(CLASSES, 0.9), images=1200),
     )  # fmt: skip
@@ -239,8 +240,11 @@ def _write_history(s: Settings, names: list[str], runs: list[str], measured: lis
         wins = (n + 1) * PROMOTED // len(runs) > n * PROMOTED // len(runs)
         version += wins
         figures = {name: (v, seen.intervals.get(name)) for name, v in metrics.flat(seen).items()}
-        checks = tuple(Check(name=name, observed=v, limit="≥ 0.85", passed=wins or k > 0, reason="As it was measured.",
-                             interval=span) for k, (name, (v, span)) in enumerate(figures.items()))  # fmt: skip
+        checks = tuple(
+            Check(name=name, kind="score", observed=v, operator="≥", limit=0.85, passed=wins or k > 0,
+                  reason="As it was measured.", interval=span)
+            for k, (name, (v, span)) in enumerate(figures.items())
+        )  # fmt: skip
         decision = Decision(
             run=run, model=model, dataset=1 + n // 3, champion=last, candidates=tuple(names[2 * n : 2 * n + 2]),
             promote=wins, checks=checks, reason="Every check passed." if wins else "A recall is below its floor.",

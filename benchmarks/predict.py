@@ -51,6 +51,8 @@ def put_model(settings: Settings, architecture: str, x: np.ndarray) -> keras.Mod
         model="bench", architecture=architecture, dataset=1, dataset_sha256="", classes=CLASSES,
         artefact_sha256=hashlib.sha256(artefact).hexdigest(), likeness_sha256=hashlib.sha256(known).hexdigest(),
         image_size=settings.image_size, weights="", weights_sha256="", settings={}, epochs={}, seconds={},
+        images_per_second={}, code="", packages={}, hardware={}, operating_point=None, validation_sha256="",
+        history_sha256="",
     )  # fmt: skip
     store.put_if_absent(settings, "models/bench/model.keras", artefact)
     store.put_if_absent(settings, ood.key("bench"), known)

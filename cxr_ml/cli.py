@@ -171,7 +171,7 @@ def promote(run: RunName, json_: Json = False) -> None:
     from cxr_ml.registry import promotion
 
     with opened() as settings:
-        entry = promotion.conclude(settings, promotion.load_decision(settings, run), by=getpass.getuser())
+        entry = promotion.apply_decision(settings, promotion.load_decision(settings, run), by=getpass.getuser())
         show(entry, json_, f"{entry.action}: {entry.model}" + (f", champion v{entry.version}" if entry.version else ""))
 
 
@@ -275,7 +275,7 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
     changed = names or build.count_pending_rulings(settings)
     against = promotion.trained_on(settings)
     built, new = build.build_dataset(settings, against) if changed else (versions.load_latest(settings), False)
-    if built is None or (not new and promotion.decided(settings, built.dataset)):
+    if built is None or (not new and promotion.was_decided(settings, built.dataset)):
         publish.nothing_new(settings, run, names, left_out=left_out)
         _mail(settings, run)
         show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
@@ -298,7 +298,7 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
             f"The settings ask for approval, which is yours to give: {then}.",
         )
         return
-    promotion.conclude(settings, decision, by=by)
+    promotion.apply_decision(settings, decision, by=by)
     record, key = publish.publish(settings, run, names, left_out=left_out)
     _mail(settings, run)
     if json_:

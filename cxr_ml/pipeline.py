@@ -50,7 +50,7 @@ def due(settings: Settings, drop: str | None = None) -> tuple[list[ingest_drop.S
             break
         shards += part
     latest = versions.load_latest(settings)
-    if latest is not None and not promotion.decided(settings, latest.dataset):
+    if latest is not None and not promotion.was_decided(settings, latest.dataset):
         told.append(f"Dataset {latest.dataset} was never brought before the gate; this run does it.")
     if pending := build.count_pending_rulings(settings):
         told.append(f"{pending} new rulings on single images; the next dataset honours them.")

@@ -1,8 +1,11 @@
-"""The frozen records that stages hand on. Each is stored as JSON; loading one checks names and types."""
+"""The frozen records that stages hand on. Each is stored as JSON; loading one checks names and types.
 
-import math
+One file, in the order of the stages, because it is looked up like a table: every field with its unit, in one place.
+"""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class Record(BaseModel):
@@ -13,6 +16,21 @@ class Record(BaseModel):
     def to_bytes(self) -> bytes:
         """JSON as it is stored: indented, UTF-8, newline at the end."""
         return self.model_dump_json(indent=2).encode() + b"\n"
+
+
+def _check_version(version: object) -> object:
+    if version != 1:
+        raise ValueError(
+            f"schema_version 1 was expected. Received: {version!r}. Another version of cxr-ml wrote this record: read "
+            "it with that version, or begin a new store."
+        )
+    return version
+
+
+class StoredRecord(Record):
+    """Base of the records that are stored as an object of their own. One of another schema version is refused."""
+
+    schema_version: Annotated[Literal[1], BeforeValidator(_check_version)] = 1
 
 
 class Failure(Record):
@@ -27,7 +45,7 @@ class Failure(Record):
     severity: str = "critical"  # or warning: shown, without a consequence
 
 
-class Batch(Record):
+class Batch(StoredRecord):
     """What became of one drop."""
 
     batch: str  # <name of the drop>-<8 hex digits of its listing>
@@ -39,7 +57,7 @@ class Batch(Record):
     untrained: dict[str, int] = {}  # known label that the model is not trained on -> accepted images
 
 
-class Ruling(Record):
+class Ruling(StoredRecord):
     """What a human ruled on one image; stored as `rulings/<00001>.json`. The last ruling on an image is in force."""
 
     number: int
@@ -85,7 +103,7 @@ class Drift(Record):
     why: str = ""  # one sentence where something was not compared
 
 
-class Dataset(Record):
+class Dataset(StoredRecord):
     """A version of the training data: the union of batches, split by group."""
 
     dataset: int
@@ -96,7 +114,7 @@ class Dataset(Record):
     rulings: int = 0  # the rulings 1 to this one are honoured
     withheld: tuple[str, ...] = ()  # images out for good: their group turned out to have others in a stricter split
     shortcuts: tuple[Probe, ...] = ()  # on the training and validation images
-    drift: Drift | None = None  # None: built by a version that did not compare
+    drift: Drift | None = None  # None: not compared
     warnings: tuple[Failure, ...] = ()  # expectations of severity "warning" that it does not meet
 
 
@@ -109,7 +127,7 @@ class OperatingPoint(Record):
     images: int  # that it was fitted on
 
 
-class Model(Record):
+class Model(StoredRecord):
     """A trained candidate."""
 
     model: str
@@ -124,15 +142,14 @@ class Model(Record):
     settings: dict[str, bool | str | int | float]  # hyper-parameters
     epochs: dict[str, int]  # stage -> epochs run
     seconds: dict[str, float]  # stage -> wall time
-    # Not known of models of earlier versions
-    images_per_second: dict[str, float] = {}  # stage -> training images, or stored features in the frozen stage
-    code: str = ""  # "commit …" of the source, or "version …" of the package where there is no checkout
-    packages: dict[str, str] = {}  # package -> version
-    hardware: dict[str, str | int] = {}  # cpu, cores, memory_gib, gpus, system
-    likeness_sha256: str = ""  # of likeness.npz, by which an image unlike the training images is known
-    operating_point: OperatingPoint | None = None
-    validation_sha256: str = ""  # of validation.npy: what the training process predicted for the validation images
-    history_sha256: str = ""  # of history.csv
+    images_per_second: dict[str, float]  # stage -> training images, or stored features in the frozen stage
+    code: str  # "commit …" of the source, or "version …" of the package where there is no checkout
+    packages: dict[str, str]  # package -> version
+    hardware: dict[str, str | int]  # cpu, cores, memory_gib, gpus, system
+    likeness_sha256: str  # of likeness.npz, by which an image unlike the training images is known
+    operating_point: OperatingPoint | None  # None: the likeliest class, and probabilities as the network gives them
+    validation_sha256: str  # of validation.npy: what the training process predicted for the validation images
+    history_sha256: str  # of history.csv
 
 
 class ClassMetrics(Record):
@@ -142,9 +159,8 @@ class ClassMetrics(Record):
     precision: float
     f1: float
     support: int  # images
-    # Not known of evaluations by earlier versions
-    specificity: float = math.nan
-    auc: float = math.nan  # of the class against all others
+    specificity: float
+    auc: float  # of the class against all others
 
 
 class Metrics(Record):
@@ -154,15 +170,14 @@ class Metrics(Record):
     macro_f1: float
     accuracy: float
     confusion: tuple[tuple[int, ...], ...]  # rows: true class, columns: predicted, in the order of `classes`
-    # Not known of evaluations by earlier versions
-    log_loss: float = math.nan  # nats
-    brier: float = math.nan  # 0 to 2
-    calibration_error: float = math.nan  # expected, 0 to 1
-    intervals: dict[str, tuple[float, float]] = {}  # 95 %, by the names of `metrics.name`, e.g. "recall COVID19"
+    log_loss: float  # nats
+    brier: float  # 0 to 2
+    calibration_error: float  # expected, 0 to 1
+    intervals: dict[str, tuple[float, float]]  # 95 %, by the names of `metrics.name`, e.g. "recall COVID19"
 
 
-class Moved(Record):
-    """What a model says of test images that were changed so that a reader of lungs would say the same, or nothing."""
+class PerturbationResult(Record):
+    """What a model predicts for changed test images: a reader of lungs would predict the same, or nothing."""
 
     change: str  # e.g. "lungs hidden"
     images: int
@@ -193,7 +208,7 @@ class Difference(Record):
     mcnemar: float  # p of the exact test that either is as likely
 
 
-class Evaluation(Record):
+class Evaluation(StoredRecord):
     """One model on one dataset version; the champion's on the same images beside it."""
 
     model: str
@@ -203,20 +218,19 @@ class Evaluation(Record):
     dataset_sha256: str
     validation: Metrics  # chooses between architectures
     test: Metrics  # only the gate; at the model's operating point, as is all else but `plain`
-    robustness: dict[str, Metrics] = {}  # disguise -> the test images in it; {}: by a version that did not measure it
+    plain: Metrics  # test images, by the most likely class and uncalibrated probabilities
+    robustness: dict[str, Metrics]  # disguise -> the test images in it
+    slices: tuple[Slice, ...]
+    moved: tuple[PerturbationResult, ...] = ()  # not measured of a champion beside a candidate
     champion: "Evaluation | None" = None
-    # Not known of evaluations by earlier versions
-    plain: Metrics | None = None  # test images, by the most likely class and uncalibrated probabilities
-    moved: tuple[Moved, ...] = ()  # not measured of a champion beside a candidate
-    slices: tuple[Slice, ...] = ()
     difference: Difference | None = None  # to the champion
     reload_difference: float | None = None  # largest, of a validation probability, to those of the training process
     champion_problem: str = ""  # one sentence where the champion could not be evaluated
-    beside: str | None = None  # name of the champion then, evaluated or not
+    beside: str | None = None  # name of the champion at that time, evaluated or not
     files: dict[str, str] = {}  # name -> SHA-256, of files of the candidate's folder that it goes with
 
 
-class Shown(Record):
+class SheetImage(Record):
     """A test image on a contact sheet."""
 
     sha256: str
@@ -226,7 +240,7 @@ class Shown(Record):
     outside: float  # share of the attention outside the central chest region; NaN where there was none
 
 
-class Explanation(Record):
+class Explanation(StoredRecord):
     """Where a model looked on the test images of a dataset."""
 
     model: str
@@ -235,7 +249,7 @@ class Explanation(Record):
     dataset_sha256: str
     outside: dict[str, float]  # label -> mean share of the attention outside the central chest region; NaN: no image
     evenly: float  # that share of attention that is spread evenly over the frame
-    shown: tuple[Shown, ...]  # on the sheets, in their order
+    shown: tuple[SheetImage, ...]  # on the sheets, in their order
     sheets: dict[str, str]  # label -> SHA-256 of its contact sheet, a PNG
 
 
@@ -252,7 +266,7 @@ class Prediction(Record):
     overlay: str | None = None  # file in which Grad-CAM lies over the picture
 
 
-class Doubt(Record):
+class LabelIssue(Record):
     """A label that a model contradicts."""
 
     sha256: str
@@ -267,28 +281,42 @@ class Doubt(Record):
     issue: bool  # whether confident learning takes it for mislabelled
 
 
-class Doubts(Record):
-    """Labels of a dataset that a model contradicts; printed, never stored."""
+class LabelReview(Record):
+    """The labels of a dataset that a model contradicts; printed, never stored."""
 
     dataset: int
     model: str
     looked_at: int  # images
     said: str  # which images were looked at, in a sentence
-    doubts: tuple[Doubt, ...]  # least believed first
+    doubts: tuple[LabelIssue, ...]  # least believed first
+
+
+Operator = Literal["≥", "≤", ">"]
+CheckKind = Literal[
+    "share",  # of images, 0 to 1; read as a percentage
+    "score",  # a figure that is read as it is, such as macro F1
+    "images",  # a number of images
+    "difference",  # candidate less champion: `observed` is the lower end of its interval
+    "champion_score",  # a score whose limit is the champion's
+    "condition",  # something that must be so; no figure and no limit, but `expected`
+]
 
 
 class Check(Record):
-    """One check of the gate."""
+    """One check of the gate: `observed` `operator` `limit`. `formatting` turns these values into words."""
 
     name: str  # e.g. "recall COVID19"
-    observed: float | None  # None where it could not be evaluated
-    limit: str  # e.g. "≥ 0.95"
+    kind: CheckKind
+    observed: float | None  # None where it could not be evaluated; of a condition 1 or 0
+    operator: Operator | None = None
+    limit: float | None = None
+    expected: str = ""  # of a condition, e.g. "the recorded files"
     passed: bool
     reason: str  # one sentence
     interval: tuple[float, float] | None = None  # 95 %, where there is one
 
 
-class Decision(Record):
+class Decision(StoredRecord):
     """The gate's answer for one run."""
 
     run: str
@@ -301,10 +329,12 @@ class Decision(Record):
     reason: str  # one sentence
     overrides: dict[str, str] = {}  # settings changed in the form for this run
     by: str = ""  # who started the run, and changed them
-    evaluation_sha256: dict[str, str] = {}  # candidate -> of its stored evaluation; {}: by a version without it
+    evaluation_sha256: dict[
+        str, str
+    ] = {}  # candidate -> of its stored evaluation; of one that is not here nothing holds
 
 
-class Champion(Record):
+class Champion(StoredRecord):
     """The pointer `registry/champion.json`."""
 
     version: int  # counts promotions and rollbacks, from 1
@@ -313,7 +343,7 @@ class Champion(Record):
     history: int  # number of the entry that put it here
 
 
-class HistoryEntry(Record):
+class HistoryEntry(StoredRecord):
     """One line of `registry/history/`: what was promoted, rolled back, refused or swept, by whom and why."""
 
     number: int
@@ -328,7 +358,7 @@ class HistoryEntry(Record):
     decision: Decision | None = None
 
 
-class Run(Record):
+class Run(StoredRecord):
     """Everything the report of one run is made from; stored as `reports/<run>/run.json`."""
 
     run: str
@@ -344,7 +374,7 @@ class Run(Record):
     left_out: tuple[str, ...] = ()  # drops that were refused as a whole, without which the run went on
 
 
-class FailedStep(Record):
+class FailedStep(StoredRecord):
     """A step of a run that failed, the last time it did; stored as `reports/<run>/failed/<step>.json`."""
 
     run: str  # as Airflow calls it
@@ -357,7 +387,7 @@ class FailedStep(Record):
     run_link: str = ""  # to the run in Airflow, "" where there is none
 
 
-class Mailed(Record):
+class Mailed(StoredRecord):
     """A mail that the mail server took for one address; stored as `reports/<run>/mailed/<kind>-<hash>.json`."""
 
     kind: str  # outcome of the run, or which step failed
@@ -365,7 +395,7 @@ class Mailed(Record):
     at: str  # ISO 8601, UTC
 
 
-class Unsent(Record):
+class Unsent(StoredRecord):
     """A mail that could not be sent, the last time it was tried; stored as `reports/<run>/unsent/<kind>.json`."""
 
     kind: str

@@ -116,7 +116,7 @@ def cxr_retraining() -> None:
                 from cxr_ml.registry import promotion
 
                 record, new = build.build_dataset(s, promotion.trained_on(s), on_progress)
-                if not new and promotion.decided(s, record.dataset) and not params["train_anyway"]:
+                if not new and promotion.was_decided(s, record.dataset) and not params["train_anyway"]:
                     wiring.nothing_new(s, context, batches)
                     raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")
                 print(record.model_dump_json(indent=2))
@@ -213,13 +213,15 @@ def cxr_retraining() -> None:
             decision = promotion.load_decision(s, wiring.run_name(context))
             by = wiring.actor(context)
             if decision.promote and params["approval"] and not answer:
-                return promotion.decline(s, decision, by, "The answer is missing.").model_dump(include=wiring.OUTCOME)
+                return promotion.record_rejection(s, decision, by, "The answer is missing.").model_dump(
+                    include=wiring.OUTCOME
+                )
             if answer:
                 approved, human, said = wiring.answered(answer)
                 if not approved:
-                    return promotion.decline(s, decision, human or by, said).model_dump(include=wiring.OUTCOME)
+                    return promotion.record_rejection(s, decision, human or by, said).model_dump(include=wiring.OUTCOME)
                 by = f"{by}, {said}"
-            return promotion.conclude(s, decision, by).model_dump(include=wiring.OUTCOME)
+            return promotion.apply_decision(s, decision, by).model_dump(include=wiring.OUTCOME)
 
     @task(outlets=[wiring.CHAMPION])
     def announce(outcome: dict, outlet_events: object = None) -> None:

@@ -46,7 +46,7 @@ def test_a_champion_that_could_not_be_evaluated_is_a_refusal_and_no_error(filled
     stored_evaluations.save(filled, evaluation("mobilenet_v2", samples.GOOD).model_copy(update=problem))
     decision = pipeline.decide(filled, "next", MODELS[1:])
     assert not decision.promote and "it is gone" in decision.reason
-    assert promotion.conclude(filled, decision, "ann").action == "refused"
+    assert promotion.apply_decision(filled, decision, "ann").action == "refused"
 
 
 def test_a_decision_keeps_to_the_evaluation_that_it_was_made_on_when_a_later_one_has_the_champion(filled):
@@ -58,7 +58,7 @@ def test_a_decision_keeps_to_the_evaluation_that_it_was_made_on_when_a_later_one
         filled, evaluation("mobilenet_v2", samples.GOOD, champion=evaluation("inception_v3", BETTER))
     )
     assert stored_evaluations.load(filled, 3, MODELS[1], MODELS[0]).champion_problem == ""
-    assert stored_evaluations.decided(filled, decision, MODELS[1]).champion_problem == "It is gone."
+    assert stored_evaluations.load_decided(filled, decision, MODELS[1]).champion_problem == "It is gone."
 
 
 def test_the_next_run_meets_the_champion(filled):

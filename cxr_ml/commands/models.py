@@ -135,8 +135,7 @@ def verify(model: Name, json_: Json = False) -> None:
             steps = verify_model(settings, model, on_image)
         texts = []
         for step in steps:
-            told = "[green]ok[/]" if step.checked else "[bold yellow]NOT CHECKED[/]"
-            mark = "[bold red]DIFFERS[/]" if step.differs else told
+            mark = "[bold red]DIFFERS[/]" if step.differs else "[green]ok[/]"
             texts.append(f"{mark}  {plain(step.name)}" + ("" if step.differs else f": {plain(step.said)}"))
             texts += [f"    {plain(what)}" for what in step.differs[:_SHOWN]]
             if more := len(step.differs) - _SHOWN:
@@ -155,12 +154,12 @@ def prune(
     json_: Json = False,
 ) -> None:
     """Delete the weights of old refused candidates. Everything else of them stays, and every champion."""
-    from cxr_ml.registry.prune import candidates, sweep
+    from cxr_ml.registry.prune import candidates, delete_weights
 
     with opened() as settings:
         names = candidates(settings, keep)
         for name in names if yes else ():
-            sweep(settings, name, getpass.getuser(), f"Beyond the {keep} refused candidates judged last.")
+            delete_weights(settings, name, getpass.getuser(), f"Beyond the {keep} refused candidates judged last.")
         said = "Weights deleted" if yes else "Would be deleted, with --yes"
         texts = [f"{said}: {plain(f'models/{name}/model.keras')}" for name in names]
         show({"models": names, "deleted": yes}, json_, *(texts or ["Nothing to delete."]))

@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cxr_ml.evaluation import gradcam, stored_explanations
-from cxr_ml.records import Dataset, Explanation, Model, Shown
+from cxr_ml.records import Dataset, Explanation, Model, SheetImage
 from cxr_ml.settings import Settings
 
-EACH = 4  # hits, and misses, of a class that are shown
-_LETTERS = 14  # of a label above a tile, with the word before it
-_ACROSS = 2  # examples in a row, of two pictures each: legible when a phone shows them 360 px wide
+MAX_PER_OUTCOME = 4  # hits, and misses, of a class that are shown
+_MAX_LETTERS = 14  # of a label above a tile, with the word before it
+_PER_ROW = 2  # examples in a row, of two pictures each: legible when a phone shows them 360 px wide
 
 
 def write(
@@ -36,7 +36,7 @@ def write(
     predicted: np.ndarray,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> Explanation:
-    """Explains a model on test images, and stores it; what is stored already is returned as it is.
+    """Explains a model on test images and stores the explanation; an existing one is returned as it is.
 
     Args:
         settings: the store, and the seed.
@@ -53,23 +53,23 @@ def write(
     Returns:
         The record. Hits are drawn at random, misses are those of which the model was the surest.
     """
-    there = stored_explanations.load(settings, record.model, dataset.dataset)
-    if there is not None:
-        return there
+    existing = stored_explanations.load(settings, record.model, dataset.dataset)
+    if existing is not None:
+        return existing
     labels, names = manifest["label"].to_numpy()[rows], manifest["sha256"].to_numpy()[rows]
-    said = np.asarray(record.classes)[predicted]
+    decided = np.asarray(record.classes)[predicted]
     heat = gradcam.heat(network, images, predicted, rows, on_images)
     share = gradcam.outside(heat)
     sureness = probabilities[np.arange(len(rows)), predicted]
-    shown: list[Shown] = []
+    shown: list[SheetImage] = []
     sheets = {}
     for label in record.classes:
-        places = choose(labels == label, said == label, sureness, names, settings.seed)
+        places = choose(labels == label, decided == label, sureness, names, settings.seed)
         examples = [
-            Shown(
+            SheetImage(
                 sha256=str(names[i]),
                 label=label,
-                predicted=str(said[i]),
+                predicted=str(decided[i]),
                 probability=float(sureness[i]),
                 outside=float(share[i]),
             )
@@ -78,7 +78,7 @@ def write(
         pictures = [(images[rows[i]], gradcam.overlay(images[rows[i]], heat[i])) for i in places]
         sheets[label] = draw(label, examples, pictures)
         shown += examples
-    found = Explanation(
+    explanation = Explanation(
         model=record.model,
         artefact_sha256=record.artefact_sha256,
         dataset=dataset.dataset,
@@ -88,31 +88,33 @@ def write(
         shown=tuple(shown),
         sheets={label: hashlib.sha256(png).hexdigest() for label, png in sheets.items()},
     )
-    stored_explanations.save(settings, found, sheets)
-    return found
+    stored_explanations.save(settings, explanation, sheets)
+    return explanation
 
 
-def choose(of_class: np.ndarray, said: np.ndarray, sureness: np.ndarray, names: np.ndarray, seed: int) -> np.ndarray:
-    """Which images of a class are shown: hits at random, then the misses of which the model was the surest.
+def choose(
+    of_class: np.ndarray, predicted: np.ndarray, sureness: np.ndarray, names: np.ndarray, seed: int
+) -> np.ndarray:
+    """Returns which images of a class are shown: hits at random, then the misses of which the model was the surest.
 
     Args:
         of_class: whether an image is of the class, bool (n,).
-        said: whether the model said so, bool (n,).
-        sureness: probability of what the model said, float (n,).
+        predicted: whether the model decided for it, bool (n,).
+        sureness: probability of what the model decided for, float (n,).
         names: SHA-256 of the images, (n,); the choice depends on the images, not on their order.
         seed: of the random choice.
 
     Returns:
-        At most EACH hits and EACH misses, int.
+        Their places: at most MAX_PER_OUTCOME hits and as many misses, int.
     """
     ordered = np.argsort(names, kind="stable")
-    hits, misses = ordered[(of_class & said)[ordered]], ordered[(of_class & ~said)[ordered]]
-    drawn = np.random.default_rng(seed).permutation(hits)[:EACH]
-    return np.concatenate([drawn, misses[np.argsort(-sureness[misses], kind="stable")][:EACH]]).astype(int)
+    hits, misses = ordered[(of_class & predicted)[ordered]], ordered[(of_class & ~predicted)[ordered]]
+    drawn = np.random.default_rng(seed).permutation(hits)[:MAX_PER_OUTCOME]
+    return np.concatenate([drawn, misses[np.argsort(-sureness[misses], kind="stable")][:MAX_PER_OUTCOME]]).astype(int)
 
 
-def draw(label: str, examples: list[Shown], pictures: list[tuple[np.ndarray, np.ndarray]]) -> bytes:
-    """The contact sheet of a class as PNG.
+def draw(label: str, examples: list[SheetImage], pictures: list[tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """Returns the contact sheet of a class as PNG.
 
     Args:
         label: the class.
@@ -123,17 +125,17 @@ def draw(label: str, examples: list[Shown], pictures: list[tuple[np.ndarray, np.
         ("recognised, drawn at random", [i for i, e in enumerate(examples) if e.predicted == label]),
         ("missed, the surest first", [i for i, e in enumerate(examples) if e.predicted != label]),
     ]
-    lines = [max(1, -(-len(places) // _ACROSS)) for _, places in parts]
+    lines = [max(1, -(-len(places) // _PER_ROW)) for _, places in parts]
     figure = Figure(figsize=(5.6, 0.4 + sum(0.35 + 1.75 * n for n in lines)), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     figure.suptitle(_plain(f"test images of {label}"), fontsize=11)
-    for (title, places), block, high in zip(parts, figure.subfigures(2, 1, height_ratios=lines), lines, strict=True):
+    blocks = figure.subfigures(2, 1, squeeze=False, height_ratios=lines).flat
+    for (title, places), block, high in zip(parts, blocks, lines, strict=True):
         block.suptitle(title if places else f"{title}: none", fontsize=10)
-        grid = block.subplots(high, 2 * _ACROSS, squeeze=False)
+        grid = block.subplots(high, 2 * _PER_ROW, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
         for number, place in enumerate(places):
-            line, column = divmod(number, _ACROSS)
+            line, column = divmod(number, _PER_ROW)
             example, (film, heated) = examples[place], pictures[place]
             _tile(grid[line, 2 * column], film, f"true {_short(label)}\nsaid {_short(example.predicted)}")
             _tile(grid[line, 2 * column + 1], heated, f"{100 * example.probability:.1f} %\n{example.sha256[:8]}")
@@ -147,7 +149,7 @@ def _tile(axes: Axes, picture: np.ndarray, text: str) -> None:
 
 def _short(label: str) -> str:
     """A label that fits above a tile: of a long one both ends, for many differ only there."""
-    return label if len(label) <= _LETTERS else f"{label[: _LETTERS // 2 - 1]}…{label[-(_LETTERS // 2) :]}"
+    return label if len(label) <= _MAX_LETTERS else f"{label[: _MAX_LETTERS // 2 - 1]}…{label[-(_MAX_LETTERS // 2) :]}"
 
 
 def _plain(text: str) -> str:
@@ -157,8 +159,9 @@ def _plain(text: str) -> str:
 
 def _png(figure: Figure) -> bytes:
     figure.set_dpi(180)
-    figure.canvas.draw()
-    image = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     out = io.BytesIO()
     image.quantize(256).save(out, format="png", optimize=True)
     return out.getvalue()

@@ -12,16 +12,19 @@ from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import contact_sheets, metrics, perturbations, slices, stored_evaluations
+from cxr_ml.evaluation.metrics import Predictions
 from cxr_ml.ingest import tables
 from cxr_ml.progress import OnProgress, begun, counted, nobody
-from cxr_ml.records import Dataset, Difference, Evaluation, Metrics, Model
+from cxr_ml.records import Dataset, Difference, Evaluation, Metrics, PerturbationResult
 from cxr_ml.settings import Settings
 from cxr_ml.training import artifact_check, calibration, corruptions, inputs, predictions
 
 
-class _Judged(NamedTuple):
+class _Evaluated(NamedTuple):
+    """The evaluation of one model, and what a comparison with another one needs beside it."""
+
     evaluation: Evaluation
-    test: tuple[np.ndarray, np.ndarray]  # calibrated probabilities, and the classes decided for
+    test: Predictions
     y: np.ndarray  # true classes of the test images
     groups: np.ndarray  # of the test images
 
@@ -29,153 +32,202 @@ class _Judged(NamedTuple):
 def evaluate_models(
     settings: Settings, number: int, names: Sequence[str], champion: str | None, on_progress: OnProgress = nobody
 ) -> list[Evaluation]:
-    """Evaluates each candidate on validation and test of a dataset; the champion too, on the same images.
+    """Evaluates each candidate on validation and test images of a dataset, and the champion on the same images.
 
-    A champion that cannot be evaluated is said to be so in the evaluations, and the gate stays shut.
+    Where the champion cannot be evaluated, the evaluations say so and the gate stays shut.
 
     Args:
-        settings: the store.
+        settings: the store, the classes, how many images a slice needs.
         number: of the dataset.
         names: the candidates.
         champion: name of the model in use; None: there is none.
-        on_progress: told of the images that each model has predicted.
+        on_progress: called with the number of images that each model has predicted.
 
     Returns:
         One evaluation per candidate, stored as `models/<model>/evaluation.json`, with the champion's inside. What a
-        candidate says of each image is stored beside it, as `models/<model>/predictions-d<number>.parquet`.
+        candidate predicts for each image is stored beside it, as `models/<model>/predictions-d<number>.parquet`.
 
     Raises:
         Refused: a candidate cannot be loaded, or its classes are not those of the settings.
     """
     dataset = versions.load_dataset(settings, number)
-    beside, problem = None, ""
+    other, problem = None, ""
     if champion is not None:
         try:
-            beside = _evaluate_one(settings, dataset, champion, on_progress)
+            other = _evaluate_model(_Subject(settings, dataset, champion, on_progress))
         except Refused as error:
             problem = f"The champion {champion} could not be evaluated: {error}"
-    found = []
+    evaluations = []
     for name in names:
-        own = _evaluate_one(settings, dataset, name, on_progress, candidate=True)
+        candidate = _evaluate_candidate(_Subject(settings, dataset, name, on_progress, candidate=True))
         update: dict[str, object] = {"champion_problem": problem, "beside": champion}
-        if beside is not None:
-            update |= {"champion": beside.evaluation, "difference": _difference(settings, own, beside)}
-        record = own.evaluation.model_copy(update=update)
-        stored_evaluations.save(settings, record)
-        found.append(record)
-    return found
+        if other is not None:
+            update |= {"champion": other.evaluation, "difference": _compare(candidate, other, settings.classes)}
+        evaluation = candidate.evaluation.model_copy(update=update)
+        stored_evaluations.save(settings, evaluation)
+        evaluations.append(evaluation)
+    return evaluations
 
 
-def _evaluate_one(
-    settings: Settings, dataset: Dataset, name: str, on_progress: OnProgress, candidate: bool = False
-) -> _Judged:
-    on_progress(begun(f"loading {name}"))
-    record, network = predictions.load_model(settings, name)
-    if record.classes != settings.classes:
-        raise Refused(f"{name} must know the classes {settings.classes}. Received: {record.classes}")
-    images, manifest = inputs.load(settings, dataset, record.image_size, on_progress)
-    y = inputs.targets(manifest, settings.classes)
-    rows = {split: np.flatnonzero(manifest["split"] == split) for split in ("validation", "test")}
-    test = rows["test"]
-    few = perturbations.chosen(y[test], len(settings.classes))
-    total = len(rows["validation"]) + len(test) * (1 + len(corruptions.FIXED))
-    total += len(few) * len(perturbations.CHANGES) + len(test) if candidate else 0  # the last are explained
-    tell, done = counted(on_progress, "images"), 0
+class _Subject:
+    """A model and the images of a dataset, which it predicts at its operating point."""
 
-    def count(what: str, more: int) -> predictions.OnImages:
-        nonlocal done
-        before, done = done, done + more
-        stage = f"{name}: {what}"
-        tell(before, total, stage)
-        return lambda seen: tell(before + seen, total, stage)
+    def __init__(
+        self, settings: Settings, dataset: Dataset, name: str, on_progress: OnProgress, candidate: bool = False
+    ) -> None:
+        on_progress(begun(f"loading {name}"))
+        self.settings, self.dataset = settings, dataset
+        self.record, self.network = predictions.load_model(settings, name)
+        if self.record.classes != settings.classes:
+            raise Refused(f"{name} must know the classes {settings.classes}. Received: {self.record.classes}")
+        self.images, self.manifest = inputs.load(settings, dataset, self.record.image_size, on_progress)
+        self.y = inputs.targets(self.manifest, settings.classes)
+        self.rows = {s: np.flatnonzero(self.manifest["split"] == s) for s in ("validation", "test")}
+        test = self.rows["test"]
+        self.perturbed = test[perturbations.choose(self.y[test], len(settings.classes))]
+        self._total = len(self.rows["validation"]) + len(test) * (1 + len(corruptions.FIXED))
+        if candidate:  # which is perturbed, and whose test images are explained
+            self._total += len(self.perturbed) * len(perturbations.CHANGES) + len(test)
+        self._done, self._count = 0, counted(on_progress, "images")
 
-    def predict(what: str, chosen: np.ndarray, change: predictions.Change | None = None) -> np.ndarray:
-        return predictions.probabilities(network, images, chosen, change, count(what, len(chosen)))
+    def count(self, part: str, images: int) -> predictions.OnImages:
+        """A callback for the number of images done in a part of the evaluation, which looks at so many."""
+        before, stage = self._done, f"{self.record.model}: {part}"
+        self._done += images
+        self._count(before, self._total, stage)
+        return lambda done: self._count(before + done, self._total, stage)
 
-    def judge(what: str, chosen: np.ndarray, change: predictions.Change) -> tuple[np.ndarray, np.ndarray]:
-        return calibration.apply(predict(what, chosen, change), record.operating_point, settings.classes)
+    def probabilities(self, part: str, rows: np.ndarray, change: predictions.Change | None = None) -> np.ndarray:
+        """The model's own probabilities for these rows, float32 (rows, classes)."""
+        return predictions.probabilities(self.network, self.images, rows, change, self.count(part, len(rows)))
 
-    def measure(chosen: np.ndarray, said: tuple[np.ndarray, np.ndarray], groups: np.ndarray | None = None) -> Metrics:
-        return metrics.measure(y[chosen], said[1], said[0], settings.classes, groups)
+    def decide(self, probabilities: np.ndarray) -> Predictions:
+        """What the model decides for at its operating point."""
+        return Predictions(*calibration.apply(probabilities, self.record.operating_point, self.settings.classes))
 
-    raw = {split: predict(f"{split} images", chosen) for split, chosen in rows.items()}
-    said = {split: calibration.apply(p, record.operating_point, settings.classes) for split, p in raw.items()}
-    groups = manifest["group"].to_numpy()[test]
-    described = versions.join_measurements(settings, dataset, manifest.iloc[test])
+    def predict_changed(self, change: str, rows: np.ndarray, apply: predictions.Change) -> Predictions:
+        """What the model decides for when these test images are changed."""
+        return self.decide(self.probabilities(f"test images, {change}", rows, apply))
+
+    def measure(self, rows: np.ndarray, predicted: Predictions, groups: np.ndarray | None = None) -> Metrics:
+        """Figures of predictions for these rows."""
+        classes = self.settings.classes
+        return metrics.measure(self.y[rows], predicted.labels, predicted.probabilities, classes, groups)
+
+
+def _evaluate_candidate(subject: _Subject) -> _Evaluated:
+    """The evaluation of a model, of which more is asked before it may become champion."""
+    record, dataset, settings = subject.record, subject.dataset, subject.settings
+    raw = _predict_splits(subject)
+    model = _evaluate_model(subject, raw)
+    perturbed = _perturb(subject, model.test)
+    decided = {split: subject.decide(p) for split, p in raw.items()}
+    _store_predictions(subject, decided)
+    contact_sheets.write(
+        settings,
+        record,
+        dataset,
+        subject.network,
+        subject.images,
+        subject.manifest,
+        subject.rows["test"],
+        model.test.probabilities,
+        model.test.labels,
+        subject.count("where it looks on test images", len(subject.rows["test"])),
+    )
+    files = ("model.json", f"predictions-d{dataset.dataset}.parquet", f"explanation-d{dataset.dataset}.json")
+    update = {
+        "moved": perturbed,
+        "reload_difference": _reload_difference(subject, raw["validation"]),
+        "files": {file: store.sha256(settings, f"models/{record.model}/{file}") for file in files},
+    }
+    return model._replace(evaluation=model.evaluation.model_copy(update=update))
+
+
+def _predict_splits(subject: _Subject) -> dict[str, np.ndarray]:
+    return {split: subject.probabilities(f"{split} images", rows) for split, rows in subject.rows.items()}
+
+
+def _evaluate_model(subject: _Subject, raw: dict[str, np.ndarray] | None = None) -> _Evaluated:
+    """Measures a model on validation and test images, as they are, in each disguise and slice by slice."""
+    raw = raw or _predict_splits(subject)
+    record, dataset, settings = subject.record, subject.dataset, subject.settings
+    rows = subject.rows["test"]
+    y, groups = subject.y[rows], subject.manifest["group"].to_numpy()[rows]
+    test = subject.decide(raw["test"])
+    plain = Predictions(*calibration.apply(raw["test"], None, settings.classes))
     evaluation = Evaluation(
-        model=name,
+        model=record.model,
         architecture=record.architecture,
         artefact_sha256=record.artefact_sha256,
         dataset=dataset.dataset,
         dataset_sha256=dataset.manifest_sha256,
-        validation=measure(rows["validation"], said["validation"]),
-        test=measure(test, said["test"], groups),
-        plain=measure(test, calibration.apply(raw["test"], None, settings.classes), groups),
+        validation=subject.measure(subject.rows["validation"], subject.decide(raw["validation"])),
+        test=subject.measure(rows, test, groups),
+        plain=subject.measure(rows, plain, groups),
         robustness={
-            what: measure(test, judge(f"test images, {what}", test, change))
-            for what, change in corruptions.FIXED.items()
+            disguise: subject.measure(rows, subject.predict_changed(disguise, rows, change))
+            for disguise, change in corruptions.FIXED.items()
         },
-        slices=slices.measure(described, y[test], said["test"], settings),
+        slices=slices.measure(
+            versions.join_measurements(settings, dataset, subject.manifest.iloc[rows]), y, test, settings
+        ),
     )
-    if candidate:
-        before = (said["test"][0][few], said["test"][1][few])
-        changed = [
-            perturbations.compare(
-                what, y[test[few]], before, judge(f"test images, {what}", test[few], change), settings.classes
-            )
-            for what, change in perturbations.CHANGES.items()
-        ]
-        reload = _reload_difference(settings, record, dataset, raw["validation"])
-        evaluation = evaluation.model_copy(update={"moved": tuple(changed), "reload_difference": reload})
-        _store_predictions(settings, evaluation, manifest, rows, said)
-        on_images = count("where it looks on test images", len(test))
-        contact_sheets.write(settings, record, dataset, network, images, manifest, test, *said["test"], on_images)
-        stored = ("model.json", f"predictions-d{dataset.dataset}.parquet", f"explanation-d{dataset.dataset}.json")
-        files = {file: store.sha256(settings, f"models/{name}/{file}") for file in stored}
-        evaluation = evaluation.model_copy(update={"files": files})
-    return _Judged(evaluation, said["test"], y[test], groups)
+    return _Evaluated(evaluation, test, y, groups)
 
 
-def _reload_difference(settings: Settings, record: Model, dataset: Dataset, p: np.ndarray) -> float | None:
-    """Largest difference to what the training process predicted; None where it left nothing, or for other images."""
-    if not record.validation_sha256 or record.dataset_sha256 != dataset.manifest_sha256:
+def _perturb(subject: _Subject, test: Predictions) -> tuple[PerturbationResult, ...]:
+    """How far each change of the images moves the model."""
+    rows = subject.perturbed
+    among_test = np.searchsorted(subject.rows["test"], rows)
+    unchanged = Predictions(test.probabilities[among_test], test.labels[among_test])
+    return tuple(
+        perturbations.compare(
+            name, subject.y[rows], unchanged, subject.predict_changed(name, rows, change), subject.settings.classes
+        )
+        for name, change in perturbations.CHANGES.items()
+    )
+
+
+def _reload_difference(subject: _Subject, p: np.ndarray) -> float | None:
+    """Largest difference to what the training process predicted for the validation images; None where those differ."""
+    record = subject.record
+    if not record.validation_sha256 or record.dataset_sha256 != subject.dataset.manifest_sha256:
         return None
     key = f"models/{record.model}/validation.npy"
-    data = artifact_check.checked(key, store.get(settings, key), record.validation_sha256)
-    then = np.load(io.BytesIO(data), allow_pickle=False)
-    return float(np.abs(then - p).max()) if then.shape == p.shape else None
+    data = artifact_check.checked(key, store.get(subject.settings, key), record.validation_sha256)
+    trained = np.load(io.BytesIO(data), allow_pickle=False)
+    return float(np.abs(trained - p).max()) if trained.shape == p.shape else None
 
 
-def _store_predictions(
-    settings: Settings,
-    evaluation: Evaluation,
-    manifest: pd.DataFrame,
-    rows: dict[str, np.ndarray],
-    said: dict[str, tuple[np.ndarray, np.ndarray]],
-) -> None:
-    parts = []
-    for split, chosen in rows.items():
-        p, decided = said[split]
-        part = manifest.iloc[chosen][["sha256", "split", "label"]].reset_index(drop=True)
-        part["decided"] = np.array(settings.classes)[decided]
-        parts.append(part.assign(**{f"p_{label}": p[:, i] for i, label in enumerate(settings.classes)}))
-    key = f"models/{evaluation.model}/predictions-d{evaluation.dataset}.parquet"
-    store.put_if_absent(settings, key, tables.to_parquet(pd.concat(parts, ignore_index=True)))
+def _store_predictions(subject: _Subject, predicted: dict[str, Predictions]) -> None:
+    classes, parts = subject.settings.classes, []
+    for split, rows in subject.rows.items():
+        part = subject.manifest.iloc[rows][["sha256", "split", "label"]].reset_index(drop=True)
+        part["decided"] = np.array(classes)[predicted[split].labels]
+        columns = {f"p_{label}": predicted[split].probabilities[:, i] for i, label in enumerate(classes)}
+        parts.append(part.assign(**columns))
+    key = f"models/{subject.record.model}/predictions-d{subject.dataset.dataset}.parquet"
+    store.put_if_absent(subject.settings, key, tables.to_parquet(pd.concat(parts, ignore_index=True)))
 
 
-def _difference(settings: Settings, own: _Judged, beside: _Judged) -> Difference:
+def _compare(candidate: _Evaluated, champion: _Evaluated, classes: Sequence[str]) -> Difference:
     """Candidate less champion: the figures, their paired bootstrap over groups, and McNemar's exact test."""
-    y = own.y
-    draws = [metrics.resample(y, p[1], p[0], settings.classes, own.groups) for p in (own.test, beside.test)]
-    values = [metrics.flat(e.evaluation.test) for e in (own, beside)]
-    right = [p[1] == y for p in (own.test, beside.test)]
-    only = (int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))
-    intervals = {name: metrics.interval(drawn - draws[1][name]) for name, drawn in draws[0].items()}
+    y = candidate.y
+    own, other = (
+        metrics.resample(y, e.test.labels, e.test.probabilities, classes, candidate.groups)
+        for e in (candidate, champion)
+    )
+    own_values, other_values = (metrics.flat(e.evaluation.test) for e in (candidate, champion))
+    own_right, other_right = (e.test.labels == y for e in (candidate, champion))
+    only_candidate, only_champion = int((own_right & ~other_right).sum()), int((other_right & ~own_right).sum())
+    intervals = {name: metrics.interval(draws - other[name]) for name, draws in own.items()}
+    differing = only_candidate + only_champion
     return Difference(
-        figures={name: value - values[1][name] for name, value in values[0].items()},
-        intervals={name: span for name, span in intervals.items() if span},
-        only_candidate=only[0],
-        only_champion=only[1],
+        figures={name: value - other_values[name] for name, value in own_values.items()},
+        intervals={name: interval for name, interval in intervals.items() if interval},
+        only_candidate=only_candidate,
+        only_champion=only_champion,
         # McNemar 1947, as the exact binomial test of the images on which they differ.
-        mcnemar=float(binomtest(only[0], sum(only)).pvalue) if sum(only) else 1.0,
+        mcnemar=float(binomtest(only_candidate, differing).pvalue) if differing else 1.0,
     )

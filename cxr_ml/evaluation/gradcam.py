@@ -9,14 +9,14 @@ import numpy as np
 from cxr_ml.errors import Refused
 from cxr_ml.training import inputs
 
-CENTRE = 0.8  # side of the central region by that of the frame; on most films lungs and mediastinum lie within it
+CENTRE = 0.8  # side of the central region as a share of the frame's; on most films it holds lungs and mediastinum
 EVENLY = 1 - CENTRE**2  # share of attention outside the central region when it is spread evenly over the frame
 _OPACITY = 0.6  # of the strongest heat, so that the film stays visible below it
 _CONTOUR = 0.5  # of the maximum: where the line is drawn that tells in grey, too
 
 
 def class_maps(network: keras.Model) -> keras.KerasTensor:
-    """What each place of the last feature maps adds to the score of each class before the softmax: (n, h, w, classes).
+    """Returns what each place of the last feature maps adds to each class's score before softmax: (n, h, w, classes).
 
     With a mean over the feature maps and one dense layer above it, the gradient of a class's score by feature map k is
     the dense weight w_kc / (h · w) at every place. So Grad-CAM, ReLU(Σ_k w_kc A_k / (h · w)), needs no gradient, and is
@@ -27,7 +27,7 @@ def class_maps(network: keras.Model) -> keras.KerasTensor:
     """
     layers = {layer.name: layer for layer in network.layers}
     features, dropout, head = (layers.get(name) for name in ("features", "dropout", "head"))
-    found = ", ".join(f"{layer.name} ({type(layer).__name__})" for layer in network.layers[-4:])
+    ending = ", ".join(f"{layer.name} ({type(layer).__name__})" for layer in network.layers[-4:])
     if not (
         isinstance(features, keras.layers.GlobalAveragePooling2D)
         and features.data_format == "channels_last"
@@ -39,14 +39,14 @@ def class_maps(network: keras.Model) -> keras.KerasTensor:
     ):
         raise Refused(
             "A model that ends in the layers features (GlobalAveragePooling2D), dropout (Dropout) and head (Dense) was "
-            f"expected. Received: {network.name}, which ends in {found}. Grad-CAM as it is made here holds for no "
+            f"expected. Received: {network.name}, which ends in {ending}. Grad-CAM as it is made here holds for no "
             "other; train one with `cxr-ml train`."
         )
     return keras.ops.matmul(features.input, keras.ops.convert_to_numpy(head.kernel))
 
 
 def relative(maps: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Grad-CAM for one class of each image, by its own maximum.
+    """Returns Grad-CAM for one class of each image, divided by its own maximum.
 
     Args:
         maps: values of `class_maps`, float (n, h, w, classes).
@@ -67,7 +67,7 @@ def heat(
     rows: np.ndarray | None = None,
     on_images: Callable[[int], None] = lambda images: None,
 ) -> np.ndarray:
-    """Grad-CAM of images for one class each.
+    """Returns Grad-CAM of images for one class each.
 
     Args:
         network: as `architectures.classifier` makes it, with any backbone.
@@ -83,16 +83,16 @@ def heat(
         Refused: a model of another shape.
     """
     rows = np.arange(len(images)) if rows is None else rows
-    seen = keras.Model(network.input, class_maps(network))
+    mapper = keras.Model(network.input, class_maps(network))
     if not len(rows):
-        return np.zeros((0, *seen.output_shape[1:3]), np.float32)
+        return np.zeros((0, *mapper.output_shape[1:3]), np.float32)
     counting = inputs.Counting(32, len(rows), on_images)
-    maps = seen.predict(inputs.Batches(images, rows, 32), verbose=0, callbacks=[counting])
+    maps = mapper.predict(inputs.Batches(images, rows, 32), verbose=0, callbacks=[counting])
     return relative(maps, np.asarray(classes))
 
 
 def outside(heat: np.ndarray) -> np.ndarray:
-    """Share of the attention outside the central chest region, which is CENTRE of the frame each way.
+    """Returns the share of the attention outside the central chest region, which is CENTRE of the frame each way.
 
     A cell of the heat map that the region's edge crosses counts in part. Evenly spread attention gives EVENLY. The
     cells are coarse, and each saw more of the image than its own place, so small differences mean nothing.
@@ -115,7 +115,7 @@ def _central(cells: int) -> np.ndarray:
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A film with the heat over it, for a person to look at.
+    """Returns a film with the heat over it, for a person to look at.
 
     The colours are those of inferno, whose lightness rises evenly with the heat, and no heat is transparent. A line
     goes round what has at least half of the maximum, so that the place is seen in a grey print as well.
@@ -127,8 +127,8 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Returns:
         RGB, uint8 (height, width, 3).
     """
-    grey = picture.reshape(picture.shape[:2])
-    high, wide = grey.shape
+    high, wide = picture.shape[:2]
+    grey = picture.reshape(high, wide)
     fine = cv2.resize(heat.astype(np.float32), (wide, high), interpolation=cv2.INTER_LINEAR)
     colours = cv2.applyColorMap(np.rint(fine * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     opacity = _OPACITY * fine[..., None]

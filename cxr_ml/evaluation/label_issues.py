@@ -5,14 +5,14 @@ import numpy as np
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import process_file
-from cxr_ml.records import Dataset, Doubt, Doubts
+from cxr_ml.records import Dataset, LabelIssue, LabelReview
 from cxr_ml.settings import Settings
 from cxr_ml.training import inputs, predictions
 from cxr_ml.validation import committed_batches
 
 
-def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
-    """The images of a dataset whose label a model contradicts most, least believed label first.
+def find(settings: Settings, dataset: Dataset, model: str, top: int) -> LabelReview:
+    """Returns the images of a dataset whose label a model contradicts most, least believed label first.
 
     Looked at are the images that the model was not trained on: those of validation and test, and all that came later.
     Images of a patient, and copies of a picture, that it was trained on are left out with them. Early stopping looked
@@ -38,15 +38,15 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
     trained = versions.load_manifest(settings, versions.load_dataset(settings, record.dataset))
     trained = trained[trained["split"] == "train"]
     images, manifest = inputs.load(settings, dataset, record.image_size)
-    strange = sorted(set(manifest["label"]) - set(record.classes))
-    if strange:
-        raise Refused(f"{model} must know the labels of dataset {dataset.dataset}. Received: {', '.join(strange)}")
-    seen = manifest["sha256"].isin(set(trained["sha256"])) | manifest["group"].isin(set(trained["group"]))
-    rows = np.flatnonzero(~seen.to_numpy())
+    unknown = sorted(set(manifest["label"]) - set(record.classes))
+    if unknown:
+        raise Refused(f"{model} must know the labels of dataset {dataset.dataset}. Received: {', '.join(unknown)}")
+    trained_on = manifest["sha256"].isin(set(trained["sha256"])) | manifest["group"].isin(set(trained["group"]))
+    rows = np.flatnonzero(~trained_on.to_numpy())
     if not len(rows):
         raise Refused(f"{model} was trained on all images of dataset {dataset.dataset}: there is nothing to hold out.")
-    looked = manifest.iloc[rows].reset_index(drop=True)
-    y = inputs.targets(looked, record.classes)
+    held_out = manifest.iloc[rows].reset_index(drop=True)
+    y = inputs.targets(held_out, record.classes)
     p = predictions.probabilities(network, images, rows)
     quality = get_label_quality_scores(y, p, method="self_confidence")
     issues = np.zeros(len(y), bool)
@@ -54,12 +54,12 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
         issues = find_label_issues(y, p, filter_by="prune_by_noise_rate", n_jobs=1)
     order = np.argsort(quality, kind="stable")
     order = order[(p.argmax(axis=1) != y)[order] | issues[order]][:top]
-    names = _files(settings, [looked.at[i, "batch"] for i in order])
-    found = []
+    names = _files(settings, [held_out.at[i, "batch"] for i in order])
+    named = []
     for i in order:
-        row, best = looked.iloc[i], int(p[i].argmax())
-        found.append(
-            Doubt(
+        row, best = held_out.iloc[i], int(p[i].argmax())
+        named.append(
+            LabelIssue(
                 sha256=row["sha256"],
                 batch=row["batch"],
                 file=names.get((row["batch"], row["sha256"]), ""),
@@ -72,20 +72,24 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
                 issue=bool(issues[i]),
             )
         )
-    said = (
-        f"{model} was asked about {len(rows)} of the {len(manifest)} images of dataset {dataset.dataset}. The other "
-        f"{int(seen.sum())} were left out: it was trained on them, or on others of their patient or picture. Early "
+    said = _describe(model, dataset, len(rows), len(manifest))
+    return LabelReview(dataset=dataset.dataset, model=model, looked_at=len(rows), said=said, doubts=tuple(named))
+
+
+def _describe(model: str, dataset: Dataset, held_out: int, images: int) -> str:
+    return (
+        f"{model} was asked about {held_out} of the {images} images of dataset {dataset.dataset}. The other "
+        f"{images - held_out} were left out: it was trained on them, or on others of their patient or picture. Early "
         "stopping saw the validation images of that time, so it is a little too sure of those. A doubt is a reason to "
         "look at the film; `cxr-ml quarantine relabel` or `withdraw` then rules on it."
     )
-    return Doubts(dataset=dataset.dataset, model=model, looked_at=len(rows), said=said, doubts=tuple(found))
 
 
 def _files(settings: Settings, names: list[str]) -> dict[tuple[str, str], str]:
     """(batch, sha256) -> file, for these batches."""
-    found: dict[tuple[str, str], str] = {}
+    files: dict[tuple[str, str], str] = {}
     for name in sorted(set(names)):
         table = committed_batches.read_measurements(settings, name)
         for sha, file in zip(table["sha256"], table["file"], strict=True):
-            found.setdefault((name, sha), file)
-    return found
+            files.setdefault((name, sha), file)
+    return files

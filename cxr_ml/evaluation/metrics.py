@@ -1,12 +1,13 @@
-"""Figures of predictions, and what they would be on other patients: every figure is a function of sums over groups.
+"""Figures of predictions, and their intervals over resamples of patients.
 
-So one line of code gives the figure on the images as they are, and on any resample of their groups: what changes is
-how often a group is counted.
+Every figure is a function of sums over images: of the cells of the confusion matrix, of log losses, and so on. A
+resample counts the images of some patients several times and those of others not at all, so its figures are the same
+functions of weighted sums. The sums of a group of images are made once; a resample is then one product of matrices.
 """
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,32 +19,62 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 LEVEL = 0.95  # of all intervals
 _BINS = 15  # of confidence, equally wide, for the calibration error: Guo et al. 2017
-# Steps of the probability for the AUC of a resample. A resample of more different probabilities takes those that share
-# a step for equal, which moves the AUC by less than 1e-4 (see the tests); the figure itself is exact.
-_STEPS = 2048
+# Different probabilities that the AUC of a resample tells apart. Where there are more, neighbours count as equal, which
+# moves the AUC by less than 1e-4 (see the tests) and keeps 100,000 images fast; the figure itself is exact.
+_MAX_AUC_STEPS = 2048
 _CHUNK = 32  # resamples at a time: 100,000 groups take 26 MB
+# Fields of ClassMetrics and of Metrics. `name` says how people read them.
 OF_CLASS = ("recall", "precision", "specificity", "f1", "auc")
 OF_ALL = ("macro_f1", "accuracy", "log_loss", "brier", "calibration_error")
-_SHOWN = {
-    "f1": "F1", "auc": "AUC", "macro_f1": "macro F1", "log_loss": "log loss", "brier": "Brier score",
+_LOWER_IS_BETTER = ("log_loss", "brier", "calibration_error")
+_NAMES = {
+    "f1": "F1",
+    "auc": "AUC",
+    "macro_f1": "macro F1",
+    "log_loss": "log loss",
+    "brier": "Brier score",
     "calibration_error": "calibration error",
-}  # fmt: skip
+}
+
+
+class Predictions(NamedTuple):
+    """What a model predicts for n images at its operating point."""
+
+    probabilities: np.ndarray  # calibrated, float (n, classes)
+    labels: np.ndarray  # index of the class that is decided for, int (n,)
+
+
+class _Sums(NamedTuple):
+    """Numbers whose sums over images give the figures."""
+
+    rows: "csr_matrix"  # (images, columns)
+    widths: list[int]  # columns of each part, in the order in which `_figures` takes them apart
 
 
 def name(figure: str, label: str = "") -> str:
-    """How a figure is called wherever people read it: `recall COVID19`, `macro F1`."""
-    return f"{_SHOWN.get(figure, figure)} {label}".strip()
+    """Returns how a figure is called wherever people read it.
+
+    Example:
+        >>> name("recall", "COVID19"), name("macro_f1")
+        ('recall COVID19', 'macro F1')
+    """
+    return f"{_NAMES.get(figure, figure)} {label}".strip()
+
+
+def names(classes: Sequence[str]) -> set[str]:
+    """Returns the names of all figures of a model that knows these classes."""
+    return {name(f, label) for label in classes for f in OF_CLASS} | {name(f) for f in OF_ALL}
 
 
 def lower_is_better(figure: str) -> bool:
-    """Whether less of a figure, by the name that people read, is better."""
-    return figure in {name(f) for f in ("log_loss", "brier", "calibration_error")}
+    """Returns whether less of a figure, by its name, is better."""
+    return figure in {name(f) for f in _LOWER_IS_BETTER}
 
 
 def flat(metrics: Metrics) -> dict[str, float]:
-    """All figures by the name that people read."""
-    found = {name(f, label): getattr(m, f) for label, m in metrics.classes.items() for f in OF_CLASS}
-    return found | {name(f): getattr(metrics, f) for f in OF_ALL}
+    """Returns all figures by their names."""
+    of_classes = {name(f, label): getattr(m, f) for label, m in metrics.classes.items() for f in OF_CLASS}
+    return of_classes | {name(f): getattr(metrics, f) for f in OF_ALL}
 
 
 def measure(
@@ -54,7 +85,7 @@ def measure(
     groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> Metrics:
-    """Figures of predictions. What a class without images would need them for is NaN, never 0 or 1.
+    """Returns the figures of predictions. A figure for which a class has no images is NaN, never 0 or 1.
 
     The calibration error is the expected one of Guo et al. 2017, "On calibration of modern neural networks"; the Brier
     score that of Brier 1950, the sum over all classes, 0 to 2.
@@ -67,18 +98,24 @@ def measure(
         groups: of each image, any (n,); images of a group are one patient's. None: no intervals but those of the
             recalls, which are Wilson's, as they are with groups.
         seed: of the resamples.
+
+    Example:
+        >>> y, p = np.array([0, 0, 1]), np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
+        >>> figures = measure(y, p.argmax(axis=1), p, ("NORMAL", "COVID19"))
+        >>> figures.classes["NORMAL"].recall, figures.confusion
+        (0.5, ((1, 1), (0, 1)))
     """
-    kinds = len(classes)
-    rows, widths = _sums(y, predicted, p, kinds)
-    exact = _figures(np.asarray(rows.sum(axis=0)).reshape(-1, 1), kinds, widths)
-    value = {figure: np.squeeze(found, -1) for figure, found in exact.items()}
-    support = np.bincount(y, minlength=kinds)
+    sums = _sums(y, predicted, p, len(classes))
+    # One "resample" in which every image counts once.
+    exact = _figures(np.asarray(sums.rows.sum(axis=0)).reshape(-1, 1), len(classes), sums.widths)
+    value = {figure: np.squeeze(values, -1) for figure, values in exact.items()}
+    support = np.bincount(y, minlength=len(classes))
     intervals = {}
     if groups is not None:
-        intervals = {n: interval(found) for n, found in resample(y, predicted, p, classes, groups, seed).items()}
+        draws = resample(y, predicted, p, classes, groups, seed)
+        intervals = {figure: interval(values) for figure, values in draws.items()}
     for i, label in enumerate(classes):
-        if span := wilson(float(value["recall"][i]), int(support[i])):
-            intervals[name("recall", label)] = span
+        intervals[name("recall", label)] = wilson(float(value["recall"][i]), int(support[i]))
     return Metrics(
         classes={
             label: ClassMetrics(support=int(support[i]), **{f: float(value[f][i]) for f in OF_CLASS})
@@ -86,105 +123,117 @@ def measure(
         },
         **{f: float(value[f]) for f in OF_ALL},
         confusion=tuple(tuple(int(n) for n in row) for row in value["confusion"]),
-        intervals={n: span for n, span in intervals.items() if span},
+        intervals={figure: ends for figure, ends in intervals.items() if ends},
     )
 
 
 def resample(
     y: np.ndarray, predicted: np.ndarray, p: np.ndarray, classes: Sequence[str], groups: np.ndarray, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Each figure on RESAMPLES draws of whole groups, with replacement: float (RESAMPLES,) by its name.
+    """Returns each figure on RESAMPLES draws of whole groups, with replacement: float (RESAMPLES,) by its name.
 
-    The same groups and seed give the same draws, so that figures of two models on the same images are paired.
-    Efron and Tibshirani 1993, "An introduction to the bootstrap"; of groups, since images of one patient are alike.
+    The same groups and seed give the same draws, so that figures of two models on the same images are paired. Groups
+    are drawn, and not images, since images of one patient are alike: Efron and Tibshirani 1993, "An introduction to
+    the bootstrap".
+
+    Args:
+        y: true class indices, int (n,).
+        predicted: the classes decided for, int (n,).
+        p: probabilities, float (n, classes).
+        classes: labels in the order of the indices.
+        groups: of each image, any (n,).
+        seed: of the draws.
     """
-    from scipy.sparse import csr_matrix  # takes a second to import, which who only reads figures need not wait
+    from scipy.sparse import csr_matrix  # takes a second to import, which a reader of figures need not wait
 
-    kinds = len(classes)
-    names, group = np.unique(groups, return_inverse=True)
-    rows, widths = _sums(y, predicted, p, kinds, _STEPS)
-    together = csr_matrix((np.ones(len(y)), (group, np.arange(len(y)))), (len(names), len(y)))
-    sums = (together @ rows).T  # left in columns: three times as fast here as in rows
+    group_names, group = np.unique(groups, return_inverse=True)
+    count = len(group_names)
+    sums = _sums(y, predicted, p, len(classes), _MAX_AUC_STEPS)
+    membership = csr_matrix((np.ones(len(y)), (group, np.arange(len(y)))), (count, len(y)))
+    by_group = (membership @ sums.rows).T  # (columns, groups); left in columns, three times as fast here as in rows
     rng = np.random.default_rng(seed)
     parts = []
     for start in range(0, RESAMPLES, _CHUNK):
-        # How often each group is drawn. In few bytes while it is turned round, for the processor's cache.
-        times = np.empty((min(_CHUNK, RESAMPLES - start), len(names)), np.uint16)
+        # How often resample r draws group g. In few bytes until it is transposed, for the processor's cache.
+        times = np.empty((min(_CHUNK, RESAMPLES - start), count), np.uint16)
         for draw in times:
-            draw[:] = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        parts.append(_figures(sums @ np.ascontiguousarray(times.T).astype(np.float64), kinds, widths))
-    whole = {f: np.concatenate([part[f] for part in parts], axis=-1) for f in (*OF_CLASS, *OF_ALL)}
-    found = {name(f, label): whole[f][i] for i, label in enumerate(classes) for f in OF_CLASS}
-    return found | {name(f): whole[f] for f in OF_ALL}
+            draw[:] = np.bincount(rng.integers(count, size=count), minlength=count)
+        weights = np.ascontiguousarray(times.T).astype(np.float64)
+        parts.append(_figures(by_group @ weights, len(classes), sums.widths))
+    values = {f: np.concatenate([part[f] for part in parts], axis=-1) for f in (*OF_CLASS, *OF_ALL)}
+    of_classes = {name(f, label): values[f][i] for i, label in enumerate(classes) for f in OF_CLASS}
+    return of_classes | {name(f): values[f] for f in OF_ALL}
 
 
 def wilson(share: float, n: int) -> tuple[float, float] | None:
-    """95 % Wilson score interval of a share of `n` images; None where it was not evaluated.
+    """Returns the 95 % Wilson score interval of a share of `n` images; None where the share was not evaluated.
 
-    Wilson, E. B. (1927), Probable inference, the law of succession, and statistical inference, JASA 22, 209–212:
-    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), with z the 97.5 % point of the normal distribution.
+    Wilson, E. B. (1927), Probable inference, the law of succession, and statistical inference, JASA 22, 209–212.
+
+    Example:
+        >>> low, high = wilson(0.9, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
     """
+    from scipy.stats import binomtest  # takes a second to import
+
     if n <= 0 or not math.isfinite(share):
         return None
-    z2 = 1.959963984540054**2
-    middle = share + z2 / (2 * n)
-    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2)))
-    # By rounding, an end at 0 or 1 would come to lie on the wrong side of the share.
-    low, high = min(share, (middle - half) / (1 + z2 / n)), max(share, (middle + half) / (1 + z2 / n))
-    return max(0.0, low), min(1.0, high)
+    ends = binomtest(round(share * n), n).proportion_ci(LEVEL, method="wilson")
+    return float(ends.low), float(ends.high)
 
 
-def interval(drawn: np.ndarray) -> tuple[float, float] | None:
-    """The middle 95 % of what was drawn; None where a figure was no number in more than one draw of a hundred."""
-    finite = drawn[np.isfinite(drawn)]
-    if len(finite) < 0.99 * len(drawn):
+def interval(draws: np.ndarray) -> tuple[float, float] | None:
+    """Returns the middle 95 % of draws; None where a figure was not a number in more than one draw of a hundred."""
+    finite = draws[np.isfinite(draws)]
+    if len(finite) < 0.99 * len(draws):
         return None
     low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _sums(
-    y: np.ndarray, predicted: np.ndarray, p: np.ndarray, kinds: int, steps: int | None = None
-) -> "tuple[csr_matrix, list[int]]":
-    """What the figures are made from, one row per image; the sums over any images give theirs.
+def _sums(y: np.ndarray, predicted: np.ndarray, p: np.ndarray, classes: int, max_steps: int | None = None) -> _Sums:
+    """The numbers of each image. It has one number in each part, and zeros in all other columns of the part.
 
-    Columns: true class × predicted class; the log loss; the Brier score; confidence less hit, in _BINS; and for the AUC
-    of each class, steps of its probability × (without the class, with it). Returned with the widths of these parts.
+    Parts: a one in the cell (true class, predicted class); the log loss; the Brier score; confidence less hit, in the
+    bin of its confidence; for the AUC of each class a one in the cell (step of its probability, of the class or not).
     """
     from scipy.sparse import csr_matrix
     from scipy.stats import rankdata
 
     n, rows = len(y), np.arange(len(y))
     p = p.astype(np.float64)
-    confidence, top = p.max(axis=1), p.argmax(axis=1)
-    own = np.clip(p[rows, y], np.finfo(np.float64).eps, 1)
+    confidence, likeliest = p.max(axis=1), p.argmax(axis=1)
     bins = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
-    one, none = np.ones(n), np.zeros(n, int)
+    log_loss = -np.log(np.clip(p[rows, y], np.finfo(np.float64).eps, 1))
+    brier = ((p - np.eye(classes)[y]) ** 2).sum(axis=1)
+    ones, first = np.ones(n), np.zeros(n, int)
+    # (column within the part, value, width of the part)
     parts = [
-        (y * kinds + predicted, one, kinds * kinds),
-        (none, -np.log(own), 1),
-        (none, ((p - np.eye(kinds)[y]) ** 2).sum(axis=1), 1),
-        (bins, confidence - (top == y), _BINS),
+        (y * classes + predicted, ones, classes * classes),
+        (first, log_loss, 1),
+        (first, brier, 1),
+        (bins, confidence - (likeliest == y), _BINS),
     ]
-    for kind in range(kinds):
-        step = rankdata(p[:, kind], "dense") - 1
-        if steps and step.max() >= steps:
-            step = np.floor((rankdata(p[:, kind]) - 0.5) * steps / n).astype(int)
-        parts.append((2 * step + (y == kind), one, 2 * int(step.max() + 1)))
+    for index in range(classes):
+        step = rankdata(p[:, index], "dense") - 1
+        if max_steps and step.max() >= max_steps:
+            step = np.floor((rankdata(p[:, index]) - 0.5) * max_steps / n).astype(int)
+        parts.append((2 * step + (y == index), ones, 2 * int(step.max() + 1)))
     widths = [width for _, _, width in parts]
     starts = np.cumsum([0, *widths])
     columns = np.stack([column + start for (column, _, _), start in zip(parts, starts, strict=False)], axis=1)
     values = np.stack([value for _, value, _ in parts], axis=1)
-    every = np.arange(0, values.size + 1, len(parts))
-    return csr_matrix((values.ravel(), columns.ravel(), every), (n, starts[-1])), widths
+    row_ends = np.arange(0, values.size + 1, len(parts))
+    return _Sums(csr_matrix((values.ravel(), columns.ravel(), row_ends), (n, starts[-1])), widths)
 
 
-def _figures(sums: np.ndarray, kinds: int, widths: list[int]) -> dict[str, np.ndarray]:
-    """Figures of sums (columns of `_sums`, resamples): of each class (kinds, resamples), of all (resamples,)."""
-    cells, log_loss, brier, bins, *steps = np.split(sums, np.cumsum(widths)[:-1])
-    confusion = cells.reshape(kinds, kinds, -1)
+def _figures(sums: np.ndarray, classes: int, widths: list[int]) -> dict[str, np.ndarray]:
+    """Figures of sums (columns of `_sums`, resamples): of each class (classes, resamples), of all (resamples,)."""
+    cells, log_loss, brier, bins, *auc_cells = np.split(sums, np.cumsum(widths)[:-1])
+    confusion = cells.reshape(classes, classes, -1)
     n = cells.sum(axis=0)
-    hits = np.stack([confusion[k, k] for k in range(kinds)])
+    hits = np.stack([confusion[i, i] for i in range(classes)])
     true, called = confusion.sum(axis=1), confusion.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         f1 = np.where(true > 0, 2 * hits / (true + called), np.nan)
@@ -194,7 +243,7 @@ def _figures(sums: np.ndarray, kinds: int, widths: list[int]) -> dict[str, np.nd
             "precision": hits / called,
             "specificity": (n - true - called + hits) / (n - true),
             "f1": f1,
-            "auc": np.stack([_area(*part.reshape(-1, 2, part.shape[1]).transpose(1, 0, 2)) for part in steps]),
+            "auc": np.stack([_auc(cells.reshape(-1, 2, cells.shape[1])) for cells in auc_cells]),
             "macro_f1": f1.mean(axis=0),
             "accuracy": hits.sum(axis=0) / n,
             "log_loss": log_loss[0] / n,
@@ -203,7 +252,15 @@ def _figures(sums: np.ndarray, kinds: int, widths: list[int]) -> dict[str, np.nd
         }
 
 
-def _area(without: np.ndarray, with_it: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve from images per step of probability (steps, resamples): Mann-Whitney's, ties half."""
-    below = np.cumsum(without, axis=0) - without / 2
-    return (with_it * below).sum(axis=0) / (with_it.sum(axis=0) * without.sum(axis=0))
+def _auc(counts: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve, by Mann and Whitney's statistic: U / (positives · negatives).
+
+    U counts the pairs of a positive and a negative image in which the positive one has the higher probability; a pair
+    of equal ones counts half.
+
+    Args:
+        counts: images at each step of probability, lowest first, without the class and with it: (steps, 2, resamples).
+    """
+    negatives, positives = counts[:, 0], counts[:, 1]
+    negatives_below = np.cumsum(negatives, axis=0) - negatives / 2
+    return (positives * negatives_below).sum(axis=0) / (positives.sum(axis=0) * negatives.sum(axis=0))

@@ -1,77 +1,93 @@
-"""Stored evaluations. Apart from `evaluate`, so that who only reads them need not load a deep-learning framework."""
+"""Evaluations in the store. Apart from `evaluate`, so that a reader need not load a deep-learning framework."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Decision, Evaluation
 from cxr_ml.settings import Settings
 
-_Judged = tuple[int, str | None, bool]  # dataset, champion, and whether that was to be evaluated and could not be
+
+class _Comparison(NamedTuple):
+    """On what a model was evaluated, and beside which champion. A model has one stored evaluation for each."""
+
+    dataset: int
+    champion: str | None
+    failed: bool  # the champion could not be evaluated
 
 
-def _later_key(model: str, judged: _Judged) -> str:
-    dataset, champion, failed = judged
+def _comparison(record: Evaluation) -> _Comparison:
+    champion = record.champion.model if record.champion else record.beside
+    return _Comparison(record.dataset, champion, bool(record.champion_problem))
+
+
+def _first_key(model: str) -> str:
+    return f"models/{model}/evaluation.json"
+
+
+def _later_key(model: str, comparison: _Comparison) -> str:
+    dataset, champion, failed = comparison
     return f"models/{model}/evaluation-d{dataset}-beside-{champion or 'none'}{'-failed' if failed else ''}.json"
 
 
-def _judged(record: Evaluation) -> _Judged:
-    champion = record.champion.model if record.champion else record.beside
-    return record.dataset, champion, bool(record.champion_problem)
-
-
 def save(settings: Settings, record: Evaluation) -> None:
-    """Writes an evaluation beside its model; the model's first one is `evaluation.json`."""
-    data, first = record.to_bytes(), f"models/{record.model}/evaluation.json"
+    """Writes an evaluation beside its model; the model's first one is `evaluation.json`, and stays as it is."""
+    data, first = record.to_bytes(), _first_key(record.model)
     if store.put_if_absent(settings, first, data, "application/json"):
         return
-    if _judged(store.load(settings, first, Evaluation)) != _judged(record):
-        # The model was judged before, on other images or against another champion; that record stays as it was.
-        store.put_if_absent(settings, _later_key(record.model, _judged(record)), data, "application/json")
+    comparison = _comparison(record)
+    if _comparison(store.load(settings, first, Evaluation)) != comparison:
+        store.put_if_absent(settings, _later_key(record.model, comparison), data, "application/json")
 
 
 def load(settings: Settings, number: int, name: str, champion: str | None) -> Evaluation:
-    """The stored evaluation of a candidate on a dataset beside that champion.
+    """Returns the stored evaluation of a model on a dataset beside a champion.
 
-    One that says that the champion could not be evaluated is taken where there is no other.
+    Args:
+        settings: the store.
+        number: of the dataset.
+        name: of the model.
+        champion: name of the champion; None: there was none.
+
+    Returns:
+        The one in which the champion was evaluated; where there is none, that in which it could not be.
 
     Raises:
-        Refused: there is none.
+        Refused: there is neither.
     """
     return load_hashed(settings, number, name, champion)[0]
 
 
 def load_hashed(settings: Settings, number: int, name: str, champion: str | None) -> tuple[Evaluation, str]:
-    """What `load` gives, and the SHA-256 of its bytes as they are stored."""
-    wanted = _later_key(name, (number, champion, False))
-    return next(_stored(settings, number, name, champion), None) or store.load_hashed(settings, wanted, Evaluation)
+    """Returns what `load` does, and the SHA-256 of its bytes as they are stored."""
+    key = _later_key(name, _Comparison(number, champion, False))
+    return next(_stored(settings, number, name, champion), None) or store.load_hashed(settings, key, Evaluation)
 
 
 def _stored(settings: Settings, number: int, name: str, champion: str | None) -> Iterator[tuple[Evaluation, str]]:
     """At most two, with their SHA-256: the one with the champion evaluated, and that where it could not be."""
-    first = store.load_hashed(settings, f"models/{name}/evaluation.json", Evaluation)
+    first = store.load_hashed(settings, _first_key(name), Evaluation)
     for failed in (False, True):
-        wanted = (number, champion, failed)
-        if _judged(first[0]) == wanted:
+        comparison = _Comparison(number, champion, failed)
+        if _comparison(first[0]) == comparison:
             yield first
-        elif store.exists(settings, _later_key(name, wanted)):
-            yield store.load_hashed(settings, _later_key(name, wanted), Evaluation)
+        elif store.exists(settings, _later_key(name, comparison)):
+            yield store.load_hashed(settings, _later_key(name, comparison), Evaluation)
 
 
-def decided(settings: Settings, decision: Decision, name: str) -> Evaluation:
-    """The evaluation of a candidate that a decision was made on.
+def load_decided(settings: Settings, decision: Decision, name: str) -> Evaluation:
+    """Returns the evaluation of a candidate that a decision was made on.
 
     Raises:
-        Refused: there is none, or none with the SHA-256 that the decision holds. A decision of a version that held none
-            is believed.
+        Refused: the decision holds no SHA-256 for this candidate, or no stored evaluation has it.
     """
     expected = decision.evaluation_sha256.get(name)
-    if expected is None:
-        return load(settings, decision.dataset, name, decision.champion)
-    found = {digest: e for e, digest in _stored(settings, decision.dataset, name, decision.champion)}
-    if expected not in found:
+    evaluations = {digest: e for e, digest in _stored(settings, decision.dataset, name, decision.champion)}
+    if expected not in evaluations:
         raise Refused(
-            f"The evaluation of {name} is not the one that {decision.run} was decided on: expected SHA-256 {expected}. "
-            f"Received: {', '.join(found) or 'none'}. Somebody changed it; the model's other files may be changed, too."
+            f"The evaluation of {name} is not the one that {decision.run} was decided on: expected SHA-256 "
+            f"{expected or 'recorded in the decision'}. Received: {', '.join(evaluations) or 'none'}. Somebody changed "
+            "it; the model's other files may be changed, too."
         )
-    return found[expected]
+    return evaluations[expected]

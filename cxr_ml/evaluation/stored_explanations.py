@@ -1,4 +1,4 @@
-"""Stored explanations. Apart from what makes them, so that who only reads them need load no deep-learning framework."""
+"""Explanations in the store. Apart from what makes them, so that a reader need not load a deep-learning framework."""
 
 import hashlib
 
@@ -26,25 +26,25 @@ def save(settings: Settings, record: Explanation, sheets: dict[str, bytes]) -> N
 
 
 def load(settings: Settings, model: str, dataset: int) -> Explanation | None:
-    """The record of where a model looked on the test images of a dataset; None where nobody asked."""
+    """Returns where a model looked on the test images of a dataset; None where it was not explained."""
     key = _key(model, dataset)
     return store.load(settings, key, Explanation) if store.exists(settings, key) else None
 
 
 def sheets(settings: Settings, record: Explanation) -> dict[str, bytes]:
-    """Label -> contact sheet, a PNG that shows X-rays: for pages of the store, never for a mail.
+    """Returns label -> contact sheet, a PNG that shows X-rays: for pages of the store, never for a mail.
 
     Raises:
         Refused: a sheet is gone, or not the one that was recorded.
     """
-    found = {}
+    pictures = {}
     for place, (label, expected) in enumerate(record.sheets.items()):
         key = _sheet_key(record.model, record.dataset, place)
-        found[label] = store.get(settings, key)
-        digest = hashlib.sha256(found[label]).hexdigest()
+        pictures[label] = store.get(settings, key)
+        digest = hashlib.sha256(pictures[label]).hexdigest()
         if digest != expected:
             raise Refused(
                 f"{key} is not the sheet that was recorded: expected SHA-256 {expected}. Received: {digest}. "
                 "Somebody changed it; the model's other files may be changed, too."
             )
-    return found
+    return pictures

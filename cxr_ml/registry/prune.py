@@ -1,4 +1,4 @@
-"""Sweeps the weights of old refused candidates. Records, curves, evaluations and every champion stay."""
+"""Deletes the weights of old refused candidates. Records, curves, evaluations and every champion stay."""
 
 from cxr_ml import store
 from cxr_ml.records import Decision, HistoryEntry
@@ -8,10 +8,11 @@ from cxr_ml.training import artifact_check
 
 
 def candidates(settings: Settings, keep: int) -> list[str]:
-    """Models whose weights `sweep` may give up, the last judged first.
+    """Returns the models whose weights may be deleted, the last judged first.
 
-    Those are candidates that a concluded run did not promote, but not the `keep` judged last, no present or past
-    champion, none that another run decided on and has not concluded, and those that a sweep which died left behind.
+    Those are candidates that a concluded run did not promote, except the `keep` judged last, present and past
+    champions, and candidates of another run whose decision is not applied yet. A model whose deletion died half-way is
+    among them.
 
     Args:
         settings: the store.
@@ -21,11 +22,11 @@ def candidates(settings: Settings, keep: int) -> list[str]:
     judged = {name: e.number for e in entries if e.decision for name in e.decision.candidates}
     champions = {e.model for e in entries if e.version is not None}
     begun = {e.model for e in entries if e.action == "swept"}
-    there = [name for name in judged if store.exists(settings, artifact_check.key(name))]
-    there.sort(key=lambda name: judged[name], reverse=True)
+    present = [name for name in judged if store.exists(settings, artifact_check.key(name))]
+    present.sort(key=lambda name: judged[name], reverse=True)
     spared = champions | begun | _waiting(settings, entries)
-    refused = [name for name in there if name not in spared]
-    return [name for name in there if name in begun or name in refused[keep:]]
+    refused = [name for name in present if name not in spared]
+    return [name for name in present if name in begun or name in refused[keep:]]
 
 
 def _waiting(settings: Settings, entries: list[HistoryEntry]) -> set[str]:
@@ -36,13 +37,13 @@ def _waiting(settings: Settings, entries: list[HistoryEntry]) -> set[str]:
     return {name for decision in decisions for name in decision.candidates}
 
 
-def sweep(settings: Settings, model: str, by: str, why: str) -> None:
-    """Gives up the weights of a model: tells the history, then the model's folder, then deletes. Safe to repeat.
+def delete_weights(settings: Settings, model: str, by: str, why: str) -> None:
+    """Deletes the weights of a model, after an entry in the history and one in the model's folder. Safe to repeat.
 
     Raises:
         Refused: the model is or was champion.
     """
-    entry = next((e for e in promotion.history(settings) if e.action == "swept" and e.model == model), None)
-    entry = entry or promotion.sweep(settings, model, by, why)
+    entry = promotion.deletion(promotion.history(settings), model)
+    entry = entry or promotion.record_deletion(settings, model, by, why)
     store.put_if_absent(settings, f"models/{model}/swept.json", entry.to_bytes(), "application/json")
     store.remove(settings, artifact_check.key(model))

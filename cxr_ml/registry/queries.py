@@ -1,30 +1,92 @@
-"""Tells about stored models: all of them, one, or two beside each other."""
+"""Lists, shows and compares stored models."""
 
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import metrics
-from cxr_ml.records import Champion, Evaluation, HistoryEntry, Model
+from cxr_ml.records import Champion, Decision, Evaluation, HistoryEntry, Model
 from cxr_ml.registry import promotion
 from cxr_ml.settings import Settings
 from cxr_ml.training import artifact_check
 
-Load = Callable[..., Any]  # store.load, or what keeps the records that it gave
+Load = Callable[..., Any]  # store.load, or a cache of it
+
+
+class ModelFacts(TypedDict):
+    """What never changes about a stored model once it is evaluated."""
+
+    model: str
+    architecture: str
+    dataset: int
+    at: str  # when it was stored, ISO 8601, UTC
+    macro_f1: float | None  # on the test images; None: not evaluated
+    recalls: dict[str, float] | None  # label -> recall on the test images; None: not evaluated
+
+
+class ModelFate(TypedDict):
+    """What became of a model."""
+
+    outcome: str  # promoted, refused, not_chosen or undecided
+    versions: list[int]  # champion versions
+    champion: bool  # whether it is champion now
+    swept: bool  # whether its weights were deleted
+
+
+class ModelRow(ModelFacts, ModelFate):
+    """A model in the list of all."""
+
+
+class ModelDetails(TypedDict):
+    """Everything about one model, as JSON holds it."""
+
+    model: dict[str, Any]  # its record
+    outcome: str
+    versions: list[int]
+    champion: bool
+    swept: dict[str, Any] | None  # the entry that records the deletion of its weights
+    entries: list[dict[str, Any]]  # of the history
+    decision: dict[str, Any] | None  # the last with it as a candidate
+    evaluation: dict[str, Any] | None  # the one that was decided on, else its first
+
+
+class ComparedFigure(TypedDict):
+    """A figure of two models."""
+
+    name: str
+    values: list[float | None]
+    difference: float | None  # second less first
+
+
+class ComparedSetting(TypedDict):
+    """A setting in which two models differ."""
+
+    name: str
+    values: list[Any]
+
+
+class Comparison(TypedDict):
+    """Two models side by side."""
+
+    models: list[str]
+    datasets: list[int]  # that each was evaluated on
+    same_images: bool  # otherwise differences of figures say nothing
+    figures: list[ComparedFigure]
+    settings: list[ComparedSetting]
 
 
 def newest(settings: Settings) -> list[str]:
-    """Names of all stored models, newest first."""
-    found = [key.split("/")[1] for key in store.keys(settings, "models/") if key.endswith("/model.json")]
-    written = {name: store.written(settings, f"models/{name}/model.json") for name in found}
-    return sorted(found, key=lambda name: (written[name], name), reverse=True)
+    """Returns the names of all stored models, newest first."""
+    names = [key.split("/")[1] for key in store.keys(settings, "models/") if key.endswith("/model.json")]
+    written = {name: store.written(settings, f"models/{name}/model.json") for name in names}
+    return sorted(names, key=lambda name: (written[name], name), reverse=True)
 
 
 def resolve(settings: Settings, name: str) -> str:
-    """The model that a name or a champion version, `v3` or `3`, means.
+    """Returns the model that a name or a champion version, `v3` or `3`, means.
 
     Raises:
         Refused: neither.
@@ -32,7 +94,7 @@ def resolve(settings: Settings, name: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         if store.exists(settings, f"models/{name}/model.json"):
             return name
-        model = promotion.named(promotion.history(settings), name)
+        model = promotion.resolve_version(promotion.history(settings), name)
         if model != name:
             return model
     raise Refused(
@@ -40,57 +102,44 @@ def resolve(settings: Settings, name: str) -> str:
     )
 
 
-def models(settings: Settings) -> list[dict[str, Any]]:
-    """All models, newest first.
-
-    Returns:
-        Per model: what `facts` and `fate` give.
-    """
-    entries, now = promotion.history(settings), promotion.champion(settings)
-    return [facts(settings, name) | fate(entries, now, name) for name in newest(settings)]
+def models(settings: Settings) -> list[ModelRow]:
+    """Returns all models, newest first."""
+    entries, champion = promotion.history(settings), promotion.champion(settings)
+    return [{**facts(settings, name), **fate(entries, champion, name)} for name in newest(settings)]
 
 
-def facts(settings: Settings, name: str) -> dict[str, Any]:
-    """What of a stored model never changes once it is evaluated.
-
-    Returns:
-        model, architecture, dataset, at (when it was stored), macro_f1 and recalls (label -> recall) on the test
-        images, None where it was not evaluated.
+def facts(settings: Settings, name: str) -> ModelFacts:
+    """Returns what never changes about a stored model once it is evaluated.
 
     Raises:
         Refused: no such model.
     """
     record, at = store.load_dated(settings, f"models/{name}/model.json", Model)
-    found = store.find_record(settings, f"models/{name}/evaluation.json", Evaluation)
-    test = found[0].test if found else None
+    stored = store.find_record(settings, f"models/{name}/evaluation.json", Evaluation)
+    test = stored[0].test if stored else None
     return {
         "model": name,
         "architecture": record.architecture,
         "dataset": record.dataset,
         "at": at,
         "macro_f1": test.macro_f1 if test else None,
-        "recalls": {label: one.recall for label, one in test.classes.items()} if test else None,
+        "recalls": {label: of_class.recall for label, of_class in test.classes.items()} if test else None,
     }
 
 
-def fate(entries: list[HistoryEntry], now: Champion | None, name: str) -> dict[str, Any]:
-    """What became of a model.
-
-    Returns:
-        outcome (promoted, refused, not_chosen or undecided), versions (champion versions), champion (whether it is
-        now), swept.
-    """
+def fate(entries: list[HistoryEntry], champion: Champion | None, name: str) -> ModelFate:
+    """Returns what became of a model, by the history and the pointer to the champion of now."""
     return {
         "outcome": outcome(entries, name),
-        "versions": promotion.versions(entries, name),
-        "champion": now is not None and now.model == name,
-        "swept": any(e.action == "swept" and e.model == name for e in entries),
+        "versions": promotion.champion_versions(entries, name),
+        "champion": champion is not None and champion.model == name,
+        "swept": promotion.deletion(entries, name) is not None,
     }
 
 
 def outcome(entries: list[HistoryEntry], name: str) -> str:
-    """What became of a model: promoted, refused, not_chosen (another candidate of its run was) or undecided."""
-    if promotion.versions(entries, name):
+    """Returns promoted, refused, not_chosen (another candidate of its run was) or undecided."""
+    if promotion.champion_versions(entries, name):
         return "promoted"
     if any(e.model == name and e.action == "refused" for e in entries):
         return "refused"
@@ -98,82 +147,84 @@ def outcome(entries: list[HistoryEntry], name: str) -> str:
 
 
 def judged(entries: list[HistoryEntry], name: str) -> HistoryEntry | None:
-    """The last entry whose decision is about a model, or else the last one that the model was a candidate of."""
-    about = [e for e in entries if e.decision and name in e.decision.candidates]
-    chosen = [e for e in about if e.model == name]
-    return (chosen or about or [None])[-1]
+    """Returns the last entry whose decision is about a model, else the last one that the model was a candidate of."""
+    candidacies = [e for e in entries if e.decision and name in e.decision.candidates]
+    chosen = [e for e in candidacies if e.model == name]
+    return next(reversed(chosen or candidacies), None)
 
 
-def show(settings: Settings, name: str) -> dict[str, Any]:
-    """All about one model, or the one of a champion version.
+def _last_decision(entries: list[HistoryEntry], name: str) -> Decision | None:
+    entry = judged(entries, name)
+    return entry.decision if entry else None
 
-    Returns:
-        model (its record), outcome, versions, champion (whether it is now), swept (the entry that gave its weights up,
-        or None), entries (of the history that are about it), decision (the last with it as a candidate, or None) and
-        evaluation (the one that was decided on, else its first, or None).
+
+def show(settings: Settings, name: str) -> ModelDetails:
+    """Returns everything about one model, or about the one of a champion version.
 
     Raises:
         Refused: no such model.
     """
     name = resolve(settings, name)
-    entries, now = promotion.history(settings), promotion.champion(settings)
-    last, found = judged(entries, name), evaluation(settings, name, entries)
-    gone = artifact_check.swept(settings, name)
+    entries, champion = promotion.history(settings), promotion.champion(settings)
+    decision, evaluated = _last_decision(entries, name), evaluation(settings, name, entries)
+    deletion = artifact_check.swept(settings, name)
     return {
-        "model": store.load(settings, f"models/{name}/model.json", Model).model_dump(mode="json"),
+        "model": promotion.load_model_record(settings, name).model_dump(mode="json"),
         "outcome": outcome(entries, name),
-        "versions": promotion.versions(entries, name),
-        "champion": now is not None and now.model == name,
-        "swept": gone.model_dump(mode="json") if gone else None,
+        "versions": promotion.champion_versions(entries, name),
+        "champion": champion is not None and champion.model == name,
+        "swept": deletion.model_dump(mode="json") if deletion else None,
         "entries": [e.model_dump(mode="json", exclude={"decision"}) for e in entries if e.model == name],
-        "decision": last.decision.model_dump(mode="json") if last else None,
-        "evaluation": found.model_dump(mode="json") if found else None,
+        "decision": decision.model_dump(mode="json") if decision else None,
+        "evaluation": evaluated.model_dump(mode="json") if evaluated else None,
     }
 
 
 def evaluation(
     settings: Settings, name: str, entries: list[HistoryEntry], load: Load = store.load
 ) -> Evaluation | None:
-    """The evaluation of a model that was decided on last, else its first; None where it has none."""
-    last, known = judged(entries, name), _own(settings, name, load)
-    met = (last.decision.dataset, last.decision.champion) if last else None
-    decided = [e for e in known if (e.dataset, e.champion.model if e.champion else None) == met]
-    return next(iter([*decided, *known]), None)
+    """Returns the evaluation of a model that was decided on last, else its first; None where it has none."""
+    decision, stored = _last_decision(entries, name), _own(settings, name, load)
+    wanted = (decision.dataset, decision.champion) if decision else None
+    decided = [e for e in stored if (e.dataset, e.champion.model if e.champion else None) == wanted]
+    return next(iter([*decided, *stored]), None)
 
 
 def _own(settings: Settings, name: str, load: Load) -> list[Evaluation]:
     """The stored evaluations of a model, the first one first."""
-    found = [k for k in store.keys(settings, f"models/{name}/evaluation") if k.endswith(".json")]
-    found.sort(key=lambda key: (not key.endswith("/evaluation.json"), key))
-    return [load(settings, key, Evaluation) for key in found]
+    keys = [k for k in store.keys(settings, f"models/{name}/evaluation") if k.endswith(".json")]
+    keys.sort(key=lambda key: (not key.endswith("/evaluation.json"), key))
+    return [load(settings, key, Evaluation) for key in keys]
 
 
-def compare(settings: Settings, first: str, second: str, load: Load = store.load) -> dict[str, Any]:
-    """Two models side by side, on the newest test images that both were evaluated on.
+def compare(settings: Settings, first: str, second: str, load: Load = store.load) -> Comparison:
+    """Returns two models side by side, on the newest test images that both were evaluated on.
 
-    Returns:
-        models (the two names), datasets (that each was evaluated on), same_images (whether that is one and the same:
-        otherwise differences of figures say nothing), figures (name, the two values, difference: second less first) and
-        settings (name and the two values, of those that differ).
+    Args:
+        settings: the store.
+        first: a model, or a champion version such as v3.
+        second: likewise.
+        load: how a record is read.
 
     Raises:
         Refused: no such model, or one that was never evaluated.
     """
     names = [resolve(settings, first), resolve(settings, second)]
     stored = [_own(settings, name, load) for name in names]
-    beside = [
+    # A champion was also evaluated beside the candidates that it met.
+    as_champion = [
         [e.champion for e in stored[1 - i] if e.champion and e.champion.model == name] for i, name in enumerate(names)
     ]
-    known = [[*own, *other] for own, other in zip(stored, beside, strict=True)]
-    for name, found in zip(names, known, strict=True):
-        if not found:
+    evaluations = [[*own, *other] for own, other in zip(stored, as_champion, strict=True)]
+    for name, of_model in zip(names, evaluations, strict=True):
+        if not of_model:
             raise Refused(f"Two evaluated models were expected. Received: {name}, which was never evaluated.")
-    pairs = [(a, b) for a in known[0] for b in known[1] if a.dataset_sha256 == b.dataset_sha256]
-    one, two = max(pairs, key=lambda pair: pair[0].dataset, default=(known[0][0], known[1][0]))
-    left, right = all_figures(one), all_figures(two)
+    pairs = [(a, b) for a in evaluations[0] for b in evaluations[1] if a.dataset_sha256 == b.dataset_sha256]
+    newest_pair = max(pairs, key=lambda pair: pair[0].dataset, default=(evaluations[0][0], evaluations[1][0]))
+    left, right = (all_figures(e) for e in newest_pair)
     return {
         "models": names,
-        "datasets": [one.dataset, two.dataset],
+        "datasets": [e.dataset for e in newest_pair],
         "same_images": bool(pairs),
         "figures": [
             {"name": n, "values": [left.get(n), right.get(n)], "difference": _difference(left.get(n), right.get(n))}
@@ -184,9 +235,9 @@ def compare(settings: Settings, first: str, second: str, load: Load = store.load
 
 
 def all_figures(evaluation: Evaluation) -> dict[str, float]:
-    """Every figure of a model on the test images, as they are and in disguise, by name."""
-    found = metrics.flat(evaluation.test)
-    return found | {f"macro F1, {name}": one.macro_f1 for name, one in evaluation.robustness.items()}
+    """Returns every figure of a model on the test images, as they are and in disguise, by name."""
+    disguised = {f"macro F1, {disguise}": m.macro_f1 for disguise, m in evaluation.robustness.items()}
+    return metrics.flat(evaluation.test) | disguised
 
 
 def _difference(left: float | None, right: float | None) -> float | None:
@@ -195,12 +246,12 @@ def _difference(left: float | None, right: float | None) -> float | None:
     return right - left
 
 
-def _differing(left: Model, right: Model) -> list[dict[str, Any]]:
+def _differing(left: Model, right: Model) -> list[ComparedSetting]:
     """What the two were made of, where it differs."""
-    made = ("architecture", "dataset", "image_size", "classes", "weights", "code")
+    fields = ("architecture", "dataset", "image_size", "classes", "weights", "code")
     facts = [
-        {name: getattr(r, name) for name in made} | r.settings | {f"package {k}": v for k, v in r.packages.items()}
+        {name: getattr(r, name) for name in fields} | r.settings | {f"package {k}": v for k, v in r.packages.items()}
         for r in (left, right)
     ]
-    found = [(name, [f.get(name) for f in facts]) for name in dict.fromkeys([*facts[0], *facts[1]])]
-    return [{"name": name, "values": values} for name, values in found if values[0] != values[1]]
+    pairs = [(name, [f.get(name) for f in facts]) for name in dict.fromkeys([*facts[0], *facts[1]])]
+    return [{"name": name, "values": values} for name, values in pairs if values[0] != values[1]]

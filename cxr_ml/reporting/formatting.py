@@ -4,7 +4,7 @@ import math
 import re
 import unicodedata
 
-from cxr_ml.records import StepProgress
+from cxr_ml.records import Check, StepProgress
 
 NOT_EVALUATED = "not evaluated"
 _STAGES = {
@@ -81,6 +81,21 @@ def observed(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return NOT_EVALUATED
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4f}"
+
+
+def check_threshold(check: Check) -> str:
+    """The number that a check compares with, such as `0.95` or `30 images`."""
+    if check.limit is None:
+        return check.expected
+    if check.kind == "champion_score":
+        return f"{check.limit:.3f}"
+    return f"{check.limit:g}{' images' if check.kind == 'images' else ''}"
+
+
+def check_limit(check: Check) -> str:
+    """What a check expects, such as `≥ 0.95`, `≥ 30 images` or `the recorded files`."""
+    threshold = check_threshold(check)
+    return f"{check.operator} {threshold}" if check.operator else threshold
 
 
 def duration(seconds: float) -> str:

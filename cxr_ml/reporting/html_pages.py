@@ -45,6 +45,7 @@ def environment(templates: Path, escaped: str) -> Environment:
         "factor": math.exp,
         "link": safe_link,
         "complaint": narrative.complaint,
+        "check_limit": formatting.check_limit,
     }
     return found
 

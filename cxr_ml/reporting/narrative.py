@@ -1,7 +1,6 @@
 """What a run says, in the words that report and mail share."""
 
 import math
-import re
 from typing import NamedTuple
 
 from cxr_ml.evaluation import metrics
@@ -17,8 +16,7 @@ NOTE = (
 
 
 VERDICTS = ("accepted", "quarantined", "rejected_class", "duplicate")
-_LIMIT = re.compile(r"([≥≤><]) ([0-9.]+)( \w+)?")
-_SIDES = {"≥": "below", "≤": "above", ">": "not above", "<": "not below"}
+_WRONG_SIDE = {"≥": "below", "≤": "above", ">": "not above"}  # of a limit, by the operator that was not met
 
 
 class Line(NamedTuple):
@@ -279,15 +277,15 @@ def failed(run: Run) -> list[Check]:
 
 def complaint(check: Check) -> str:
     """A failed check in a few words, such as `recall COVID19 91.0 % below 95 %`."""
-    value, limit = check.observed, _LIMIT.fullmatch(check.limit)
-    if limit is None:
+    value, limit = check.observed, check.limit
+    if check.operator is None or limit is None or not math.isfinite(limit) or check.kind == "difference":
         return f"{check.name}: {check.reason}"
     if value is None or not math.isfinite(value):
         return f"{check.name} {formatting.NOT_EVALUATED}"
-    side, number = _SIDES[limit[1]], float(limit[2])
-    if check.name.startswith("recall ") and number <= 1:
-        return f"{check.name} {formatting.percent(value, number)} {side} {formatting.limit_percent(number)}"
-    return f"{check.name} {formatting.observed(value)} {side} {limit[2]}{limit[3] or ''}"
+    side = _WRONG_SIDE[check.operator]
+    if check.kind == "share":
+        return f"{check.name} {formatting.percent(value, limit)} {side} {formatting.limit_percent(limit)}"
+    return f"{check.name} {formatting.observed(value)} {side} {formatting.check_threshold(check)}"
 
 
 def table(batch: Batch) -> tuple[list[str], list[tuple[str, list[int]]]]:

@@ -129,7 +129,7 @@ def _assemble(
         batches=_load(settings, batches),
         dataset=dataset,
         models=tuple(promotion.load_model_record(settings, name) for name in decision.candidates),
-        evaluations=tuple(stored_evaluations.decided(settings, decision, name) for name in decision.candidates),
+        evaluations=tuple(stored_evaluations.load_decided(settings, decision, name) for name in decision.candidates),
         decision=decision,
         champion=promotion.champion(settings),
         rulings=ruled,

@@ -72,7 +72,9 @@ def decision_table(decision: Decision) -> Table:
     table = Table("check", "observed", "95 %", "limit", "passed", title=f"gate: {word}[/]", title_justify="left")
     for c in decision.checks:
         span = formatting.span(c.interval, percent=False)
-        table.add_row(plain(c.name), _observed(c), span, plain(c.limit), "[green]yes" if c.passed else "[red]no")
+        table.add_row(
+            plain(c.name), _observed(c), span, plain(formatting.check_limit(c)), "[green]yes" if c.passed else "[red]no"
+        )
     return table
 
 
@@ -85,6 +87,7 @@ def decision_markdown(decision: Decision) -> str:
     rows = [f"**{formatting.markdown(decision.model)}**: {formatting.markdown(decision.reason)}", ""]
     rows += ["| check | observed | 95 % interval | limit | passed |", "|-|-|-|-|-|"]
     for c in decision.checks:
-        cells = (c.name, _observed(c), formatting.span(c.interval, percent=False), c.limit, "yes" if c.passed else "NO")
+        span, limit = formatting.span(c.interval, percent=False), formatting.check_limit(c)
+        cells = (c.name, _observed(c), span, limit, "yes" if c.passed else "NO")
         rows.append("| " + " | ".join(map(formatting.markdown, cells)) + " |")
     return "\n".join(rows)

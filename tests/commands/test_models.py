@@ -289,15 +289,12 @@ def test_faked_figures_are_named_also_those_of_a_decision_before_the_last(own_ho
     assert "is not the one that run-1 was decided on" in differing("first")["models/first/evaluation"]
 
 
-def test_an_evaluation_that_no_decision_holds_a_hash_of_is_told_as_not_checked(own_house):
+def test_an_evaluation_that_no_decision_holds_a_hash_of_is_told_to_differ(own_house):
     entry = promotion.history(own_house)[1]
     decision = entry.decision.model_copy(update={"evaluation_sha256": {}})
     overwrite(own_house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
     overwrite(own_house, "reports/run-2/decision.json", decision.to_bytes())
-    steps = {s["name"]: s for s in answer("models", "verify", "second")}
-    assert [name for name, s in steps.items() if not s["checked"]] == ["models/second/evaluation"]
-    assert "did not record its SHA-256" in steps["models/second/evaluation"]["said"]
-    assert "NOT CHECKED models/second/evaluation" in " ".join(call("models", "verify", "second")[1].split())
+    assert "expected SHA-256 recorded in the decision" in differing("second")["models/second/evaluation"]
 
 
 def test_other_predictions_and_another_curve_are_named(own_house):
@@ -399,7 +396,7 @@ def test_only_weights_of_old_refused_candidates_are_swept_and_all_evidence_stays
 
 
 def test_what_was_swept_is_told_by_whom_and_when_wherever_one_asks(own_house):
-    prune.sweep(own_house, "other", "bob", "Beyond the 1 refused candidates judged last.")
+    prune.delete_weights(own_house, "other", "bob", "Beyond the 1 refused candidates judged last.")
     entry = promotion.history(own_house)[-1]
     said = f"swept at {entry.at} by bob"
     assert said in " ".join(call("models", "show", "other")[1].split())
@@ -428,7 +425,7 @@ def test_a_champion_that_was_rolled_back_from_keeps_its_weights(own_house):
     assert prune.candidates(own_house, 0) == ["poor", "other"]
     for name in ("first", "second"):
         with pytest.raises(Refused, match="never swept"):
-            prune.sweep(own_house, name, "bob", "Old.")
+            prune.delete_weights(own_house, name, "bob", "Old.")
         assert store.exists(own_house, artifact_check.key(name))
 
 
@@ -444,11 +441,11 @@ def test_a_sweep_that_dies_leaves_a_true_state_and_is_ended_by_the_next(own_hous
     with monkeypatch.context() as broken:
         broken.setattr(store, dies_at, dies)
         with pytest.raises(ConnectionError):
-            prune.sweep(own_house, "other", "bob", "Old.")
+            prune.delete_weights(own_house, "other", "bob", "Old.")
     assert store.exists(own_house, artifact_check.key("other"))
     assert promotion.history(own_house)[-1].action == "swept"
     assert prune.candidates(own_house, 5) == ["other"]
-    prune.sweep(own_house, "other", "eve", "Old.")
+    prune.delete_weights(own_house, "other", "eve", "Old.")
     assert not store.exists(own_house, artifact_check.key("other"))
     assert [e.by for e in promotion.history(own_house) if e.action == "swept"] == ["bob"]
     assert artifact_check.swept(own_house, "other").by == "bob"

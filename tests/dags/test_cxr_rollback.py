@@ -4,13 +4,15 @@ import hashlib
 from types import SimpleNamespace
 
 import pytest
+import report_samples as samples
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from dag_reading import HEAVY, read_dag
+from decision_samples import decision
 
 from cxr_ml import store
-from cxr_ml.records import HistoryEntry, Model
+from cxr_ml.records import HistoryEntry
 from cxr_ml.registry import promotion
 
 
@@ -90,16 +92,14 @@ def roll_back(settings, monkeypatch):
 
 def put_champions(settings, *names):
     for number, name in enumerate(names, 1):
-        model = Model(
-            model=name, architecture="light", dataset=1, dataset_sha256="d", classes=(), image_size=32, weights="",
-            weights_sha256="", settings={}, epochs={}, seconds={},
-            artefact_sha256=hashlib.sha256(b"weights").hexdigest(),
-        )  # fmt: skip
+        facts = {"model": name, "artefact_sha256": hashlib.sha256(b"weights").hexdigest()}
+        model = samples.model().model_copy(update=facts)
         store.put_if_absent(settings, f"models/{name}/model.keras", b"weights")
         store.put_if_absent(settings, f"models/{name}/model.json", model.to_bytes())
         entry = HistoryEntry(
             number=number, action="promoted", model=name, previous=names[number - 2] if number > 1 else None,
             version=number, by="ann", why=".", at="2026-01-05T03:00:00+00:00", run=f"run-{number}",
+            decision=decision(settings, f"run-{number}", name),
         )  # fmt: skip
         store.put_if_absent(settings, f"registry/history/{number:05d}.json", entry.to_bytes())
 

@@ -6,13 +6,13 @@ import io
 import keras
 import numpy as np
 import pytest
+import report_samples as samples
 from model_samples import CLASSES, overwrite, put_dataset, quick
 from PIL import Image
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import contact_sheets, gradcam, stored_explanations
-from cxr_ml.records import Model
 from cxr_ml.settings import Settings
 from cxr_ml.training import architectures, inputs
 
@@ -54,11 +54,8 @@ def case(settings):
     network = architectures.classifier(architectures.backbone(s, "light"), 3, 0.2)
     rows = np.flatnonzero(manifest["split"] == "test")
     probabilities = network.predict(images[rows], verbose=0)
-    record = Model(
-        model="light-d1-0a", architecture="light", dataset=1, dataset_sha256=dataset.manifest_sha256,
-        artefact_sha256="a" * 64, classes=CLASSES, image_size=32, weights="from scratch", weights_sha256="",
-        settings={}, epochs={}, seconds={},
-    )  # fmt: skip
+    facts = {"model": "light-d1-0a", "dataset": 1, "dataset_sha256": dataset.manifest_sha256, "classes": CLASSES}
+    record = samples.model().model_copy(update=facts)
     return s, record, dataset, network, images, manifest, rows, probabilities, probabilities.argmax(axis=1)
 
 
@@ -112,7 +109,7 @@ def test_a_changed_sheet_is_not_shown(settings):
 
 def test_a_class_without_hits_or_misses_has_a_sheet_that_says_none():
     film = np.zeros((32, 32, 1), np.uint8)
-    example = contact_sheets.Shown(sha256="b" * 64, label="A$_{", predicted="A$_{", probability=0.5, outside=0.3)
+    example = contact_sheets.SheetImage(sha256="b" * 64, label="A$_{", predicted="A$_{", probability=0.5, outside=0.3)
     whole = Image.open(io.BytesIO(contact_sheets.draw("A$_{", [example], [(film, np.zeros((32, 32, 3), np.uint8))])))
     empty = Image.open(io.BytesIO(contact_sheets.draw("A$_{", [], [])))
     assert whole.width == empty.width
@@ -133,7 +130,7 @@ def test_long_labels_stay_apart_and_do_not_run_into_each_other(monkeypatch):
     monkeypatch.setattr(contact_sheets, "_png", spy)
     label, other = (f"A CLASS WITH A VERY LONG NAME {n}" for n in (10, 11))
     shown = [
-        contact_sheets.Shown(sha256=f"{n:064x}", label=label, predicted=said, probability=0.5, outside=0.3)
+        contact_sheets.SheetImage(sha256=f"{n:064x}", label=label, predicted=said, probability=0.5, outside=0.3)
         for n, said in enumerate([label] * 4 + [other] * 4)
     ]
     contact_sheets.draw(label, shown, [(np.zeros((8, 8, 1), np.uint8), np.zeros((8, 8, 3), np.uint8))] * 8)

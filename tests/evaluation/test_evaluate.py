@@ -9,6 +9,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pytest
+import report_samples as samples
 from model_samples import CLASSES, overwrite, picture, put_dataset, quick
 
 from cxr_ml import store
@@ -46,11 +47,12 @@ def put_model(settings: Settings, dataset: Dataset, name: str, network: keras.Mo
     path = tmp_path / "made.keras"
     network.save(path)
     artefact = path.read_bytes()
-    record = Model(
-        model=name, architecture="light", dataset=dataset.dataset, dataset_sha256=dataset.manifest_sha256,
-        artefact_sha256=hashlib.sha256(artefact).hexdigest(), classes=classes, image_size=32, weights="from scratch",
-        weights_sha256="", settings={}, epochs={}, seconds={},
-    )  # fmt: skip
+    facts = {
+        "model": name, "dataset": dataset.dataset, "dataset_sha256": dataset.manifest_sha256, "classes": classes,
+        "artefact_sha256": hashlib.sha256(artefact).hexdigest(), "image_size": 32, "operating_point": None,
+        "validation_sha256": "",
+    }  # fmt: skip
+    record = samples.model().model_copy(update=facts)
     store.put_if_absent(settings, f"models/{name}/model.keras", artefact)
     store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
 
@@ -181,7 +183,7 @@ def test_the_evaluation_holds_the_hashes_of_what_lies_beside_it(seen):
     assert found.files == {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()}
 
 
-def test_evaluating_a_stored_model_again_gives_the_same_figures_to_the_digit_and_stores_nothing(seen):
+def test_evaluating_again_gives_the_same_figures_and_stores_nothing(seen):
     s, _, found = seen[:3]
     before = {key: store.find(s, key) for key in store.keys(s, "models/")}
     assert sum("evaluation" in key for key in before) == 1
@@ -200,7 +202,7 @@ def test_a_model_file_that_was_changed_is_refused_before_keras_opens_it(judged, 
 
 
 @pytest.mark.parametrize("champion", ["bad", "gone"])
-def test_a_champion_that_cannot_be_evaluated_is_said_to_be_so_and_the_candidate_is_evaluated(judged, champion):
+def test_a_champion_that_cannot_be_evaluated_is_reported_and_the_candidate_evaluated(judged, champion):
     s, _ = judged
     overwrite(s, "models/bad/model.keras", b"PK")
     (found,) = evaluate.evaluate_models(s, 1, ["good"], champion)

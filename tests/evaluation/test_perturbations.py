@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cxr_ml.evaluation import perturbations
+from cxr_ml.evaluation.metrics import Predictions
 from cxr_ml.imaging.hashes import border_ring
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -14,7 +15,7 @@ def noise(side: int = 64) -> np.ndarray:
 
 
 @pytest.mark.parametrize("side", [32, 64, 160, 256])
-def test_what_is_left_beside_the_hidden_lungs_is_the_ring_that_the_probe_of_the_dataset_sees(side):
+def test_hiding_the_lungs_leaves_the_ring_that_the_shortcut_probe_sees(side):
     images = noise(side)
     hidden = perturbations.lungs_hidden(images)
     assert border_ring(hidden[0, ..., 0]) == border_ring(images[0, ..., 0])
@@ -59,17 +60,17 @@ def test_re_encoded_is_the_film_in_less_detail():
     assert np.abs(perturbations.CHANGES["re-encoded"](noise()).astype(int) - noise()).mean() > 10
 
 
-def test_so_many_images_of_each_class_are_looked_at():
+def test_at_most_100_images_of_each_class_are_perturbed():
     y = np.array([0] * 150 + [1] * 3 + [2] * 100)
-    rows = perturbations.chosen(y, 3)
+    rows = perturbations.choose(y, 3)
     assert np.bincount(y[rows]).tolist() == [100, 3, 100] and (np.diff(rows) > 0).all()
 
 
 def test_the_comparison_says_how_far_decisions_and_probabilities_moved():
     y = np.array([0, 0, 1, 2])
-    before = (np.eye(3)[y], y)
+    before = Predictions(np.eye(3)[y], y)
     all_normal = np.zeros(4, int)
-    found = perturbations.compare("lungs hidden", y, before, (np.eye(3)[all_normal], all_normal), CLASSES)
+    found = perturbations.compare("lungs hidden", y, before, Predictions(np.eye(3)[all_normal], all_normal), CLASSES)
     assert found.recalls == {"NORMAL": 1.0, "COVID19": 0.0, "PNEUMONIA": 0.0}
     assert found.balanced_accuracy == pytest.approx(1 / 3) and found.before == 1.0
     assert found.decided_otherwise == 0.5 and found.shift == 0.5 and found.images == 4
@@ -77,5 +78,5 @@ def test_the_comparison_says_how_far_decisions_and_probabilities_moved():
 
 def test_a_class_without_images_leaves_the_comparison_without_a_number():
     y = np.array([0, 1])
-    same = (np.eye(3)[y], y)
+    same = Predictions(np.eye(3)[y], y)
     assert np.isnan(perturbations.compare("mirrored", y, same, same, CLASSES).balanced_accuracy)

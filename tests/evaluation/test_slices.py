@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from cxr_ml.evaluation import slices
+from cxr_ml.evaluation import metrics, slices
 from cxr_ml.settings import Settings
 
 SETTINGS = Settings(min_test_support=10)
@@ -14,7 +14,7 @@ def measured(n: int = 60, **columns) -> dict[tuple[str, str], slices.Slice]:
     described = pd.DataFrame({k: np.broadcast_to(columns.get(k, v), n) for k, v in facts.items()})
     y = np.arange(n) % 3
     decided = np.where(np.arange(n) < n // 2, y, 0)
-    found = slices.measure(described, y, (np.eye(3)[decided], decided), SETTINGS)
+    found = slices.measure(described, y, metrics.Predictions(np.eye(3)[decided], decided), SETTINGS)
     assert {by: sum(s.images for s in found if s.by == by) for by in ("source", "view", "format", "size", "batch")} == (
         dict.fromkeys(("source", "view", "format", "size", "batch"), n)
     )
@@ -47,4 +47,4 @@ def test_what_a_drop_does_not_say_is_unknown():
 
 def test_the_smallest_of_very_many_slices_are_one():
     found = [s for (by, _), s in measured(source=[f"s{i % 20:02}" for i in range(60)]).items() if by == "source"]
-    assert len(found) == slices.MOST and found[-1].value == "others" and found[-1].images == 60 - 11 * 3
+    assert len(found) == slices.MAX_PER_KIND and found[-1].value == "others" and found[-1].images == 60 - 11 * 3

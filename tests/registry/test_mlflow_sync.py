@@ -77,9 +77,7 @@ def ask(address, path, **values):
     return answer.raise_for_status().json()
 
 
-def test_runs_curves_figures_and_the_champion_are_mirrored_once_and_the_alias_follows_a_rollback(
-    settings, server, client, monkeypatch, caplog
-):
+def test_models_are_mirrored_once_and_the_alias_follows_a_rollback(settings, server, client, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     data = stored.put_dataset(settings)
     stored.put_model(settings, "first", data, samples.GOOD)
@@ -130,9 +128,7 @@ def test_a_server_that_is_down_is_a_warning_and_not_an_error(settings, client, m
     assert promotion.champion(settings).model == "first"
 
 
-def test_without_the_variable_nothing_of_mlflow_is_needed_and_with_it_the_error_says_what_to_install(
-    settings, monkeypatch
-):
+def test_mlflow_is_needed_only_with_the_variable_and_the_error_says_what_to_install(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     mlflow_sync.mirror(settings, ["first"])

@@ -5,14 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import report_samples as samples
+from decision_samples import FAILED, PASSED, decision
+from model_samples import overwrite
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Check, Decision
 from cxr_ml.registry import promotion
-
-PASSED = Check(name="macro F1", observed=0.95, limit="≥ 0.85", passed=True, reason="macro F1 is 0.950.")
-FAILED = Check(name="recall COVID19", observed=0.5, limit="≥ 0.95", passed=False, reason="recall COVID19 is 0.500.")
 
 
 def put_model(settings, name: str) -> str:
@@ -24,15 +22,12 @@ def put_model(settings, name: str) -> str:
     return name
 
 
-def decision(run: str, model: str, champion: str | None = None, checks=(PASSED,), promote=True) -> Decision:
-    return Decision(
-        run=run, model=model, dataset=3, champion=champion, candidates=(model,), promote=promote, checks=checks,
-        reason="Because.",
-    )  # fmt: skip
+def apply(settings, *about):
+    return promotion.apply_decision(settings, decision(settings, *about), "ann")
 
 
 def promoted(settings, run: str, model: str, champion: str | None = None):
-    return promotion.conclude(settings, decision(run, put_model(settings, model), champion), "ann")
+    return apply(settings, run, put_model(settings, model), champion)
 
 
 def cut(*_):
@@ -66,27 +61,27 @@ def test_a_decision_is_carried_out_once_however_often_it_is_asked_for(settings):
 )
 def test_what_did_not_pass_every_check_is_never_promoted_whatever_the_decision_says(settings, checks, promote):
     put_model(settings, "first")
-    entry = promotion.conclude(settings, decision("run-1", "first", None, checks, promote), "ann")
+    entry = apply(settings, "run-1", "first", None, checks, promote)
     assert entry.action == "refused" and entry.version is None
     assert promotion.champion(settings) is None
 
 
 def test_a_refusal_leaves_the_champion_and_its_version(settings):
     promoted(settings, "run-1", "first")
-    promotion.conclude(settings, decision("run-2", put_model(settings, "second"), "first", (FAILED,), False), "ann")
+    apply(settings, "run-2", put_model(settings, "second"), "first", (FAILED,), False)
     entry = promoted(settings, "run-3", "third", "first")
     assert [e.action for e in promotion.history(settings)] == ["promoted", "refused", "promoted"]
     assert entry.version == 2 and entry.previous == "first" and promotion.champion(settings).model == "third"
 
 
-def test_a_run_that_died_between_history_and_pointer_is_healed_by_repeating_it(settings, monkeypatch):
+def test_repeating_a_run_that_died_before_it_moved_the_pointer_moves_it(settings, monkeypatch):
     put_model(settings, "first")
     with monkeypatch.context() as broken:
         broken.setattr(store, "swap", cut)
         with pytest.raises(ConnectionError):
-            promotion.conclude(settings, decision("run-1", "first"), "ann")
+            apply(settings, "run-1", "first")
     assert promotion.champion(settings) is None and len(promotion.history(settings)) == 1
-    promotion.conclude(settings, decision("run-1", "first"), "ann")
+    apply(settings, "run-1", "first")
     assert promotion.champion(settings).model == "first" and len(promotion.history(settings)) == 1
 
 
@@ -109,7 +104,7 @@ def test_a_model_without_its_artefact_does_not_become_champion(settings):
     record = samples.model().model_copy(update={"model": "hollow"})
     store.put_if_absent(settings, "models/hollow/model.json", record.to_bytes())
     with pytest.raises(Refused, match=r"hollow/model\.keras was expected\. Received: nothing"):
-        promotion.conclude(settings, decision("run-1", "hollow"), "ann")
+        apply(settings, "run-1", "hollow")
     assert promotion.champion(settings) is None and promotion.history(settings) == []
 
 
@@ -147,8 +142,11 @@ def test_a_rollback_to_a_model_that_is_gone_is_refused_and_not_told_as_done(sett
 
 def test_what_a_human_did_not_approve_is_a_refusal_in_the_history(settings):
     put_model(settings, "first")
-    entry = promotion.decline(settings, decision("run-1", "first"), "bob", "Not approved by bob.")
-    assert promotion.decline(settings, decision("run-1", "first"), "bob", "Not approved by bob.") == entry
+    entry = promotion.record_rejection(settings, decision(settings, "run-1", "first"), "bob", "Not approved by bob.")
+    assert (
+        promotion.record_rejection(settings, decision(settings, "run-1", "first"), "bob", "Not approved by bob.")
+        == entry
+    )
     assert (entry.action, entry.by, entry.why) == ("refused", "bob", "Not approved by bob.")
     assert promotion.champion(settings) is None and promotion.history(settings) == [entry]
 
@@ -197,7 +195,7 @@ def test_a_rollback_of_a_name_is_done_once_however_often_it_is_asked_for(setting
     assert promotion.champion(settings).version == 3 and len(promotion.history(settings)) == 3
 
 
-def test_a_rollback_goes_from_the_champion_of_the_history_where_the_pointer_was_left_behind(settings, monkeypatch):
+def test_a_rollback_starts_from_the_history_where_the_pointer_lags_behind(settings, monkeypatch):
     promoted(settings, "run-1", "first")
     with monkeypatch.context() as broken:
         broken.setattr(store, "swap", cut)
@@ -224,8 +222,8 @@ def test_of_two_rollbacks_from_one_champion_at_once_one_is_carried_out(settings,
     assert [(e.action, e.by) for e in promotion.history(settings)][2:] == [("rolled_back", "bob")]
 
 
-@pytest.mark.parametrize("who", ["heals", "refuses", "declines", "sweeps"])
-def test_every_action_heals_a_pointer_that_was_left_behind(settings, monkeypatch, who):
+@pytest.mark.parametrize("who", ["repairs", "refuses", "rejects", "sweeps"])
+def test_every_action_repairs_a_pointer_that_was_left_behind(settings, monkeypatch, who):
     promoted(settings, "run-1", "first")
     with monkeypatch.context() as broken:
         broken.setattr(store, "swap", cut)
@@ -234,10 +232,12 @@ def test_every_action_heals_a_pointer_that_was_left_behind(settings, monkeypatch
     assert promotion.champion(settings).model == "first"
     put_model(settings, "third")
     {
-        "heals": lambda: promoted(settings, "run-1", "first"),
-        "refuses": lambda: promotion.conclude(settings, decision("run-3", "third", "second", (FAILED,)), "ann"),
-        "declines": lambda: promotion.decline(settings, decision("run-3", "third", "second"), "bob", "No."),
-        "sweeps": lambda: promotion.sweep(settings, "third", "ann", "Old."),
+        "repairs": lambda: promoted(settings, "run-1", "first"),
+        "refuses": lambda: apply(settings, "run-3", "third", "second", (FAILED,)),
+        "rejects": lambda: promotion.record_rejection(
+            settings, decision(settings, "run-3", "third", "second"), "bob", "No."
+        ),
+        "sweeps": lambda: promotion.record_deletion(settings, "third", "ann", "Old."),
     }[who]()
     assert (promotion.champion(settings).model, promotion.champion(settings).version) == ("second", 2)
 
@@ -245,13 +245,13 @@ def test_every_action_heals_a_pointer_that_was_left_behind(settings, monkeypatch
 def test_what_was_swept_cannot_become_champion_and_no_champion_can_be_swept(settings):
     promoted(settings, "run-1", "first")
     promoted(settings, "run-2", "second", "first")
-    entry = promotion.sweep(settings, put_model(settings, "third"), "bob", "Beyond the newest 3.")
+    entry = promotion.record_deletion(settings, put_model(settings, "third"), "bob", "Beyond the newest 3.")
     assert (entry.action, entry.model, entry.version, entry.by) == ("swept", "third", None, "bob")
     with pytest.raises(Refused, match=r"weights of third were swept at .* by bob; the champion stays"):
         promoted(settings, "run-3", "third", "second")
     for name in ("first", "second"):
         with pytest.raises(Refused, match=f"present or past, are never swept. Received: {name}"):
-            promotion.sweep(settings, name, "bob", "Old.")
+            promotion.record_deletion(settings, name, "bob", "Old.")
     assert promotion.champion(settings).model == "second" and len(promotion.history(settings)) == 3
 
 
@@ -262,12 +262,12 @@ def test_of_a_promotion_and_a_sweep_of_one_model_at_once_one_is_refused(settings
 
     def promoted_just_before(settings, key, *rest):
         monkeypatch.setattr(store, "put_if_absent", put)
-        promotion.conclude(settings, decision("run-2", "second", "first"), "ann")
+        apply(settings, "run-2", "second", "first")
         return put(settings, key, *rest)
 
     monkeypatch.setattr(store, "put_if_absent", promoted_just_before)
     with pytest.raises(Refused, match="never swept"):
-        promotion.sweep(settings, "second", "bob", "Old.")
+        promotion.record_deletion(settings, "second", "bob", "Old.")
     assert [e.action for e in promotion.history(settings)] == ["promoted", "promoted"]
 
 
@@ -281,7 +281,7 @@ def test_refusals_of_many_runs_at_once_get_numbers_of_their_own(settings):
     put_model(settings, "first")
 
     def refuse(number: int) -> int:
-        return promotion.conclude(settings, decision(f"run-{number}", "first", None, (FAILED,), False), "ann").number
+        return apply(settings, f"run-{number}", "first", None, (FAILED,), False).number
 
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(refuse, range(8)))
@@ -289,19 +289,19 @@ def test_refusals_of_many_runs_at_once_get_numbers_of_their_own(settings):
     assert {e.run for e in promotion.history(settings)} == {f"run-{n}" for n in range(8)}
 
 
-def test_of_many_who_met_the_same_champion_one_is_promoted_and_the_others_must_meet_that_one(settings):
+def test_of_many_that_met_the_same_champion_exactly_one_is_promoted(settings):
     promoted(settings, "run-0", "first")
     names = [put_model(settings, f"candidate-{n}") for n in range(8)]
 
-    def conclude(name: str) -> str:
+    def compete(name: str) -> str:
         try:
-            return promotion.conclude(settings, decision(f"run-{name}", name, "first"), "ann").action
+            return apply(settings, f"run-{name}", name, "first").action
         except Refused as refused:
             assert "made against the champion first" in str(refused)
             return "too late"
 
     with ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(conclude, names))
+        outcomes = list(pool.map(compete, names))
     assert sorted(outcomes) == ["promoted"] + ["too late"] * 7
     winner = names[outcomes.index("promoted")]
     champion = promotion.champion(settings)
@@ -311,10 +311,10 @@ def test_of_many_who_met_the_same_champion_one_is_promoted_and_the_others_must_m
     ]  # fmt: skip
 
 
-def test_one_decision_carried_out_by_two_at_once_is_one_entry(settings):
+def test_one_decision_applied_by_several_at_once_is_one_entry(settings):
     put_model(settings, "first")
     with ThreadPoolExecutor(4) as pool:
-        entries = list(pool.map(lambda _: promotion.conclude(settings, decision("run-1", "first"), "ann"), range(4)))
+        entries = list(pool.map(lambda _: apply(settings, "run-1", "first"), range(4)))
     assert promotion.history(settings) == entries[:1] and len({e.number for e in entries}) == 1
     assert promotion.champion(settings).version == 1
 
@@ -333,7 +333,7 @@ def test_a_rollback_between_look_and_write_is_seen_by_a_promotion(settings, monk
 
     monkeypatch.setattr(store, "put_if_absent", rolled_back_just_before)
     with pytest.raises(Refused, match=r"made against the champion second.*first is champion now"):
-        promotion.conclude(settings, decision("run-3", "third", "second"), "ann")
+        apply(settings, "run-3", "third", "second")
     assert promotion.champion(settings).model == "first"
     assert [e.action for e in promotion.history(settings)] == ["promoted", "promoted", "rolled_back"]
 
@@ -347,17 +347,17 @@ def test_who_writes_the_pointer_late_does_not_move_it_back(settings, monkeypatch
         done = put(settings, key, *rest)
         if key == "registry/history/00002.json":
             monkeypatch.setattr(store, "put_if_absent", put)
-            promotion.conclude(settings, decision("run-3", "third", "second"), "ann")
+            apply(settings, "run-3", "third", "second")
         return done
 
     put_model(settings, "second")
     monkeypatch.setattr(store, "put_if_absent", overtaken_just_after)
-    promotion.conclude(settings, decision("run-2", "second", "first"), "ann")
+    apply(settings, "run-2", "second", "first")
     assert [e.model for e in promotion.history(settings)] == ["first", "second", "third"]
     assert (promotion.champion(settings).model, promotion.champion(settings).history) == ("third", 3)
 
 
-def test_the_next_run_heals_a_pointer_that_a_dead_run_left_behind(settings, monkeypatch):
+def test_the_next_run_repairs_a_pointer_that_a_dead_run_left_behind(settings, monkeypatch):
     promoted(settings, "run-1", "first")
     with monkeypatch.context() as broken:
         broken.setattr(store, "swap", cut)
@@ -370,14 +370,31 @@ def test_the_next_run_heals_a_pointer_that_a_dead_run_left_behind(settings, monk
     assert promoted(settings, "run-4", "third", "second").version == 3
 
 
+def test_a_promotion_needs_the_evaluation_that_the_decision_was_made_on(settings):
+    unbound = decision(settings, "run-1", put_model(settings, "first")).model_copy(update={"evaluation_sha256": {}})
+    with pytest.raises(Refused, match=r"evaluation of first is not the one that run-1 was decided on.*champion stays"):
+        promotion.apply_decision(settings, unbound, "ann")
+    assert promotion.champion(settings) is None and promotion.history(settings) == []
+
+
+def test_a_rollback_needs_the_evaluation_that_the_promotion_was_decided_on(settings):
+    promoted(settings, "run-1", "first")
+    promoted(settings, "run-2", "second", "first")
+    entry = promotion.history(settings)[0].model_copy(update={"decision": None})
+    overwrite(settings, "registry/history/00001.json", entry.to_bytes())
+    with pytest.raises(Refused, match=r"No promotion of first with a decision.*champion stays"):
+        promotion.rollback(settings, "first", "ann", "Misses too much.")
+    assert promotion.champion(settings).model == "second"
+
+
 def test_history_entries_are_never_replaced_or_removed(settings):
     promoted(settings, "run-1", "first")
     seen = {}
     for step in (
         lambda: promoted(settings, "run-2", "second", "first"),
         lambda: promotion.rollback(settings, "first", "ann", "Misses too much."),
-        lambda: promotion.decline(settings, decision("run-3", "second", "first"), "bob", "No."),
-        lambda: promotion.conclude(settings, decision("run-4", "second", "first", (FAILED,)), "ann"),
+        lambda: promotion.record_rejection(settings, decision(settings, "run-3", "second", "first"), "bob", "No."),
+        lambda: apply(settings, "run-4", "second", "first", (FAILED,)),
         lambda: promoted(settings, "run-2", "second", "first"),
     ):
         step()
@@ -390,9 +407,9 @@ def test_history_entries_are_never_replaced_or_removed(settings):
 
 
 def test_a_dataset_counts_as_decided_once_a_run_concluded_on_it(settings):
-    assert not promotion.decided(settings, 3)
-    promotion.conclude(settings, decision("run-1", put_model(settings, "first"), None, (FAILED,)), "ann")
-    assert promotion.decided(settings, 3) and not promotion.decided(settings, 4)
+    assert not promotion.was_decided(settings, 3)
+    apply(settings, "run-1", put_model(settings, "first"), None, (FAILED,))
+    assert promotion.was_decided(settings, 3) and not promotion.was_decided(settings, 4)
 
 
 @pytest.mark.parametrize(

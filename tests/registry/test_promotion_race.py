@@ -6,7 +6,7 @@ import time
 
 import promoting
 import pytest
-from test_promotion import decision, put_model
+from test_promotion import apply, put_model
 
 from cxr_ml import store
 from cxr_ml.records import HistoryEntry, Model
@@ -42,7 +42,7 @@ def chain(entries: list[HistoryEntry]) -> list[tuple[int, str | None]]:
     return [(e.version, e.previous) for e in entries]
 
 
-def test_of_twenty_that_promote_at_once_and_die_the_history_has_no_hole_and_one_is_champion(settings):
+def test_twenty_promotions_at_once_with_deaths_leave_no_hole_and_one_champion(settings):
     names = [f"candidate-{n:02}" for n in range(PROCESSES)]
     started = {name: promoting.start(name) for name in names}
     processes = {name: process for name, (process, _) in started.items()}
@@ -79,7 +79,7 @@ def test_of_twenty_that_promote_at_once_and_die_the_history_has_no_hole_and_one_
     assert all(e.decision.champion == e.previous for e in entries)
 
     # The last one to write may have been killed before it moved the pointer; whoever comes next does it.
-    refused = promotion.conclude(settings, decision("later", put_model(settings, "later"), None, (), False), "ann")
+    refused = apply(settings, "later", put_model(settings, "later"), None, (), False)
     assert refused.action == "refused"
     champion = promotion.champion(settings)
     assert (champion.model, champion.version, champion.history) == (promoted[-1], len(promoted), len(promoted))

@@ -10,7 +10,7 @@ import smtp_samples
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from cxr_ml.errors import Refused
-from cxr_ml.records import Check, HistoryEntry, Run
+from cxr_ml.records import HistoryEntry, Run
 from cxr_ml.reporting import failures, messages, smtp, troubleshooting
 from cxr_ml.settings import Settings
 
@@ -103,7 +103,7 @@ def test_hostile_names_arrive_harmless(mail_server):
     counts = ((9, 0, 1), (0, 9, 1), (1, 0, 9))
     drop = samples.batch(drop=f"x\r\nBcc: thief@evil.example\r\n\r\n{EVIL}\u202e\ud800", rejected_classes={EVIL: EVIL})
     run = samples.run(test=counts, champion=counts, classes=classes, batches=(drop,), run="r\nBcc: thief@evil.example")
-    checks = (Check(name=f"recall {classes[1]}", observed=0.9, limit="≥ 0.95", passed=False, reason=EVIL),)
+    checks = (samples.check(f"recall {classes[1]}", 0.9, 0.95, reason=EVIL),)
     decision = run.decision.model_copy(update={"checks": checks, "reason": f"{EVIL}\r\nBcc: thief@evil.example"})
     run = run.model_copy(update={"decision": decision, "outcome": "refused"})
     smtp.send(outcome(run, link="javascript:alert(1)"), at(mail_server))
@@ -240,7 +240,7 @@ def test_what_is_most_often_taken_for_what_is_said_in_words_for_those_who_see_no
 
 def test_of_many_classes_the_mail_says_how_many_are_in_the_report_only_and_brings_no_illegible_matrix():
     run = samples.run(test=MANY, champion=MANY, classes=LONG)
-    checks = tuple(Check(name=f"c{n}", observed=0.1, limit="≥ 0.5", passed=False, reason="No.") for n in range(14))
+    checks = tuple(samples.check(f"c{n}", 0.1, 0.5, reason="No.") for n in range(14))
     message = outcome(run.model_copy(update={"decision": run.decision.model_copy(update={"checks": checks})}))
     assert "And 4 more classes, in the report." in text_of(message) and "And 2 more, in the report." in text_of(message)
     assert "And 4 more classes, in the report." in html_of(message) and "And 2 more, in the report." in html_of(message)

@@ -65,7 +65,7 @@ def test_a_concluded_run_gets_record_report_and_mail(filled, mail_server):
 
 def test_a_refused_run_is_reported_as_refused(filled, mail_server):
     strict = filled.model_copy(update={"macro_f1_floor": 0.999})
-    promotion.conclude(strict, pipeline.decide(strict, RUN, MODELS), "ann")
+    promotion.apply_decision(strict, pipeline.decide(strict, RUN, MODELS), "ann")
     record, key = publish.publish(strict, RUN, [BATCH.batch])
     assert (record.outcome, record.champion) == ("refused", None)
     assert b"REFUSED" in store.get(filled, key)
@@ -75,7 +75,7 @@ def test_a_refused_run_is_reported_as_refused(filled, mail_server):
 
 
 def test_what_a_human_did_not_approve_is_reported_as_refused(filled):
-    promotion.decline(filled, pipeline.decide(filled, RUN, MODELS), "bob", "Not approved by bob.")
+    promotion.record_rejection(filled, pipeline.decide(filled, RUN, MODELS), "bob", "Not approved by bob.")
     record, _ = publish.publish(filled, RUN, [BATCH.batch])
     assert record.outcome == "refused" and record.decision.promote and record.champion is None
 

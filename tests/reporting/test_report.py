@@ -12,7 +12,7 @@ import report_samples as samples
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Check, Failure, Probe, Ruling, Run
-from cxr_ml.reporting import html_pages, narrative, report
+from cxr_ml.reporting import formatting, html_pages, narrative, report
 from cxr_ml.reporting.examples import Example, Refusal
 from cxr_ml.settings import Settings
 
@@ -232,7 +232,7 @@ def test_hostile_names_arrive_harmless():
         update={
             "reason": EVIL,
             "overrides": {EVIL: EVIL},
-            "checks": (Check(name=EVIL, observed=None, limit=EVIL, passed=False, reason=EVIL),),
+            "checks": (Check(name=EVIL, kind="condition", observed=None, expected=EVIL, passed=False, reason=EVIL),),
         }
     )
     html = report.render(run.model_copy(update={"decision": decision}), SETTINGS, {}, {EVIL: f"a/{EVIL}"})
@@ -253,20 +253,39 @@ def test_a_link_that_could_run_something_is_refused(link):
 @pytest.mark.parametrize(
     ("check", "said"),
     [
-        (("recall COVID19", 0.91, "≥ 0.95"), "recall COVID19 91.0 % below 95 %"),
-        (("recall COVID19", 0.9499, "≥ 0.95"), "recall COVID19 94.99 % below 95 %"),
-        (("recall COVID19", math.nan, "≥ 0.95"), "recall COVID19 not evaluated"),
-        (("recall COVID19", None, "≥ 0.95"), "recall COVID19 not evaluated"),
-        (("test images COVID19", 12.0, "≥ 30 images"), "test images COVID19 12 below 30 images"),
-        (("macro F1 against champion", 0.943, "> 0.943"), "macro F1 against champion 0.9430 not above 0.943"),
-        (("champion", None, "another model"), "champion: Because."),
+        (("recall COVID19", "share", 0.91, "≥", 0.95), "recall COVID19 91.0 % below 95 %"),
+        (("recall COVID19", "share", 0.9499, "≥", 0.95), "recall COVID19 94.99 % below 95 %"),
+        (("recall COVID19", "share", math.nan, "≥", 0.95), "recall COVID19 not evaluated"),
+        (("recall COVID19", "share", None, "≥", 0.95), "recall COVID19 not evaluated"),
+        (("recall COVID19", "share", None, "≥", math.nan), "recall COVID19: Because."),
+        (("test images COVID19", "images", 12.0, "≥", 30), "test images COVID19 12 below 30 images"),
+        (("lungs hidden", "score", 0.9, "≤", 0.8), "lungs hidden 0.9000 above 0.8"),
+        (("macro F1", "champion_score", 0.943, ">", 0.94321), "macro F1 0.9430 not above 0.943"),
+        (
+            ("recall COVID19 against champion", "difference", -0.1, "≥", -0.05),
+            "recall COVID19 against champion: Because.",
+        ),
+        (("champion", "condition", None, None, None), "champion: Because."),
     ],
 )
 def test_a_failed_check_is_told_in_a_few_words(check, said):
-    name, observed, limit = check
-    assert (
-        narrative.complaint(Check(name=name, observed=observed, limit=limit, passed=False, reason="Because.")) == said
-    )
+    values = dict(zip(("name", "kind", "observed", "operator", "limit"), check, strict=True))
+    assert narrative.complaint(Check(**values, passed=False, reason="Because.")) == said
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        ({"kind": "share", "operator": "≥", "limit": 0.95}, "≥ 0.95"),
+        ({"kind": "images", "operator": "≥", "limit": 30}, "≥ 30 images"),
+        ({"kind": "score", "operator": "≤", "limit": 0.001}, "≤ 0.001"),
+        ({"kind": "difference", "operator": "≥", "limit": -0.05}, "≥ -0.05"),
+        ({"kind": "champion_score", "operator": ">", "limit": 0.9}, "> 0.900"),
+        ({"kind": "condition", "expected": "the recorded files"}, "the recorded files"),
+    ],
+)
+def test_the_limit_of_a_check_is_put_into_words(check, said):
+    assert formatting.check_limit(Check(name="c", observed=None, passed=False, reason="", **check)) == said
 
 
 def test_failed_checks_are_on_the_first_screen_and_further_ones_a_click_away():
@@ -274,7 +293,7 @@ def test_failed_checks_are_on_the_first_screen_and_further_ones_a_click_away():
     first = read(run).text.split("Gate checks")[0]
     assert "✗ recall COVID19 90.0 % below 95 %" in first
     assert "below 95 % COVID19: too many are missed." not in first, "the same once more in other words"
-    checks = tuple(Check(name=f"c{n}", observed=0.1, limit="≥ 0.5", passed=False, reason="Because.") for n in range(9))
+    checks = tuple(samples.check(f"c{n}", 0.1, 0.5, reason="Because.") for n in range(9))
     many = run.model_copy(update={"decision": run.decision.model_copy(update={"checks": checks})})
     page = read(many)
     first = page.text.split("Gate checks")[0]

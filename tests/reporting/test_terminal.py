@@ -74,7 +74,15 @@ def test_the_champion_stands_once_below_the_candidates():
 
 
 def test_what_was_not_evaluated_is_not_shown_as_a_number():
-    check = Check(name="recall COVID19", observed=None, limit="≥ 0.95", passed=False, reason="Not evaluated.")
+    check = Check(
+        name="recall COVID19",
+        kind="share",
+        observed=None,
+        operator="≥",
+        limit=0.95,
+        passed=False,
+        reason="Not evaluated.",
+    )
     decision = samples.run().decision.model_copy(update={"checks": (check,), "promote": False})
     assert row(shown(terminal.decision_table(decision)), "recall") == [
         "recall COVID19",

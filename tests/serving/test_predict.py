@@ -10,13 +10,14 @@ import numpy as np
 import pydicom.data
 import pytest
 import report_samples as samples
+from decision_samples import decision
 from PIL import Image
 
 import cxr_ml
 from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import ingest_drop, tables
-from cxr_ml.records import Check, Decision, OperatingPoint
+from cxr_ml.records import OperatingPoint
 from cxr_ml.registry import promotion
 from cxr_ml.serving import predict as stage
 from cxr_ml.training import architectures, ood
@@ -38,7 +39,7 @@ def put(settings, name, classifier, folder, known: bytes = b"", point: Operating
     classifier.save(folder / "model.keras")
     artefact = (folder / "model.keras").read_bytes()
     facts = {"model": name, "artefact_sha256": hashlib.sha256(artefact).hexdigest(), "image_size": SIZE}
-    facts["operating_point"] = point
+    facts |= {"operating_point": point, "likeness_sha256": ""}
     if known:
         facts["likeness_sha256"] = hashlib.sha256(known).hexdigest()
         store.put_if_absent(settings, ood.key(name), known)
@@ -48,12 +49,7 @@ def put(settings, name, classifier, folder, known: bytes = b"", point: Operating
 
 
 def crown(settings, name: str) -> None:
-    check = Check(name="macro F1", observed=0.9, limit="≥ 0.85", passed=True, reason="Good.")
-    decision = Decision(
-        run="run-1", model=name, dataset=3, champion=None, candidates=(name,), promote=True, checks=(check,),
-        reason="Good.",
-    )  # fmt: skip
-    promotion.conclude(settings, decision, "ann")
+    promotion.apply_decision(settings, decision(settings, "run-1", name), "ann")
 
 
 def film(path, size=(120, 100), seed=1):

@@ -7,10 +7,12 @@ import sys
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+import decision_samples
+
 from cxr_ml import settings as settings_module
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Check, Decision, Model
+from cxr_ml.records import Model
 from cxr_ml.registry import promotion
 
 # Children start from a process that has loaded the registry but never used it.
@@ -25,20 +27,17 @@ def promote(settings, name):
     record = Model(
         model=name, architecture="light", dataset=3, dataset_sha256="d" * 64,
         artefact_sha256=hashlib.sha256(weights).hexdigest(), classes=("NORMAL", "COVID19", "PNEUMONIA"), image_size=256,
-        weights="none", weights_sha256="", settings={}, epochs={}, seconds={},
+        weights="none", weights_sha256="", settings={}, epochs={}, seconds={}, images_per_second={}, code="",
+        packages={}, hardware={}, likeness_sha256="", validation_sha256="", history_sha256="", operating_point=None,
     )  # fmt: skip
     store.put_uncommitted(settings, f"models/{name}/model.keras", weights)
     store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
-    check = Check(name="macro F1", observed=0.95, limit="≥ 0.85", passed=True, reason="macro F1 is 0.950.")
     while True:
         champion = promotion.champion(settings)
         beside = champion.model if champion else None
-        decision = Decision(
-            run=f"{name}-over-{beside}", model=name, dataset=3, champion=beside, candidates=(name,), promote=True,
-            checks=(check,), reason="Because.",
-        )  # fmt: skip
+        decision = decision_samples.decision(settings, f"{name}-over-{beside}", name, beside)
         try:
-            promotion.conclude(settings, decision, by=name)
+            promotion.apply_decision(settings, decision, by=name)
             return
         except Refused as refused:
             assert "is champion now" in str(refused), refused

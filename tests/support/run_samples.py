@@ -8,7 +8,7 @@ import report_samples as samples
 from cxr_ml import pipeline, store
 from cxr_ml.evaluation import stored_evaluations
 from cxr_ml.ingest import tables
-from cxr_ml.records import Decision, Evaluation
+from cxr_ml.records import Decision, Evaluation, Model
 from cxr_ml.registry import promotion
 from cxr_ml.validation import thumbnails
 
@@ -26,13 +26,19 @@ DATASET = samples.dataset().model_copy(update={"manifest_sha256": hashlib.sha256
 def evaluation(*args, **kwargs) -> Evaluation:
     found = samples.evaluation(*args, **kwargs)
     weights = hashlib.sha256(found.model.encode()).hexdigest()
-    return found.model_copy(update={"dataset_sha256": DATASET.manifest_sha256, "artefact_sha256": weights})
+    files = {"model.json": hashlib.sha256(model(found.architecture, weights).to_bytes()).hexdigest()}
+    facts = {"dataset_sha256": DATASET.manifest_sha256, "artefact_sha256": weights, "files": files}
+    return found.model_copy(update=facts)
+
+
+def model(architecture: str, weights: str) -> Model:
+    return samples.model(architecture).model_copy(update={"artefact_sha256": weights})
 
 
 def put_model(settings, evaluation: Evaluation) -> str:
     """A stored model with its record, history and evaluation."""
     folder = f"models/{evaluation.model}"
-    record = samples.model(evaluation.architecture).model_copy(update={"artefact_sha256": evaluation.artefact_sha256})
+    record = model(evaluation.architecture, evaluation.artefact_sha256)
     store.put_if_absent(settings, f"{folder}/model.keras", evaluation.model.encode())
     store.put_if_absent(settings, f"{folder}/history.csv", samples.history().to_csv(index=False).encode())
     store.put_if_absent(settings, f"{folder}/model.json", record.to_bytes())
@@ -73,7 +79,7 @@ MODELS = ["inception_v3-d3-1a2b3c4d", "mobilenet_v2-d3-1a2b3c4d"]
 
 def concluded(settings, run=RUN) -> Decision:
     decision = pipeline.decide(settings, run, MODELS)
-    promotion.conclude(settings, decision, "ann")
+    promotion.apply_decision(settings, decision, "ann")
     return decision
 
 
@@ -88,5 +94,5 @@ def rolled_back(settings) -> str:
     stored_evaluations.save(settings, found)
     decision = pipeline.decide(settings, "next", MODELS[1:])
     checks = tuple(check.model_copy(update={"passed": True}) for check in decision.checks)
-    promotion.conclude(settings, decision.model_copy(update={"promote": True, "checks": checks}), "ann")
+    promotion.apply_decision(settings, decision.model_copy(update={"promote": True, "checks": checks}), "ann")
     return promotion.rollback(settings, None, "eve", "Misses\r\nBcc: too@much.example <b>", "manual-1").run

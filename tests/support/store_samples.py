@@ -72,4 +72,4 @@ def evaluate(name, dataset, test=BEST, champion=None):
 
 def run(settings, name, models, by="ann") -> HistoryEntry:
     """Decides on evaluated candidates and concludes, as a run does."""
-    return promotion.conclude(settings, pipeline.decide(settings, name, models), by)
+    return promotion.apply_decision(settings, pipeline.decide(settings, name, models), by)

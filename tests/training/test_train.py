@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import re
 
@@ -104,8 +103,6 @@ def test_a_training_leaves_what_its_images_are_like_with_the_hash_in_the_record(
     for space, length in ((known.features, 32), (known.shapes, ood.SIDE**2)):
         assert space.mean.shape == (length,) and space.principal.shape[1] == length and space.limit > 0
         np.testing.assert_allclose(space.principal @ space.principal.T, np.eye(len(space.principal)), atol=1e-5)
-    earlier = Model.model_validate(record.model_dump(exclude={"likeness_sha256"}))
-    assert ood.load(settings, earlier) is None, "an earlier version left none"
     overwrite(settings, key, data[:-1] + b"!")
     with pytest.raises(Refused, match=r"likeness\.npz is not the file that model\.json records"):
         ood.load(settings, record)
@@ -136,16 +133,6 @@ def test_tensorboard_finds_every_epoch_beside_the_model(trained, tmp_path):
             assert series == pytest.approx(list(table[prefix + name]), rel=1e-6)
     assert [found for (tag, _), found in scalars(store.get(s, folder + "train/events.out.tfevents.train"), tmp_path)
             .items() if tag == "learning_rate"] == pytest.approx(list(table["learning_rate"]))  # fmt: skip
-
-
-def test_a_model_json_of_an_earlier_version_is_still_read(settings):
-    fields = {
-        "model": "light-d1-0a1b2c3d", "architecture": "light", "dataset": 1, "dataset_sha256": "d" * 64,
-        "artefact_sha256": "a" * 64, "classes": CLASSES, "image_size": 32, "weights": "from scratch",
-        "weights_sha256": "", "settings": {"seed": 0}, "epochs": {"head": 1}, "seconds": {"head": 1.0},
-    }  # fmt: skip
-    record = Model.model_validate_json(json.dumps(fields))
-    assert (record.code, record.packages, record.hardware, record.images_per_second) == ("", {}, {}, {})
 
 
 def test_each_epoch_is_a_line_of_the_log(trained):
