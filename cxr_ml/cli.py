@@ -197,8 +197,8 @@ def report(run: RunName, batch: Annotated[list[str] | None, typer.Argument()] = 
 
     with opened() as settings:
         messages.allowed(tuple(to or ()), settings)
-        record, key = publish.publish(settings, run, batch or ())
-        notify.outcome(settings, run, to or ())
+        record, key = publish.publish_report(settings, run, batch or ())
+        notify.mail_outcome(settings, run, to or ())
         show(record, json_, f"s3://{settings.bucket}/{settings.prefix}{key}")
 
 
@@ -276,7 +276,7 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
     against = promotion.trained_on(settings)
     built, new = versions.build(settings, against) if changed else (versions.latest(settings), False)
     if built is None or (not new and promotion.decided(settings, built.dataset)):
-        publish.nothing_new(settings, run, names, left_out=left_out)
+        publish.publish_nothing_new(settings, run, names, left_out=left_out)
         _mail(settings, run)
         show({"outcome": "nothing_new"}, json_, "Nothing new in the inbox; nothing was trained.")
         return
@@ -299,7 +299,7 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
         )
         return
     promotion.conclude(settings, decision, by=by)
-    record, key = publish.publish(settings, run, names, left_out=left_out)
+    record, key = publish.publish_report(settings, run, names, left_out=left_out)
     _mail(settings, run)
     if json_:
         show(record, True, "")
@@ -312,7 +312,7 @@ def _mail(settings: Settings, run: str) -> None:
     from cxr_ml.reporting import notify
 
     try:
-        notify.outcome(settings, run, settings.mail_to)
+        notify.mail_outcome(settings, run, settings.mail_to)
     except (OSError, Refused) as error:  # what it tells of is done, and must not be done again
         err.print(f"The report is written, but not everybody has the mail: {error}", style="bold red", markup=False)
 

@@ -147,6 +147,33 @@ def headline(run: Run, settings: Settings) -> list[Line]:
     return lines
 
 
+class Summary(NamedTuple):
+    """What report and mail say first."""
+
+    outcome: str
+    architecture: str
+    version: int | None
+    reason: str
+    headline: list[Line]
+    failed: list[Check]  # checks of the gate that did not pass
+    choice: str
+    chosen: Evaluation | None
+
+
+def summarize(run: Run, settings: Settings) -> Summary:
+    """Returns what report and mail say first about a run, judged by the floors of the settings."""
+    return Summary(
+        outcome(run),
+        architecture(run),
+        version(run),
+        reason(run),
+        headline(run, settings),
+        failed(run),
+        choice(run),
+        chosen(run),
+    )
+
+
 def choice(run: Run) -> str:
     """One sentence: why this candidate and no other went to the gate."""
     evaluation = chosen(run)
