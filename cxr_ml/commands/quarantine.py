@@ -127,8 +127,8 @@ def release_all(
             settings, versions.withheld(settings), reason, label, drop, from_rejected_class
         )
         counts = {str(k): int(n) for k, n in rows["label"].value_counts().sort_index().items()}
-        for words, many in skipped.items():
-            err.print(f"{many} {plain(words)}", highlight=False)
+        for words, files in skipped.items():
+            err.print(f"{files} {plain(words)}", highlight=False)
         many = ", ".join(f"{n} {k}" for k, n in counts.items()) or "nothing"
         if len(rows) and not yes:
             typer.confirm(f"Release {many}, refused for {reason}?", abort=True, err=True)

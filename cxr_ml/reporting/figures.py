@@ -95,12 +95,12 @@ def recalls(run: Run, floors: dict[str, float]) -> bytes:
     for label, metrics, shift, marker, face, edge in series:
         points = []
         for row, name in enumerate(names):
-            one = metrics.classes.get(name)
-            span = None if one is None else wilson(one.recall, one.support)
+            scores = metrics.classes.get(name)
+            span = None if scores is None else wilson(scores.recall, scores.support)
             text = formatting.NOT_EVALUATED
-            if one is not None and span is not None:
-                points.append((row + shift, 100 * one.recall, 100 * span[0], 100 * span[1]))
-                text = f"{formatting.percent(one.recall, floors.get(name))} of {one.support}"
+            if scores is not None and span is not None:
+                points.append((row + shift, 100 * scores.recall, 100 * span[0], 100 * span[1]))
+                text = f"{formatting.percent(scores.recall, floors.get(name))} of {scores.support}"
             axes.text(
                 1.02, row + shift, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5,
                 color=INK, fontweight="bold" if label == "candidate" else "normal",
@@ -138,17 +138,17 @@ def differences(evaluation: Evaluation, margins: dict[str, float]) -> bytes:
         evaluation: of the candidate, with its difference to the champion.
         margins: name of a figure -> how far below the champion's its interval may reach (0–1).
     """
-    found = evaluation.difference
+    difference = evaluation.difference
     names = ["macro F1", *(f"recall {label}" for label in evaluation.test.classes)]
-    names = [n for n in names if found and math.isfinite(found.figures.get(n, math.nan))]
-    if not names:
+    names = [n for n in names if difference and math.isfinite(difference.figures.get(n, math.nan))]
+    if difference is None or not names:
         return plot_style.empty("No difference to show: there is no champion on the same images.")
     figure = plot_style.figure(1.4 + 0.42 * len(names))
     axes = plot_style.axes(figure.subplots())
     axes.axvline(0, color=INK, linewidth=1)
     for row, name in enumerate(names):
-        value = 100 * found.figures[name]
-        low, high = (100 * end for end in found.intervals.get(name, (math.nan, math.nan)))
+        value = 100 * difference.figures[name]
+        low, high = (100 * end for end in difference.intervals.get(name, (math.nan, math.nan)))
         if math.isfinite(low):
             axes.hlines(row, low, high, color=BLUE, linewidth=2)
             axes.plot([low, high], [row, row], "|", color=BLUE, markersize=9, markeredgewidth=2)

@@ -93,14 +93,14 @@ def subject(run: Run, settings: Settings) -> str:
 class _Mistake(NamedTuple):
     """A class taken for another on the test images."""
 
-    count: int
+    wrong: int  # images of the true class that are taken for the other
     images: int  # of the true class
     true: str
     predicted: str
 
     @property
     def share(self) -> float:
-        return self.count / self.images
+        return self.wrong / self.images
 
 
 def _describe_mistakes(evaluation: Evaluation) -> list[str]:
@@ -114,7 +114,7 @@ def _describe_mistakes(evaluation: Evaluation) -> list[str]:
     ]
     mistakes.sort(key=lambda m: (-m.share, m.true, m.predicted))
     lines = [
-        f"{formatting.plain(m.true, 40)} taken for {formatting.plain(m.predicted, 40)}: {m.count} of {m.images} "
+        f"{formatting.plain(m.true, 40)} taken for {formatting.plain(m.predicted, 40)}: {m.wrong} of {m.images} "
         f"({formatting.percent(m.share)})"
         for m in mistakes[:MAX_MISTAKES]
     ]

@@ -54,8 +54,9 @@ def architecture(run: Run) -> str:
 
 def version(run: Run) -> int | None:
     """Champion version that this run made; None unless it promoted."""
-    made = run.outcome == "promoted" and run.champion is not None and run.decision is not None
-    return run.champion.version if made and run.champion.model == run.decision.model else None
+    if run.outcome != "promoted" or run.champion is None or run.decision is None:
+        return None
+    return run.champion.version if run.champion.model == run.decision.model else None
 
 
 def reason(run: Run) -> str:

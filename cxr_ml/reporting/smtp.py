@@ -80,10 +80,10 @@ def send(
         if on_accepted and address not in refusals:
             on_accepted(address)
     if refusals:
-        error = smtplib.SMTPRecipientsRefused(refusals)
+        refused = smtplib.SMTPRecipientsRefused(refusals)
         if any(_is_deferral(code) for code, _ in refusals.values()):
-            raise error
-        raise Refused(_permanently(settings, describe_error(error)))
+            raise refused
+        raise Refused(_permanently(settings, describe_error(refused)))
 
 
 def _deliver(message: EmailMessage, settings: Settings, recipients: list[str]) -> Refusals:
