@@ -99,12 +99,12 @@ def cxr_retraining() -> None:
                 from cxr_ml.validation import judge_batch
 
                 names = [
-                    b for b in dict.fromkeys(shard["batch"] for shard in shards) if b and ingest_drop.ingested(s, b)
+                    b for b in dict.fromkeys(shard["batch"] for shard in shards) if b and ingest_drop.is_ingested(s, b)
                 ]
-                if shards and not names and not judge_batch.committed(s):
+                if shards and not names and not committed_batches.list_names(s):
                     raise AirflowSkipException("No drop could be used, and there is none of earlier.")
                 for name in names:
-                    print(judge_batch.judge(s, name, on_progress).model_dump_json(indent=2))
+                    print(judge_batch.validate_batch(s, name, on_progress).model_dump_json(indent=2))
             return names
 
         @task
@@ -112,10 +112,9 @@ def cxr_retraining() -> None:
             """Writes the next dataset version; stops the run when the data is not fit to train on."""
             context = get_current_context()
             with wiring.settings(params) as s, wiring.progress(context["ti"]) as on_progress:
-                from cxr_ml.dataset import versions
                 from cxr_ml.registry import promotion
 
-                record, new = versions.build(s, promotion.trained_on(s), on_progress)
+                record, new = build.build_dataset(s, promotion.trained_on(s), on_progress)
                 if not new and promotion.decided(s, record.dataset) and not params["train_anyway"]:
                     wiring.nothing_new(s, context, batches)
                     raise AirflowSkipException(f"Nothing new: dataset {record.dataset} stays as it is. {batches}")

@@ -29,11 +29,11 @@ def ingest(
 
 def ingest_drops(settings: Settings, named: list[str], json_: bool) -> tuple[list[str], list[str]]:
     """Ingests the drops that are named, or all new ones; returns their batches, and new drops that were refused."""
-    from cxr_ml.ingest import ingest_drop, labels
+    from cxr_ml.ingest import ingest_drop
     from cxr_ml.validation.suite_check import check_suites
 
     check = partial(check_suites, settings)
-    names, batches, left_out = named or labels.new(settings), [], []
+    names, batches, left_out = named or inbox.list_new_drops(settings), [], []
     if names and not named:
         check()  # no drop is at fault for a suite
     for name in names:
@@ -89,7 +89,7 @@ def validate(batch: list[str], json_: Json = False) -> None:
 
     with opened() as settings:
         with following(json_) as on_progress:
-            records = [judge_batch.judge(settings, name, on_progress) for name in batch]
+            records = [judge_batch.validate_batch(settings, name, on_progress) for name in batch]
         if json_:
             show([r.model_dump(mode="json") for r in records], True)
             return

@@ -46,9 +46,9 @@ def list_(
     from cxr_ml.validation import quarantine
 
     with opened() as settings:
-        rows = quarantine.dated(settings, quarantine.refused(settings, reason, label, drop))
+        rows = quarantine.dated(settings, quarantine.list_refused(settings, reason, label, drop))
         if reason and rows.empty:
-            known = sorted({code for codes in quarantine.refused(settings)["reasons"] for code in codes})
+            known = sorted({code for codes in quarantine.list_refused(settings)["reasons"] for code in codes})
             err.print(f"No such file was refused for {plain(reason)}. Reasons there are: {plain(', '.join(known))}")
         table = Table()
         table.add_column("SHA-256", no_wrap=True)
@@ -71,7 +71,7 @@ def show_(name: Name, json_: Json = False) -> None:
     from cxr_ml.validation import quarantine
 
     with opened() as settings:
-        found = quarantine.show(settings, name)
+        found = quarantine.describe_file(settings, name)
         failed = set(found["reasons"])
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_column()
@@ -124,7 +124,7 @@ def release_all(
 
     with opened() as settings:
         rows, skipped = add_ruling.releasable(
-            settings, versions.withheld(settings), reason, label, drop, from_rejected_class
+            settings, versions.load_withheld(settings), reason, label, drop, from_rejected_class
         )
         counts = {str(k): int(n) for k, n in rows["label"].value_counts().sort_index().items()}
         for words, files in skipped.items():
@@ -158,5 +158,7 @@ def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected
 
     with opened() as settings:
         by = getpass.getuser() if by is None else by
-        ruling, notes = add_ruling.rule(settings, versions.withheld(settings), name, action, by, why, label, rejected)
+        ruling, notes = add_ruling.rule_on_image(
+            settings, versions.load_withheld(settings), name, action, by, why, label, rejected
+        )
         show(ruling, json_, plain(narrative.ruled(ruling)), *map(plain, notes), _LATER)

@@ -35,11 +35,11 @@ def _retrain(settings: Settings, run: str, names: list[str], left_out: list[str]
 
     with following(json_) as on_progress:
         for name in names:
-            judge_batch.judge(settings, name, on_progress)
+            judge_batch.validate_batch(settings, name, on_progress)
     # A dataset that no run brought before the gate, because that run died, is taken up.
-    changed = names or versions.pending(settings)
+    changed = names or build.count_pending_rulings(settings)
     against = promotion.trained_on(settings)
-    built, new = versions.build(settings, against) if changed else (versions.latest(settings), False)
+    built, new = build.build_dataset(settings, against) if changed else (versions.load_latest(settings), False)
     if built is None or (not new and promotion.decided(settings, built.dataset)):
         publish.publish_nothing_new(settings, run, names, left_out=left_out)
         mail_report(settings, run, settings.mail_to)

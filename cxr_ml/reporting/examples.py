@@ -6,7 +6,7 @@ from typing import NamedTuple
 from cxr_ml import store
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch, reasons, thumbnails
+from cxr_ml.validation import reasons, thumbnails
 
 MAX_REASONS = 8  # of a run that are shown with examples, the most frequent
 MAX_EXAMPLES = 4  # of a reason
@@ -44,7 +44,7 @@ def find_examples(settings: Settings, batches: Sequence[Batch]) -> list[Refusal]
     examples: dict[str, list[Example]] = {code: [] for code in codes}
     meanings: dict[str, str] = {}
     for batch in batches:
-        for _, row in judge_batch.refused(settings, batch.batch).to_pandas().iterrows():
+        for _, row in committed_batches.read_refused(settings, batch.batch).to_pandas().iterrows():
             for code in row["reasons"]:
                 if code not in examples or len(examples[code]) == MAX_EXAMPLES:
                     continue

@@ -45,7 +45,7 @@ def write_cards(settings: Settings, run: Run, dataset: Dataset, decision: Decisi
     """
     ancestors = lineage(settings, dataset)
     batches = [store.load(settings, f"batches/{name}/batch.json", Batch) for name in dataset.batches]
-    manifest = versions.manifest(settings, dataset)
+    manifest = versions.load_manifest(settings, dataset)
     for model in run.models:
         evaluation = next(e for e in run.evaluations if e.model == model.model)
         card = html_pages.render_template(
@@ -89,7 +89,7 @@ def lineage(settings: Settings, dataset: Dataset) -> list[Version]:
     """Returns the dataset and those that it descends from, newest first."""
     chain = [dataset]
     while chain[-1].parent is not None:
-        chain.append(versions.load(settings, chain[-1].parent))
+        chain.append(versions.load_dataset(settings, chain[-1].parent))
     before = [set(parent.batches) for parent in chain[1:]] + [set()]
     return [Version(d, [name for name in d.batches if name not in old]) for d, old in zip(chain, before, strict=True)]
 

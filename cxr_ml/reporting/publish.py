@@ -53,7 +53,7 @@ def publish_report(
     decision, entry = promotion.load_decision(settings, run), _last_entry(settings, run)
     if entry is None:
         raise Refused(f"The run {run} must be concluded before its report: `cxr-ml promote --run {run}`.")
-    dataset = versions.load(settings, decision.dataset)
+    dataset = versions.load_dataset(settings, decision.dataset)
     record = Run(
         run=decision.run,
         outcome=entry.action,
@@ -141,7 +141,7 @@ def _new_rulings(settings: Settings, dataset: Dataset) -> tuple[Ruling, ...]:
     """Returns the rulings that the dataset honours and its parent did not."""
     if not dataset.rulings:
         return ()
-    before = versions.load(settings, dataset.parent).rulings if dataset.parent else 0
+    before = versions.load_dataset(settings, dataset.parent).rulings if dataset.parent else 0
     return tuple(r for r in rulings.read(settings, before) if r.number <= dataset.rulings)
 
 

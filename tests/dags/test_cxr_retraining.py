@@ -14,7 +14,7 @@ from dag_reading import HEAVY, read_dag
 from jinja2 import Template
 
 from cxr_ml import pipeline, store
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import Batch, Dataset, Decision, HistoryEntry, Ruling, Run
 from cxr_ml.reporting import publish
 
@@ -465,11 +465,11 @@ def test_a_drop_of_which_every_image_was_known_or_unfit_leaves_a_report_that_is_
         store.put_if_absent(settings, f"batches/b-1/{name}.html", b"Data Docs")
     store.put_if_absent(settings, "batches/b-1/batch.json", batch.to_bytes())
     nothing = pd.DataFrame(columns=["file", "sha256", "label", "verdict", "reasons"])
-    store.put_if_absent(settings, "batches/b-1/refused.parquet", ingest_drop.to_parquet(nothing))
+    store.put_if_absent(settings, "batches/b-1/refused.parquet", tables.to_parquet(nothing))
     write_dataset(settings, 1)
     conclude(settings, dataset=1, number=1)
     stored = store.load(settings, "datasets/1/dataset.json", Dataset)
-    monkeypatch.setattr("cxr_ml.dataset.versions.build", lambda *_: (stored, False))
+    monkeypatch.setattr("cxr_ml.dataset.build.build_dataset", lambda *_: (stored, False))
     with pytest.raises(AirflowSkipException, match="dataset 1 stays"):
         data_task("build_dataset")[1]({}, batches=["b-1"])
     assert "None of the 9 files" in store.get(settings, "reports/manual-1/index.html").decode()
