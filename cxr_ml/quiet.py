@@ -1,4 +1,4 @@
-"""Keeps from standard error what TensorFlow says while it is loaded and what tells a user nothing; all else stays."""
+"""Filters from standard error what TensorFlow prints while it is loaded and is of no use; all else stays."""
 
 import os
 import shutil
@@ -11,8 +11,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-# Said before TF_CPP_MIN_LOG_LEVEL is obeyed. Whether there is a GPU that should have been found,
-# `model.devices.warn_of_idle_gpu` tells.
+# Printed before TF_CPP_MIN_LOG_LEVEL is obeyed. `warn_of_idle_gpu` in training warns of a GPU that is not used.
 _CHATTER = (
     r"^WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR$",
     r"cudart_stub\.cc:[0-9]+\] Could not find cuda drivers",
@@ -21,7 +20,7 @@ _CHATTER = (
 
 
 def silence_tensorflow() -> None:
-    """Lets TensorFlow, once it is imported, tell errors only; whoever set TF_CPP_MIN_LOG_LEVEL to 0 or 1 hears all."""
+    """Lets TensorFlow print errors only, once it is imported, unless TF_CPP_MIN_LOG_LEVEL is set to 0 or 1."""
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1") and "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _Finder())
 
@@ -50,23 +49,23 @@ class _Finder(MetaPathFinder):
 
 @contextmanager
 def without_chatter() -> Iterator[None]:
-    """A block of which standard error is told without the lines of chatter, when it ends.
+    """Filters the lines of chatter out of standard error within a block.
 
-    By a process of its own: what is said last by a process that breaks down has to be told as well.
+    In a process of its own, so that the last words of a process that crashes are shown as well.
     """
     grep = shutil.which("grep")
     try:
-        told = os.dup(2)
+        stderr = os.dup(2)
     except OSError:  # it is closed
         grep = None
     if grep is None:
         yield
         return
     command = [grep, "-a", "-v", "-E", "|".join(_CHATTER)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=told, bufsize=0) as sieve:
-        os.dup2(sieve.stdin.fileno(), 2)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stderr, bufsize=0) as sieve:
+        os.dup2(sieve.stdin.fileno(), 2)  # type: ignore[union-attr]  # PIPE makes it a file
         try:
             yield
         finally:
-            os.dup2(told, 2)
-            os.close(told)
+            os.dup2(stderr, 2)
+            os.close(stderr)

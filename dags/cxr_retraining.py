@@ -241,7 +241,7 @@ def cxr_retraining() -> None:
             print(f"outcome: {outcome['action']}")
             link = wiring.run_link(s, ti)
             seconds, missing = wiring.seconds(ti), wiring.left_out(s, ti)
-            return publish.publish(s, wiring.run_name(context), batches, seconds, link, missing)[1]
+            return publish.publish_report(s, wiring.run_name(context), batches, seconds, link, missing).key
 
     @teardown
     @task(**wiring.TELLING)
@@ -252,7 +252,7 @@ def cxr_retraining() -> None:
             from cxr_ml.reporting import notify
 
             link = wiring.run_link(s, context["ti"])
-            if not notify.outcome(s, wiring.run_name(context), params["recipients"], link):
+            if not notify.mail_outcome(s, wiring.run_name(context), params["recipients"], link):
                 raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")
 
     batches, jobs = data()

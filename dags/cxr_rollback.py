@@ -57,7 +57,7 @@ def cxr_rollback() -> None:
             from cxr_ml.reporting import notify
 
             link = wiring.run_link(s, context["ti"])
-            if not notify.rollback(s, wiring.run_name(context), s.mail_to, link):
+            if not notify.mail_rollback(s, wiring.run_name(context), s.mail_to, link):
                 raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")
 
     roll_back() >> tell()

@@ -254,7 +254,7 @@ def nothing_new(s: Settings, context: Any, batches: Sequence[str] = ()) -> None:
     from cxr_ml.reporting import publish
 
     ti = context["ti"]
-    publish.nothing_new(s, run_name(context), batches, seconds(ti), run_link(s, ti), left_out(s, ti))
+    publish.publish_nothing_new(s, run_name(context), batches, seconds(ti), run_link(s, ti), left_out(s, ti))
 
 
 def left_out(s: Settings, ti: Any) -> list[str]:  # noqa: ANN401
@@ -305,9 +305,9 @@ def _tell_failure(context: Any, task_id: str, map_index: int, error: BaseExcepti
     step = _step(task_id, map_index)
     run = run_link(s, ti)
     log = f"{run}/tasks/{task_id}" + (f"/mapped/{map_index}" if map_index >= 0 else "") if run else ""
-    failed = failures.tell(s, ti.run_id, step, error, log, run)
+    failed = failures.describe_failure(s, ti.run_id, step, error, log, run)
     try:
-        page = f"s3://{s.bucket}/{s.prefix}{failures.write(s, failed)}"
+        page = f"s3://{s.bucket}/{s.prefix}{failures.save_failure(s, failed)}"
     except (BotoCoreError, ClientError, Refused) as trouble:
         # The store may be why the step failed: the mail must go all the same.
         _log.error("No page about the failure of %s: the store says %s", task_id, trouble)
@@ -316,10 +316,10 @@ def _tell_failure(context: Any, task_id: str, map_index: int, error: BaseExcepti
     if not to:
         _log.warning("No mail about the failure of %s: there are no recipients.", task_id)
         return
-    notify.failure(s, failed, to, page)
+    notify.mail_failure(s, failed, to, page)
 
 
-# Of a teardown that mails: a mail server may be down for a while, and nobody can be mailed about it.
+# Of a teardown that mails: Airflow tries again after 1, 2, 4, 8 and 16 minutes, longer than greylisting takes.
 TELLING = {
     "retries": 5,
     "retry_delay": timedelta(minutes=1),

@@ -9,7 +9,7 @@ from rich.console import Console
 from cxr_ml import store
 from cxr_ml.records import Run
 from cxr_ml.registry.promotion import slug
-from cxr_ml.reporting import notify
+from cxr_ml.reporting import deliveries
 from cxr_ml.reporting.terminal import show_run
 from cxr_ml.settings import Settings
 
@@ -59,7 +59,7 @@ def show(settings: Settings, run_id: str, state: Path, mails_before: set[str], c
         console.print(f"          {where}", markup=False, highlight=False, soft_wrap=True)
     new = {name: subject for name, subject in mails(state / "maildir").items() if name not in mails_before}
     console.print(f"Mails     {len(new)} new in {state / 'maildir'}", markup=False, highlight=False, soft_wrap=True)
-    for missed in notify.unsent(settings, run_slug):
+    for missed in deliveries.find_unsent(settings, run_slug):
         told = f"Warning   no mail to {', '.join(missed.to)}: {missed.why}"
         console.print(told, markup=False, highlight=False, soft_wrap=True)
     for subject in new.values():

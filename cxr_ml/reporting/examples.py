@@ -1,4 +1,4 @@
-"""Examples of what was refused, by reason. They show X-rays: on pages of the store, never in a mail."""
+"""Examples of refused files, by reason. They show X-rays: on pages of the store, never in a mail."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,8 +8,8 @@ from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
 from cxr_ml.validation import committed_batches, reasons, thumbnails
 
-REASONS = 8  # of a run that are shown with examples, the most frequent
-EACH = 4  # examples of a reason
+MAX_REASONS = 8  # of a run that are shown with examples, the most frequent
+MAX_EXAMPLES = 4  # of a reason
 
 
 class Example(NamedTuple):
@@ -29,29 +29,29 @@ class Refusal(NamedTuple):
     examples: list[Example]
 
 
-def find(settings: Settings, found: Sequence[Batch]) -> list[Refusal]:
-    """The most frequent reasons of some batches, each with its first files.
+def find_examples(settings: Settings, batches: Sequence[Batch]) -> list[Refusal]:
+    """Returns the most frequent reasons for which files of a run were refused, each with its first files.
 
     Args:
         settings: the store and the suites.
-        found: the batches; those of a run.
+        batches: those of the run.
     """
     counts: dict[str, int] = {}
-    for batch in found:
+    for batch in batches:
         for code, files in batch.reasons.items():
             counts[code] = counts.get(code, 0) + files
-    wanted = sorted(counts, key=lambda code: (-counts[code], code))[:REASONS]
-    examples: dict[str, list[Example]] = {code: [] for code in wanted}
+    codes = sorted(counts, key=lambda code: (-counts[code], code))[:MAX_REASONS]
+    examples: dict[str, list[Example]] = {code: [] for code in codes}
     meanings: dict[str, str] = {}
-    for batch in found:
+    for batch in batches:
         for _, row in committed_batches.read_refused(settings, batch.batch).to_pandas().iterrows():
             for code in row["reasons"]:
-                if code not in examples or len(examples[code]) == EACH:
+                if code not in examples or len(examples[code]) == MAX_EXAMPLES:
                     continue
                 rejected = batch.rejected_classes.get(row["label"], "")
                 meanings.setdefault(code, reasons.explain(code, row, rejected, settings))
-                picture = store.find(settings, thumbnails.key(row["sha256"])) if row["sha256"] else None
-                examples[code].append(Example(row["file"], row["label"], picture[0] if picture else b""))
-            if all(len(e) == min(EACH, counts[code]) for code, e in examples.items()):
+                thumbnail = store.find(settings, thumbnails.key(row["sha256"])) if row["sha256"] else None
+                examples[code].append(Example(row["file"], row["label"], thumbnail[0] if thumbnail else b""))
+            if all(len(e) == min(MAX_EXAMPLES, counts[code]) for code, e in examples.items()):
                 break
-    return [Refusal(code, meanings.get(code, ""), counts[code], examples[code]) for code in wanted]
+    return [Refusal(code, meanings.get(code, ""), counts[code], examples[code]) for code in codes]

@@ -1,33 +1,40 @@
-"""What a failed step leaves for its readers: a record of what happened, and the page of the run."""
+"""What a failed step leaves behind: a record of what happened, and the page of its run."""
 
 import os
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from cxr_ml import store
-from cxr_ml.records import FailedStep
+from cxr_ml.records import FailedStep, Unsent
 from cxr_ml.registry.promotion import slug
-from cxr_ml.reporting import formatting, links, narrative, report
-from cxr_ml.reporting.html_pages import page
+from cxr_ml.reporting import deliveries, formatting, html_pages, links, narrative, report
 from cxr_ml.reporting.troubleshooting import advise
 from cxr_ml.settings import Settings
 
+MAX_CHARACTERS, MAX_LINES = 4000, 30  # of an error that are shown
 
-def tell(
+
+def describe_failure(
     settings: Settings, run: str, step: str, error: BaseException | str, log_link: str, run_link: str = ""
 ) -> FailedStep:
-    """Which step failed, why and what to do, without the secrets of the settings and fit to be shown.
+    """Returns which step failed, why and what to do, without the secrets of the settings and fit to be shown.
 
     Args:
-        settings: whose secrets are left out.
+        settings: their secrets are left out.
         run: name of the run.
         step: name of the task.
         error: what was raised, or what is known about it.
         log_link: address of the log, "" where there is none.
         run_link: address of the run in Airflow, "" where there is none.
+
+    Example:
+        >>> failed = describe_failure(Settings(), "manual__1", "learn.train [0]", MemoryError("no memory left"), "")
+        >>> failed.kind, failed.said
+        ('MemoryError', ('no memory left',))
     """
-    said = _without_secrets(str(error), settings)[:4000].splitlines()
-    lines = [formatting.plain(line, 1000) for line in said if line.strip()][:30]
+    message = _without_secrets(str(error), settings)[:MAX_CHARACTERS].splitlines()
+    lines = [formatting.plain(line, 1000) for line in message if line.strip()][:MAX_LINES]
     return FailedStep(
         run=formatting.plain(run, 250),
         step=formatting.plain(step, 120),
@@ -47,43 +54,59 @@ def _without_secrets(text: str, settings: Settings) -> str:
     return re.sub(r"(\w+://[^\s/:@]*):[^\s/@]+@", r"\1:***@", text)
 
 
-def write(settings: Settings, failed: FailedStep) -> str:
-    """Stores the failure of a step, and the page of its run, `reports/<run>/index.html`, with all failures so far.
+def save_failure(settings: Settings, failed: FailedStep) -> str:
+    """Stores the failure of a step, and the page of its run with all failures so far.
 
-    The page is there until the run goes on and ends well: its report takes the place. A report is never replaced.
+    The page stays until the run goes on and ends well: its report then takes the place. A report is never replaced.
 
     Returns:
         The key of the page.
     """
-    folder = f"reports/{slug(failed.run)}/"
-    store.put_uncommitted(settings, f"{folder}failed/{slug(failed.step)}.json", failed.to_bytes(), "application/json")
-    key = folder + "index.html"
-    # Two steps may fail at once, and each shows those that it finds: who comes too late looks again.
-    while not report.ended(settings, folder):
-        found = store.find(settings, key)
-        html = render(settings, _all(settings, folder)).encode()
-        if store.swap(settings, key, html, found and found[1], "text/html; charset=utf-8"):
+    run = slug(failed.run)
+    key = f"reports/{run}/failed/{slug(failed.step)}.json"
+    store.put_uncommitted(settings, key, failed.to_bytes(), "application/json")
+    return write_page(settings, run)
+
+
+def write_page(settings: Settings, run: str) -> str:
+    """Renders and stores the page of a run that failed, `reports/<run>/index.html`, unless it has its report.
+
+    Args:
+        settings: the store.
+        run: name of the run as it is used in keys.
+
+    Returns:
+        The key of the page.
+    """
+    key = f"reports/{run}/index.html"
+    # Two steps may fail at once, and each shows the failures that it finds: the later one looks again.
+    while report.load_ended(settings, run) is None:
+        stored = store.find(settings, key)
+        html = render(settings, _load_failures(settings, run), deliveries.find_unsent(settings, run)).encode()
+        if store.swap(settings, key, html, stored and stored[1], "text/html; charset=utf-8"):
             break
     return key
 
 
-def _all(settings: Settings, folder: str) -> list[FailedStep]:
-    """Failures of a run, the newest first."""
-    found = [store.load(settings, key, FailedStep) for key in store.keys(settings, folder + "failed/")]
-    return sorted(found, key=lambda f: f.at, reverse=True)
+def _load_failures(settings: Settings, run: str) -> list[FailedStep]:
+    """Returns the failures of a run, the newest first."""
+    failures = [store.load(settings, key, FailedStep) for key in store.keys(settings, f"reports/{run}/failed/")]
+    return sorted(failures, key=lambda failed: failed.at, reverse=True)
 
 
-def render(settings: Settings, failures: list[FailedStep]) -> str:
-    """The page of a run that failed as one self-contained HTML page.
+def render(settings: Settings, failures: Sequence[FailedStep], unsent: Sequence[Unsent] = ()) -> str:
+    """Returns the page of a run that failed as one self-contained HTML page.
 
     Args:
         settings: the address of the UI.
         failures: of the steps of one run, the newest first.
+        unsent: mails about the run that somebody still waits for.
     """
-    first = failures[0]
-    return page(
+    newest = failures[0]
+    return html_pages.render_template(
         "failed.html.j2",
         failures=failures,
-        links=links.of_run(settings, slug(first.run), first.run_link),
+        links=links.of_run(settings, slug(newest.run), newest.run_link),
         note=narrative.NOTE,
+        unsent=unsent,
     )

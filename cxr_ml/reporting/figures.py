@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cxr_ml.evaluation.metrics import wilson
@@ -15,28 +16,22 @@ from cxr_ml.reporting.plot_style import BLUE, INK, ORANGE, VERMILION, WIDTH
 STAGES = {"head": "head", "fine_tune": "fine-tune"}
 
 
-def kept_epochs(history: pd.DataFrame) -> dict[str, int]:
-    """Stage -> the epoch that is kept of it; in earlier versions the one with the lowest finite loss of `_judged`."""
-    if "kept" in history:
-        return history[history["kept"]].set_index("stage")["epoch"].to_dict()
-    judged = _judged(history)
-    finite = history[np.isfinite(history[judged])]
-    return {str(stage): int(part.loc[part[judged].idxmin(), "epoch"]) for stage, part in finite.groupby("stage")}
-
-
-def _judged(history: pd.DataFrame) -> str:
-    """The column by which epochs are judged: validation loss at its best temperature, in earlier versions as it is."""
-    return "val_calibrated" if "val_calibrated" in history else "val_loss"
+def best_epochs(history: pd.DataFrame) -> dict[str, int]:
+    """Returns stage -> its best epoch, whose weights are kept."""
+    return history[history["kept"]].set_index("stage")["epoch"].to_dict()
 
 
 def losses(model: str, history: pd.DataFrame | None) -> bytes:
-    """Loss and macro F1 over the epochs of both stages, with the one kept of each and the start of fine-tuning.
+    """Draws loss and macro F1 over the epochs of both stages, the best epoch of each and the start of fine-tuning.
 
     Args:
         model: name of the model, shown in the title.
-        history: columns `stage` (head or fine_tune), `epoch` (through both stages, from 1), `loss, accuracy, val_loss,
-            val_accuracy`, and, if they are there, `kept`, `val_calibrated` and `f1, val_f1` (without them, accuracy is
-            shown instead); None or no rows where it is not known.
+        history: a row per epoch with the columns of `history.csv`: `stage` (head or fine_tune), `epoch` (through both
+            stages, from 1), `loss, val_loss, val_calibrated, f1, val_f1` and `kept` (whether it is the best of its
+            stage); None or no rows where it is not known.
+
+    Returns:
+        A PNG.
     """
     if history is None or history.empty:
         return plot_style.empty(f"No loss curve: {plot_style.name(model, 40)} has no training history.")
@@ -45,57 +40,39 @@ def losses(model: str, history: pd.DataFrame | None) -> bytes:
         return plot_style.empty(f"No loss curve: every loss of {plot_style.name(model, 40)} is NaN or infinite.")
     figure = plot_style.figure(5.2)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    score = ("f1", "macro F1 (%)") if "val_f1" in history else ("accuracy", "accuracy (%)")
-    for axes, column, label in ((top, "loss", "loss\n(cross-entropy)"), (bottom, *score)):
-        scale = 1 if column == "loss" else 100
-        epochs = history["epoch"]
-        axes.plot(epochs, history[column] * scale, "o--", color=ORANGE, markersize=3, linewidth=1.5, label="training")
-        axes.plot(
-            epochs,
-            history[f"val_{column}"] * scale,
-            "s-",
-            color=BLUE,
-            markersize=3,
-            linewidth=2,
-            label="validation",
-        )
-        axes.set_ylabel(label)
-        axes.grid(axis="y", color="#e4e4e4")
-        plot_style.axes(axes)
-    kept = kept_epochs(history)
-    rows, judged = history.set_index("epoch"), _judged(history)
-    if judged != "val_loss":
-        top.plot(epochs, history[judged], ":", color=BLUE, linewidth=2, label="validation, best temperature")
-    for number, epoch in enumerate(sorted(kept.values())):
-        top.plot(
-            [epoch], [rows.loc[epoch, judged]], "*", color=VERMILION, markeredgecolor=INK, markersize=15, zorder=5,
-            label="" if number else "epoch kept of a stage",
-        )  # fmt: skip
+    _plot_course(top, history, "loss", "loss\n(cross-entropy)", 1)
+    _plot_course(bottom, history, "f1", "macro F1 (%)", 100)
+    epochs, judged = history["epoch"], history["val_calibrated"]
+    top.plot(epochs, judged, ":", color=BLUE, linewidth=2, label="validation, best temperature")
+    best = best_epochs(history)
+    for number, epoch in enumerate(sorted(best.values())):
+        label = "" if number else "epoch kept of a stage"
+        star = {"color": VERMILION, "markeredgecolor": INK, "markersize": 15, "zorder": 5}
+        top.plot([epoch], judged[epochs == epoch], "*", label=label, **star)
     starts = history.groupby("stage", sort=False)["epoch"].min()
     if "fine_tune" in starts and len(starts) > 1:
-        for axes in (top, bottom):
-            axes.axvline(
-                starts["fine_tune"] - 0.5, color=INK, linestyle=":", linewidth=1.5,
-                label="fine-tuning starts" if axes is top else "",
-            )  # fmt: skip
-    bottom.set_xlabel(
-        "epoch · "
-        + " · ".join(f"kept of {STAGES.get(s, plot_style.name(s))}: {kept[s]}" for s in starts.index if s in kept)
-    )
-    last = float(history["epoch"].max())
+        for axes, label in ((top, "fine-tuning starts"), (bottom, "")):
+            axes.axvline(starts["fine_tune"] - 0.5, color=INK, linestyle=":", linewidth=1.5, label=label)
+    kept = (f"kept of {STAGES.get(s, plot_style.name(s))}: {best[s]}" for s in starts.index if s in best)
+    bottom.set_xlabel("epoch · " + " · ".join(kept))
+    last = float(epochs.max())
     bottom.set_xlim(0.5, last + max(0.5, 0.02 * last))  # room for a star at the last epoch
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     handles, labels = top.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper center",
-        ncols=2,
-        frameon=False,
-        fontsize=10,
-        title=plot_style.name(model, 48),
-    )
+    title = plot_style.name(model, 48)
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=10, title=title)
     return plot_style.png(figure)
+
+
+def _plot_course(axes: Axes, history: pd.DataFrame, column: str, label: str, scale: int) -> None:
+    """Plots a column of the training images and of the validation images over the epochs."""
+    epochs = history["epoch"]
+    training, validation = history[column] * scale, history[f"val_{column}"] * scale
+    axes.plot(epochs, training, "o--", color=ORANGE, markersize=3, linewidth=1.5, label="training")
+    axes.plot(epochs, validation, "s-", color=BLUE, markersize=3, linewidth=2, label="validation")
+    axes.set_ylabel(label)
+    axes.grid(axis="y", color="#e4e4e4")
+    plot_style.axes(axes)
 
 
 def recalls(run: Run, floors: dict[str, float]) -> bytes:
@@ -118,12 +95,12 @@ def recalls(run: Run, floors: dict[str, float]) -> bytes:
     for label, metrics, shift, marker, face, edge in series:
         points = []
         for row, name in enumerate(names):
-            one = metrics.classes.get(name)
-            span = None if one is None else wilson(one.recall, one.support)
+            scores = metrics.classes.get(name)
+            span = None if scores is None else wilson(scores.recall, scores.support)
             text = formatting.NOT_EVALUATED
-            if one is not None and span is not None:
-                points.append((row + shift, 100 * one.recall, 100 * span[0], 100 * span[1]))
-                text = f"{formatting.percent(one.recall, floors.get(name))} of {one.support}"
+            if scores is not None and span is not None:
+                points.append((row + shift, 100 * scores.recall, 100 * span[0], 100 * span[1]))
+                text = f"{formatting.percent(scores.recall, floors.get(name))} of {scores.support}"
             axes.text(
                 1.02, row + shift, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9.5,
                 color=INK, fontweight="bold" if label == "candidate" else "normal",
@@ -161,17 +138,17 @@ def differences(evaluation: Evaluation, margins: dict[str, float]) -> bytes:
         evaluation: of the candidate, with its difference to the champion.
         margins: name of a figure -> how far below the champion's its interval may reach (0–1).
     """
-    found = evaluation.difference
+    difference = evaluation.difference
     names = ["macro F1", *(f"recall {label}" for label in evaluation.test.classes)]
-    names = [n for n in names if found and math.isfinite(found.figures.get(n, math.nan))]
-    if not names:
+    names = [n for n in names if difference and math.isfinite(difference.figures.get(n, math.nan))]
+    if difference is None or not names:
         return plot_style.empty("No difference to show: there is no champion on the same images.")
     figure = plot_style.figure(1.4 + 0.42 * len(names))
     axes = plot_style.axes(figure.subplots())
     axes.axvline(0, color=INK, linewidth=1)
     for row, name in enumerate(names):
-        value = 100 * found.figures[name]
-        low, high = (100 * end for end in found.intervals.get(name, (math.nan, math.nan)))
+        value = 100 * difference.figures[name]
+        low, high = (100 * end for end in difference.intervals.get(name, (math.nan, math.nan)))
         if math.isfinite(low):
             axes.hlines(row, low, high, color=BLUE, linewidth=2)
             axes.plot([low, high], [row, row], "|", color=BLUE, markersize=9, markeredgewidth=2)

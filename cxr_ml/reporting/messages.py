@@ -5,21 +5,22 @@ from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import formatdate
+from typing import NamedTuple
 
 from cxr_ml.errors import Refused
 from cxr_ml.records import Evaluation, FailedStep, HistoryEntry, Run
-from cxr_ml.reporting import figures, formatting, narrative
-from cxr_ml.reporting.html_pages import page
+from cxr_ml.reporting import figures, formatting, html_pages, narrative
 from cxr_ml.settings import Settings
 
 MAX_BYTES = 1_000_000  # of a whole mail; many servers and phones load larger ones late or not at all
-_LINES = 12  # of a table; the report has them all
-_LEGIBLE = 6  # classes; a confusion matrix of more cannot be read on a phone
-_SUBJECT = 150  # characters; phones show about 60
+MAX_LINES = 12  # of a table; the report has them all
+MAX_MATRIX_CLASSES = 6  # a larger confusion matrix cannot be read on a phone
+MAX_MISTAKES = 5
+MAX_SUBJECT = 150  # characters; phones show about 60
 
 
 def allowed(recipients: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    """The recipients, each once, spelled as in `mail_allowed`.
+    """Returns the recipients, each once, spelled as in `mail_allowed`.
 
     Raises:
         Refused: an address that is not in `mail_allowed`.
@@ -50,9 +51,9 @@ def _message(
             f"mail_from and mail_allowed must hold plain addresses such as team@hospital.example ({error}). "
             f"Received: {settings.mail_from!r}, {to!r}"
         ) from None
-    message["Subject"] = formatting.plain(subject, _SUBJECT)
+    message["Subject"] = formatting.plain(subject, MAX_SUBJECT)
     message["Date"] = formatdate()
-    # The same for every try: mail programs show a mail once if an answer of the server was lost.
+    # The same for every try: mail programs show a mail once though it came twice.
     digest = hashlib.sha256(f"{kind}\0{run}".encode("utf-8", "replace")).hexdigest()[:32]
     message["Message-ID"] = f"<{digest}.{kind}@{sender.domain or 'localhost'}>"
     message["Auto-Submitted"] = "auto-generated"
@@ -62,54 +63,60 @@ def _message(
 
 
 def _attach(message: EmailMessage, pictures: dict[str, bytes]) -> None:
-    html = message.get_payload()[1]
+    *_, html = message.iter_parts()  # the last alternative
     for name, png in pictures.items():
         html.add_related(png, "image", "png", cid=f"<{name}>", filename=f"{name}.png", disposition="inline")
 
 
 def subject(run: Run, settings: Settings) -> str:
-    """`[cxr] PROMOTED inception_v3 v12: COVID19 98.7 %, PNEUMONIA 93.1 %, macro F1 0.91`, or the first failed check."""
+    """Returns the subject of a mail about a run that ended: its figures, or the first failed check.
+
+    `[cxr] PROMOTED inception_v3 v12: COVID19 98.7 %, PNEUMONIA 93.1 %, macro F1 0.91`.
+    """
     evaluation, failed = narrative.chosen(run), narrative.failed(run)
-    number = narrative.version(run)
-    start = " ".join(
-        filter(
-            None,
-            (
-                "[cxr]",
-                narrative.outcome(run),
-                formatting.plain(narrative.architecture(run), 40),
-                number and f"v{number}",
-            ),
-        )
-    )
+    version = narrative.version(run)
+    words = ["[cxr]", narrative.outcome(run), formatting.plain(narrative.architecture(run), 40)]
+    start = " ".join(filter(None, [*words, f"v{version}" if version else ""]))
     if run.outcome == "promoted" and evaluation is not None:
         # The two classes that matter most are those with the highest floors.
         names = sorted(settings.recall_floors, key=lambda n: -settings.recall_floors[n])[:2]
-        test = evaluation.test
-        parts = [
-            f"{formatting.plain(n, 24)} {formatting.percent(test.classes[n].recall if n in test.classes else None)}"
-            for n in names
-        ]
-        return f"{start}: {', '.join([*parts, f'macro F1 {formatting.score(test.macro_f1)}'])}"
+        classes = evaluation.test.classes
+        recalls = [(n, formatting.percent(classes[n].recall if n in classes else None)) for n in names]
+        parts = [f"{formatting.plain(name, 24)} {recall}" for name, recall in recalls]
+        return f"{start}: {', '.join([*parts, f'macro F1 {formatting.score(evaluation.test.macro_f1)}'])}"
     if failed:
         more = f" (+{len(failed) - 1} more)" if len(failed) > 1 else ""
         return f"{start}: {formatting.plain(narrative.complaint(failed[0]), 90)}{more}"
     return f"{start}: {narrative.reason(run)}"
 
 
-def _mistakes(evaluation: Evaluation, most: int = 5) -> list[str]:
-    """What is most often taken for what on the test images, by share of the true class: a line each."""
+class _Mistake(NamedTuple):
+    """A class taken for another on the test images."""
+
+    wrong: int  # images of the true class that are taken for the other
+    images: int  # of the true class
+    true: str
+    predicted: str
+
+    @property
+    def share(self) -> float:
+        return self.wrong / self.images
+
+
+def _describe_mistakes(evaluation: Evaluation) -> list[str]:
+    """Returns the most frequent mistakes on the test images, by share of the true class: a line each."""
     names = list(evaluation.test.classes)
-    found = [
-        (count / sum(row), count, sum(row), names[true], names[said])
+    mistakes = [
+        _Mistake(count, sum(row), names[true], names[predicted])
         for true, row in enumerate(evaluation.test.confusion)
-        for said, count in enumerate(row)
-        if said != true and count
+        for predicted, count in enumerate(row)
+        if predicted != true and count
     ]
+    mistakes.sort(key=lambda m: (-m.share, m.true, m.predicted))
     lines = [
-        f"{formatting.plain(true, 40)} taken for {formatting.plain(said, 40)}: {count} of {images} "
-        f"({formatting.percent(share)})"
-        for share, count, images, true, said in sorted(found, key=lambda f: (-f[0], f[3], f[4]))[:most]
+        f"{formatting.plain(m.true, 40)} taken for {formatting.plain(m.predicted, 40)}: {m.wrong} of {m.images} "
+        f"({formatting.percent(m.share)})"
+        for m in mistakes[:MAX_MISTAKES]
     ]
     return [line.replace(" %", "\u00a0%") for line in lines]
 
@@ -117,7 +124,7 @@ def _mistakes(evaluation: Evaluation, most: int = 5) -> list[str]:
 def outcome_message(
     run: Run, settings: Settings, recipients: tuple[str, ...], report_link: str, links: dict[str, str] | None = None
 ) -> EmailMessage:
-    """The mail about a run that ended: text and HTML, with two plots inside, whole without them. No X-ray in it.
+    """Returns the mail about a run that ended: text, and HTML with two plots, whole without them. No X-ray is in it.
 
     Args:
         run: everything that happened.
@@ -129,44 +136,47 @@ def outcome_message(
     Raises:
         Refused: no recipient, one that is not allowed, or an address that is none.
     """
-    evaluation = narrative.chosen(run)
-    lines, failed = narrative.headline(run, settings), narrative.failed(run)
+    evaluation, summary = narrative.chosen(run), narrative.summarize(run, settings)
     pictures = {}
     if evaluation is not None:
         pictures["recalls"] = figures.recalls(run, settings.recall_floors)
-        if len(evaluation.test.classes) <= _LEGIBLE:
+        if len(evaluation.test.classes) <= MAX_MATRIX_CLASSES:
             pictures["confusion"] = figures.confusion(evaluation.test, tuple(evaluation.test.classes))
-    values = {
+    values = summary._asdict() | {
         "run": run,
-        "outcome": narrative.outcome(run),
-        "architecture": narrative.architecture(run),
-        "version": narrative.version(run),
-        "reason": narrative.reason(run),
-        "headline": lines[:_LINES],
-        "more_lines": len(lines[_LINES:]),
-        "failed": failed[:_LINES],
-        "more_failed": len(failed[_LINES:]),
-        "choice": narrative.choice(run),
-        "mistakes": _mistakes(evaluation) if evaluation is not None else [],
-        "batches": [(batch, *narrative.table(batch)) for batch in run.batches[:_LINES]],
+        "headline": summary.headline[:MAX_LINES],
+        "more_lines": len(summary.headline[MAX_LINES:]),
+        "failed": summary.failed[:MAX_LINES],
+        "more_failed": len(summary.failed[MAX_LINES:]),
+        "mistakes": _describe_mistakes(evaluation) if evaluation is not None else [],
+        "batches": [(batch, *narrative.table(batch)) for batch in run.batches[:MAX_LINES]],
         "report_link": report_link,
         "links": links or {},
         "note": narrative.NOTE,
         "pictures": list(pictures),
     }
-    text, html = page("outcome.txt.j2", **values), page("outcome.html.j2", **values)
-    message = _message(settings, recipients, subject(run, settings), run.run, run.outcome, text, html)
+    line = subject(run, settings)
+    text, html = _render("outcome", values)
+    message = _message(settings, recipients, line, run.run, run.outcome, text, html)
     _attach(message, pictures)
     if len(bytes(message)) > MAX_BYTES:
-        html = page("outcome.html.j2", **values | {"pictures": []})
-        message = _message(settings, recipients, subject(run, settings), run.run, run.outcome, text, html)
+        text, html = _render("outcome", values | {"pictures": []})
+        message = _message(settings, recipients, line, run.run, run.outcome, text, html)
     return message
+
+
+def _render(name: str, values: dict[str, object]) -> tuple[str, str]:
+    """Returns a mail as text and as HTML."""
+    return (
+        html_pages.render_template(f"{name}.txt.j2", **values),
+        html_pages.render_template(f"{name}.html.j2", **values),
+    )
 
 
 def rollback_message(
     settings: Settings, recipients: tuple[str, ...], entry: HistoryEntry, links: dict[str, str] | None = None
 ) -> EmailMessage:
-    """The mail about a rollback: which model is champion again, by whom and why.
+    """Returns the mail about a rollback: which model is champion again, by whom and why.
 
     Args:
         settings: the sender and who may receive.
@@ -177,8 +187,8 @@ def rollback_message(
     Raises:
         Refused: no recipient, one that is not allowed, or an address that is none.
     """
-    values = {"entry": entry, "links": links or {}, "note": narrative.NOTE}
-    text, html = page("rollback.txt.j2", **values), page("rollback.html.j2", **values)
+    values: dict[str, object] = {"entry": entry, "links": links or {}, "note": narrative.NOTE}
+    text, html = _render("rollback", values)
     line = f"[cxr] ROLLED BACK to {formatting.plain(entry.model, 60)} v{entry.version}: {entry.why}"
     return _message(settings, recipients, line, entry.run, "rolled-back", text, html)
 
@@ -190,7 +200,7 @@ def failure_message(
     report_link: str,
     links: dict[str, str] | None = None,
 ) -> EmailMessage:
-    """The mail about a step that failed: which, why and what to do.
+    """Returns the mail about a step that failed: which, why and what to do.
 
     Args:
         settings: the sender and who may receive.
@@ -202,10 +212,15 @@ def failure_message(
     Raises:
         Refused: no recipient, one that is not allowed, or an address that is none.
     """
-    values = {"failed": failed, "report_link": report_link, "links": links or {}, "note": narrative.NOTE}
-    text, html = page("failure.txt.j2", **values), page("failure.html.j2", **values)
+    values: dict[str, object] = {
+        "failed": failed,
+        "report_link": report_link,
+        "links": links or {},
+        "note": narrative.NOTE,
+    }
+    text, html = _render("failure", values)
     line = f"[cxr] FAILED at {formatting.plain(failed.step, 40)}: {failed.said[0]}"
-    # Of a step that fails again, after it was cleared, the mail is another one.
+    # With the time in it: when a step is cleared and fails again, that is another mail.
     event = f"{failed.step}\0{failed.at}".encode("utf-8", "replace")
-    once = f"failed-{hashlib.sha256(event).hexdigest()[:8]}"
-    return _message(settings, recipients, line, failed.run, once, text, html)
+    kind = f"failed-{hashlib.sha256(event).hexdigest()[:8]}"
+    return _message(settings, recipients, line, failed.run, kind, text, html)

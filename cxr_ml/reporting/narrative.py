@@ -52,8 +52,9 @@ def architecture(run: Run) -> str:
 
 def version(run: Run) -> int | None:
     """Champion version that this run made; None unless it promoted."""
-    made = run.outcome == "promoted" and run.champion is not None and run.decision is not None
-    return run.champion.version if made and run.champion.model == run.decision.model else None
+    if run.outcome != "promoted" or run.champion is None or run.decision is None:
+        return None
+    return run.champion.version if run.champion.model == run.decision.model else None
 
 
 def reason(run: Run) -> str:
@@ -143,6 +144,33 @@ def headline(run: Run, settings: Settings) -> list[Line]:
         ),
     )
     return lines
+
+
+class Summary(NamedTuple):
+    """What report and mail say first."""
+
+    outcome: str
+    architecture: str
+    version: int | None
+    reason: str
+    headline: list[Line]
+    failed: list[Check]  # checks of the gate that did not pass
+    choice: str
+    chosen: Evaluation | None
+
+
+def summarize(run: Run, settings: Settings) -> Summary:
+    """Returns what report and mail say first about a run, judged by the floors of the settings."""
+    return Summary(
+        outcome(run),
+        architecture(run),
+        version(run),
+        reason(run),
+        headline(run, settings),
+        failed(run),
+        choice(run),
+        chosen(run),
+    )
 
 
 def choice(run: Run) -> str:

@@ -16,26 +16,27 @@ WIDTH = 5.6  # inches; at 11 pt this is legible when a phone shows it 360 px wid
 
 
 def figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure of so many inches."""
-    made = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(made)
-    return made
+    """Returns an empty figure of this size in inches."""
+    drawn = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(drawn)
+    return drawn
 
 
-def axes(made: Axes) -> Axes:
-    """The axes with letters and spines as all plots have them."""
-    made.spines[["top", "right"]].set_visible(False)
-    made.tick_params(labelsize=10, colors=INK)
-    made.xaxis.label.set_size(11)
-    made.yaxis.label.set_size(11)
-    return made
+def axes(panel: Axes) -> Axes:
+    """Returns the axes, with letters and spines as all plots have them."""
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=10, colors=INK)
+    panel.xaxis.label.set_fontsize(11)
+    panel.yaxis.label.set_fontsize(11)
+    return panel
 
 
-def png(made: Figure) -> bytes:
-    """The figure as PNG bytes, small enough for a mail."""
-    made.set_dpi(180)
-    made.canvas.draw()
-    image = Image.fromarray(np.asarray(made.canvas.buffer_rgba())).convert("RGB")
+def png(drawn: Figure) -> bytes:
+    """Returns the figure as PNG bytes, small enough for a mail."""
+    drawn.set_dpi(180)
+    drawn.canvas.draw()
+    pixels = drawn.canvas.buffer_rgba()  # type: ignore[attr-defined]  # `figure` attached an Agg canvas
+    image = Image.fromarray(np.asarray(pixels)).convert("RGB")
     out = io.BytesIO()
     # A palette makes it a third as large, for mail.
     image.quantize(128).save(out, format="png", optimize=True)
@@ -43,14 +44,14 @@ def png(made: Figure) -> bytes:
 
 
 def empty(message: str) -> bytes:
-    """A picture that says why there is no plot."""
-    made = figure(1.2)
-    made.text(0.5, 0.5, message, ha="center", va="center", fontsize=11, color=INK, wrap=True)
-    return png(made)
+    """Returns a picture that says why there is no plot, as PNG bytes."""
+    drawn = figure(1.2)
+    drawn.text(0.5, 0.5, message, ha="center", va="center", fontsize=11, color=INK, wrap=True)
+    return png(drawn)
 
 
 def name(text: str, limit: int = 22) -> str:
-    """A name from a drop as it may stand in a plot; of a long one both ends, for many differ only there."""
+    """Returns a name fit for a plot: of a long one both ends, since many names differ only there."""
     whole = formatting.plain(text)
     if len(whole) > limit:
         whole = f"{whole[: limit - 1 - limit // 2].rstrip()}…{whole[-(limit // 2) :].lstrip()}"

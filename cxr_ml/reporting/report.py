@@ -2,8 +2,7 @@
 
 import base64
 import re
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -11,129 +10,155 @@ from markupsafe import Markup
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Dataset, Explanation, Run
-from cxr_ml.reporting import data_figures, durations, figures, links, narrative
-from cxr_ml.reporting.examples import Refusal
-from cxr_ml.reporting.html_pages import page
+from cxr_ml.records import Dataset, Evaluation, Explanation, Metrics, OperatingPoint, Run, Unsent
+from cxr_ml.reporting import data_figures, durations, figures, html_pages, links, narrative
+from cxr_ml.reporting.examples import Example, Refusal
 from cxr_ml.settings import Settings
 
 NOTHING_NEW = "nothing_new"
 _RUN = re.compile(r"[A-Za-z0-9_.~:+-]{1,200}")  # Airflow's allowed_run_id_pattern, and a length
 
 
-def _picture(data: bytes, kind: str = "png") -> Markup:
-    return Markup("data:image/") + kind + ";base64," + base64.b64encode(data).decode()
+class ReportContext(NamedTuple):
+    """What a report shows beside the record of its run."""
 
-
-Explained = tuple[Explanation, dict[str, bytes]]  # and the contact sheet of each class, PNG
-
-
-class Beside(NamedTuple):
-    """What a report shows beside the record of the run."""
-
+    histories: Mapping[str, pd.DataFrame] = {}  # model -> its epochs, as `figures.losses` takes them
+    documents: Mapping[str, str] = {}  # title -> link relative to the page, e.g. Data Docs
+    explanation: Explanation | None = None  # where the chosen candidate looked; None where nobody asked
+    sheets: Mapping[str, bytes] = {}  # label -> contact sheet of the explanation, PNG
     versions: Sequence[Dataset] = ()  # the dataset and those that it descends from
-    refusals: Sequence[Refusal] = ()
+    refusals: Sequence[Refusal] = ()  # examples of refused files
+    unsent: Sequence[Unsent] = ()  # mails about the run that somebody still waits for
     run_link: str = ""  # address of the run in Airflow, "" where there is none
 
 
-ALONE = Beside()
+class _Candidate(NamedTuple):
+    """What the page shows of one candidate."""
+
+    evaluation: Evaluation
+    operating_point: OperatingPoint | None
+    differences: list[str]  # figures whose difference to the champion is shown
+    corrupted: list[tuple[str, Metrics, Metrics | None]]  # what was done to the images, own and champion's metrics
+    lungs: list[tuple[str, bool]]  # sentences on the lungs hidden, and whether each is a warning
 
 
-def render(
-    run: Run,
-    settings: Settings,
-    histories: dict[str, pd.DataFrame],
-    documents: dict[str, str],
-    explained: Explained | None = None,
-    beside: Beside = ALONE,
-) -> str:
-    """The report as one self-contained HTML page.
+class _Plots(NamedTuple):
+    """The pictures of the page as data URLs; None where there is nothing to draw."""
+
+    recalls: Markup | None
+    difference: Markup | None
+    matrices: list[tuple[str, Markup]]  # title, confusion matrix
+    sheets: list[tuple[str, Markup]]  # label, contact sheet
+    losses: list[tuple[str, Markup]]  # model, loss curve
+    balance: Markup | None
+    growth: Markup | None
+    refused: Markup | None
+
+
+def _data_url(image: bytes, kind: str = "png") -> Markup:
+    return Markup("data:image/") + kind + ";base64," + base64.b64encode(image).decode()
+
+
+def render(run: Run, settings: Settings, context: ReportContext = ReportContext()) -> str:  # noqa: B008 - immutable
+    """Returns the report as one self-contained HTML page.
 
     Args:
         run: everything that happened.
         settings: the floors that the gate used, and the address of the UI.
-        histories: model -> epochs, as `figures.losses` takes them; a missing one is said to be missing.
-        documents: title -> link relative to the page, e.g. Data Docs.
-        explained: where the chosen candidate looked; None where nobody asked.
-        beside: earlier versions of the dataset, examples of refused files, the run in Airflow.
+        context: what is shown beside it.
 
     Raises:
         Refused: a link that is neither relative nor http(s).
     """
-    evaluation = narrative.chosen(run)
-    matrices = []
-    if evaluation is not None:
-        shown = [("candidate", evaluation)] + ([("champion", evaluation.champion)] if evaluation.champion else [])
-        matrices = [
-            (f"{title} {e.architecture}", _picture(figures.confusion(e.test, tuple(e.test.classes))))
-            for title, e in shown
-        ]
-    names = [m.model for m in run.models] or [e.model for e in run.evaluations]
-    reasons: dict[str, int] = {}
-    for code, files in ((c, n) for batch in run.batches for c, n in batch.reasons.items()):
-        reasons[code] = reasons.get(code, 0) + files
-    return page(
+    reasons = _count_reasons(run)
+    return html_pages.render_template(
         "report.html.j2",
         run=run,
-        outcome=narrative.outcome(run),
-        reason=narrative.reason(run),
+        **narrative.summarize(run, settings)._asdict(),
         note=narrative.NOTE,
-        version=narrative.version(run),
-        architecture=narrative.architecture(run),
-        headline=narrative.headline(run, settings),
-        chosen=evaluation,
-        choice=narrative.choice(run),
-        disguises=narrative.disguises,
-        differences=narrative.differences(evaluation) if evaluation is not None else [],
-        lungs=partial(narrative.lungs, limit=settings.lungs_hidden_limit),
-        points={m.model: m.operating_point for m in run.models},
-        failed=narrative.failed(run),
-        losses=[(name, _picture(figures.losses(name, histories.get(name)))) for name in names],
-        kept={n: figures.kept_epochs(h) for n, h in histories.items() if h is not None and not h.empty},
-        matrices=matrices,
-        explained=explained[0] if explained else None,
-        sheets=[(label, _picture(png)) for label, png in explained[1].items()] if explained else [],
-        recalls=_picture(figures.recalls(run, settings.recall_floors)) if evaluation is not None else None,
-        difference=_picture(figures.differences(evaluation, settings.margins))
-        if evaluation is not None and evaluation.difference
-        else None,
-        balance=_picture(data_figures.balance(run)) if run.dataset is not None else None,
-        growth=_picture(data_figures.growth(beside.versions)) if len(beside.versions) > 1 else None,
-        refused=_picture(data_figures.refused(reasons)) if reasons else None,
-        refusals=[
-            (r, [(e, _picture(e.thumbnail, "jpeg") if e.thumbnail else None) for e in r.examples])
-            for r in beside.refusals
-        ],
+        candidates=_candidates(run, settings),
+        plots=_draw(run, settings, context, reasons),
+        kept={name: figures.best_epochs(h) for name, h in context.histories.items() if not h.empty},
+        explained=context.explanation,
         batches=[(batch, *narrative.table(batch)) for batch in run.batches],
         shortcuts=narrative.shortcuts(run.dataset),
         drift=narrative.drift(run.dataset),
-        rulings=[narrative.ruled(r) for r in run.rulings],
-        documents=documents,
-        links=links.of_run(settings, run.run, beside.run_link, [m.model for m in run.models]),
+        rulings=[narrative.ruled(ruling) for ruling in run.rulings],
         reasons=sorted(reasons, key=lambda code: (-reasons[code], code)),
-        wall=links.console(settings, "quarantine"),
+        refusals=[(refusal, [(e, _thumbnail(e)) for e in refusal.examples]) for refusal in context.refusals],
+        quarantine_link=links.console(settings, "quarantine"),
         gpu=durations.gpu(run),
+        documents=context.documents,
+        links=links.of_run(settings, run.run, context.run_link, [m.model for m in run.models]),
+        unsent=context.unsent,
     )
 
 
-def ended(settings: Settings, folder: str) -> bool:
-    """Whether a run has its report in that folder; that nothing was new is none, for such a run may go on."""
-    found = store.find_record(settings, folder + "run.json", Run)
-    return found is not None and found[0].outcome != NOTHING_NEW
+def _count_reasons(run: Run) -> dict[str, int]:
+    """Reason code -> files of all batches of the run that were refused for it."""
+    totals: dict[str, int] = {}
+    for batch in run.batches:
+        for code, files in batch.reasons.items():
+            totals[code] = totals.get(code, 0) + files
+    return totals
 
 
-def write(
-    settings: Settings,
-    run: Run,
-    histories: dict[str, pd.DataFrame],
-    documents: dict[str, str],
-    explained: Explained | None = None,
-    beside: Beside = ALONE,
-) -> str:
+def _candidates(run: Run, settings: Settings) -> list[_Candidate]:
+    points = {m.model: m.operating_point for m in run.models}
+    chosen = narrative.chosen(run)
+    differences = narrative.differences(chosen) if chosen is not None else []
+    return [
+        _Candidate(
+            e,
+            points.get(e.model),
+            differences,
+            narrative.disguises(e),
+            narrative.lungs(e, settings.lungs_hidden_limit),
+        )
+        for e in run.evaluations
+    ]
+
+
+def _draw(run: Run, settings: Settings, context: ReportContext, reasons: dict[str, int]) -> _Plots:
+    chosen = narrative.chosen(run)
+    recalls = difference = None
+    matrices = []
+    if chosen is not None:
+        recalls = _data_url(figures.recalls(run, settings.recall_floors))
+        if chosen.difference:
+            difference = _data_url(figures.differences(chosen, settings.margins))
+        for role, e in (("candidate", chosen), ("champion", chosen.champion)):
+            if e is not None:
+                picture = _data_url(figures.confusion(e.test, tuple(e.test.classes)))
+                matrices.append((f"{role} {e.architecture}", picture))
+    models = [m.model for m in run.models] or [e.model for e in run.evaluations]
+    return _Plots(
+        recalls,
+        difference,
+        matrices,
+        sheets=[(label, _data_url(png)) for label, png in context.sheets.items()],
+        losses=[(model, _data_url(figures.losses(model, context.histories.get(model)))) for model in models],
+        balance=_data_url(data_figures.balance(run)) if run.dataset is not None else None,
+        growth=_data_url(data_figures.growth(context.versions)) if len(context.versions) > 1 else None,
+        refused=_data_url(data_figures.refused(reasons)) if reasons else None,
+    )
+
+
+def _thumbnail(example: Example) -> Markup | None:
+    return _data_url(example.thumbnail, "jpeg") if example.thumbnail else None
+
+
+def load_ended(settings: Settings, run: str) -> Run | None:
+    """Returns the record of a run that has its report; None where nothing was new, for such a run may go on."""
+    stored = store.find_record(settings, f"reports/{run}/run.json", Run)
+    return stored[0] if stored is not None and stored[0].outcome != NOTHING_NEW else None
+
+
+def write(settings: Settings, run: Run, context: ReportContext = ReportContext()) -> str:  # noqa: B008 - immutable
     """Stores `reports/<run>/index.html`, then `reports/<run>/run.json`, each once; doing it again changes nothing.
 
-    The page of a failure that came before is replaced, and so is that of a run with nothing new: the run went on, and
-    has ended now.
+    The page of an earlier failure is replaced, and so is that of a run with nothing new: the run went on, and has ended
+    now.
 
     Returns:
         The key of the page.
@@ -148,8 +173,7 @@ def write(
         )
     folder = f"reports/{run.run}/"
     key = folder + "index.html"
-    found = store.find_record(settings, folder + "run.json", Run)
-    stored, etag = found or (None, None)
+    stored, etag = store.find_record(settings, folder + "run.json", Run) or (None, None)
     # Between two tries of the same report, a rollback may have moved the champion, and another run may have taken in
     # what was left out; and Airflow counts the seconds of these. Nothing else may differ.
     passing = {"champion": run.champion, "seconds": run.seconds, "left_out": run.left_out}
@@ -161,7 +185,7 @@ def write(
             f"what is to be written now. Received outcome: {run.outcome!r}. A report is never changed: trigger a "
             "new run instead of clearing tasks of an old one."
         )
-    html = render(run, settings, histories, documents, explained, beside).encode()
+    html = render(run, settings, context).encode()
     store.put_uncommitted(settings, key, html, "text/html; charset=utf-8")
     store.swap(settings, folder + "run.json", run.to_bytes(), etag)
     return key

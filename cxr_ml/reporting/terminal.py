@@ -60,8 +60,8 @@ def candidates_table(evaluations: tuple[Evaluation, ...] | list[Evaluation]) -> 
     for e, role in [(e, "") for e in evaluations] + [(e, " (champion)") for e in champions.values()]:
         for label, m in e.test.classes.items():
             table.add_row(plain(e.model) + role, plain(label), f"{m.recall:.3f}", f"{m.f1:.3f}", str(m.support))
-        for name, m in e.robustness.items():
-            table.add_row("", f"macro, {plain(name)}", "", f"{m.macro_f1:.3f}", "")
+        for name, metrics in e.robustness.items():
+            table.add_row("", f"macro, {plain(name)}", "", f"{metrics.macro_f1:.3f}", "")
         table.add_row("", "macro", "", f"{e.test.macro_f1:.3f}", "", end_section=True)
     return table
 

@@ -27,7 +27,7 @@ _UNKNOWN = (
 )
 _NEVER = r"(?!)"
 # Class names (by name, so that neither Airflow nor TensorFlow is imported), words of the message, advice; first wins.
-_TABLE = (
+_TABLE: tuple[tuple[set[str], str, str], ...] = (
     ({"Refused", "AirflowFailException"}, _NEVER, _INPUT),
     (
         {"MemoryError", "ResourceExhaustedError", "AirflowTaskTerminated"},
@@ -59,14 +59,18 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def advise(error: BaseException | str, batch_size: int) -> str:
-    """What to do about an error, by its kind and those of its causes; says so where nothing is known about it.
+    """Returns what to do about an error, by its kind and those of its causes; says so where nothing is known.
 
     Args:
         error: what was raised, or what is known about it.
         batch_size: images per step, as the settings have it now.
+
+    Example:
+        >>> advise("No space left on device", batch_size=32)[:17]
+        'The disk is full.'
     """
     chain = [] if isinstance(error, str) else _causes(error)
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
     text = error if isinstance(error, str) else " ".join(str(link) for link in chain)
-    found = (what for kinds, words, what in _TABLE if kinds & names or re.search(words, text, re.I))
-    return next(found, _UNKNOWN).format(half=max(1, batch_size // 2), now=batch_size)
+    matches = (advice for kinds, words, advice in _TABLE if kinds & names or re.search(words, text, re.I))
+    return next(matches, _UNKNOWN).format(half=max(1, batch_size // 2), now=batch_size)

@@ -2,7 +2,6 @@
 
 import io
 import re
-from itertools import count
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -32,7 +31,9 @@ def write(folder: Path, file: str, film: np.ndarray, heat: np.ndarray) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePath(file).stem).strip("._-")[:100] or "image"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number in count(1):
+        number = 0
+        while True:
+            number += 1
             path = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
             try:
                 with path.open("xb") as out:  # never through a link, and never over a file

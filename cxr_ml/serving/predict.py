@@ -26,8 +26,8 @@ from cxr_ml.validation import single_image
 
 UNLIKE = "unlike_training"  # code of an image that is unlike those the model was trained on
 _BATCH = 32
-_AHEAD = 2 * _BATCH  # images that are decoded while the network computes, or wait for it
-_OVERLAY = 1024  # px, longest side of a film with the heat over it, but see `decode.shrink`
+_MAX_AHEAD = 2 * _BATCH  # images that are decoded while the network computes, or wait for it
+_MAX_SIDE = 1024  # px, longest side of a film with the heat over it, but see `decode.shrink`
 _one_large = Lock()
 
 Source = Path | str | bytes
@@ -44,7 +44,7 @@ class _Look(NamedTuple):
 
 
 def load_predictor(settings: Settings, model: str | None = None) -> Predict:
-    """A function that predicts images, each on its own, with a model that is loaded and verified once.
+    """Returns a function that predicts images, each on its own, with a model that is loaded and verified once.
 
     It takes images, each a path or the bytes of a file (PNG, JPEG or DICOM), as a list or one by one, and a folder for
     overlays, `explain`, if they are wanted; and yields a `Prediction` for each, in order. While the network computes,
@@ -60,11 +60,14 @@ def load_predictor(settings: Settings, model: str | None = None) -> Predict:
         Refused: there is no champion or no such model, the stored model cannot be trusted, or a suite cannot be used.
     """
     champion = promotion.champion(settings) if model is None else None
-    if model is None and champion is None:
+    if model is not None:
+        name = queries.resolve(settings, model)
+    elif champion is not None:
+        name = champion.model
+    else:
         raise Refused("There is no champion yet. Run a retraining, or name a model.")
-    name = champion.model if model is None else queries.resolve(settings, model)
     record, network = predictions.load_model(settings, name)
-    if champion and champion.artefact_sha256 != record.artefact_sha256:
+    if champion is not None and champion.artefact_sha256 != record.artefact_sha256:
         raise Refused(
             f"The champion's pointer and models/{champion.model}/model.json must name the same file. Received: SHA-256 "
             f"{champion.artefact_sha256} and {record.artefact_sha256}. Run `cxr-ml models verify {champion.model}`."
@@ -86,15 +89,15 @@ def load_predictor(settings: Settings, model: str | None = None) -> Predict:
 
 
 def _ahead(look: Callable[[Source], _Look], sources: Iterable[Source]) -> Iterator[_Look]:
-    """`look` of each source, in order, in threads that are at most _AHEAD images ahead of who takes them."""
+    """`look` of each source, in order, in threads that are at most _MAX_AHEAD images ahead of the caller."""
     remaining, pending = iter(sources), deque[Future[_Look]]()
     pool = ThreadPoolExecutor(memory_budget.count_cores())
     try:
-        pending.extend(pool.submit(look, source) for source in islice(remaining, _AHEAD))
+        pending.extend(pool.submit(look, source) for source in islice(remaining, _MAX_AHEAD))
         while pending:
-            found = pending.popleft().result()
+            look_result = pending.popleft().result()
             pending.extend(pool.submit(look, source) for source in islice(remaining, 1))
-            yield found
+            yield look_result
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -109,7 +112,7 @@ def _look(settings: Settings, judge: single_image.Screen, size: int, film: bool,
                 return _Look(name, refused)
     except formats.BadImage as error:
         return _Look(name, (error.code,))
-    return _Look(name, (), inputs.resize(grey, size), decode.shrink(grey, _OVERLAY) if film else None)
+    return _Look(name, (), inputs.resize(grey, size), decode.shrink(grey, _MAX_SIDE) if film else None)
 
 
 def _read(settings: Settings, path: Path) -> bytes:
@@ -141,24 +144,26 @@ def _answers(
 def _predicted(
     record: Model, known: ood.Likeness | None, network: keras.Model, fit: list[_Look], folder: Path | None
 ) -> Iterator[Prediction]:
-    pixels = np.stack([look.pixels for look in fit])
+    pixels = np.stack([look.pixels for look in fit if look.pixels is not None])
     raw, features, *maps = network.predict_on_batch(pixels)
     if not np.isfinite(raw).all():
         raise Refused(f"Probabilities must be numbers. Received: NaN or infinity; {record.model} cannot be used.")
-    probabilities, said = calibration.apply(raw, record.operating_point, record.classes)
+    probabilities, decided = calibration.apply(raw, record.operating_point, record.classes)
     distance = None if known is None else ood.unlikeness(known, features, pixels)
-    heat = None if folder is None else gradcam.relative(maps[0], said)
+    heat = None if folder is None else gradcam.relative(maps[0], decided)
     for i, look in enumerate(fit):
         unlike = distance is not None and distance[i] > 1
-        each = {c: round(float(p), 6) for c, p in zip(record.classes, probabilities[i], strict=True)}
-        drawn = None if heat is None or unlike else overlays.write(folder, look.file, look.film, heat[i])
+        by_class = {c: round(float(p), 6) for c, p in zip(record.classes, probabilities[i], strict=True)}
+        overlay = None
+        if folder is not None and heat is not None and look.film is not None and not unlike:
+            overlay = overlays.write(folder, look.file, look.film, heat[i])
         yield Prediction(
             file=look.file,
             model=record.model,
-            predicted=None if unlike else record.classes[said[i]],
-            confidence=None if unlike else each[record.classes[said[i]]],
-            probabilities=None if unlike else each,
+            predicted=None if unlike else record.classes[decided[i]],
+            confidence=None if unlike else by_class[record.classes[decided[i]]],
+            probabilities=None if unlike else by_class,
             unlikeness=None if distance is None else round(float(distance[i]), 3),
             refused=(UNLIKE,) if unlike else (),
-            overlay=drawn,
+            overlay=overlay,
         )

@@ -45,7 +45,7 @@ def _progress(told: StepProgress) -> str:
     return formatting.progress(told) + (f" (told {formatting.about(silent)} ago)" if silent >= _SILENT else "")
 
 
-_ENVIRONMENT = html_pages.environment(Path(__file__).with_name("templates"), "html")
+_ENVIRONMENT = html_pages.make_environment(Path(__file__).with_name("templates"), "html")
 _ENVIRONMENT.filters |= {
     "limit_percent": formatting.limit_percent,
     "day": _day,

@@ -392,7 +392,7 @@ def test_a_drop_that_cannot_be_used_stops_no_other_and_ends_the_run_red_with_wha
     found = [ingest_drop.Shard(**job) for job in jobs]
     assert pipeline.left_out(settings, found) == ["a.zip", "c", "d"]
 
-    publish.nothing_new(settings, "r", (), left_out=pipeline.left_out(settings, found))
+    publish.publish_nothing_new(settings, "r", (), left_out=pipeline.left_out(settings, found))
     assert "the drops a.zip, c, d." in store.get(settings, "reports/r/index.html").decode()
 
 

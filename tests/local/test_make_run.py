@@ -18,7 +18,7 @@ from making import LONG, MakeRun
 from cxr_ml import store
 from cxr_ml.records import Run
 from cxr_ml.registry import promotion
-from cxr_ml.reporting import notify
+from cxr_ml.reporting import deliveries
 from cxr_ml.validation import rulings
 from local import airflow_api
 
@@ -271,7 +271,7 @@ def test_a_mail_that_no_server_takes_is_a_red_step_in_a_green_run_and_a_warning_
         config.write_text(plain)
     assert len(promotion.history(made.settings)) == known + 1 and made.mails() == before
     run = promotion.history(made.settings)[-1].run
-    (missed,) = notify.unsent(made.settings, run)
+    (missed,) = deliveries.find_unsent(made.settings, run)
     assert missed.to == ("team@hospital.example",) and "STARTTLS" in missed.why
     (latest,) = airflow_api.get(made.client, "dags/cxr_rollback/dagRuns", order_by="-run_after", limit=1)["dag_runs"]
     steps = airflow_api.get(made.client, f"dags/cxr_rollback/dagRuns/{latest['dag_run_id']}/taskInstances")

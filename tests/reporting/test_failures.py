@@ -16,7 +16,7 @@ EVIL = "<script>alert('x')</script>"
 
 def failed(step="learn.train [1]", error=None, at="2026-01-12T04:00:00+00:00", run=RUN) -> FailedStep:
     error = error or Refused("The loss exploded.\nExpected: a number. Received: nan.\nStart a new run.")
-    told = failures.tell(Settings(), run, step, error, "https://airflow.example/log")
+    told = failures.describe_failure(Settings(), run, step, error, "https://airflow.example/log")
     return told.model_copy(update={"at": at})
 
 
@@ -25,7 +25,7 @@ def page(settings) -> str:
 
 
 def test_a_run_that_fails_has_a_page_with_step_reason_what_to_do_and_log(settings):
-    assert failures.write(settings, failed()) == PAGE
+    assert failures.save_failure(settings, failed()) == PAGE
     html = page(settings)
     for part in (
         "<h1>✗ FAILED at learn.train [1]</h1>", "<p>The loss exploded.</p>", "<p>Expected: a number. Received: nan.",
@@ -35,9 +35,9 @@ def test_a_run_that_fails_has_a_page_with_step_reason_what_to_do_and_log(setting
 
 
 def test_all_failed_steps_of_a_run_are_on_its_page_the_newest_first_and_each_once(settings):
-    failures.write(settings, failed("learn.train [0]", at="2026-01-12T04:00:00+00:00"))
-    failures.write(settings, failed("learn.train [1]", at="2026-01-12T05:00:00+00:00"))
-    failures.write(settings, failed("learn.train [0]", ValueError("again"), at="2026-01-12T06:00:00+00:00"))
+    failures.save_failure(settings, failed("learn.train [0]", at="2026-01-12T04:00:00+00:00"))
+    failures.save_failure(settings, failed("learn.train [1]", at="2026-01-12T05:00:00+00:00"))
+    failures.save_failure(settings, failed("learn.train [0]", ValueError("again"), at="2026-01-12T06:00:00+00:00"))
     html = page(settings)
     assert (
         html.index("FAILED at learn.train [0]") < html.index("<h2>learn.train [0]") < html.index("<h2>learn.train [1]")
@@ -51,28 +51,28 @@ def test_of_two_steps_that_fail_at_once_none_is_lost(settings, monkeypatch):
     def render_while_the_other_step_writes(*given):
         html = render(*given)
         if other:
-            failures.write(settings, other.pop())
+            failures.save_failure(settings, other.pop())
         return html
 
     monkeypatch.setattr(failures, "render", render_while_the_other_step_writes)
-    failures.write(settings, failed("learn.train [1]"))
+    failures.save_failure(settings, failed("learn.train [1]"))
     assert "learn.train [0]" in page(settings) and "learn.train [1]" in page(settings)
 
 
 def test_the_report_of_a_run_that_went_on_takes_the_place_and_is_not_replaced(settings):
-    failures.write(settings, failed(run="gone-on"))
+    failures.save_failure(settings, failed(run="gone-on"))
     run = samples.run(run="gone-on")
-    key = report.write(settings, run, samples.histories(run), {})
+    key = report.write(settings, run, report.ReportContext(samples.histories(run)))
     html = store.get(settings, key)
     assert b"PROMOTED" in html and b"FAILED" not in html
-    failures.write(settings, failed("report", OSError("no mail server"), run="gone-on"))
+    failures.save_failure(settings, failed("report", OSError("no mail server"), run="gone-on"))
     assert store.get(settings, key) == html
 
 
 def test_hostile_names_and_secrets_do_not_reach_the_page(settings, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "deep-secret")
     error = RuntimeError(f"deep-secret at s3://key:pw@host {EVIL}\u202e")
-    told = failures.tell(settings, RUN, f"a/{EVIL}", error, "")
+    told = failures.describe_failure(settings, RUN, f"a/{EVIL}", error, "")
     html = failures.render(settings, [told])
     assert "deep-secret" not in html and ":pw@" not in html and "\u202e" not in html
     assert "<script" not in html and "Log of this step" not in html
@@ -86,7 +86,9 @@ def test_no_width_makes_the_page_wider_than_its_window():
 
 def test_the_page_of_a_failure_leads_to_its_run_in_console_and_airflow():
     settings = Settings(ui_url="https://airflow.example/")
-    told = failures.tell(settings, RUN, "learn.train [1]", ValueError("x"), "", "https://airflow.example/dags/a/runs/x")
+    told = failures.describe_failure(
+        settings, RUN, "learn.train [1]", ValueError("x"), "", "https://airflow.example/dags/a/runs/x"
+    )
     html = failures.render(settings, [told])
     assert 'href="https://airflow.example/dags/a/runs/x"' in html
     assert 'href="https://airflow.example/cxr/runs/manual-2026-01-12T03-00-00-00-00"' in html
@@ -95,8 +97,8 @@ def test_the_page_of_a_failure_leads_to_its_run_in_console_and_airflow():
 def test_a_page_that_said_nothing_was_new_yields_to_a_failure_of_the_run_that_went_on(settings):
     quiet = samples.run(run="gone-on", outcome="nothing_new", batches=(), dataset=None, models=(), evaluations=(),
                         decision=None)  # fmt: skip
-    key = report.write(settings, quiet, {}, {})
-    failures.write(settings, failed(run="gone-on"))
+    key = report.write(settings, quiet)
+    failures.save_failure(settings, failed(run="gone-on"))
     assert b"FAILED" in store.get(settings, key)
-    report.write(settings, samples.run(run="gone-on"), {}, {})
+    report.write(settings, samples.run(run="gone-on"))
     assert b"PROMOTED" in store.get(settings, key)

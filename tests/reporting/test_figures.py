@@ -69,21 +69,11 @@ def crowd(classes: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(int(n) for n in row) for row in counts)
 
 
-def test_the_epoch_that_is_kept_of_a_stage_is_what_the_history_says_and_in_earlier_ones_that_of_the_lowest_loss():
+def test_the_best_epoch_of_a_stage_is_the_one_that_the_history_marks():
     history = samples.history(head=4, fine_tune=3)
-    history["val_calibrated"] = [0.9, 0.5, 0.7, 0.8, 0.6, math.nan, 0.55]
-    assert figures.kept_epochs(history) == {"head": 3, "fine_tune": 7}
-    history = history.drop(columns="kept")
-    assert figures.kept_epochs(history) == {"head": 2, "fine_tune": 7}
-    earlier = history.drop(columns=["calibrated", "val_calibrated"])
-    earlier["val_loss"] = [0.9, 0.6, 0.5, 0.8, 0.4, math.nan, 0.55]
-    assert figures.kept_epochs(earlier) == {"head": 3, "fine_tune": 5}
-
-
-def test_a_stage_without_a_finite_loss_has_no_epoch_that_is_kept():
-    history = samples.history(head=2, fine_tune=2).drop(columns="kept")
-    history["val_calibrated"] = [0.9, 0.5, math.nan, math.inf]
-    assert figures.kept_epochs(history) == {"head": 2}
+    assert figures.best_epochs(history) == {"head": 3, "fine_tune": 7}
+    history.loc[history["stage"] == "fine_tune", "kept"] = False
+    assert figures.best_epochs(history) == {"head": 3}
 
 
 def test_the_loss_curve_names_both_epochs_that_are_kept_and_the_start_of_fine_tuning(monkeypatch):
@@ -93,11 +83,6 @@ def test_the_loss_curve_names_both_epochs_that_are_kept_and_the_start_of_fine_tu
     assert "fine-tuning starts" in seen
     assert "inception_v3-d3" in seen
     assert "macro F1 (%)" in seen
-
-
-def test_the_history_of_a_model_of_an_earlier_version_is_shown_with_its_accuracy(monkeypatch):
-    history = samples.history().drop(columns=["f1", "val_f1", "learning_rate", "images_per_second"])
-    assert "accuracy (%)" in texts(monkeypatch, lambda: figures.losses("light", history))
 
 
 def test_a_run_without_fine_tuning_shows_no_start_of_it(monkeypatch):

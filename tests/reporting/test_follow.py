@@ -62,7 +62,7 @@ def wait_until(true):
 
 
 def test_a_step_may_tell_often_and_who_looks_on_is_told_seldom_but_of_the_last(monkeypatch):
-    monkeypatch.setattr(follow, "_LOOK", 0.01)
+    monkeypatch.setattr(follow, "_LOOK_INTERVAL", 0.01)
     shown = []
     with follow.followed(shown.append, lambda line: None) as on_progress:
         tell = counted(on_progress, "files")
@@ -71,11 +71,11 @@ def test_a_step_may_tell_often_and_who_looks_on_is_told_seldom_but_of_the_last(m
         for n in range(2, 501):
             tell(n, 500)
     assert [p.done for p in shown] == [1, 500]
-    assert follow.SHOWN >= 2
+    assert follow.SHOW_INTERVAL >= 2
 
 
 def test_a_new_part_of_a_step_is_a_line_and_more_of_the_same_is_none_for_a_while(monkeypatch):
-    monkeypatch.setattr(follow, "_LOOK", 0.01)
+    monkeypatch.setattr(follow, "_LOOK_INTERVAL", 0.01)
     lines, shown = [], []
     with follow.followed(shown.append, lines.append) as on_progress:
         for stage in ("drift", "shortcut risk"):
@@ -86,8 +86,8 @@ def test_a_new_part_of_a_step_is_a_line_and_more_of_the_same_is_none_for_a_while
 
 
 def test_a_step_that_tells_nothing_still_has_a_line_now_and_then(monkeypatch):
-    monkeypatch.setattr(follow, "_LOOK", 0.01)
-    monkeypatch.setattr(follow, "SAID", 0.2)
+    monkeypatch.setattr(follow, "_LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(follow, "MAX_SILENCE", 0.2)
     lines = []
     with follow.followed(lambda told: None, lines.append) as on_progress:
         wait_until(lambda: len(lines) == 2)
@@ -98,7 +98,7 @@ def test_a_step_that_tells_nothing_still_has_a_line_now_and_then(monkeypatch):
 
 
 def test_a_listener_that_hangs_holds_up_neither_the_step_nor_its_end_for_long(monkeypatch):
-    monkeypatch.setattr(follow, "_PATIENCE", 0.1)
+    monkeypatch.setattr(follow, "_MAX_WAIT", 0.1)
     answer, asked = threading.Event(), threading.Event()
 
     def hang(told):

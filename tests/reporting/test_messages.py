@@ -32,7 +32,9 @@ def outcome(run=None, settings=SETTINGS, to=(TEAM,), link=LINK):
 
 
 def failure(error, settings=SETTINGS, step="train [1]", run="scheduled__1", link="https://airflow.example/log"):
-    return messages.failure_message(settings, (TEAM,), failures.tell(settings, run, step, error, link), LINK)
+    return messages.failure_message(
+        settings, (TEAM,), failures.describe_failure(settings, run, step, error, link), LINK
+    )
 
 
 def text_of(message) -> str:
@@ -224,7 +226,10 @@ def caused(outer: BaseException, inner: BaseException) -> BaseException:
 )
 def test_advice_fits_the_kind_of_error(error, says):
     assert says in troubleshooting.advise(error, 48)
-    assert says in failures.tell(SETTINGS.model_copy(update={"batch_size": 48}), "r", "train", error, "").advice
+    assert (
+        says
+        in failures.describe_failure(SETTINGS.model_copy(update={"batch_size": 48}), "r", "train", error, "").advice
+    )
 
 
 MANY = tuple(tuple(80 if t == p else (t * p) % 7 for p in range(12)) for t in range(12))
@@ -248,7 +253,7 @@ def test_of_many_classes_the_mail_says_how_many_are_in_the_report_only_and_bring
 
 
 def bodies():
-    failed = failures.tell(
+    failed = failures.describe_failure(
         SETTINGS, "scheduled__1", "train [1]", Refused("models/" + "x" * 300), "https://a.example/log"
     )
     entry = HistoryEntry(

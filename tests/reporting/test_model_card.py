@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("blank_plots")
 
 
 def published(settings, run, name, batches=("b1",)):
-    publish.publish(settings, run, batches)
+    publish.publish_report(settings, run, batches)
     return store.get(settings, f"models/{name}/card.md").decode()
 
 

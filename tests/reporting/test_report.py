@@ -11,9 +11,10 @@ import report_samples as samples
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Check, Failure, Probe, Ruling, Run
-from cxr_ml.reporting import formatting, html_pages, narrative, report
+from cxr_ml.records import Check, Failure, Probe, Ruling, Run, Unsent
+from cxr_ml.reporting import formatting, narrative, report
 from cxr_ml.reporting.examples import Example, Refusal
+from cxr_ml.reporting.report import ReportContext
 from cxr_ml.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -40,9 +41,8 @@ class Page(HTMLParser):
 
 
 def read(run: Run, settings=SETTINGS, histories=None, documents=None) -> Page:
-    return Page(
-        report.render(run, settings, samples.histories(run) if histories is None else histories, documents or {})
-    )
+    histories = samples.histories(run) if histories is None else histories
+    return Page(report.render(run, settings, ReportContext(histories, documents or {})))
 
 
 def test_the_first_screen_says_promoted_with_version_recalls_floors_and_champion():
@@ -55,11 +55,9 @@ def test_the_first_screen_says_promoted_with_version_recalls_floors_and_champion
 
 def test_where_the_candidate_looked_is_shown_with_its_share_outside_the_chest():
     run = samples.run()
-    explained = (
-        samples.explanation(run.decision.model),
-        {"NORMAL": b"png one", "COVID19": b"png two", EVIL: b"png three"},
-    )
-    page = Page(report.render(run, SETTINGS, {}, {}, explained))
+    sheets = {"NORMAL": b"png one", "COVID19": b"png two", EVIL: b"png three"}
+    context = ReportContext(explanation=samples.explanation(run.decision.model), sheets=sheets)
+    page = Page(report.render(run, SETTINGS, context))
     part = page.text.split("Where the candidate looked")[1].split("Loss curves")[0]
     assert "NORMAL 21.0 %" in part and "COVID19 48.0 %" in part and "spread evenly, for comparison 36.0 %" in part
     sources = [facts.get("src", "") for tag, facts in page.tags if tag == "img"]
@@ -210,7 +208,7 @@ def test_the_page_needs_no_network():
     }
     places = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     assert {link for link in links if link.startswith("#")} == {f"#{place}" for place in places}
-    html = report.render(samples.run(), SETTINGS, {}, {})
+    html = report.render(samples.run(), SETTINGS)
     assert "@import" not in html and "url(" not in html
 
 
@@ -235,7 +233,9 @@ def test_hostile_names_arrive_harmless():
             "checks": (Check(name=EVIL, kind="condition", observed=None, expected=EVIL, passed=False, reason=EVIL),),
         }
     )
-    html = report.render(run.model_copy(update={"decision": decision}), SETTINGS, {}, {EVIL: f"a/{EVIL}"})
+    html = report.render(
+        run.model_copy(update={"decision": decision}), SETTINGS, ReportContext(documents={EVIL: f"a/{EVIL}"})
+    )
     page = Page(html)
     assert "script" not in {tag for tag, _ in page.tags}
     assert not any("onerror" in attributes for _, attributes in page.tags)
@@ -247,7 +247,7 @@ def test_hostile_names_arrive_harmless():
 @pytest.mark.parametrize("link", ["javascript:alert(1)", "data:text/html,x", "JaVaScRiPt:x", "java\nscript:x"])
 def test_a_link_that_could_run_something_is_refused(link):
     with pytest.raises(Refused, match="relative, http or https"):
-        report.render(samples.run(), SETTINGS, {}, {"docs": link})
+        report.render(samples.run(), SETTINGS, ReportContext(documents={"docs": link}))
 
 
 @pytest.mark.parametrize(
@@ -302,9 +302,9 @@ def test_failed_checks_are_on_the_first_screen_and_further_ones_a_click_away():
 
 def test_the_page_leads_to_console_and_airflow():
     run = samples.run()
-    beside = report.Beside(run_link="https://airflow.example/dags/cxr_retraining/runs/x%2B1")
+    context = ReportContext(run_link="https://airflow.example/dags/cxr_retraining/runs/x%2B1")
     settings = Settings(ui_url="https://airflow.example/")
-    page = Page(report.render(run, settings, {}, {}, None, beside))
+    page = Page(report.render(run, settings, context))
     links = {facts["href"] for tag, facts in page.tags if tag == "a"}
     for path in (
         "/dags/cxr_retraining/runs/x%2B1", "/cxr/quarantine", "/cxr/models/inception_v3-d3-1a2b3c4d",
@@ -315,7 +315,7 @@ def test_the_page_leads_to_console_and_airflow():
 
 def test_an_address_of_the_ui_that_could_run_something_is_refused():
     with pytest.raises(Refused, match="relative, http or https"):
-        report.render(samples.run(), Settings(ui_url="javascript:alert(1)//"), {}, {})
+        report.render(samples.run(), Settings(ui_url="javascript:alert(1)//"))
 
 
 def test_growth_is_shown_from_the_second_version_on():
@@ -325,7 +325,7 @@ def test_growth_is_shown_from_the_second_version_on():
         ((run.dataset,), "no growth to show yet"),
         ((run.dataset, older), "Growth over the versions"),
     ):
-        text = Page(report.render(run, SETTINGS, {}, {}, None, report.Beside(versions))).text
+        text = Page(report.render(run, SETTINGS, ReportContext(versions=versions))).text
         assert said in text
 
 
@@ -338,7 +338,7 @@ def test_how_long_each_step_took_is_shown_and_so_is_that_it_is_not_known():
 def test_examples_of_refused_files_stand_under_their_reason_harmless():
     examples = [Example(f"x/{EVIL}.png", "NORMAL", b"thumb"), Example("x/broken.png", "", b"")]
     refusals = [Refusal("white_box", "white_box is 0.3, expected ≤ 0.005.", 120, examples), Refusal("none", "", 3, [])]
-    page = Page(report.render(samples.run(), SETTINGS, {}, {}, None, report.Beside((), refusals)))
+    page = Page(report.render(samples.run(), SETTINGS, ReportContext(refusals=refusals)))
     assert "white_box 2 of 120 files The first: white_box is 0.3" in page.text
     assert f"NORMAL x/{EVIL}.png no picture no label x/broken.png" in page.text
     assert "script" not in {tag for tag, _ in page.tags}
@@ -355,13 +355,14 @@ def test_a_drop_of_which_nothing_was_new_says_what_became_of_its_files():
     assert "NOTHING NEW None of the 33 files that came in was new and fit to train on" in read(run).text
 
 
-def test_a_warning_takes_its_place_on_the_first_screen_and_can_be_taken_away():
-    html = report.render(samples.run(), SETTINGS, {}, {})
-    warned = html_pages.warned(html_pages.warned(html, "an earlier one"), f"No mail {EVIL}\n")
-    text = Page(warned).text.split("Gate checks")[0]
-    assert f"Warning: No mail {EVIL}" in text and "an earlier one" not in text and EVIL not in warned
-    assert html_pages.warned(warned, "") == html
-    assert html_pages.warned("<p>of an earlier version</p>", "x") == "<p>of an earlier version</p>"
+def test_mails_that_could_not_be_sent_are_on_the_first_screen():
+    unsent = [Unsent(kind="promoted", to=(EVIL, "b@c"), why=f"No {EVIL}\n", at="2026-01-12T04:00:00+00:00")] * 2
+    html = report.render(samples.run(), SETTINGS, ReportContext(unsent=unsent))
+    first = Page(html).text.split("Gate checks")[0]
+    sentence = f"No mail about this run could be sent to {EVIL}, b@c (2026-01-12T04:00:00+00:00). No {EVIL}"
+    assert f"Warning: {sentence} {sentence}" in first
+    assert EVIL not in html
+    assert "Warning:" not in report.render(samples.run(), SETTINGS)
 
 
 LONG = tuple(f"A CLASS WITH A VERY LONG NAME {n}" for n in range(12))
@@ -371,8 +372,9 @@ MANY = tuple(tuple(80 if t == p else (t * p) % 7 for p in range(12)) for t in ra
 def with_plots(run):
     """The page of a run, with long names of files, and with what takes longest to draw."""
     files = [Example(f"{'long' * 60}.png", "x" * 60, b"")]
-    beside = report.Beside((), [Refusal("white_box", "", 4, files)])
-    return report.render(run, SETTINGS, samples.histories(run), {"Data Docs": "x.html"}, None, beside)
+    refusals = [Refusal("white_box", "", 4, files)]
+    context = ReportContext(samples.histories(run), {"Data Docs": "x.html"}, refusals=refusals)
+    return report.render(run, SETTINGS, context)
 
 
 @pytest.fixture(scope="module")
@@ -403,42 +405,42 @@ def bucket(settings):
 
 def test_the_report_and_its_record_are_stored_once(bucket):
     run = samples.run(run="manual__2026-01-12T03:00:00+00:00")
-    key = report.write(bucket, run, samples.histories(run), {})
+    key = report.write(bucket, run, ReportContext(samples.histories(run)))
     assert key == "reports/manual__2026-01-12T03:00:00+00:00/index.html"
     page = store.get(bucket, key)
     assert b"PROMOTED" in page
     assert store.load(bucket, key.replace("index.html", "run.json"), Run).to_bytes() == run.to_bytes()
-    assert report.write(bucket, run, samples.histories(run), {}) == key
+    assert report.write(bucket, run, ReportContext(samples.histories(run))) == key
     assert store.get(bucket, key) == page
 
 
 def test_a_report_with_nan_is_stored_and_read_back(bucket):
     run = samples.run(run="nan", test=((90, 0, 0), (0, 0, 0), (0, 0, 90)))
-    report.write(bucket, run, {}, {})
-    assert report.write(bucket, run, {}, {}) == "reports/nan/index.html"
+    report.write(bucket, run)
+    assert report.write(bucket, run) == "reports/nan/index.html"
     assert math.isnan(store.load(bucket, "reports/nan/run.json", Run).evaluations[0].test.macro_f1)
 
 
 def test_a_rollback_between_two_tries_does_not_change_the_report(bucket):
     run = samples.run(run="retried")
-    key = report.write(bucket, run, {}, {})
+    key = report.write(bucket, run)
     page = store.get(bucket, key)
     later = run.champion.model_copy(update={"version": 13})
-    assert report.write(bucket, run.model_copy(update={"champion": later}), {}, {}) == key
+    assert report.write(bucket, run.model_copy(update={"champion": later})) == key
     assert store.get(bucket, key) == page
 
 
 def test_a_stored_report_is_never_replaced_by_another_outcome(bucket):
-    report.write(bucket, samples.run(run="twice"), {}, {})
+    report.write(bucket, samples.run(run="twice"))
     with pytest.raises(Refused, match="already stored with outcome 'promoted'"):
-        report.write(bucket, samples.run(run="twice", outcome="refused"), {}, {})
+        report.write(bucket, samples.run(run="twice", outcome="refused"))
 
 
 @pytest.mark.parametrize("name", ["../champion", "a/b", "", "..", ".", "x" * 201, "a\nb", "a b"])
 def test_a_run_id_that_could_leave_its_folder_is_refused_before_anything_is_written(bucket, name):
     before = list(store.keys(bucket, ""))
     with pytest.raises(Refused, match="run id"):
-        report.write(bucket, samples.run(run=name), {}, {})
+        report.write(bucket, samples.run(run=name))
     assert list(store.keys(bucket, "")) == before
 
 
@@ -471,7 +473,7 @@ def test_rulings_of_humans_are_shown_harmless_and_those_withheld_counted():
         at="2026-01-10T09:00:00+00:00", reasons=("conflicting_label",),
     )  # fmt: skip
     run = with_probes(0.4, 0.4, rulings=7, withheld=("a" * 64,)).model_copy(update={"rulings": (ruling,)})
-    html = report.render(run, SETTINGS, {}, {})
+    html = report.render(run, SETTINGS)
     text = Page(html).text
     assert "Rulings of humans, new in this dataset" in text and EVIL not in html
     assert "relabelled as COVID19 by dr.a: read again. Set aside: conflicting_label." in text
@@ -486,7 +488,7 @@ def test_a_warning_and_a_class_that_is_not_trained_are_told_apart_from_what_was_
     ]
     batch = samples.batch(failures=tuple(failures), untrained={"TUBERCULOSIS": 3})
     run = samples.run(batches=(batch,))
-    html = report.render(run, SETTINGS, samples.histories(run), {})
+    html = report.render(run, SETTINGS, ReportContext(samples.histories(run)))
     assert "Warning only: classes, NORMAL: e" in html
     assert "Warning only: classes, COVID19" not in html and "classes, COVID19: e" in html
     assert "Class TUBERCULOSIS: known label, not trained (3 images accepted)." in html

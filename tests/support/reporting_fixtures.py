@@ -33,12 +33,12 @@ def mail_server():
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The pauses between tries of a mail, not waited for."""
-    from cxr_ml.reporting import smtp
+    """The pauses between tries of a mail about a failure, not waited for."""
+    from cxr_ml.reporting import notify
 
-    seen = []
-    monkeypatch.setattr(smtp.time, "sleep", seen.append)
-    return seen
+    pauses = []
+    monkeypatch.setattr(notify.time, "sleep", pauses.append)
+    return pauses
 
 
 @pytest.fixture
