@@ -89,7 +89,7 @@ def test_no_weekly_run_was_made_behind_the_scenes(made):
     assert [run["run_type"] for run in runs] == ["manual"]
     dag = airflow_api.get(made.client, f"dags/{airflow_api.DAG}")
     assert dag["is_paused"] is False
-    assert not airflow_api.overdue(made.client)
+    assert not airflow_api.is_weekly_run_overdue(made.client)
     assert dag["next_dagrun_run_after"].endswith("T03:00:00Z")
 
 
@@ -110,7 +110,7 @@ def test_the_form_refuses_a_bad_value_before_anything_runs(made):
             made.trigger(**form)
         assert caught.value.response.status_code == 400
         assert next(iter(form)) in caught.value.response.text
-    assert not airflow_api.active_runs(made.client)
+    assert not airflow_api.list_active_runs(made.client)
 
 
 def test_a_drop_that_does_not_exist_fails_at_once_with_one_mail_that_says_why(made):
@@ -293,7 +293,7 @@ def running_training(made: MakeRun, run_id: str, try_number: int) -> psutil.Proc
     end = time.monotonic() + LONG
     while True:
         found = [
-            t for t in airflow_api.task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"
+            t for t in airflow_api.list_task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"
         ]
         assert time.monotonic() < end, made.tasks(run_id)
         if [(t["state"], t["try_number"]) for t in found] == [("running", try_number)]:
@@ -323,7 +323,9 @@ def test_a_training_that_is_killed_is_retried_and_goes_on_and_one_that_is_cancel
     assert second.pid != first.pid
     ((model, died_after),) = checkpoints(made, known).items()
     wait_until(lambda: checkpoints(made, known)[model] > died_after, LONG, "it does not go on")
-    (task,) = [t for t in airflow_api.task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"]
+    (task,) = [
+        t for t in airflow_api.list_task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"
+    ]
     path = f"dags/{airflow_api.DAG}/dagRuns/{run_id}/taskInstances/learn.train/logs/{task['try_number']}"
     log = str(airflow_api.get(made.client, path, map_index=task["map_index"])["content"])
     assert int(re.search(r"head: (\d+) epochs were stored before; going on from there", log)[1]) >= 3
