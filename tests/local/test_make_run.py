@@ -350,7 +350,15 @@ def left_over(state: Path) -> list[str]:
     return found
 
 
-def test_ctrl_c_twice_ends_everything_at_once_with_the_status_of_the_run(made):
+@pytest.fixture(scope="module")
+def interrupted(made):
+    """A run that trains when `make run` is interrupted."""
+    run_id = made.trigger(train_anyway=True, seed=3, head_epochs=1000, patience=1000)
+    running_training(made, run_id, 1)
+    return run_id
+
+
+def test_ctrl_c_twice_ends_everything_at_once_with_the_status_of_the_run(made, interrupted):
     assert left_over(made.state)
     made.process.send_signal(signal.SIGINT)
     made.wait_for("Ending all services", 30)
@@ -360,3 +368,17 @@ def test_ctrl_c_twice_ends_everything_at_once_with_the_status_of_the_run(made):
     for name, port in made.ports.items():
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, name
+
+
+def test_a_run_that_was_interrupted_ends_as_failed_at_the_next_start(made, interrupted):
+    made.start()
+    made.wait_for("/runs/manual__", LONG)  # of the run that comes after it
+    assert f"The run {interrupted} of " in made.output
+    assert "was interrupted; it was ended as failed." in made.output
+    assert interrupted not in made.output.split("finished epoch.")[1]
+    made.connect()
+    assert airflow_api.get_run_state(made.client, interrupted, time.sleep) == "failed"
+    states = {name: state for name, (state, _) in made.tasks(interrupted).items()}
+    assert states["data.build_dataset"] == "success"
+    assert states["learn.train"] in ("failed", "skipped")
+    assert {states[name] for name in ("learn.evaluate", "promote", "report", "mail")} == {"skipped"}
