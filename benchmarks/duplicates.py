@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from held_out import half
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode, formats, hashes
 from cxr_ml.settings import Settings
 from cxr_ml.validation.duplicates import bit_hashes, orientations, search
 
@@ -98,17 +98,17 @@ TURNS = (on_its_side, inverted, padded)  # alone, and after one of CHANGES
 
 
 def facts(name: str, kind: str, grey: np.ndarray) -> dict:
-    small = measure.shrink(grey, measure.SMALL)
-    square = measure.square(small, 256)
+    small = decode.shrink(grey, decode.MEASURED_SIDE)
+    square = hashes.resize_square(small, 256)
     way = cv2.INTER_AREA if min(grey.shape) >= search.SIDE else cv2.INTER_LINEAR
     side = (search.SIDE, search.SIDE)  # find() would bring it to this size in the same way
-    inner = measure.inner_hash(small)
+    inner = hashes.inner_hash(small)
     return {
         "sha256": f"{kind} {name}",
         "of": name,
         "kind": kind,
-        "phash": measure.perceptual_hash(square),
-        "fine_hash": measure.fine_hash(square),
+        "phash": hashes.perceptual_hash(square),
+        "fine_hash": hashes.fine_hash(square),
         "inner_hash": inner,
         "grey": small if inner else cv2.resize(grey, side, interpolation=way),  # a margin is cut off before that
     }
@@ -118,8 +118,8 @@ def originals_and_copies(number: int, path: Path, changed: bool) -> list[dict]:
     """Facts of a picture and, if `changed`, of its copies; none where it cannot be read."""
     cv2.setNumThreads(1)
     try:
-        pixels = measure.open_image(path.read_bytes(), SETTINGS).pixels
-    except measure.BadImage:
+        pixels = decode.decode_image(path.read_bytes(), SETTINGS).pixels
+    except formats.BadImage:
         return []
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     rng, name = np.random.default_rng([7, number]), str(path)
@@ -155,7 +155,7 @@ def found_and_merged(folder: Path, files: int, changed_files: int) -> pd.DataFra
         loads.append(sha)
         return pictures[sha]
 
-    merged = search.find(originals, originals.iloc[:0], load, SETTINGS)["duplicate_of"]
+    merged = search.find_duplicates(originals, originals.iloc[:0], load, SETTINGS)["duplicate_of"]
     merged = merged[merged != ""]
     print(f"originals: {len(originals)}, merged with another: {len(merged)}, pictures looked at: {len(loads)}")
     same = {}
@@ -164,7 +164,7 @@ def found_and_merged(folder: Path, files: int, changed_files: int) -> pd.DataFra
         print(f"  {originals.at[i, 'of']} = {other}")
     start, hits = time.perf_counter(), {}
     for kind, part in changed.groupby("kind"):
-        answer = search.find(part, originals, load, SETTINGS)["duplicate_of"].str.removeprefix("original ")
+        answer = search.find_duplicates(part, originals, load, SETTINGS)["duplicate_of"].str.removeprefix("original ")
         own = part["of"]
         right = (answer == own) | (answer == own.map(same)) | (answer.map(same) == own)
         hits[kind] = (len(part), right.sum(), ((answer != "") & ~right).sum())
@@ -183,7 +183,7 @@ def strangers(originals: pd.DataFrame) -> int:
     """Pairs of the originals that are candidates."""
     hashes = np.array([int(h, 16) for h in originals["phash"]], np.uint64)
     fine = np.frombuffer(bytes.fromhex("".join(originals["fine_hash"])), np.uint64).reshape(-1, 16)
-    inner = search.inner_of(originals["inner_hash"])
+    inner = hash_columns.inner_of(originals["inner_hash"])
     found = search.candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.duplicate_bits, inner)
     return sum(len(likest) for _, likest in found)
 
@@ -209,7 +209,7 @@ def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
     def alike(pair: tuple) -> float:
         i, j, way, *_ = pair
         copy, original = search.normalise(copy_greys[i]), search.normalise(original_greys[j])
-        return search.likeness(original, orientations.turn(copy, way), np.inf)
+        return pixel_similarity.correlate(original, orientations.turn(copy, way), np.inf)
 
     with ThreadPoolExecutor(2) as pool:
         table = pd.DataFrame(found, columns=["number", "place", "way", "bits", "apart"])
@@ -261,7 +261,7 @@ def scale(originals: pd.DataFrame, number: int = 100_000, flips: float = 0.12) -
         noise = np.packbits(rng.random((10_000, 1024)) < 0.2, axis=1).view(np.uint64)
         far[top : top + 10_000] = fine[which[top : top + 10_000]] ^ noise
     far = np.ascontiguousarray(far.T)
-    inner = search.inner_of(originals["inner_hash"])
+    inner = hash_columns.inner_of(originals["inner_hash"])
     of = np.flatnonzero(np.isin(which, inner.of))
     mine = np.searchsorted(inner.of, which[of])
     inner = search.Inner(of, inner.hashes[mine] ^ turned_bits[of], inner.fine[:, mine] ^ far[:, of] ^ fine[which[of]].T)

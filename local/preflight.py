@@ -36,7 +36,7 @@ def check_drop(settings: Settings, drop: Path) -> None:
     try:
         labels.check_labels(settings, drop.name)
     finally:
-        cache.forget(settings, drop.name)
+        cache.evict(settings, drop.name)
 
 
 if __name__ == "__main__":
