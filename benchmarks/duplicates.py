@@ -1,11 +1,15 @@
-"""Copies found, strangers merged, and the time for 100,000 hashes: `python benchmarks/duplicates.py FOLDER`.
+"""Copies found, strangers merged, and the time for 100,000 hashes.
 
-FOLDER holds X-rays, each picture once but for true copies, which are listed as "merged" for a person to look at.
+    python benchmarks/duplicates.py FOLDER [--files 20000] [--changed 2000]
+
+FOLDER holds X-rays, each picture once but for true copies, which are listed as "merged" for a person to look at. At
+most `--files` of them are compared with one another; fifteen copies are made of at most `--changed` of these, spread
+evenly: each takes up to 0.5 MB of memory and some 50 ms.
 Limits are also chosen on the films of one half of the patients, and tried on the copies of the other half's films.
 """
 
+import argparse
 import resource
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
@@ -110,15 +114,17 @@ def facts(name: str, kind: str, grey: np.ndarray) -> dict:
     }
 
 
-def copies(numbered: tuple[int, Path]) -> list[dict]:
+def originals_and_copies(number: int, path: Path, changed: bool) -> list[dict]:
+    """Facts of a picture and, if `changed`, of its copies; none where it cannot be read."""
     cv2.setNumThreads(1)
-    number, path = numbered
     try:
         pixels = decode.decode_image(path.read_bytes(), SETTINGS).pixels
     except formats.BadImage:
         return []
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     rng, name = np.random.default_rng([7, number]), str(path)
+    if not changed:
+        return [facts(name, "original", grey)]
     rows = [facts(name, "original", grey)] + [facts(name, f.__name__, f(grey, rng)) for f in (*CHANGES, *EDGE)]
     first, second = (CHANGES[i] for i in sorted(rng.choice(len(CHANGES), 2, replace=False)))
     rng_of_turns = np.random.default_rng([8, number])
@@ -129,10 +135,18 @@ def copies(numbered: tuple[int, Path]) -> list[dict]:
     return [*rows, facts(name, f"{first.__name__} + {second.__name__}", second(first(grey, rng), rng))]
 
 
-def found_and_merged(folder: Path) -> pd.DataFrame:
+def spread_evenly(total: int, wanted: int) -> np.ndarray:
+    """At most `wanted` of the numbers below `total`, ascending."""
+    return np.unique(np.linspace(0, total - 1, min(total, wanted)).astype(int))
+
+
+def found_and_merged(folder: Path, files: int, changed_files: int) -> pd.DataFrame:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    paths = [paths[place] for place in spread_evenly(len(paths), files)]
+    is_changed = np.isin(np.arange(len(paths)), spread_evenly(len(paths), changed_files))
     with ProcessPoolExecutor(2) as pool:
-        table = pd.DataFrame([row for rows in pool.map(copies, enumerate(paths), chunksize=8) for row in rows])
+        parts = pool.map(originals_and_copies, range(len(paths)), paths, is_changed.tolist(), chunksize=8)
+        table = pd.DataFrame([row for rows in parts for row in rows])
     pictures = dict(zip(table["sha256"], table["grey"], strict=True))
     originals, changed = table[table["kind"] == "original"], table[table["kind"] != "original"]
     loads: list[str] = []
@@ -161,7 +175,7 @@ def found_and_merged(folder: Path) -> pd.DataFrame:
     print(result.to_string())
     print(f"all: {result['found'].sum() / len(changed):.4%} of {len(changed)} found, {seconds:.1f} s")
     upright = ~changed["kind"].str.contains("|".join(f.__name__ for f in TURNS))
-    held_out(changed[upright], originals, same)
+    held_out(changed[upright], originals[originals["of"].isin(changed["of"])], same)
     return originals
 
 
@@ -192,11 +206,12 @@ def pairs(changed: pd.DataFrame, originals: pd.DataFrame) -> pd.DataFrame:
             i, j = i[places], j[places]
             columns = (top + i, j, np.full(len(i), way), differing[i, j], apart)
             found += list(zip(*(column.tolist() for column in columns), strict=True))
-    one, two = (list(map(pixel_similarity.normalise, t["grey"])) for t in (changed, originals))
+    copy_greys, original_greys = changed["grey"].to_numpy(), originals["grey"].to_numpy()
 
     def alike(pair: tuple) -> float:
         i, j, way, *_ = pair
-        return pixel_similarity.correlate(two[j], orientations.turn_pictures(one[i], way), np.inf)
+        copy, original = pixel_similarity.normalise(copy_greys[i]), pixel_similarity.normalise(original_greys[j])
+        return pixel_similarity.correlate(original, orientations.turn_pictures(copy, way), np.inf)
 
     with ThreadPoolExecutor(2) as pool:
         table = pd.DataFrame(found, columns=["number", "place", "way", "bits", "apart"])
@@ -269,4 +284,9 @@ def scale(originals: pd.DataFrame, number: int = 100_000, flips: float = 0.12) -
 
 
 if __name__ == "__main__":
-    scale(found_and_merged(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--files", type=int, default=20_000, help="pictures of the folder that are compared")
+    parser.add_argument("--changed", type=int, default=2_000, help="pictures of which copies are made")
+    arguments = parser.parse_args()
+    scale(found_and_merged(arguments.folder, arguments.files, arguments.changed))

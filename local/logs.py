@@ -4,13 +4,13 @@ from pathlib import Path
 
 
 def tail(path: Path, lines: int = 25) -> str:
-    """The last lines of a log, indented."""
+    """Returns the last lines of a log, indented."""
     text = path.read_text(errors="replace") if path.is_file() else ""
     return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (empty)"
 
 
-def dead_service(logs: Path) -> str:
-    """Which service ended first, by honcho's log, with the end of its own log."""
+def describe_dead_service(logs: Path) -> str:
+    """Returns which service ended first, by honcho's log, with the end of its own log."""
     for line in (logs / "honcho.log").read_text(errors="replace").splitlines():
         if " stopped (rc=" in line:
             # honcho numbers the processes of a service: scheduler.1

@@ -1,4 +1,4 @@
-"""What can be told before Airflow starts: settings, suites and a drop that cannot work.
+"""Refuses settings, suites and a drop that cannot work, before Airflow starts.
 
 python -m local.preflight      checks the suites, which takes seconds; status 2 and a sentence where they are refused
 """
@@ -32,11 +32,11 @@ def check_drop(settings: Settings, drop: Path) -> None:
         Refused: it has none, or labels.csv or the archive cannot be used.
     """
     drop = drop.resolve()
-    there = settings.model_copy(update={"inbox": str(drop.parent)})
+    settings = settings.model_copy(update={"inbox": str(drop.parent)})
     try:
-        labels.check_labels(there, drop.name)
+        labels.check_labels(settings, drop.name)
     finally:
-        cache.evict(there, drop.name)
+        cache.evict(settings, drop.name)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cxr_ml.errors import Refused
-from local.state import REPOSITORY, private_file
+from local.state import REPOSITORY, write_private_file
 
 USUAL_PORTS = {
     "ui": 8080,
@@ -26,7 +26,7 @@ STORE_PORTS = ("s3", "master", "volume", "filer", "admin")
 
 
 def is_free(port: int) -> bool:
-    """Whether nothing listens on `port` of the loopback interface and this user may bind it."""
+    """Returns whether nothing listens on `port` of the loopback interface and this user may bind it."""
     with socket.socket() as probe:
         probe.settimeout(1)
         if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -42,7 +42,7 @@ def is_free(port: int) -> bool:
 
 
 def choose_ports(free: Callable[[int], bool] = is_free, usual_ports: Mapping[str, int] = USUAL_PORTS) -> dict[str, int]:
-    """A port for each service: the usual one, else the next above it that is free.
+    """Returns a port for each service: the usual one, else the next above it that is free.
 
     Raises:
         Refused: none of the 200 ports from the usual one on is free.
@@ -64,7 +64,7 @@ def choose_ports(free: Callable[[int], bool] = is_free, usual_ports: Mapping[str
 
 
 def find_config(environ: Mapping[str, str], repository: Path = REPOSITORY) -> Path | None:
-    """The settings file for a run: PROFILE, else CXR_CONFIG, else cxr.toml, else `cpu` with weights and `demo` without.
+    """Returns the settings file: PROFILE, else CXR_CONFIG, else cxr.toml, else `cpu` with weights and `demo` without.
 
     None (PROFILE=default) leaves it to cxr_ml/settings.py.
 
@@ -92,7 +92,7 @@ def find_config(environ: Mapping[str, str], repository: Path = REPOSITORY) -> Pa
 def library_environment(
     state: Path, ports: Mapping[str, int], secrets: Mapping[str, str], config: Path | None, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """The variables with which `cxr-ml` works on the running store, whoever calls it."""
+    """Returns the variables with which `cxr-ml` works on the running store, whoever calls it."""
     variables = {
         "AWS_ACCESS_KEY_ID": secrets["s3_access_key"],
         "AWS_SECRET_ACCESS_KEY": secrets["s3_secret_key"],
@@ -121,7 +121,15 @@ def library_environment(
 def airflow_environment(
     state: Path, ports: Mapping[str, int], secrets: Mapping[str, str], database: str | None, schedule: bool
 ) -> dict[str, str]:
-    """Airflow's configuration as variables. `database`: SQLAlchemy URL, None: SQLite; `schedule`: weekly runs too."""
+    """Returns Airflow's configuration as variables.
+
+    Args:
+        state: the state folder.
+        ports: of `choose_ports`.
+        secrets: of `state.load_secrets`.
+        database: SQLAlchemy URL; None: an SQLite file in `state`.
+        schedule: whether weekly runs are made.
+    """
     address = f"http://127.0.0.1:{ports['ui']}"
     home = state / "airflow"
     sections: dict[str, dict[str, object]] = {
@@ -169,7 +177,7 @@ def environment(
     schedule: bool,
     environ: Mapping[str, str] = os.environ,
 ) -> dict[str, str]:
-    """The whole environment of the services: the caller's without its AWS and Airflow variables, and ours on top."""
+    """Returns the environment of the services: the caller's without its AWS and Airflow variables, and ours on top."""
     inherited = {
         name: value
         for name, value in environ.items()
@@ -193,13 +201,33 @@ def environment(
 def write_files(
     state: Path, ports: Mapping[str, int], secrets: Mapping[str, str], variables: Mapping[str, str]
 ) -> None:
-    """The files in `state` that services and users read: passwords, ports, and `env` for a shell."""
+    """Writes the files in `state` that services and users read: passwords, ports, and `env` for a shell."""
     for name in ("airflow", "logs", "inbox", "copying", "store", "reports"):
         (state / name).mkdir(mode=0o700, exist_ok=True)
-    private_file(state / "airflow" / "passwords.json", json.dumps({"admin": secrets["ui_password"]}) + "\n")
-    private_file(state / "ports.json", json.dumps(dict(ports), indent=2) + "\n")
+    write_private_file(state / "airflow" / "passwords.json", json.dumps({"admin": secrets["ui_password"]}) + "\n")
+    write_private_file(state / "ports.json", json.dumps(dict(ports), indent=2) + "\n")
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())]
-    private_file(
+    write_private_file(
         state / "env",
         "# For a shell: set -a; . this file; set +a. Then `cxr-ml` uses the running store.\n" + "".join(lines),
     )
+
+
+def take_environment(state: Path, secrets: Mapping[str, str], schedule: bool) -> dict[str, str]:
+    """Chooses settings file and ports, writes the files of `state`, and makes this process's environment the services'.
+
+    Args:
+        state: the state folder.
+        secrets: of `state.load_secrets`.
+        schedule: whether weekly runs are made.
+
+    Returns:
+        The environment of the services.
+    """
+    config, ports = find_config(os.environ), choose_ports()
+    variables = library_environment(state, ports, secrets, config, os.environ)
+    env = environment(state, ports, secrets, config, schedule)
+    write_files(state, ports, secrets, variables)
+    os.environ.clear()
+    os.environ.update(env)
+    return env

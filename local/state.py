@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def folder() -> Path:
-    """Absolute path of the state folder: `.local/` of this checkout, or the folder named by CXR_LOCAL."""
+    """Returns the absolute path of the state folder: `.local/` of this checkout, or the folder named by CXR_LOCAL."""
     return Path(os.environ.get("CXR_LOCAL") or REPOSITORY / ".local").absolute()
 
 
@@ -49,7 +49,7 @@ def hold(state: Path) -> int:
     return descriptor
 
 
-def private_file(path: Path, text: str) -> None:
+def write_private_file(path: Path, text: str) -> None:
     """Writes `text` so that only its owner can ever read it, whole or not at all."""
     draft = path.with_name(path.name + ".draft")
     draft.unlink(missing_ok=True)
@@ -59,7 +59,7 @@ def private_file(path: Path, text: str) -> None:
 
 
 def load_secrets(state: Path) -> dict[str, str]:
-    """The secrets of `state`, generated the first time: S3 keys, keys of Airflow, its UI password, the patient salt."""
+    """Returns the secrets, generated the first time: S3 keys, keys of Airflow, its UI password, the patient salt."""
     path = state / "secrets.json"
     if not path.exists():
         generated = {
@@ -71,12 +71,12 @@ def load_secrets(state: Path) -> dict[str, str]:
             "ui_password": secrets.token_urlsafe(12),
             "patient_salt": secrets.token_urlsafe(32),
         }
-        private_file(path, json.dumps(generated, indent=2) + "\n")
+        write_private_file(path, json.dumps(generated, indent=2) + "\n")
     return json.loads(path.read_text())
 
 
 def clean(state: Path) -> bool:
-    """Removes `state`. False when there was nothing to remove.
+    """Removes `state`. Returns False when there was nothing to remove.
 
     Raises:
         Refused: it is in use, or `make run` did not make it.

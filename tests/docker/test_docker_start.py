@@ -27,6 +27,7 @@ from compose_reading import (
 from cryptography.fernet import Fernet
 
 from cxr_ml import store
+from local import airflow_api
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +41,7 @@ def test_init_makes_database_pool_bucket_and_password(image, compose, seaweed, t
     assert result.returncode == 0, result.stdout + result.stderr
     with sqlite3.connect(tmp_path / "airflow.db") as database:
         pool = database.execute("select slots, description from slot_pool where pool = 'gpu'").fetchone()
-    wanted = re.search(r'set_pool\(\w+, "gpu", (\d+), "(.+?)"\)', (REPOSITORY / "local/run.py").read_text())
-    assert pool == (int(wanted[1]), wanted[2])
+    assert pool == (airflow_api.GPU_POOL["slots"], airflow_api.GPU_POOL["description"])
     passwords = root / "state/ui/passwords.json"
     assert json.loads(passwords.read_text()) == {"admin": "sample-of-CXR_UI_PASSWORD"}
     assert stat.S_IMODE(passwords.stat().st_mode) == 0o600

@@ -17,8 +17,8 @@ from botocore.session import Session
 
 from cxr_ml.settings import Settings
 from local import airflow_api
-from local.outcome import mails
 from local.state import REPOSITORY
+from local.summary import read_subjects
 
 # One epoch at a rate near zero: the first champion is poor, so that a few real epochs beat it.
 CONFIG = """
@@ -82,16 +82,20 @@ class MakeRun:
         self.state = folder / "state"
         write_easy_drop(folder / "2026-01-05")
         self.config = write_config(folder)
-        variables = {
+        self.variables = {
             "CXR_LOCAL": str(self.state),
             "CXR_CONFIG": str(self.config),
             "DROP": str(folder / "2026-01-05"),
         }
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, also a second time when it has ended."""
         inherited = {n: v for n, v in os.environ.items() if not n.startswith(("CXR_", "AIRFLOW")) and n != "ONCE"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "local.run"],
             cwd=REPOSITORY,
-            env=inherited | variables,
+            env=inherited | self.variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -133,18 +137,18 @@ class MakeRun:
         )
 
     def trigger(self, **form: object) -> str:
-        return airflow_api.trigger(self.client, form)
+        return airflow_api.trigger_run(self.client, form)
 
     def wait(self, run_id: str, seconds: float = LONG) -> str:
         end = time.monotonic() + seconds
-        while (state := airflow_api.run_state(self.client, run_id, time.sleep)) in _UNFINISHED:
+        while (state := airflow_api.get_run_state(self.client, run_id, time.sleep)) in _UNFINISHED:
             assert time.monotonic() < end, self.tasks(run_id)
             time.sleep(0.5)
         return state
 
     def tasks(self, run_id: str) -> dict[str, tuple[str, int]]:
         """Task -> its state, and how often it was tried."""
-        found = airflow_api.task_instances(self.client, run_id, time.sleep)
+        found = airflow_api.list_task_instances(self.client, run_id, time.sleep)
         return {task["task_id"]: (task["state"], task["try_number"]) for task in found}
 
     def question(self, run_id: str) -> dict:
@@ -190,4 +194,4 @@ class MakeRun:
         return state
 
     def mails(self) -> dict[str, str]:
-        return mails(self.state / "maildir")
+        return read_subjects(self.state / "maildir")

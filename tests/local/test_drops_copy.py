@@ -3,7 +3,7 @@ import os
 import pytest
 
 from cxr_ml.errors import Refused
-from local.drops import copy_drop, listing
+from local.drops import copy_drop, list_files
 
 
 def accept(drop):
@@ -24,7 +24,7 @@ def folders(tmp_path):
 def test_a_drop_arrives_whole_with_its_times_and_leaves_no_scratch(folders):
     source, inbox, copying = folders
     assert copy_drop(source, inbox, copying, accept) == ("2026-01-05", True)
-    assert listing(inbox / "2026-01-05") == {"train/NORMAL/a.png": 3, "readme.txt": 5}
+    assert list_files(inbox / "2026-01-05") == {"train/NORMAL/a.png": 3, "readme.txt": 5}
     assert (inbox / "2026-01-05" / "readme.txt").stat().st_mtime == 1_000_000_000
     assert not list(copying.iterdir())
 
@@ -36,7 +36,7 @@ def test_the_same_drop_again_is_recognised_and_another_of_its_name_refused(folde
     (source / "new.png").write_bytes(b"more")
     with pytest.raises(Refused, match=r"another drop named '2026-01-05'.*Rename"):
         copy_drop(source, inbox, copying, accept)
-    assert "new.png" not in listing(inbox / "2026-01-05")
+    assert "new.png" not in list_files(inbox / "2026-01-05")
 
 
 def test_links_and_special_files_stay_outside(folders, tmp_path):
@@ -58,7 +58,7 @@ def test_a_half_copy_of_an_earlier_run_does_not_get_in(folders):
     (copying / "2026-01-05").mkdir()
     (copying / "2026-01-05" / "half.png").write_bytes(b"ha")
     copy_drop(source, inbox, copying, accept)
-    assert "half.png" not in listing(inbox / "2026-01-05")
+    assert "half.png" not in list_files(inbox / "2026-01-05")
 
 
 def test_a_copy_that_breaks_off_leaves_the_inbox_as_it_was(folders, monkeypatch):

@@ -89,7 +89,7 @@ def test_no_weekly_run_was_made_behind_the_scenes(made):
     assert [run["run_type"] for run in runs] == ["manual"]
     dag = airflow_api.get(made.client, f"dags/{airflow_api.DAG}")
     assert dag["is_paused"] is False
-    assert not airflow_api.overdue(made.client)
+    assert not airflow_api.is_weekly_run_overdue(made.client)
     assert dag["next_dagrun_run_after"].endswith("T03:00:00Z")
 
 
@@ -110,7 +110,7 @@ def test_the_form_refuses_a_bad_value_before_anything_runs(made):
             made.trigger(**form)
         assert caught.value.response.status_code == 400
         assert next(iter(form)) in caught.value.response.text
-    assert not airflow_api.active_runs(made.client)
+    assert not airflow_api.list_active_runs(made.client)
 
 
 def test_a_drop_that_does_not_exist_fails_at_once_with_one_mail_that_says_why(made):
@@ -293,7 +293,7 @@ def running_training(made: MakeRun, run_id: str, try_number: int) -> psutil.Proc
     end = time.monotonic() + LONG
     while True:
         found = [
-            t for t in airflow_api.task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"
+            t for t in airflow_api.list_task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"
         ]
         assert time.monotonic() < end, made.tasks(run_id)
         if [(t["state"], t["try_number"]) for t in found] == [("running", try_number)]:
@@ -323,7 +323,9 @@ def test_a_training_that_is_killed_is_retried_and_goes_on_and_one_that_is_cancel
     assert second.pid != first.pid
     ((model, died_after),) = checkpoints(made, known).items()
     wait_until(lambda: checkpoints(made, known)[model] > died_after, LONG, "it does not go on")
-    (task,) = [t for t in airflow_api.task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"]
+    (task,) = [
+        t for t in airflow_api.list_task_instances(made.client, run_id, time.sleep) if t["task_id"] == "learn.train"
+    ]
     path = f"dags/{airflow_api.DAG}/dagRuns/{run_id}/taskInstances/learn.train/logs/{task['try_number']}"
     log = str(airflow_api.get(made.client, path, map_index=task["map_index"])["content"])
     assert int(re.search(r"head: (\d+) epochs were stored before; going on from there", log)[1]) >= 3
@@ -348,7 +350,15 @@ def left_over(state: Path) -> list[str]:
     return found
 
 
-def test_ctrl_c_twice_ends_everything_at_once_with_the_status_of_the_run(made):
+@pytest.fixture(scope="module")
+def interrupted(made):
+    """A run that trains when `make run` is interrupted."""
+    run_id = made.trigger(train_anyway=True, seed=3, head_epochs=1000, patience=1000)
+    running_training(made, run_id, 1)
+    return run_id
+
+
+def test_ctrl_c_twice_ends_everything_at_once_with_the_status_of_the_run(made, interrupted):
     assert left_over(made.state)
     made.process.send_signal(signal.SIGINT)
     made.wait_for("Ending all services", 30)
@@ -358,3 +368,17 @@ def test_ctrl_c_twice_ends_everything_at_once_with_the_status_of_the_run(made):
     for name, port in made.ports.items():
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0, name
+
+
+def test_a_run_that_was_interrupted_ends_as_failed_at_the_next_start(made, interrupted):
+    made.start()
+    made.wait_for("/runs/manual__", LONG)  # of the run that comes after it
+    assert f"The run {interrupted} of " in made.output
+    assert "was interrupted; it was ended as failed." in made.output
+    assert interrupted not in made.output.split("finished epoch.")[1]
+    made.connect()
+    assert airflow_api.get_run_state(made.client, interrupted, time.sleep) == "failed"
+    states = {name: state for name, (state, _) in made.tasks(interrupted).items()}
+    assert states["data.build_dataset"] == "success"
+    assert states["learn.train"] in ("failed", "skipped")
+    assert {states[name] for name in ("learn.evaluate", "promote", "report", "mail")} == {"skipped"}

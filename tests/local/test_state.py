@@ -29,7 +29,7 @@ def test_a_private_file_is_never_readable_by_others_even_where_it_replaces_one_t
     path = tmp_path / "env"
     path.write_text("old")
     path.chmod(0o644)
-    state.private_file(path, "new")
+    state.write_private_file(path, "new")
     assert path.read_text() == "new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [p.name for p in tmp_path.iterdir()] == ["env"]

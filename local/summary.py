@@ -1,4 +1,4 @@
-"""Tells what a run did, from what it left in the store and in the maildir."""
+"""Prints what a run did, from what it left in the store and in the maildir."""
 
 import mailbox
 from email.header import decode_header, make_header
@@ -15,7 +15,7 @@ from cxr_ml.settings import Settings
 
 
 def fetch_report(settings: Settings, run: str, reports: Path) -> Path | None:
-    """Copies the report of `run` (its slug) to `reports/<run>/`. Path of its index.html, None without one."""
+    """Copies the report of `run` (its slug) to `reports/<run>/`. Returns its index.html, None where there is none."""
     prefix = f"reports/{run}/"
     folder = (reports / run).resolve()
     for key in store.keys(settings, prefix):
@@ -28,21 +28,20 @@ def fetch_report(settings: Settings, run: str, reports: Path) -> Path | None:
     return index if index.is_file() else None
 
 
-def mails(maildir: Path) -> dict[str, str]:
-    """Name of each mail's file in `maildir` -> its subject, as one line of printable text."""
+def read_subjects(maildir: Path) -> dict[str, str]:
+    """Returns name of each mail's file in `maildir` -> its subject, as one line of printable text."""
     if not maildir.is_dir():
         return {}
-    found = mailbox.Maildir(maildir, create=False)
     subjects = {}
-    for key, message in sorted(found.items()):  # by time
+    for name, message in sorted(mailbox.Maildir(maildir, create=False).items()):  # by time
         subject = str(make_header(decode_header(str(message.get("Subject", "")))))
         printable = "".join(c if c.isprintable() else " " for c in subject)
-        subjects[key] = " ".join(printable.split())  # long headers are folded
+        subjects[name] = " ".join(printable.split())  # long headers are folded
     return subjects
 
 
-def show(settings: Settings, run_id: str, state: Path, mails_before: set[str], console: Console) -> None:
-    """Prints what became of the run `run_id`, and copies its report to `state/reports/`."""
+def print_summary(settings: Settings, run_id: str, state: Path, known_mails: set[str], console: Console) -> None:
+    """Prints what became of the run `run_id` and which mails are new, and copies its report to `state/reports/`."""
     run_slug = slug(run_id)
     key = f"reports/{run_slug}/run.json"
     console.print()
@@ -55,12 +54,12 @@ def show(settings: Settings, run_id: str, state: Path, mails_before: set[str], c
         console.print("The run left no report: see its steps in Airflow.", soft_wrap=True)
     if report:
         console.print(f"Report    {report}", markup=False, highlight=False, soft_wrap=True)
-        where = f"s3://{settings.bucket}/{settings.prefix}reports/{run_slug}/index.html"
-        console.print(f"          {where}", markup=False, highlight=False, soft_wrap=True)
-    new = {name: subject for name, subject in mails(state / "maildir").items() if name not in mails_before}
+        address = f"s3://{settings.bucket}/{settings.prefix}reports/{run_slug}/index.html"
+        console.print(f"          {address}", markup=False, highlight=False, soft_wrap=True)
+    new = {name: subject for name, subject in read_subjects(state / "maildir").items() if name not in known_mails}
     console.print(f"Mails     {len(new)} new in {state / 'maildir'}", markup=False, highlight=False, soft_wrap=True)
     for missed in deliveries.find_unsent(settings, run_slug):
-        told = f"Warning   no mail to {', '.join(missed.to)}: {missed.why}"
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        warning = f"Warning   no mail to {', '.join(missed.to)}: {missed.why}"
+        console.print(warning, markup=False, highlight=False, soft_wrap=True)
     for subject in new.values():
         console.print(f"          {subject}", markup=False, highlight=False, soft_wrap=True)

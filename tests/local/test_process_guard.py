@@ -1,4 +1,4 @@
-"""The keeper against processes that do all they can to stay."""
+"""The process guard against processes that do all they can to stay."""
 
 import signal
 import subprocess
@@ -28,7 +28,7 @@ time.sleep(600)
 
 def start(code):
     return subprocess.Popen(
-        [sys.executable, "-m", "local.keeper", sys.executable, "-c", code],
+        [sys.executable, "-m", "local.process_guard", sys.executable, "-c", code],
         cwd=REPOSITORY,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -48,42 +48,42 @@ def gone(pids):
 
 @pytest.fixture
 def stubborn():
-    keeper = start(STUBBORN)
-    pids = [int(keeper.stdout.readline()) for _ in range(2)]
-    yield keeper, pids
-    keeper.stdin.close()
-    keeper.wait(timeout=120)
+    guard = start(STUBBORN)
+    pids = [int(guard.stdout.readline()) for _ in range(2)]
+    yield guard, pids
+    guard.stdin.close()
+    guard.wait(timeout=120)
 
 
 def test_a_second_signal_ends_even_a_daemon_that_ignores_them_at_once(stubborn):
-    keeper, pids = stubborn
+    guard, pids = stubborn
     began = time.monotonic()
-    keeper.send_signal(signal.SIGTERM)
+    guard.send_signal(signal.SIGTERM)
     assert all(map(psutil.pid_exists, pids))
-    while keeper.poll() is None:  # of two that come before it looks, it sees one
-        keeper.send_signal(signal.SIGTERM)
+    while guard.poll() is None:  # of two that come before it looks, it sees one
+        guard.send_signal(signal.SIGTERM)
         time.sleep(0.1)
-    assert keeper.returncode == 0
+    assert guard.returncode == 0
     assert gone(pids)
     assert time.monotonic() - began < 6
 
 
 @pytest.mark.slow
 def test_the_death_of_the_starter_ends_everything(stubborn):
-    keeper, pids = stubborn
-    keeper.stdin.close()
-    assert keeper.wait(timeout=120) == 0
+    guard, pids = stubborn
+    guard.stdin.close()
+    assert guard.wait(timeout=120) == 0
     assert gone(pids)
 
 
 @pytest.mark.slow
 def test_the_end_of_the_command_ends_what_it_left_behind_and_gives_its_status():
-    keeper = start(STUBBORN.replace("os.wait()", "os.wait(); os._exit(3)"))
-    daemon = int(keeper.stdout.readline())
-    assert keeper.wait(timeout=120) == 3
+    guard = start(STUBBORN.replace("os.wait()", "os.wait(); os._exit(3)"))
+    daemon = int(guard.stdout.readline())
+    assert guard.wait(timeout=120) == 3
     assert gone([daemon])
 
 
-def test_a_command_that_ends_well_without_being_told_is_still_reported():
-    keeper = start("pass")
-    assert keeper.wait(timeout=120) == 1
+def test_a_command_that_ends_by_itself_gives_status_1():
+    guard = start("pass")
+    assert guard.wait(timeout=120) == 1

@@ -1,6 +1,6 @@
 """Runs one command and leaves nothing behind: ends with it, when asked to, or when its own starter is gone.
 
-    python -m local.keeper COMMAND…      standard input: a pipe that the starter keeps open
+    python -m local.process_guard COMMAND…      standard input: a pipe that the starter keeps open
 
 SIGTERM ends everything in good order, a second one at once.
 """
@@ -15,8 +15,8 @@ import time
 
 import psutil
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
@@ -26,28 +26,28 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants(seen: set[psutil.Process]) -> list[psutil.Process]:
-    """The living processes that descend from this one; remembers them in `seen` for where orphans are not adopted."""
-    for parent in [psutil.Process(), *(() if sys.platform == "linux" else seen)]:
+def list_descendants(known: set[psutil.Process]) -> list[psutil.Process]:
+    """Returns the living processes that descend from this one; `known` keeps them, for systems without adoption."""
+    for parent in [psutil.Process(), *(() if sys.platform == "linux" else known)]:
         try:
-            seen.update(parent.children(recursive=True))
+            known.update(parent.children(recursive=True))
         except psutil.Error:
             continue
     alive = []
-    for process in seen:
+    for process in known:
         try:
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 alive.append(process)
         except psutil.Error:
             continue
-    seen.intersection_update(alive)
+    known.intersection_update(alive)
     return alive
 
 
-def sweep(seen: set[psutil.Process], timeout: float = 20.0) -> list[psutil.Process]:
+def kill_descendants(known: set[psutil.Process], timeout: float = 20.0) -> list[psutil.Process]:
     """Kills every descendant, also those that turn up meanwhile. Returns the ones that outlived `timeout` seconds."""
     end = time.monotonic() + timeout
-    while (alive := descendants(seen)) and time.monotonic() < end:
+    while (alive := list_descendants(known)) and time.monotonic() < end:
         for process in alive:
             try:
                 process.kill()
@@ -57,43 +57,43 @@ def sweep(seen: set[psutil.Process], timeout: float = 20.0) -> list[psutil.Proce
     return alive
 
 
-def keep(command: list[str]) -> int:
-    """Runs `command` until it ends, this process is told to, or standard input closes; then ends all descendants.
+def run_guarded(command: list[str]) -> int:
+    """Runs `command` until it ends, a signal comes, or standard input closes; then ends all descendants.
 
     Returns:
-        0 when it was told to end, else the exit status of `command`, or 1 if that is 0.
+        0 when a signal or the end of standard input ended it, else the exit status of `command`, or 1 if that is 0.
     """
-    asked = 0
+    requests = 0  # to end
 
-    def ask(_signal: int, _frame: object) -> None:
-        nonlocal asked
-        asked += 1
+    def on_signal(_signal: int, _frame: object) -> None:
+        nonlocal requests
+        requests += 1
 
-    for number in _SIGNALS:
-        signal.signal(number, ask)
+    for number in SIGNALS:
+        signal.signal(number, on_signal)
     adopt_orphans()
-    seen: set[psutil.Process] = set()
+    known: set[psutil.Process] = set()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
-        while not asked and child.poll() is None:
+        while not requests and child.poll() is None:
             if select.select([0], [], [], 1.0)[0] and not os.read(0, 1):
-                asked = 1
-            descendants(seen)
+                requests = 1
+            list_descendants(known)
         status = child.poll()
         if status is None:
             child.terminate()
-        end = time.monotonic() + PATIENCE
-        while asked < 2 and time.monotonic() < end and descendants(seen):
+        end = time.monotonic() + GRACE_SECONDS
+        while requests < 2 and time.monotonic() < end and list_descendants(known):
             child.poll()
             time.sleep(0.1)
     finally:
-        left = sweep(seen)
-        for number in _SIGNALS:  # one that comes while Python shuts down would else change the exit status
+        survivors = kill_descendants(known)
+        for number in SIGNALS:  # one that comes while Python shuts down would else change the exit status
             signal.signal(number, signal.SIG_IGN)
-    for process in left:
+    for process in survivors:
         print(f"Process {process.pid} could not be ended.", file=sys.stderr)
     return 0 if status is None else status or 1
 
 
 if __name__ == "__main__":
-    sys.exit(keep(sys.argv[1:]))
+    sys.exit(run_guarded(sys.argv[1:]))
