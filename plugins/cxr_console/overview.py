@@ -1,7 +1,7 @@
 """The first page: who is champion, how the last runs ended, what waits for a human, when the next run comes."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
@@ -39,7 +39,7 @@ def overview(request: Request, user: User) -> HTMLResponse:
         since=since,
         days=_days(since),
         lines=headline(figures, s) if figures else [],
-        runs=[(run, outcome(run, entries)) for run in runs],
+        runs=list_outcomes(runs, entries),
         steps=steps,
         waiting=scheduler.waiting(),
         schedule=scheduler.schedule(),
@@ -70,9 +70,20 @@ def headline(found: Evaluation, s: Settings) -> list[dict[str, Any]]:
     return [*rows, macro | {"interval": found.test.intervals.get("macro F1")}]
 
 
-def outcome(run: scheduler.AirflowRun, entries: list[HistoryEntry]) -> HistoryEntry | None:
-    """What the history says of a run."""
-    return next((e for e in reversed(entries) if e.run == run.name), None)
+class RunOutcome(NamedTuple):
+    """What came of a run."""
+
+    run: scheduler.AirflowRun
+    entry: HistoryEntry | None  # its last in the registry's history; None: it came to no decision
+    nothing_new: bool  # its record in the store says so; Airflow's "success" alone may be an interrupted run
+
+
+def list_outcomes(runs: list[scheduler.AirflowRun], entries: list[HistoryEntry]) -> list[RunOutcome]:
+    """What came of each run, in the same order."""
+    last = {entry.run: entry for entry in entries}
+    undecided = [run.name for run in runs if run.state == "success" and run.name not in last]
+    nothing_new = shelf.found_nothing_new(undecided)
+    return [RunOutcome(run, last.get(run.name), run.name in nothing_new) for run in runs]
 
 
 def trend(entries: list[HistoryEntry], s: Settings) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ def runs(request: Request, user: User, page: int = 1) -> HTMLResponse:
     page = max(1, min(page, 100_000))
     entries = shelf.history()
     found = scheduler.runs(_PAGE + 1, (page - 1) * _PAGE)
-    rows = [(run, overview.outcome(run, entries)) for run in found[:_PAGE]]
+    rows = overview.list_outcomes(found[:_PAGE], entries)
     steps = scheduler.steps(found[:_PAGE])
     values = {"rows": rows, "page": page, "more": len(found) > _PAGE, "waiting": scheduler.waiting(), "steps": steps}
     return pages.render(request, user, "runs.html", "Runs", goes_on=bool(steps), **values)
@@ -45,6 +45,7 @@ def run(request: Request, user: User, name: str) -> HTMLResponse:
         raise HTTPException(404, f"There is no run of this name. Received: {name!r}")
     steps = scheduler.steps([of_airflow]) if of_airflow else {}
     values = {"run": of_airflow, "entry": entry, "reported": reported, "name": name, "steps": steps}
+    values["nothing_new"] = entry is None and bool(shelf.found_nothing_new([name]))
     return pages.render(request, user, "run.html", f"Run {name}", goes_on=bool(steps), **values)
 
 

@@ -16,7 +16,7 @@ from fastapi import HTTPException
 from cxr_ml import settings as settings_module
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Model, Record, Ruling
+from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Model, Record, Ruling, Run
 from cxr_ml.registry import promotion, queries
 from cxr_ml.settings import Settings
 from cxr_ml.validation import judge_batch
@@ -106,6 +106,14 @@ def history() -> list[HistoryEntry]:
         while found := store.find_record(settings(), f"registry/history/{len(_history) + 1:05d}.json", HistoryEntry):
             _history.append(found[0])
         return list(_history)
+
+
+def found_nothing_new(runs: Iterable[str]) -> set[str]:
+    """Names of those of the runs whose stored record says that they had nothing to do."""
+    names = list(runs)
+    # A record that says so is replaced only when its run is cleared and comes to a decision, which the history tells.
+    records = _together(lambda name: _if_there(record, f"reports/{name}/run.json", Run), names)
+    return {name for name, run in zip(names, records, strict=True) if run and run.outcome == "nothing_new"}
 
 
 def model_names() -> set[str]:
