@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from cxr_console import charts, pages, scheduler, shelf
+from cxr_console import charts, pages, scheduler, store_cache
 from cxr_console.access import User
 from cxr_ml.evaluation import metrics
 from cxr_ml.records import Evaluation, HistoryEntry, Model
@@ -21,11 +21,11 @@ _VERSIONS = 30  # champion versions in the chart
 @router.get("/")
 def overview(request: Request, user: User) -> HTMLResponse:
     """The page."""
-    s, entries = shelf.settings(), shelf.history()
+    s, entries = store_cache.settings(), store_cache.history()
     champion = promotion.champion(s)
     since = next((e for e in entries if champion and e.number == champion.history), None)
-    model = shelf.record(f"models/{champion.model}/model.json", Model) if champion else None
-    figures = shelf.evaluation(champion.model, entries) if champion else None
+    model = store_cache.record(f"models/{champion.model}/model.json", Model) if champion else None
+    figures = store_cache.evaluation(champion.model, entries) if champion else None
     runs = scheduler.runs(_RUNS)
     steps = scheduler.steps(runs)
     return pages.render(
@@ -82,7 +82,7 @@ def list_outcomes(runs: list[scheduler.AirflowRun], entries: list[HistoryEntry])
     """What came of each run, in the same order."""
     last = {entry.run: entry for entry in entries}
     undecided = [run.name for run in runs if run.state == "success" and run.name not in last]
-    nothing_new = shelf.found_nothing_new(undecided)
+    nothing_new = store_cache.found_nothing_new(undecided)
     return [RunOutcome(run, last.get(run.name), run.name in nothing_new) for run in runs]
 
 
