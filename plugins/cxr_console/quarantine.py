@@ -121,8 +121,8 @@ def judge(
     names = [f"{batch}/{row['file']}" for batch, _, row in map(_row, files)]
     try:
         settings = store_cache.settings()
-        withheld, known = versions.withheld(settings), store_cache.rulings()
-        made = add_ruling.rule_all(
+        withheld, known = versions.load_withheld(settings), store_cache.rulings()
+        made = add_ruling.rule_on_images(
             settings, withheld, names, action, user.get_name(), why, label, rejected_too, store_cache.named, known
         )
     except Refused as error:

@@ -18,7 +18,6 @@ from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Model, Record, Ruling, Run
 from cxr_ml.registry import promotion, queries
 from cxr_ml.settings import Settings
-from cxr_ml.validation import judge_batch
 from cxr_ml.validation import rulings as rulings_module
 
 R = TypeVar("R", bound=Record)
@@ -213,7 +212,7 @@ def _named(name: str, known: set[str], read: Callable[[], R], what: str) -> R:
 
 def refused(batch: str) -> pa.Table:
     """The refused files of a committed batch, in their order."""
-    return _kept("refused", batch, judge_batch.refused)
+    return _kept("refused", batch, committed_batches.read_refused)
 
 
 def refused_of(batches: Iterable[str]) -> list[pa.Table]:
@@ -222,8 +221,8 @@ def refused_of(batches: Iterable[str]) -> list[pa.Table]:
 
 
 def named(_: Settings, batch: str) -> pa.Table:
-    """`judge_batch.named` for the library, which a ruling needs of every batch."""
-    return _kept("named", batch, judge_batch.named)
+    """`committed_batches.read_outcomes` for the library, which a ruling needs of every batch."""
+    return _kept("named", batch, committed_batches.read_outcomes)
 
 
 def _kept(kind: str, batch: str, read: Callable[[Settings, str], pa.Table]) -> pa.Table:

@@ -131,7 +131,7 @@ def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
 
     def release(file):
         names, known = [f"{batch}/NORMAL/{file}"], store_cache.rulings()
-        made = add_ruling.rule_all(
+        made = add_ruling.rule_on_images(
             store_cache.settings(), (), names, "release", "ann", "seen", "", False, store_cache.named, known
         )
         store_cache.add_rulings(made)
@@ -141,6 +141,6 @@ def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
     assert release("boxed.png")[0].number == 1
     assert table in read(asked)
     assert release("more.png")[0].number == 2
-    add_ruling.rule(settings, (), f"{batch}/NORMAL/boxed.png", "withdraw", "ben", "a hand in the beam")
+    add_ruling.rule_on_image(settings, (), f"{batch}/NORMAL/boxed.png", "withdraw", "ben", "a hand in the beam")
     assert [r.by for r in store_cache.rulings()] == ["ann", "ann", "ben"]
     assert table not in read(asked) and len(store_cache.in_force()) == 2
