@@ -1,7 +1,6 @@
 """What ties the library to Airflow: the trigger form, settings of a run, connections, what a failed step tells."""
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -290,8 +289,11 @@ def mail_silent_failures(context: Any) -> None:  # noqa: ANN401
     ti = context["ti"]
     states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id])[ti.run_id]
     for name in sorted(name for name, state in states.items() if state == "failed"):
-        task_id, index = re.fullmatch(r"(.+?)(?:_(\d+))?", name).groups()
-        index = -1 if index is None else int(index)
+        # Airflow calls the third instance of a mapped task x "x_2", which may be the id of a task, too.
+        task_id, index = name, -1
+        if name not in context["dag"].task_ids:
+            task_id, _, number = name.rpartition("_")
+            index = int(number)
         if not ti.xcom_pull(task_ids=task_id, key=MAILED, map_indexes=index):
             _tell_failure(context, task_id, index, _KILLED)
 

@@ -28,7 +28,7 @@ async def console(scope: dict[str, Any], receive: Any, send: Any) -> None:  # no
 
 def _read_ahead() -> None:
     importlib.import_module("cxr_console.app")
-    importlib.import_module("cxr_console.shelf").read_ahead()
+    importlib.import_module("cxr_console.store_cache").read_ahead()
 
 
 @asynccontextmanager

@@ -41,7 +41,7 @@ def static(name: str) -> Response:
 
 
 @app.middleware("http")
-async def bear_headers(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+async def add_security_headers(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
     """Adds to every answer what tells the browser to run, frame, guess and keep nothing that is not ours."""
     answer = await call(request)
     answer.headers.setdefault("Content-Security-Policy", POLICY)

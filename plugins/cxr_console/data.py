@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
-from cxr_console import charts, pages, shelf
+from cxr_console import charts, pages, store_cache
 from cxr_console.access import User
 from cxr_ml.records import Dataset
 from cxr_ml.reporting import narrative
@@ -22,15 +22,15 @@ _SHOWN_BY = {"artefact": "white_box", "cast": "saturation", "border": "black_bor
 @router.get("/data")
 def data(request: Request, user: User) -> HTMLResponse:
     """All dataset versions and drops, newest first."""
-    versions = shelf.datasets()
+    versions = store_cache.datasets()
     return pages.render(
         request,
         user,
         "data.html",
         "Data",
         versions=[(d, _sums(d)) for d in reversed(versions)],
-        classes=shelf.settings().classes,
-        batches=shelf.batches(),
+        classes=store_cache.settings().classes,
+        batches=store_cache.batches(),
         chart=_growth(versions),
     )
 
@@ -43,7 +43,7 @@ def _growth(versions: list[Dataset]) -> dict[str, Any] | None:
     """Images of each class over the dataset versions, all splits together."""
     series = {
         label: [float(sum(counts.get(label, 0) for counts in d.counts.values())) for d in versions]
-        for label in shelf.settings().classes
+        for label in store_cache.settings().classes
     }
     high = max((v for values in series.values() for v in values), default=0.0)
     round_high = -(-high // 100) * 100 if high > 100 else high
@@ -54,17 +54,17 @@ def _growth(versions: list[Dataset]) -> dict[str, Any] | None:
 @router.get("/data/datasets/{number}")
 def dataset(request: Request, user: User, number: int) -> HTMLResponse:
     """One dataset version."""
-    found = next((d for d in shelf.datasets() if d.dataset == number), None)
+    found = next((d for d in store_cache.datasets() if d.dataset == number), None)
     if found is None:
         raise HTTPException(404, f"There is no dataset version of this number. Received: {number}")
-    trained = [row for row in shelf.models(shelf.history()) if row["dataset"] == number]
+    trained = [row for row in store_cache.models(store_cache.history()) if row["dataset"] == number]
     return pages.render(
         request,
         user,
         "dataset.html",
         f"Dataset {number}",
         dataset=found,
-        classes=shelf.settings().classes,
+        classes=store_cache.settings().classes,
         shortcuts=narrative.shortcuts(found),
         drift=narrative.drift(found),
         trained=trained,
@@ -74,8 +74,8 @@ def dataset(request: Request, user: User, number: int) -> HTMLResponse:
 @router.get("/data/drops/{name}")
 def drop(request: Request, user: User, name: str) -> HTMLResponse:
     """One drop: what became of its files, and why its classes were rejected, with examples."""
-    record = shelf.batch(name)
-    rows = shelf.refused(name)
+    record = store_cache.batch(name)
+    rows = store_cache.refused(name)
     columns, counts = narrative.table(record)
     return pages.render(
         request,

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Form, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from cxr_console import pages, scheduler, shelf
+from cxr_console import pages, scheduler, store_cache
 from cxr_console.access import User, ask_form, may_answer, may_roll_back, may_trigger
 from cxr_ml import store
 from cxr_ml.records import Decision
@@ -25,9 +25,9 @@ def _meant(why: str, sure: bool) -> str:
 @router.get("/rollback")
 def rollback(request: Request, user: User) -> HTMLResponse:
     """The earlier champions, and the form that brings one back."""
-    entries = shelf.history()
-    champion = promotion.champion(shelf.settings())
-    rows = {row["model"]: row for row in shelf.models(entries) if row["versions"]}
+    entries = store_cache.history()
+    champion = promotion.champion(store_cache.settings())
+    rows = {row["model"]: row for row in store_cache.models(entries) if row["versions"]}
     earlier = [row for name, row in rows.items() if champion and name != champion.model]
     return pages.render(
         request,
@@ -37,7 +37,7 @@ def rollback(request: Request, user: User) -> HTMLResponse:
         champion=champion,
         now=rows.get(champion.model) if champion else None,
         earlier=earlier,
-        classes=list(shelf.settings().recall_floors),
+        classes=list(store_cache.settings().recall_floors),
     )
 
 
@@ -47,8 +47,8 @@ def roll_back(
 ) -> RedirectResponse:
     """Triggers the rollback."""
     reason = _meant(why, sure)
-    champion = promotion.champion(shelf.settings())
-    known = {e.model for e in shelf.history() if e.version is not None} - {champion.model if champion else None}
+    champion = promotion.champion(store_cache.settings())
+    known = {e.model for e in store_cache.history() if e.version is not None} - {champion.model if champion else None}
     if to not in known:
         raise HTTPException(400, f"A rollback goes to an earlier champion. Received: {to[:200]!r}")
     run = scheduler.roll_back(to, reason, user)
@@ -59,7 +59,7 @@ def roll_back(
 def approval(request: Request, user: User, name: str) -> HTMLResponse:
     """The decision of a waiting run, and the form that answers it."""
     run = _waiting(name)
-    found = store.find_record(shelf.settings(), f"reports/{run.name}/decision.json", Decision)
+    found = store.find_record(store_cache.settings(), f"reports/{run.name}/decision.json", Decision)
     if found is None:
         raise HTTPException(404, "The run waits, but the store has no decision of it.")
     return pages.render(

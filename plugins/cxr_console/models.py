@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse, Response
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from cxr_console import pages, shelf
+from cxr_console import pages, store_cache
 from cxr_console.access import User
 from cxr_ml.errors import Refused
 from cxr_ml.registry import promotion, queries
@@ -31,7 +31,7 @@ def models(
     name: Annotated[str, Query(max_length=200)] = "",
 ) -> HTMLResponse:
     """The table, sorted and filtered."""
-    everything = shelf.models(shelf.history())
+    everything = store_cache.models(store_cache.history())
     rows = [
         row
         for row in everything
@@ -48,7 +48,7 @@ def models(
         "Models",
         rows=[*known, *(row for row in rows if _value(row, sort) is None)],
         total=len(everything),
-        classes=list(shelf.settings().recall_floors),
+        classes=list(store_cache.settings().recall_floors),
         architectures=sorted({row["architecture"] for row in everything}),
         outcomes=OUTCOMES,
         sort=sort,
@@ -70,9 +70,9 @@ def compare(
     if len(pair) != 2 or pair[0] == pair[1]:
         raise HTTPException(400, f"Choose two different models to compare. Received: {len(set(pair))}.")
     for name in pair:
-        shelf.model(name)
+        store_cache.model(name)
     try:
-        found = shelf.compare(*pair)
+        found = store_cache.compare(*pair)
     except Refused as error:
         raise HTTPException(400, str(error)) from None
     return pages.render(request, user, "compare.html", "Two models", found=found)
@@ -81,11 +81,11 @@ def compare(
 @router.get("/models/{name}")
 def model(request: Request, user: User, name: str) -> HTMLResponse:
     """One model: what it is made of, how the gate judged it, its figures, its card."""
-    record, entries = shelf.model(name), shelf.history()
-    s, last = shelf.settings(), queries.judged(entries, name)
-    found = shelf.evaluation(name, entries)
+    record, entries = store_cache.model(name), store_cache.history()
+    s, last = store_cache.settings(), queries.judged(entries, name)
+    found = store_cache.evaluation(name, entries)
     judged = [e for e in entries if e.decision and name in e.decision.candidates]
-    card = shelf.card(name, last.run if last and len(judged) > 1 else None)
+    card = store_cache.card(name, last.run if last and len(judged) > 1 else None)
     return pages.render(
         request,
         user,
@@ -100,7 +100,7 @@ def model(request: Request, user: User, name: str) -> HTMLResponse:
         disguises=narrative.disguises(found) if found else [],
         lungs=narrative.lungs(found, s.lungs_hidden_limit) if found else [],
         card=_html(card) if card else None,
-        others=sorted(shelf.model_names() - {name}),
+        others=sorted(store_cache.model_names() - {name}),
     )
 
 
@@ -115,7 +115,7 @@ def _html(markdown: bytes) -> Markup:
 @router.get("/models/{name}/history.csv")
 def history(name: str, user: User) -> Response:
     """The epochs, as a table to download."""
-    shelf.model(name)
-    content = shelf.object_bytes(f"models/{name}/history.csv")
+    store_cache.model(name)
+    content = store_cache.object_bytes(f"models/{name}/history.csv")
     headers = {"Content-Disposition": "attachment; filename=history.csv"}
     return Response(content, media_type="text/csv; charset=utf-8", headers=headers)

@@ -1,12 +1,12 @@
 """The first page: who is champion, how the last runs ended, what waits for a human, when the next run comes."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from cxr_console import charts, pages, scheduler, shelf
+from cxr_console import charts, pages, scheduler, store_cache
 from cxr_console.access import User
 from cxr_ml.evaluation import metrics
 from cxr_ml.records import Evaluation, HistoryEntry, Model
@@ -21,11 +21,11 @@ _VERSIONS = 30  # champion versions in the chart
 @router.get("/")
 def overview(request: Request, user: User) -> HTMLResponse:
     """The page."""
-    s, entries = shelf.settings(), shelf.history()
+    s, entries = store_cache.settings(), store_cache.history()
     champion = promotion.champion(s)
     since = next((e for e in entries if champion and e.number == champion.history), None)
-    model = shelf.record(f"models/{champion.model}/model.json", Model) if champion else None
-    figures = shelf.evaluation(champion.model, entries) if champion else None
+    model = store_cache.record(f"models/{champion.model}/model.json", Model) if champion else None
+    figures = store_cache.evaluation(champion.model, entries) if champion else None
     runs = scheduler.runs(_RUNS)
     steps = scheduler.steps(runs)
     return pages.render(
@@ -39,7 +39,7 @@ def overview(request: Request, user: User) -> HTMLResponse:
         since=since,
         days=_days(since),
         lines=headline(figures, s) if figures else [],
-        runs=[(run, outcome(run, entries)) for run in runs],
+        runs=list_outcomes(runs, entries),
         steps=steps,
         waiting=scheduler.waiting(),
         schedule=scheduler.schedule(),
@@ -70,9 +70,20 @@ def headline(found: Evaluation, s: Settings) -> list[dict[str, Any]]:
     return [*rows, macro | {"interval": found.test.intervals.get("macro F1")}]
 
 
-def outcome(run: scheduler.AirflowRun, entries: list[HistoryEntry]) -> HistoryEntry | None:
-    """What the history says of a run."""
-    return next((e for e in reversed(entries) if e.run == run.name), None)
+class RunOutcome(NamedTuple):
+    """What came of a run."""
+
+    run: scheduler.AirflowRun
+    entry: HistoryEntry | None  # its last in the registry's history; None: it came to no decision
+    nothing_new: bool  # its record in the store says so; Airflow's "success" alone may be an interrupted run
+
+
+def list_outcomes(runs: list[scheduler.AirflowRun], entries: list[HistoryEntry]) -> list[RunOutcome]:
+    """What came of each run, in the same order."""
+    last = {entry.run: entry for entry in entries}
+    undecided = [run.name for run in runs if run.state == "success" and run.name not in last]
+    nothing_new = store_cache.found_nothing_new(undecided)
+    return [RunOutcome(run, last.get(run.name), run.name in nothing_new) for run in runs]
 
 
 def trend(entries: list[HistoryEntry], s: Settings) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from fastapi import APIRouter, Form, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
-from cxr_console import pages, shelf
+from cxr_console import pages, store_cache
 from cxr_console.access import User, ask_form, may_trigger
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
@@ -28,7 +28,7 @@ _SHA = re.compile(r"[0-9a-f]{64}")
 
 
 @router.get("/quarantine")
-def wall(
+def index(
     request: Request,
     user: User,
     reason: Annotated[str, Query(max_length=200)] = "",
@@ -37,8 +37,8 @@ def wall(
     page: Annotated[int, Query(ge=1, le=100_000)] = 1,
 ) -> HTMLResponse:
     """A page of the wall, newest drop first."""
-    everything = shelf.batches()
-    ruled = shelf.in_force()
+    everything = store_cache.batches()
+    ruled = store_cache.in_force()
     asked = [b for b, _ in everything if not drop or b.batch == drop]
     shown = _rows(asked, reason, label, (page - 1) * PAGE, PAGE + 1)
     return pages.render(
@@ -52,7 +52,7 @@ def wall(
         reasons=sorted({code for b, _ in everything for code in b.reasons}),
         labels=sorted({name for b, _ in everything for counts in b.counts.values() for name in counts} - {"?"}),
         drops=[(b.batch, b.drop, when) for b, when in everything],
-        classes=shelf.settings().classes,
+        classes=store_cache.settings().classes,
         chosen={"reason": reason, "label": label, "drop": drop},
         refused=sum(n for b, _ in everything for v, c in b.counts.items() if v != "accepted" for n in c.values()),
     )
@@ -75,7 +75,7 @@ def _rows(
         while waiting and room < skip + count - len(found) and len(group) < _AT_ONCE:
             group.append(waiting[0][0].batch)
             room += waiting.pop(0)[1]
-        for name, table in zip(group, shelf.refused_of(group), strict=True):
+        for name, table in zip(group, store_cache.refused_of(group), strict=True):
             hits = _hits(table, reason, label)
             shown = hits[skip : skip + count - len(found)]
             skip = max(0, skip - len(hits))
@@ -121,13 +121,13 @@ def judge(
         raise HTTPException(400, "Choose at least one file, and tick that you are sure. Nothing was changed.")
     names = [f"{batch}/{row['file']}" for batch, _, row in map(_row, files)]
     try:
-        settings = shelf.settings()
-        withheld, known = versions.load_withheld(settings), shelf.rulings()
+        settings = store_cache.settings()
+        withheld, known = versions.load_withheld(settings), store_cache.rulings()
         ruling_request = add_ruling.Request(action, user.get_name(), why, label, rejected_too)
-        made = add_ruling.rule_on_images(settings, withheld, names, ruling_request, shelf.named, known)
+        made = add_ruling.rule_on_images(settings, withheld, names, ruling_request, store_cache.named, known)
     except Refused as error:
         raise HTTPException(400, _explain_refusal(error)) from None
-    shelf.know(made)
+    store_cache.add_rulings(made)
     done = {"release": "let in", "relabel": f"let in as {label}", "withdraw": "taken out"}[action]
     images = "1 image was" if len(made) == 1 else f"{len(made)} images were"
     said = f"{images} {done}; the next dataset honours it."
@@ -145,8 +145,8 @@ def _explain_refusal(error: Refused) -> str:
 def _row(name: str) -> tuple[str, int, dict[str, Any]]:
     """The refused file that `batch/number` names. HTTPException 404 where there is none."""
     match = _ROW.fullmatch(name)
-    batch = shelf.batch(match[1]).batch if match else ""
-    if not match or int(match[2]) >= len(table := shelf.refused(batch)):
+    batch = store_cache.batch(match[1]).batch if match else ""
+    if not match or int(match[2]) >= len(table := store_cache.refused(batch)):
         raise HTTPException(404, f"There is no refused file of this name. Received: {name[:300]!r}")
     return batch, int(match[2]), table.slice(int(match[2]), 1).to_pylist()[0]
 
@@ -154,9 +154,9 @@ def _row(name: str) -> tuple[str, int, dict[str, Any]]:
 @router.get("/quarantine/{batch}/{number}")
 def file(request: Request, user: User, batch: str, number: int) -> HTMLResponse:
     """One refused file: why, beside which limits, what shows the same picture, who ruled on it."""
-    s = shelf.settings()
+    s = store_cache.settings()
     _, number, row = _row(f"{batch}/{number}")
-    record = shelf.batch(batch)
+    record = store_cache.batch(batch)
     why = record.rejected_classes.get(row["label"], "")
     return pages.render(
         request,
@@ -168,7 +168,7 @@ def file(request: Request, user: User, batch: str, number: int) -> HTMLResponse:
         row=row,
         reasons={code: reasons.explain(code, row, why, s) for code in row["reasons"]},
         limits=[x for x in limits.compare_with_limits(row, s) if x.limit] if row["sha256"] else [],
-        ruling=shelf.in_force().get(row["sha256"]) if row["sha256"] else None,
+        ruling=store_cache.in_force().get(row["sha256"]) if row["sha256"] else None,
         classes=s.classes,
     )
 
@@ -178,5 +178,5 @@ def thumbnail(name: str, user: User) -> Response:
     """The small picture of a refused image, or of the one that it repeats."""
     if not _SHA.fullmatch(name):
         raise HTTPException(404, "A SHA-256 of 64 digits was expected.")
-    content = shelf.object_bytes(thumbnails.key(name))
+    content = store_cache.object_bytes(thumbnails.key(name))
     return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"})

@@ -5,7 +5,7 @@ import re
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse, Response
 
-from cxr_console import overview, pages, scheduler, shelf
+from cxr_console import overview, pages, scheduler, store_cache
 from cxr_console.access import User
 from cxr_ml import store
 
@@ -25,9 +25,9 @@ _POLICY = (
 def runs(request: Request, user: User, page: int = 1) -> HTMLResponse:
     """Runs of both DAGs with their outcome, newest first."""
     page = max(1, min(page, 100_000))
-    entries = shelf.history()
+    entries = store_cache.history()
     found = scheduler.runs(_PAGE + 1, (page - 1) * _PAGE)
-    rows = [(run, overview.outcome(run, entries)) for run in found[:_PAGE]]
+    rows = overview.list_outcomes(found[:_PAGE], entries)
     steps = scheduler.steps(found[:_PAGE])
     values = {"rows": rows, "page": page, "more": len(found) > _PAGE, "waiting": scheduler.waiting(), "steps": steps}
     return pages.render(request, user, "runs.html", "Runs", goes_on=bool(steps), **values)
@@ -39,12 +39,13 @@ def run(request: Request, user: User, name: str) -> HTMLResponse:
     if not _RUN.fullmatch(name):
         raise HTTPException(404, f"There is no run of this name. Received: {name[:200]!r}")
     of_airflow = scheduler.run(name)
-    entry = next((e for e in reversed(shelf.history()) if e.run == name), None)
-    reported = store.exists(shelf.settings(), f"reports/{name}/index.html")
+    entry = next((e for e in reversed(store_cache.history()) if e.run == name), None)
+    reported = store.exists(store_cache.settings(), f"reports/{name}/index.html")
     if of_airflow is None and entry is None and not reported:
         raise HTTPException(404, f"There is no run of this name. Received: {name!r}")
     steps = scheduler.steps([of_airflow]) if of_airflow else {}
     values = {"run": of_airflow, "entry": entry, "reported": reported, "name": name, "steps": steps}
+    values["nothing_new"] = entry is None and bool(store_cache.found_nothing_new([name]))
     return pages.render(request, user, "run.html", f"Run {name}", goes_on=bool(steps), **values)
 
 
@@ -53,5 +54,5 @@ def report(name: str, path: str, user: User) -> Response:
     """The stored report, or a page beside it."""
     if not _RUN.fullmatch(name) or not _DOCUMENT.fullmatch(path):
         raise HTTPException(404, "There is no such page.")
-    content = shelf.object_bytes(f"reports/{name}/{path}")
+    content = store_cache.object_bytes(f"reports/{name}/{path}")
     return Response(content, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": _POLICY})

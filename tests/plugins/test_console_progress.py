@@ -8,8 +8,9 @@ import httpx
 import pytest
 from api_server import api_server, states
 
+from cxr_ml import store
 from cxr_ml.progress import now
-from cxr_ml.records import StepProgress
+from cxr_ml.records import Run, StepProgress
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 RUN, NAME = "manual__2026-01-05T03:00:00+00:00", "manual-2026-01-05T03-00-00-00-00"
@@ -111,3 +112,29 @@ def test_once_all_runs_have_ended_no_page_is_loaded_anew(ask, airflow, training)
         assert refresh is None and "refreshes itself" not in text and "<progress" not in source, path
     airflow[1]("running", {"learn.train": ("running", 0, 2)})
     assert ask("/")[0]
+
+
+def test_a_success_without_its_record_in_the_store_ended_without_a_report(ask, airflow):
+    # So Airflow closes a run whose steps were skipped or marked by hand after an interruption.
+    airflow[1]("success", {"learn.train": ("skipped", 0, 2)})
+    for path in LIVE:
+        text = ask(path)[1]
+        assert "ended without a report" in text and "nothing new" not in text, path
+
+
+def test_nothing_new_is_said_where_the_record_of_the_run_says_so(ask, airflow, settings):
+    airflow[1]("success", {"learn.train": ("skipped", 0, 2)})
+    record = Run(
+        run=NAME,
+        outcome="nothing_new",
+        batches=(),
+        dataset=None,
+        models=(),
+        evaluations=(),
+        decision=None,
+        champion=None,
+    )
+    assert store.put_if_absent(settings, f"reports/{NAME}/run.json", record.to_bytes())
+    for path in LIVE:
+        text = ask(path)[1]
+        assert "nothing new" in text and "without a report" not in text, path

@@ -20,14 +20,14 @@ NOBODY = (None, None)  # request and user, which only the templates look at
 @pytest.fixture
 def asked(settings, monkeypatch):
     """What the console asks of the store from now on; its pages give their values instead of HTML."""
-    from cxr_console import pages, scheduler, shelf
+    from cxr_console import pages, scheduler, store_cache
 
     monkeypatch.setattr(pages, "render", lambda request, user, template, title, status=200, **values: values)
     for name, value in (("runs", []), ("steps", {}), ("waiting", []), ("schedule", None)):
         monkeypatch.setattr(scheduler, name, lambda *_, value=value: value)
     with counted(settings.s3_endpoint_url) as (address, log):
         monkeypatch.setenv("CXR_S3_ENDPOINT_URL", address)
-        importlib.reload(shelf)  # it remembers nothing of the last test's store
+        importlib.reload(store_cache)  # it remembers nothing of the last test's store
         yield log
 
 
@@ -86,13 +86,13 @@ def test_the_wall_reads_only_tables_that_can_have_what_is_asked_for(settings, as
     new = take(settings, "week-2", {"NORMAL/page.png": b"<html>", "NORMAL/b.png": png(2)}).batch
     tables = {batch: f"batches/{batch}/refused.parquet" for batch in (old, new)}
     asked.clear()
-    shown = quarantine.wall(*NOBODY, reason="white_box")["rows"]
+    shown = quarantine.index(*NOBODY, reason="white_box")["rows"]
     assert [row[2]["file"] for row in shown] == ["NORMAL/boxed.png"]
     assert tables[old] in (first := read(asked)) and tables[new] not in first
     assert not any(key.endswith("measurements.parquet") for key in first)
-    assert len(quarantine.wall(*NOBODY)["rows"]) == 2
+    assert len(quarantine.index(*NOBODY)["rows"]) == 2
     assert tables[old] not in (first := read(asked)) and tables[new] in first
-    quarantine.wall(*NOBODY)
+    quarantine.index(*NOBODY)
     quarantine.file(*NOBODY, old, 0)
     data.drop(*NOBODY, new)
     assert read(asked) == []
@@ -109,7 +109,7 @@ def test_pages_of_the_wall_are_cut_from_all_drops_in_their_order(settings, asked
     def walk(**asked_for):
         rows, page = [], 1
         while True:
-            found = quarantine.wall(*NOBODY, page=page, **asked_for)
+            found = quarantine.index(*NOBODY, page=page, **asked_for)
             rows += [(batch, row["file"]) for batch, _, row, _ in found["rows"]]
             if not found["more"]:
                 return rows
@@ -124,16 +124,16 @@ def test_pages_of_the_wall_are_cut_from_all_drops_in_their_order(settings, asked
 
 
 def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
-    from cxr_console import shelf
+    from cxr_console import store_cache
 
     batch = take(settings, "week-1", {"NORMAL/boxed.png": boxed(1), "NORMAL/more.png": boxed(2)}).batch
     table = f"batches/{batch}/measurements.parquet"
 
     def release(file):
-        names, known = [f"{batch}/NORMAL/{file}"], shelf.rulings()
+        names, known = [f"{batch}/NORMAL/{file}"], store_cache.rulings()
         request = add_ruling.Request("release", "ann", "seen")
-        made = add_ruling.rule_on_images(shelf.settings(), (), names, request, shelf.named, known)
-        shelf.know(made)
+        made = add_ruling.rule_on_images(store_cache.settings(), (), names, request, store_cache.named, known)
+        store_cache.add_rulings(made)
         return made
 
     asked.clear()
@@ -142,5 +142,5 @@ def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
     assert release("more.png")[0].number == 2
     withdrawal = add_ruling.Request("withdraw", "ben", "a hand in the beam")
     add_ruling.rule_on_image(settings, (), f"{batch}/NORMAL/boxed.png", withdrawal)
-    assert [r.by for r in shelf.rulings()] == ["ann", "ann", "ben"]
-    assert table not in read(asked) and len(shelf.in_force()) == 2
+    assert [r.by for r in store_cache.rulings()] == ["ann", "ann", "ben"]
+    assert table not in read(asked) and len(store_cache.in_force()) == 2

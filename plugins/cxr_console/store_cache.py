@@ -1,6 +1,5 @@
 """What the pages read from the store. What never changes there is kept in memory, so that no page reads it again."""
 
-import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -16,7 +15,7 @@ from fastapi import HTTPException
 from cxr_ml import settings as settings_module
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Model, Record, Ruling
+from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Model, Record, Ruling, Run
 from cxr_ml.registry import promotion, queries
 from cxr_ml.settings import Settings
 from cxr_ml.validation import committed_batches
@@ -25,8 +24,8 @@ from cxr_ml.validation import rulings as rulings_module
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 _POOL = ThreadPoolExecutor(16, thread_name_prefix="cxr-console")  # requests to the store at once
-_MOST_BYTES = 256_000_000  # of tables in memory; of 20,000 refused files one takes 7 MB
-_AHEAD = 8  # drops whose refused files are read before somebody asks
+_MAX_TABLE_BYTES = 256_000_000  # of tables in memory; of 20,000 refused files one takes 7 MB
+_DROPS_READ_AHEAD = 8  # drops whose refused files are read before somebody asks
 _log = logging.getLogger(__name__)
 _history_lock, _rulings_lock, _tables_lock = Lock(), Lock(), Lock()
 _facts: dict[str, dict[str, Any]] = {}
@@ -79,17 +78,13 @@ def read_ahead() -> None:
         models(entries)
         datasets()
         rulings()
-        for found, _ in batches()[:_AHEAD]:
+        for found, _ in batches()[:_DROPS_READ_AHEAD]:
             refused(found.batch)
         champion = promotion.champion(settings())
         if champion:
             evaluation(champion.model, entries)
     except (Refused, BotoCoreError, ClientError) as error:
         _log.warning("Nothing was read ahead: %s", error)  # a page says what is to be done about it
-    # Each full collection would look at all that the server and this module hold, for half a second in which no page is
-    # answered (measured). What is frozen is never looked at again.
-    gc.collect()
-    gc.freeze()
 
 
 def _together(read: Callable[[Any], T], names: Iterable[Any]) -> list[T]:
@@ -106,6 +101,14 @@ def history() -> list[HistoryEntry]:
         while found := store.find_record(settings(), f"registry/history/{len(_history) + 1:05d}.json", HistoryEntry):
             _history.append(found[0])
         return list(_history)
+
+
+def found_nothing_new(runs: Iterable[str]) -> set[str]:
+    """Names of those of the runs whose stored record says that they had nothing to do."""
+    names = list(runs)
+    # A record that says so is replaced only when its run is cleared and comes to a decision, which the history tells.
+    records = _together(lambda name: _if_there(record, f"reports/{name}/run.json", Run), names)
+    return {name for name, run in zip(names, records, strict=True) if run and run.outcome == "nothing_new"}
 
 
 def model_names() -> set[str]:
@@ -232,7 +235,7 @@ def _kept(kind: str, batch: str, read: Callable[[Settings, str], pa.Table]) -> p
     found = read(settings(), batch).combine_chunks()
     with _tables_lock:
         _tables[kind, batch] = found
-        while len(_tables) > 1 and sum(table.nbytes for table in _tables.values()) > _MOST_BYTES:
+        while len(_tables) > 1 and sum(table.nbytes for table in _tables.values()) > _MAX_TABLE_BYTES:
             _tables.popitem(last=False)
     return found
 
@@ -244,7 +247,7 @@ def rulings() -> list[Ruling]:
         return list(_rulings)
 
 
-def know(made: list[Ruling]) -> None:
+def add_rulings(made: list[Ruling]) -> None:
     """Takes up rulings that were just made here, so that the next page need not look for them."""
     with _rulings_lock:
         for ruling in sorted(made, key=lambda r: r.number):
