@@ -90,7 +90,7 @@ def _evaluate_one(
         return lambda seen: tell(before + seen, total, stage)
 
     def predict(what: str, chosen: np.ndarray, change: predictions.Change | None = None) -> np.ndarray:
-        return predictions.probabilities(network, images, chosen, change, count(what, len(chosen)))
+        return predictions.predict_probabilities(network, images, chosen, change, count(what, len(chosen)))
 
     def judge(what: str, chosen: np.ndarray, change: predictions.Change) -> tuple[np.ndarray, np.ndarray]:
         return calibration.apply(predict(what, chosen, change), record.operating_point, settings.classes)
@@ -141,7 +141,7 @@ def _reload_difference(settings: Settings, record: Model, dataset: Dataset, p: n
     if not record.validation_sha256 or record.dataset_sha256 != dataset.manifest_sha256:
         return None
     key = f"models/{record.model}/validation.npy"
-    data = artifact_check.checked(key, store.get(settings, key), record.validation_sha256)
+    data = artifact_check.check_bytes(key, store.get(settings, key), record.validation_sha256)
     then = np.load(io.BytesIO(data), allow_pickle=False)
     return float(np.abs(then - p).max()) if then.shape == p.shape else None
 

@@ -29,7 +29,7 @@ def put_model(settings, name: str, biases: tuple[float, float, float], folder, p
     """A stored classifier whose probabilities are softmax(biases), whatever the picture."""
     pixels = keras.Input((SIZE, SIZE, 3))
     same = architectures.Backbone(keras.Model(pixels, keras.layers.Identity()(pixels)), "from scratch", "")
-    classifier = architectures.classifier(same, 3, 0.5)
+    classifier = architectures.build_classifier(same, 3, 0.5)
     classifier.get_layer("head").set_weights([np.zeros((3, 3)), np.array(biases)])
     return put(settings, name, classifier, folder, point=point)
 
@@ -165,7 +165,7 @@ def bright_or_dark(settings, tmp_path, known=b""):
     """A stored model that says COVID19 of bright pictures and NORMAL of dark ones."""
     pixels = keras.Input((SIZE, SIZE, 3))
     same = architectures.Backbone(keras.Model(pixels, keras.layers.Identity()(pixels)), "from scratch", "")
-    classifier = architectures.classifier(same, 3, 0.5)
+    classifier = architectures.build_classifier(same, 3, 0.5)
     classifier.get_layer("head").set_weights([np.array([[-9.0, 9, 0]] * 3), np.array([0, 0, -99.0])])
     return put(settings, "champion", classifier, tmp_path, known), classifier
 
