@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode, formats
 from cxr_ml.training.augment import augment_images
 from cxr_ml.training.inputs import resize
 
@@ -40,8 +40,8 @@ def xrays(folder: Path, wanted: int) -> np.ndarray:
     found = []
     for file in files:
         try:
-            found.append(resize(measure.decode_grey(file.read_bytes()), SIZE))
-        except measure.BadImage:
+            found.append(resize(decode.decode_grey(file.read_bytes()), SIZE))
+        except formats.BadImage:
             continue
     return np.stack(found[:wanted])
 

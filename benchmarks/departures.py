@@ -91,7 +91,7 @@ VARIANTS = {
 
 def tested(settings: Settings, network: keras.Model) -> dict[str, float]:
     """Macro F1 on the test images, as they are and in each fixed disguise, and recalls."""
-    images, manifest = inputs.load(settings, versions.load(settings, 1), settings.image_size)
+    images, manifest = inputs.load(settings, versions.load_dataset(settings, 1), settings.image_size)
     y, test = inputs.targets(manifest, settings.classes), np.flatnonzero(manifest["split"] == "test")
     figures = {}
     for kind, change in {"as is": None, **FIXED}.items():
@@ -144,7 +144,7 @@ def measured(settings: Settings, variant: str, architecture: str) -> dict[str, f
         record = train.train_model(own, 1, architecture, verbose=False)
     figures = {"minutes": (time.monotonic() - began) / 60, "processor minutes": (time.process_time() - spent) / 60}
     _, network = predictions.load_model(own, name)
-    images, manifest = inputs.load(own, versions.load(own, 1), own.image_size)
+    images, manifest = inputs.load(own, versions.load_dataset(own, 1), own.image_size)
     y, held = inputs.targets(manifest, own.classes), np.flatnonzero(manifest["split"] == "validation")
     p = predictions.predict_probabilities(network, images, held)
     figures["validation loss"] = log_loss(y[held], p)
@@ -191,9 +191,9 @@ def main() -> None:
         settings = all_settings.load(
             inbox=inbox, cache_dir=Path(folder) / "cache", image_size=given.size, fine_tune_epochs=given.epochs
         )
-        judge_batch.judge(settings, ingest_drop.ingest(settings, DROP))
-        built, _ = versions.build(settings)
-        counts = versions.manifest(settings, built).groupby(["split", "label"]).size()
+        judge_batch.validate_batch(settings, ingest_drop.ingest(settings, DROP))
+        built, _ = build.build_dataset(settings)
+        counts = versions.load_manifest(settings, built).groupby(["split", "label"]).size()
         print(f"{given.architecture}, {given.size} px, images: {counts.to_dict()}", flush=True)
         for seed in given.seeds:
             for variant in given.variants:

@@ -24,7 +24,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode, formats
 from cxr_ml.settings import Settings
 from cxr_ml.training import architectures, inputs
 from cxr_ml.training.train import compute_class_weights
@@ -38,8 +38,8 @@ def xrays(drop: Path, size: int, split: str = "train") -> tuple[np.ndarray, np.n
     for index, label in enumerate(CLASSES):
         for file in sorted((drop / split / label).iterdir()):
             try:
-                x.append(inputs.resize(measure.decode_grey(file.read_bytes()), size))
-            except measure.BadImage:
+                x.append(inputs.resize(decode.decode_grey(file.read_bytes()), size))
+            except formats.BadImage:
                 continue
             y.append(index)
     return np.stack(x), np.array(y)

@@ -35,7 +35,8 @@ import hashlib
 
 from cxr_ml import store
 from cxr_ml.dataset import versions
-from cxr_ml.ingest.ingest_drop import image_key, to_parquet
+from cxr_ml.ingest.process_file import image_key
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
 
@@ -59,7 +60,7 @@ def put_images(settings: Settings, number: int, images: int) -> None:
         shas = list(pool.map(put, range(images)))
     table = pd.DataFrame({"sha256": shas, "format": "png", "label": "NORMAL", "split": "train", "source": ""})
     table = table.assign(group="image:" + table["sha256"], batch=[f"week-{n * 10 // images}" for n in range(images)])
-    data = to_parquet(table.sort_values("sha256", ignore_index=True).astype("string")[list(versions._COLUMNS)])
+    data = to_parquet(table.sort_values("sha256", ignore_index=True).astype("string")[list(versions.MANIFEST_COLUMNS)])
     record = Dataset(
         dataset=number, parent=None, batches=(), counts={}, manifest_sha256=hashlib.sha256(data).hexdigest()
     )
@@ -88,7 +89,7 @@ def take(number: int) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    images, _ = inputs.load(settings, versions.load(settings, number), SIZE)
+    images, _ = inputs.load(settings, versions.load_dataset(settings, number), SIZE)
     loaded = time.perf_counter() - begun
     rows = np.arange(len(images))
     ones = np.ones(len(images))

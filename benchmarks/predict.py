@@ -28,7 +28,7 @@ import keras
 import numpy as np
 
 from cxr_ml import store
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode
 from cxr_ml.ingest import memory_budget
 from cxr_ml.records import Model
 from cxr_ml.serving import predict
@@ -78,7 +78,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, bench_ingest.store(Path(folder)) as own:
         settings = own.model_copy(update={"weights_dir": Path(os.environ["CXR_WEIGHTS_DIR"]), "image_size": given.size})
         some = np.stack(
-            [inputs.resize(measure.decode_grey(f.read_bytes()), given.size) for f in every[:: len(every) // 64]]
+            [inputs.resize(decode.decode_grey(f.read_bytes()), given.size) for f in every[:: len(every) // 64]]
         )
         network = put_model(settings, given.architecture, some)
         ours = predict.load_predictor(settings, "bench")
@@ -86,7 +86,7 @@ def main() -> None:
         rows = list(ours(every[:: max(1, len(every) // given.files)]))
         fit = [Path(row.file) for row in rows if row.unlikeness is not None]  # else it was not shown to the network
         after = peak()
-        arrays = np.stack([inputs.resize(measure.decode_grey(f.read_bytes()), given.size) for f in fit])
+        arrays = np.stack([inputs.resize(decode.decode_grey(f.read_bytes()), given.size) for f in fit])
         network.predict(arrays[:32], batch_size=32, verbose=0)
         taken: dict[str, list[float]] = {"bare": [], "ours": []}
         for _ in range(given.rounds):
@@ -100,7 +100,7 @@ def main() -> None:
     bare, own_time = (statistics.median(taken[name]) for name in ("bare", "ours"))
     print(
         f"{given.architecture}, {given.size} px, {len(fit)} files, {sum(f.stat().st_size for f in fit) / 1e6:.0f} MB, "
-        f"{memory_budget.cores()} cores: bare predict {len(fit) / bare:.1f} images/s, "
+        f"{memory_budget.count_cores()} cores: bare predict {len(fit) / bare:.1f} images/s, "
         f"files {len(fit) / own_time:.1f} images/s, "
         f"{own_time / bare:.2f} times the time; each round: "
         + ", ".join(f"{o / b:.2f}" for b, o in zip(taken["bare"], taken["ours"], strict=True))

@@ -47,7 +47,7 @@ def evaluate_models(
     Raises:
         Refused: a candidate cannot be loaded, or its classes are not those of the settings.
     """
-    dataset = versions.load(settings, number)
+    dataset = versions.load_dataset(settings, number)
     beside, problem = None, ""
     if champion is not None:
         try:
@@ -101,7 +101,7 @@ def _evaluate_one(
     raw = {split: predict(f"{split} images", chosen) for split, chosen in rows.items()}
     said = {split: calibration.apply(p, record.operating_point, settings.classes) for split, p in raw.items()}
     groups = manifest["group"].to_numpy()[test]
-    described = versions.described(settings, dataset, manifest.iloc[test])
+    described = versions.join_measurements(settings, dataset, manifest.iloc[test])
     evaluation = Evaluation(
         model=name,
         architecture=record.architecture,

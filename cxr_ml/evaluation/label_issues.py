@@ -4,11 +4,10 @@ import numpy as np
 
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import process_file
 from cxr_ml.records import Dataset, Doubt, Doubts
 from cxr_ml.settings import Settings
 from cxr_ml.training import inputs, predictions
-from cxr_ml.validation import judge_batch
 
 
 def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
@@ -35,7 +34,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
     from cleanlab.rank import get_label_quality_scores
 
     record, network = predictions.load_model(settings, model)
-    trained = versions.manifest(settings, versions.load(settings, record.dataset))
+    trained = versions.load_manifest(settings, versions.load_dataset(settings, record.dataset))
     trained = trained[trained["split"] == "train"]
     images, manifest = inputs.load(settings, dataset, record.image_size)
     strange = sorted(set(manifest["label"]) - set(record.classes))
@@ -63,7 +62,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> Doubts:
                 sha256=row["sha256"],
                 batch=row["batch"],
                 file=names.get((row["batch"], row["sha256"]), ""),
-                image=ingest_drop.image_key(row["sha256"], row["format"]),
+                image=process_file.image_key(row["sha256"], row["format"]),
                 label=row["label"],
                 probability=float(quality[i]),
                 suggested=record.classes[best],
@@ -85,7 +84,7 @@ def _files(settings: Settings, names: list[str]) -> dict[tuple[str, str], str]:
     """(batch, sha256) -> file, for these batches."""
     found: dict[tuple[str, str], str] = {}
     for name in sorted(set(names)):
-        table = judge_batch.measurements(settings, name)
+        table = committed_batches.read_measurements(settings, name)
         for sha, file in zip(table["sha256"], table["file"], strict=True):
             found.setdefault((name, sha), file)
     return found

@@ -15,8 +15,8 @@ import numpy as np
 
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import gradcam
-from cxr_ml.imaging import measure
-from cxr_ml.ingest import inbox, memory_budget, process_file
+from cxr_ml.imaging import decode, formats, measure
+from cxr_ml.ingest import drop_files, memory_budget, process_file
 from cxr_ml.records import Model, Prediction
 from cxr_ml.registry import promotion, queries
 from cxr_ml.serving import overlays
@@ -27,7 +27,7 @@ from cxr_ml.validation import single_image
 UNLIKE = "unlike_training"  # code of an image that is unlike those the model was trained on
 _BATCH = 32
 _AHEAD = 2 * _BATCH  # images that are decoded while the network computes, or wait for it
-_OVERLAY = 1024  # px, longest side of a film with the heat over it, but see `measure.shrink`
+_OVERLAY = 1024  # px, longest side of a film with the heat over it, but see `decode.shrink`
 _one_large = Lock()
 
 Source = Path | str | bytes
@@ -88,7 +88,7 @@ def load_predictor(settings: Settings, model: str | None = None) -> Predict:
 def _ahead(look: Callable[[Source], _Look], sources: Iterable[Source]) -> Iterator[_Look]:
     """`look` of each source, in order, in threads that are at most _AHEAD images ahead of who takes them."""
     remaining, pending = iter(sources), deque[Future[_Look]]()
-    pool = ThreadPoolExecutor(memory_budget.cores())
+    pool = ThreadPoolExecutor(memory_budget.count_cores())
     try:
         pending.extend(pool.submit(look, source) for source in islice(remaining, _AHEAD))
         while pending:
@@ -103,22 +103,22 @@ def _look(settings: Settings, judge: single_image.Screen, size: int, film: bool,
     name = "" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else _read(settings, Path(source))
-        with _one_large if process_file.pixels(data) > memory_budget.LARGE else nullcontext():
+        with _one_large if process_file.count_pixels(data) > memory_budget.LARGE_PIXELS else nullcontext():
             measured, grey = measure.measure_and_decode(data, settings)
             if refused := judge(measured):
                 return _Look(name, refused)
-    except measure.BadImage as error:
+    except formats.BadImage as error:
         return _Look(name, (error.code,))
-    return _Look(name, (), inputs.resize(grey, size), measure.shrink(grey, _OVERLAY) if film else None)
+    return _Look(name, (), inputs.resize(grey, size), decode.shrink(grey, _OVERLAY) if film else None)
 
 
 def _read(settings: Settings, path: Path) -> bytes:
     try:
-        return inbox.read(settings, inbox.local_entry(str(path), os.path.realpath(path), path.stat()))
+        return drop_files.read_file(settings, drop_files.make_entry(str(path), os.path.realpath(path), path.stat()))
     except (FileNotFoundError, ValueError):  # ValueError: a name with a NUL byte
-        raise measure.BadImage("file_missing", f"A file was expected. Received: {str(path)!r}, which is none") from None
+        raise formats.BadImage("file_missing", f"A file was expected. Received: {str(path)!r}, which is none") from None
     except (OSError, Refused) as error:  # a broken disk, or a file that changes at this moment
-        raise measure.BadImage("unreadable", f"A file that can be read was expected. Received: {error}") from None
+        raise formats.BadImage("unreadable", f"A file that can be read was expected. Received: {error}") from None
 
 
 def _answers(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml.dataset import versions
-from cxr_ml.ingest.process_file import stored_grey
+from cxr_ml.ingest.process_file import load_grey
 from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
@@ -42,13 +42,13 @@ def load(
     Returns:
         uint8 (images, size, size, 1), memory-mapped from the cache folder, and the manifest, row for row.
     """
-    manifest = versions.manifest(settings, dataset)
+    manifest = versions.load_manifest(settings, dataset)
     kind = f"inputs-{VERSION}-{size}"
     path = settings.cache_dir / f"{kind}-{dataset.manifest_sha256[:16]}.npy"
 
     def decode(rows: np.ndarray) -> np.ndarray:
         def decode_image(sha256: str, format: str) -> np.ndarray:
-            return resize(stored_grey(settings, sha256, format), size)
+            return resize(load_grey(settings, sha256, format), size)
 
         files = manifest.iloc[rows]
         with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:

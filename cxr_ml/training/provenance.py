@@ -63,7 +63,7 @@ def describe_hardware() -> dict[str, str | int]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": _processor(),
-        "cores": memory_budget.cores(),
+        "cores": memory_budget.count_cores(),
         "memory_gib": round(memory),
         "gpus": ", ".join(names or gpus),
         "system": f"{platform.system()} {platform.machine()}",

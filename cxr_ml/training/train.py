@@ -88,7 +88,7 @@ def train_model(
     Raises:
         Refused: data, architecture or weights that cannot be trained, or a loss that is no longer a number.
     """
-    dataset = versions.load(settings, number)
+    dataset = versions.load_dataset(settings, number)
     warm_start = _choose_warm_start(settings, architecture, champion, verbose)
     name = name_model(settings, dataset, architecture, warm_start)
     if store.exists(settings, f"models/{name}/model.json"):
@@ -96,7 +96,7 @@ def train_model(
         return store.load(settings, f"models/{name}/model.json", Model)
     strategy = distribution.choose_strategy()
     keras.utils.set_random_seed(settings.seed)
-    _check_classes(settings, versions.manifest(settings, dataset))
+    _check_classes(settings, versions.load_manifest(settings, dataset))
     with strategy.scope(), distribution.mixed_precision():
         network = _build_network(settings, architecture, warm_start)
         return _train(settings, dataset, name, architecture, network, verbose, on_progress)

@@ -338,7 +338,7 @@ def test_probabilities_that_are_not_numbers_are_refused(judged, tmp_path):
 
 def test_an_image_of_the_training_split_has_no_say(seen):
     s, dataset, found = seen[:3]
-    manifest = versions.manifest(s, dataset)
+    manifest = versions.load_manifest(s, dataset)
     assert (manifest["split"] == "train").sum() == 36
     assert np.sum(found.test.confusion) == 15 and np.sum(found.validation.confusion) == 12
 

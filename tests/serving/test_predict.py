@@ -15,7 +15,7 @@ from PIL import Image
 import cxr_ml
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.ingest import ingest_drop
+from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import Check, Decision, OperatingPoint
 from cxr_ml.registry import promotion
 from cxr_ml.serving import predict as stage
@@ -143,8 +143,8 @@ def test_what_ingest_and_the_suites_refuse_is_refused_with_the_same_reasons(sett
     shutil.copy(Path(pydicom.data.__file__).parent / "test_files/MR_small.dcm", drop / "mr.dcm")
     shutil.copy(Path(pydicom.data.__file__).parent / "test_files/rtdose.dcm", drop / "frames.dcm")
     batch = ingest_drop.ingest(settings, "week")
-    judge_batch.judge(settings, batch)
-    table = ingest_drop.read_parquet(settings, f"batches/{batch}/measurements.parquet")
+    judge_batch.validate_batch(settings, batch)
+    table = tables.read_parquet(settings, f"batches/{batch}/measurements.parquet")
     # That most of the class is unfit is no fault of the fit film.
     own = [tuple(c for c in codes if not c.startswith("rejected_class:")) for codes in table["reasons"]]
     expected = dict(zip((Path(file).name for file in table["file"]), own, strict=True))

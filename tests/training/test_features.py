@@ -10,7 +10,7 @@ from model_samples import overwrite, put_dataset, quick
 
 from cxr_ml import store
 from cxr_ml.dataset import versions
-from cxr_ml.ingest.ingest_drop import to_parquet
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.training import architectures, augment, features, inputs
 
 FEW = {"train": 3, "validation": 1}
@@ -26,7 +26,7 @@ def ready(settings):
 
     def load(views, number=1, split="train", classifier=classifier, **changes):
         own = s.model_copy(update=changes)
-        images, manifest = inputs.load(own, versions.load(own, number), 32)
+        images, manifest = inputs.load(own, versions.load_dataset(own, number), 32)
         rows = np.flatnonzero(manifest["split"] == split)
         return np.array(features.load(own, classifier, manifest, images, rows, views)), images[rows], manifest
 
@@ -48,7 +48,7 @@ def predicted(monkeypatch) -> list[int]:
 
 def test_views_are_counted_batch_by_batch_also_those_of_the_store(ready):
     s, classifier, _ = ready
-    images, manifest = inputs.load(s, versions.load(s, 1), 32)
+    images, manifest = inputs.load(s, versions.load_dataset(s, 1), 32)
     rows = np.flatnonzero(manifest["split"] == "train")
 
     def told(views):
@@ -147,7 +147,7 @@ def test_next_weeks_dataset_computes_the_features_of_its_new_images_only(ready, 
     s, _, load = ready
     before, _, old = load(2)
     other = put_dataset(s, 8, {"train": 1}, seed=1)
-    new = versions.manifest(s, other).assign(batch="week-2")
+    new = versions.load_manifest(s, other).assign(batch="week-2")
     data = to_parquet(pd.concat([old, new]).sort_values("sha256", ignore_index=True))
     record = other.model_copy(update={"dataset": 2, "manifest_sha256": hashlib.sha256(data).hexdigest()})
     store.put_if_absent(s, "datasets/2/manifest.parquet", data)

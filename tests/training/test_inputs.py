@@ -15,8 +15,9 @@ from model_samples import CLASSES, overwrite, put_dataset
 from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import measure
-from cxr_ml.ingest.ingest_drop import image_key, to_parquet
+from cxr_ml.imaging import decode, formats, measure
+from cxr_ml.ingest.process_file import image_key
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.training import array_cache, inputs
 
 FEW = {"train": 2, "validation": 1, "test": 1}
@@ -39,9 +40,9 @@ def test_each_row_of_the_array_is_the_image_of_that_row_of_the_manifest(settings
     dataset = put_dataset(settings, counts=FEW)
     array, manifest = inputs.load(settings, dataset, 32)
     assert array.shape == (12, 32, 32, 1) and array.dtype == np.uint8
-    assert list(manifest["sha256"]) == list(versions.manifest(settings, dataset)["sha256"])
+    assert list(manifest["sha256"]) == list(versions.load_manifest(settings, dataset)["sha256"])
     for pixels, row in zip(array, manifest.itertuples(), strict=True):
-        stored = measure.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
+        stored = decode.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
         np.testing.assert_array_equal(pixels, cv2.resize(stored, (32, 32), interpolation=cv2.INTER_AREA)[..., None])
 
 
@@ -61,7 +62,7 @@ def test_images_are_decoded_once_and_then_read_from_the_cache(settings, monkeypa
 def put_grown(settings, taken_out: int = 0):
     """Dataset 1, and dataset 2 with a batch of three images more and some of the first batch's taken out."""
     first, other = put_dataset(settings, 1, FEW), put_dataset(settings, 9, {"train": 1}, seed=1)
-    old, new = versions.manifest(settings, first), versions.manifest(settings, other).assign(batch="week-2")
+    old, new = versions.load_manifest(settings, first), versions.load_manifest(settings, other).assign(batch="week-2")
     data = to_parquet(pd.concat([old.iloc[taken_out:], new]).sort_values("sha256", ignore_index=True))
     digest = hashlib.sha256(data).hexdigest()
     second = first.model_copy(update={"dataset": 2, "manifest_sha256": digest})
@@ -105,7 +106,7 @@ def test_the_next_week_decodes_only_what_it_adds_and_leaves_one_file_on_the_mach
     array, manifest = inputs.load(settings, second, 32)
     assert sorted(decoded) == sorted(manifest.loc[manifest["batch"] == "week-2", "sha256"])
     for pixels, row in zip(array, manifest.itertuples(), strict=True):
-        stored = measure.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
+        stored = decode.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
         np.testing.assert_array_equal(pixels, inputs.resize(stored, 32))
     assert len(list(settings.cache_dir.iterdir())) == 1
 
@@ -116,7 +117,7 @@ def test_a_ruling_decodes_the_images_of_its_own_block_again_and_no_others(settin
     )  # a batch of twelve becomes a block per first digit of the SHA-256
     first, second = put_grown(settings, taken_out=1)
     inputs.load(settings, first, 32)
-    taken = versions.manifest(settings, first)["sha256"].iloc[0]
+    taken = versions.load_manifest(settings, first)["sha256"].iloc[0]
     decoded.clear()
     _, manifest = inputs.load(settings, second, 32)
     own = manifest["sha256"].str.startswith(taken[0]) | (manifest["batch"] == "week-2")
@@ -204,11 +205,11 @@ def test_another_size_or_another_dataset_is_decoded_anew(settings):
 
 def test_a_decoding_that_fails_leaves_no_half_array_behind(settings):
     dataset = put_dataset(settings, counts=FEW)
-    row = versions.manifest(settings, dataset).iloc[7]
+    row = versions.load_manifest(settings, dataset).iloc[7]
     key = image_key(row["sha256"], row["format"])
     whole = store.get(settings, key)
     overwrite(settings, key, whole[: len(whole) // 2])
-    with pytest.raises(measure.BadImage):
+    with pytest.raises(formats.BadImage):
         inputs.load(settings, dataset, 32)
     assert list(settings.cache_dir.iterdir()) == []
     overwrite(settings, key, whole)
@@ -224,7 +225,7 @@ def test_a_manifest_that_was_changed_is_refused(settings):
 
 def test_a_missing_image_is_refused_by_its_key(settings):
     dataset = put_dataset(settings, counts=FEW)
-    row = versions.manifest(settings, dataset).iloc[0]
+    row = versions.load_manifest(settings, dataset).iloc[0]
     key = image_key(row["sha256"], row["format"])
     store.client(settings.s3_endpoint_url).delete_object(Bucket=settings.bucket, Key=key)
     with pytest.raises(Refused, match=key):

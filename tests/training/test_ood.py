@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from cxr_ml.imaging import measure
+from cxr_ml.imaging import decode
 from cxr_ml.settings import Settings
 from cxr_ml.training import architectures, inputs, ood
 
@@ -64,7 +64,7 @@ def strangers(side=160):
 def test_real_films_are_answered_and_strangers_and_films_on_their_side_or_inverted_are_not():
     folders = [Path(FOLDERS["CXR_XRAYS"], "drops/2026-01-05/train", c) for c in ("NORMAL", "COVID19", "PNEUMONIA")]
     paths = [p for f in folders for p in sorted(p for p in f.iterdir() if not p.read_bytes().startswith(b"RIFF"))[:120]]
-    films = np.stack([inputs.resize(measure.decode_grey(path.read_bytes()), 160) for path in paths])
+    films = np.stack([inputs.resize(decode.decode_grey(path.read_bytes()), 160) for path in paths])
     y, rows = np.arange(360) // 120, np.arange(360)
     settings = Settings(weights_dir=FOLDERS["CXR_WEIGHTS_DIR"], image_size=160)
     classifier = architectures.build_classifier(architectures.build_backbone(settings, "mobilenet_v2"), 3, 0.5)

@@ -18,7 +18,7 @@ from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import evaluate
-from cxr_ml.ingest.ingest_drop import to_parquet
+from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Model
 from cxr_ml.training import architectures, artifacts, calibration, inputs, loop, ood, predictions, train
 
@@ -454,7 +454,10 @@ def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
 
 def merge(settings, other) -> int:
     """Writes dataset 3: the rows of datasets 1 and 2."""
-    tables = [versions.manifest(settings, versions.load(settings, 1)), versions.manifest(settings, other)]
+    tables = [
+        versions.load_manifest(settings, versions.load_dataset(settings, 1)),
+        versions.load_manifest(settings, other),
+    ]
     data = to_parquet(pd.concat(tables).sort_values("sha256", ignore_index=True))
     record = other.model_copy(update={"dataset": 3, "manifest_sha256": hashlib.sha256(data).hexdigest()})
     store.put_if_absent(settings, "datasets/3/manifest.parquet", data)
