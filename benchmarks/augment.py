@@ -25,7 +25,7 @@ import tensorflow as tf
 from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
 from cxr_ml.imaging import decode, formats
-from cxr_ml.training.augment import augment
+from cxr_ml.training.augment import augment_images
 from cxr_ml.training.inputs import resize
 
 SIZE, BATCH = 256, 128
@@ -53,7 +53,7 @@ def batches(x: np.ndarray) -> list[np.ndarray]:
 def ours(x: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     for batch in batches(x):
-        augment(batch, rng)
+        augment_images(batch, rng)
 
 
 def generator(x: np.ndarray, threads: int) -> None:

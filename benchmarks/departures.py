@@ -42,8 +42,8 @@ from cxr_ml import store
 from cxr_ml.dataset import build, versions
 from cxr_ml.ingest import ingest_drop
 from cxr_ml.settings import Settings
-from cxr_ml.training import architectures, calibration, inputs, ood, predictions, train
-from cxr_ml.training import loop as epochs
+from cxr_ml.training import architectures, calibration, inputs, loop, ood, predictions, train
+from cxr_ml.training.checkpoints import Progress
 from cxr_ml.training.corruptions import FIXED
 from cxr_ml.validation import judge_batch
 
@@ -67,7 +67,7 @@ def smoothed(y: keras.KerasTensor, p: keras.KerasTensor) -> keras.KerasTensor:
 @contextmanager
 def upper_third() -> Iterator[None]:
     """A block in which the lower two thirds of a backbone's layers never learn."""
-    whole = architectures.backbone
+    whole = architectures.build_backbone
 
     def build(settings: Settings, architecture: str) -> architectures.Backbone:
         found = whole(settings, architecture)
@@ -75,7 +75,7 @@ def upper_third() -> Iterator[None]:
             layer.trainable = False
         return found
 
-    with mock.patch.object(architectures, "backbone", build):
+    with mock.patch.object(architectures, "build_backbone", build):
         yield
 
 
@@ -83,7 +83,7 @@ VARIANTS = {
     "defaults": Variant({}),
     "freeze_normalisation=false": Variant({"freeze_normalisation": False}),
     "fine_tune_decay=false": Variant({"fine_tune_decay": False}),
-    "label smoothing": Variant({}, lambda: mock.patch.object(epochs, "LOSS", smoothed)),
+    "label smoothing": Variant({}, lambda: mock.patch.object(loop, "LOSS", smoothed)),
     "upper third": Variant({}, upper_third),
     "disguised=0": Variant({"disguised": 0.0}),
 }
@@ -95,7 +95,7 @@ def tested(settings: Settings, network: keras.Model) -> dict[str, float]:
     y, test = inputs.targets(manifest, settings.classes), np.flatnonzero(manifest["split"] == "test")
     figures = {}
     for kind, change in {"as is": None, **FIXED}.items():
-        decided = predictions.probabilities(network, images, test, change).argmax(axis=1)
+        decided = predictions.predict_probabilities(network, images, test, change).argmax(axis=1)
         figures[f"macro F1 {kind}"] = f1_score(y[test], decided, average="macro")
         if change is None:
             recalls = recall_score(y[test], decided, average=None)
@@ -106,18 +106,23 @@ def tested(settings: Settings, network: keras.Model) -> dict[str, float]:
 @contextmanager
 def each_epoch() -> Iterator[None]:
     """A block in which what a fine-tuning begins with, and every epoch of it, are tested and printed."""
-    ended, prepare = epochs._Loop.on_epoch_end, train._all_data
+    callback, train_stage = loop._EpochCallback, loop.train_stage
+    on_epoch_end = callback.on_epoch_end
 
-    def on_epoch_end(loop: epochs._Loop, epoch: int, logs: dict[str, float] | None = None) -> None:
-        ended(loop, epoch, logs)
-        if loop.stage.name == "fine_tune":
-            print(epochs.line(loop.stage, loop.progress), told(tested(loop.settings, loop.model)), sep="; ", flush=True)
+    def test_epoch(self: loop._EpochCallback, epoch: int, logs: dict[str, float] | None = None) -> None:
+        on_epoch_end(self, epoch, logs)
+        if self.stage.name == "fine_tune":
+            figures = told(tested(self.settings, self.model))
+            print(loop.describe_last_epoch(self.stage, self.progress), figures, sep="; ", flush=True)
 
-    def all_data(settings: Settings, classifier: keras.Model, *given: object) -> object:
-        print("the head's model:", told(tested(settings, classifier)), flush=True)
-        return prepare(settings, classifier, *given)
+    def test_head(
+        settings: Settings, model: str, network: keras.Model, stage: loop.Stage, *arguments: object
+    ) -> Progress:
+        if stage.name == "fine_tune":
+            print("the head's model:", told(tested(settings, network)), flush=True)
+        return train_stage(settings, model, network, stage, *arguments)
 
-    with mock.patch.object(epochs._Loop, "on_epoch_end", on_epoch_end), mock.patch.object(train, "_all_data", all_data):
+    with mock.patch.object(callback, "on_epoch_end", test_epoch), mock.patch.object(loop, "train_stage", test_head):
         yield
 
 
@@ -133,17 +138,19 @@ def measured(settings: Settings, variant: str, architecture: str) -> dict[str, f
     name = f"{variant.replace(' ', '-')}-{own.seed}"
     began, spent = time.monotonic(), time.process_time()
     # Nothing here asks whether an image is unlike the training's, which would take a tenth of the time.
-    unasked = mock.patch.object(ood, "learn", lambda *_: b"")
-    named = mock.patch.object(train, "model_name", lambda *_: name)
-    with VARIANTS[variant].around(), named, unasked:
+    without_ood = mock.patch.multiple(ood, fit=lambda *_: None, to_bytes=lambda _: b"")
+    named = mock.patch.object(train, "name_model", lambda *_: name)
+    with VARIANTS[variant].around(), named, without_ood:
         record = train.train_model(own, 1, architecture, verbose=False)
     figures = {"minutes": (time.monotonic() - began) / 60, "processor minutes": (time.process_time() - spent) / 60}
     _, network = predictions.load_model(own, name)
     images, manifest = inputs.load(own, versions.load_dataset(own, 1), own.image_size)
     y, held = inputs.targets(manifest, own.classes), np.flatnonzero(manifest["split"] == "validation")
-    p = predictions.probabilities(network, images, held)
+    p = predictions.predict_probabilities(network, images, held)
     figures["validation loss"] = log_loss(y[held], p)
-    figures["at its best temperature"] = log_loss(y[held], calibration.apply(p, record.operating_point, own.classes)[0])
+    figures["at its best temperature"] = log_loss(
+        y[held], calibration.apply(p, record.operating_point, own.classes).probabilities
+    )
     figures["validation macro F1"] = f1_score(y[held], p.argmax(axis=1), average="macro")
     figures |= tested(own, network)
     history = pd.read_csv(io.BytesIO(store.get(own, f"models/{name}/history.csv")))

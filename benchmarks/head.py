@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cxr_ml.imaging import decode, formats
 from cxr_ml.settings import Settings
 from cxr_ml.training import architectures, inputs
-from cxr_ml.training.train import class_weights
+from cxr_ml.training.train import compute_class_weights
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 
@@ -80,8 +80,8 @@ def peer(settings: Settings, architecture: str, data: tuple, epochs: int) -> Bes
     """`fit` through the frozen backbone."""
     x, y, train, validation, weights = data
     keras.utils.set_random_seed(0)
-    backbone = architectures.backbone(settings, architecture)
-    classifier = architectures.classifier(backbone, len(CLASSES), settings.dropout)
+    backbone = architectures.build_backbone(settings, architecture)
+    classifier = architectures.build_classifier(backbone, len(CLASSES), settings.dropout)
     backbone.network.trainable = False
     compiled(classifier, settings)
     batches = inputs.AugmentedBatches(x, train, y[train], weights[train], settings.batch_size, 0)
@@ -96,8 +96,8 @@ def peer(settings: Settings, architecture: str, data: tuple, epochs: int) -> Bes
 def ours(settings: Settings, architecture: str, data: tuple, given: argparse.Namespace) -> None:
     """Prints, for each number of views, what a head on them gave and took."""
     x, y, train, validation, weights = data
-    backbone = architectures.backbone(settings, architecture)
-    classifier = architectures.classifier(backbone, len(CLASSES), settings.dropout)
+    backbone = architectures.build_backbone(settings, architecture)
+    classifier = architectures.build_classifier(backbone, len(CLASSES), settings.dropout)
     network = keras.Model(classifier.input, classifier.get_layer("features").output)
     network.predict(x[:32], batch_size=32, verbose=0)
     begun, rng = time.perf_counter(), np.random.default_rng(0)
@@ -105,7 +105,7 @@ def ours(settings: Settings, architecture: str, data: tuple, given: argparse.Nam
     spent, seen = time.perf_counter() - begun, []
     for view in range(max(given.views)):
         begun = time.perf_counter()
-        shown = inputs.views(x[train], rng, 0.0) if view else x[train]
+        shown = inputs.draw_views(x[train], rng, 0.0) if view else x[train]
         seen.append(network.predict(shown, batch_size=32, verbose=0))
         spent += time.perf_counter() - begun
         if view + 1 not in given.views:
@@ -146,7 +146,7 @@ def main() -> None:
     x, y = xrays(Path(os.environ["CXR_XRAYS"]) / "drops/2026-01-05", given.size)
     rows = np.arange(len(y))
     train, validation = rows[rows % 6 != 0], rows[rows % 6 == 0]
-    data = (x, y, train, validation, class_weights(y[train], len(CLASSES))[y])
+    data = (x, y, train, validation, compute_class_weights(y[train], len(CLASSES))[y])
     print(f"{given.architecture}, {given.size} px, {len(train)} images to train and {len(validation)} to validate with")
     ours(settings, given.architecture, data, given)
     best = peer(settings, given.architecture, data, given.peer_epochs)

@@ -141,7 +141,7 @@ def speed(folder: Path) -> None:
         begun = time.perf_counter()
         list(pool.map(batches.__getitem__, range(len(batches))))
         alone = len(images) / (time.perf_counter() - begun)
-    classifier = architectures.classifier(architectures.backbone(settings, "inception_v3"), 3, 0.5)
+    classifier = architectures.build_classifier(architectures.build_backbone(settings, "inception_v3"), 3, 0.5)
     classifier.compile(keras.optimizers.Adam(1e-5), "sparse_categorical_crossentropy")
     some, rates = images[:128], {}
     for name, work in {

@@ -41,9 +41,9 @@ CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 def put_model(settings: Settings, architecture: str, x: np.ndarray) -> keras.Model:
     """Stores a classifier with a random head under the name "bench"; `x` stands for training and validation images."""
     keras.utils.set_random_seed(0)
-    network = architectures.classifier(architectures.backbone(settings, architecture), len(CLASSES), 0.5)
+    network = architectures.build_classifier(architectures.build_backbone(settings, architecture), len(CLASSES), 0.5)
     rows = np.arange(len(x))
-    known = ood.learn(network, x, rows[::2], rows[1::2], np.zeros(len(x), int), 0)
+    known = ood.to_bytes(ood.fit(network, x, rows[::2], rows[1::2], np.zeros(len(x), int), 0))
     with tempfile.TemporaryDirectory() as folder:
         network.save(Path(folder) / "model.keras")
         artefact = (Path(folder) / "model.keras").read_bytes()

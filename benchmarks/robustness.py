@@ -25,8 +25,8 @@ from sklearn.preprocessing import StandardScaler
 
 from cxr_ml.settings import Settings
 from cxr_ml.training import architectures
-from cxr_ml.training.augment import augment
-from cxr_ml.training.corruptions import FIXED, disguise
+from cxr_ml.training.augment import augment_images
+from cxr_ml.training.corruptions import FIXED, corrupt_images
 
 PENALTY = 0.01  # scikit-learn's C; some thousand features of some thousand images
 
@@ -42,8 +42,8 @@ def main() -> None:
     drop = Path(os.environ["CXR_XRAYS"]) / "drops" / "2026-01-05"
     x, y = xrays(drop, given.size)
     test, truth = xrays(drop, given.size, "test")
-    backbone = architectures.backbone(settings, given.architecture)
-    classifier = architectures.classifier(backbone, len(CLASSES), 0.0)
+    backbone = architectures.build_backbone(settings, given.architecture)
+    classifier = architectures.build_classifier(backbone, len(CLASSES), 0.0)
     network = keras.Model(classifier.input, classifier.get_layer("features").output)
 
     def features(images: np.ndarray) -> np.ndarray:
@@ -54,9 +54,9 @@ def main() -> None:
     judged = {"as is": features(test)} | {name: features(change(test)) for name, change in FIXED.items()}
     kinds = {
         "no views": None,
-        "augmented": lambda: augment(x, rng),
-        "disguised": lambda: disguise(x, rng),
-        "both": lambda: disguise(augment(x, rng), rng),
+        "augmented": lambda: augment_images(x, rng),
+        "disguised": lambda: corrupt_images(x, rng),
+        "both": lambda: corrupt_images(augment_images(x, rng), rng),
     }
     for kind, view in kinds.items():
         seen = [plain, *(features(view()) for _ in range(given.views if view else 0))]

@@ -12,12 +12,12 @@ from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import contact_sheets, metrics, perturbations, slices, stored_evaluations
-from cxr_ml.evaluation.metrics import Predictions
 from cxr_ml.ingest import tables
 from cxr_ml.progress import OnProgress, begun, counted, nobody
 from cxr_ml.records import Dataset, Difference, Evaluation, Metrics, PerturbationResult
 from cxr_ml.settings import Settings
 from cxr_ml.training import artifact_check, calibration, corruptions, inputs, predictions
+from cxr_ml.training.calibration import Predictions
 
 
 class _Evaluated(NamedTuple):
@@ -99,11 +99,11 @@ class _Subject:
 
     def probabilities(self, part: str, rows: np.ndarray, change: predictions.Change | None = None) -> np.ndarray:
         """The model's own probabilities for these rows, float32 (rows, classes)."""
-        return predictions.probabilities(self.network, self.images, rows, change, self.count(part, len(rows)))
+        return predictions.predict_probabilities(self.network, self.images, rows, change, self.count(part, len(rows)))
 
     def decide(self, probabilities: np.ndarray) -> Predictions:
         """What the model decides for at its operating point."""
-        return Predictions(*calibration.apply(probabilities, self.record.operating_point, self.settings.classes))
+        return calibration.apply(probabilities, self.record.operating_point, self.settings.classes)
 
     def predict_changed(self, change: str, rows: np.ndarray, apply: predictions.Change) -> Predictions:
         """What the model decides for when these test images are changed."""
@@ -155,7 +155,7 @@ def _evaluate_model(subject: _Subject, raw: dict[str, np.ndarray] | None = None)
     rows = subject.rows["test"]
     y, groups = subject.y[rows], subject.manifest["group"].to_numpy()[rows]
     test = subject.decide(raw["test"])
-    plain = Predictions(*calibration.apply(raw["test"], None, settings.classes))
+    plain = calibration.apply(raw["test"], None, settings.classes)
     evaluation = Evaluation(
         model=record.model,
         architecture=record.architecture,
@@ -195,7 +195,7 @@ def _reload_difference(subject: _Subject, p: np.ndarray) -> float | None:
     if not record.validation_sha256 or record.dataset_sha256 != subject.dataset.manifest_sha256:
         return None
     key = f"models/{record.model}/validation.npy"
-    data = artifact_check.checked(key, store.get(subject.settings, key), record.validation_sha256)
+    data = artifact_check.check_bytes(key, store.get(subject.settings, key), record.validation_sha256)
     trained = np.load(io.BytesIO(data), allow_pickle=False)
     return float(np.abs(trained - p).max()) if trained.shape == p.shape else None
 

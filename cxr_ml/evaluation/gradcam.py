@@ -23,7 +23,7 @@ def class_maps(network: keras.Model) -> keras.KerasTensor:
     the class activation map (Selvaraju et al., Grad-CAM, ICCV 2017, section 3.1: "generalizes CAM").
 
     Raises:
-        Refused: a model of another shape than `architectures.classifier` makes.
+        Refused: a model of another shape than `architectures.build_classifier` makes.
     """
     layers = {layer.name: layer for layer in network.layers}
     features, dropout, head = (layers.get(name) for name in ("features", "dropout", "head"))
@@ -70,7 +70,7 @@ def heat(
     """Returns Grad-CAM of images for one class each.
 
     Args:
-        network: as `architectures.classifier` makes it, with any backbone.
+        network: as `architectures.build_classifier` makes it, with any backbone.
         images: uint8 (images, size, size, 1), of which no more than a batch is read at a time.
         classes: index of the class for each row, int (rows,).
         rows: int (rows,); None: all.
@@ -86,7 +86,7 @@ def heat(
     mapper = keras.Model(network.input, class_maps(network))
     if not len(rows):
         return np.zeros((0, *mapper.output_shape[1:3]), np.float32)
-    counting = inputs.Counting(32, len(rows), on_images)
+    counting = inputs.ImageCounter(32, len(rows), on_images)
     maps = mapper.predict(inputs.Batches(images, rows, 32), verbose=0, callbacks=[counting])
     return relative(maps, np.asarray(classes))
 

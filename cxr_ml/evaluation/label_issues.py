@@ -47,7 +47,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> LabelRev
         raise Refused(f"{model} was trained on all images of dataset {dataset.dataset}: there is nothing to hold out.")
     held_out = manifest.iloc[rows].reset_index(drop=True)
     y = inputs.targets(held_out, record.classes)
-    p = predictions.probabilities(network, images, rows)
+    p = predictions.predict_probabilities(network, images, rows)
     quality = get_label_quality_scores(y, p, method="self_confidence")
     issues = np.zeros(len(y), bool)
     if len(set(y.tolist())) == len(record.classes):

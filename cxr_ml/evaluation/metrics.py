@@ -37,13 +37,6 @@ _NAMES = {
 }
 
 
-class Predictions(NamedTuple):
-    """What a model predicts for n images at its operating point."""
-
-    probabilities: np.ndarray  # calibrated, float (n, classes)
-    labels: np.ndarray  # index of the class that is decided for, int (n,)
-
-
 class _Sums(NamedTuple):
     """Numbers whose sums over images give the figures."""
 

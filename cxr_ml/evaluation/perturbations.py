@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from cxr_ml.evaluation import metrics
-from cxr_ml.evaluation.metrics import Predictions
 from cxr_ml.imaging.hashes import RING_WIDTH
 from cxr_ml.records import PerturbationResult
 from cxr_ml.training import corruptions
+from cxr_ml.training.calibration import Predictions
 
 LUNGS_HIDDEN = "lungs hidden"
 MAX_PER_CLASS = 100  # images: the first of the manifest, which is sorted by hash, so they are a random sample

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml.evaluation import metrics
-from cxr_ml.evaluation.metrics import Predictions
 from cxr_ml.records import Slice
 from cxr_ml.settings import Settings
+from cxr_ml.training.calibration import Predictions
 
 MAX_PER_KIND = 12  # slices; the smallest beyond are one, "others"
 _SIZES = ("below 512 px", "512 to 1,023 px", "1,024 px and more")

@@ -125,7 +125,7 @@ def _read(settings: Settings, path: Path) -> bytes:
 
 
 def _answers(
-    record: Model, known: ood.Likeness | None, network: keras.Model, looks: tuple[_Look, ...], folder: Path | None
+    record: Model, known: ood.Detector | None, network: keras.Model, looks: tuple[_Look, ...], folder: Path | None
 ) -> Iterator[Prediction]:
     fit = [look for look in looks if look.pixels is not None]
     rows: Iterator[Prediction] = iter(())
@@ -142,14 +142,14 @@ def _answers(
 
 
 def _predicted(
-    record: Model, known: ood.Likeness | None, network: keras.Model, fit: list[_Look], folder: Path | None
+    record: Model, known: ood.Detector | None, network: keras.Model, fit: list[_Look], folder: Path | None
 ) -> Iterator[Prediction]:
     pixels = np.stack([look.pixels for look in fit if look.pixels is not None])
     raw, features, *maps = network.predict_on_batch(pixels)
     if not np.isfinite(raw).all():
         raise Refused(f"Probabilities must be numbers. Received: NaN or infinity; {record.model} cannot be used.")
     probabilities, decided = calibration.apply(raw, record.operating_point, record.classes)
-    distance = None if known is None else ood.unlikeness(known, features, pixels)
+    distance = None if known is None else ood.ood_score(known, features, pixels)
     heat = None if folder is None else gradcam.relative(maps[0], decided)
     for i, look in enumerate(fit):
         unlike = distance is not None and distance[i] > 1

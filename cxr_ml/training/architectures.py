@@ -1,8 +1,9 @@
-"""Builds the networks that `backbones` names, with their first weights."""
+"""Builds the classifiers: a backbone from the table in `backbones`, and the study's head on it."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -10,11 +11,11 @@ import numpy as np
 
 from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
-from cxr_ml.training.backbones import ARCHITECTURES, weights_file
+from cxr_ml.training.backbones import ARCHITECTURES, find_weights
 
 
 class Backbone(NamedTuple):
-    """A backbone with its first weights: scaled pixels of shape (n, size, size, 3) -> feature maps."""
+    """A backbone with its first weights: from scaled pixels (n, size, size, 3) to feature maps."""
 
     network: keras.Model
     weights: str  # "imagenet", the name of the file, or "from scratch"
@@ -23,14 +24,21 @@ class Backbone(NamedTuple):
     offset: float | list[float] = -1.0
 
 
-def light(input_shape: tuple[int, int, int], weights: None = None, include_top: bool = False) -> keras.Model:
-    """A small convolutional network for demonstrations, trained from scratch.
+def build_light(
+    input_shape: tuple[int, int, int], weights: str | None = None, include_top: bool = False
+) -> keras.Model:
+    """Returns a small convolutional network for demonstrations, to be trained from scratch.
 
-    Batch normalisation, because films are much alike: without it, ten epochs pass before the loss falls at all.
+    It has batch normalisation because X-rays are much alike: without it, the loss falls only after ten epochs.
+
+    Args:
+        input_shape: height and width (px), and channels.
+        weights: ignored, as include_top: the arguments are those of keras.applications.
+        include_top: ignored.
     """
     layers = keras.layers
     x = inputs = keras.Input(input_shape)
-    for filters, kernel, stride, pooled in (
+    for filters, kernel, stride, pool in (
         (16, 5, 2, True),
         (32, 3, 1, False),
         (32, 3, 1, True),
@@ -39,51 +47,57 @@ def light(input_shape: tuple[int, int, int], weights: None = None, include_top: 
     ):
         x = layers.Conv2D(filters, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
         x = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(x))
-        x = layers.MaxPooling2D()(x) if pooled else x
+        x = layers.MaxPooling2D()(x) if pool else x
     return keras.Model(inputs, x, name="light")
 
 
-def backbone(settings: Settings, architecture: str) -> Backbone:
-    """The named backbone with the weights that the settings ask for; never silently random ones.
+def build_backbone(settings: Settings, architecture: str) -> Backbone:
+    """Returns the named backbone with the weights that the settings ask for; never silently random ones.
 
     Raises:
         Refused: unknown architecture, an image size it cannot take, a weights file that is missing or does not fit.
         ConnectionError: Keras could not download its ImageNet weights.
     """
-    file = weights_file(settings, architecture)
+    file = find_weights(settings, architecture)
     entry = ARCHITECTURES[architecture]
-    build = getattr(keras.applications, entry.application) if entry.application else light
+    build = getattr(keras.applications, entry.application) if entry.application else build_light
     shape = (settings.image_size, settings.image_size, 3)
-    scratch = not entry.pretrained or settings.weights == "none"
-    downloaded = not scratch and not file
     try:
         network = build(input_shape=shape, include_top=False, weights=None)
     except ValueError as error:
         raise Refused(f"{architecture} cannot take images of {settings.image_size} pixels: {error}") from None
-    if downloaded:
-        try:
-            network = build(input_shape=shape, include_top=False, weights="imagenet")
-        except Exception as error:
-            raise ConnectionError(
-                f"Keras could not download the ImageNet weights of {architecture} ({error}). Either let this machine "
-                f"reach storage.googleapis.com, or set CXR_WEIGHTS_DIR to a folder that holds {architecture}_notop"
-                '.weights.h5 (CXR_WEIGHTS="none" trains from scratch, which needs far more images).'
-            ) from error
-    if scratch:
-        return Backbone(network, "from scratch", "", entry.scale, entry.offset)
-    if not file:
-        return Backbone(network, "imagenet", _digest_of_variables(network), entry.scale, entry.offset)
-    path, sha256 = file
+    if not entry.pretrained or settings.weights == "none":
+        weights, sha256 = "from scratch", ""
+    elif file:
+        _load_weights(network, file.path, architecture)
+        weights, sha256 = file.path.name, file.sha256
+    else:
+        network = _download(build, shape, architecture)
+        weights, sha256 = "imagenet", _hash_weights(network)
+    return Backbone(network, weights, sha256, entry.scale, entry.offset)
+
+
+def _load_weights(network: keras.Model, path: Path, architecture: str) -> None:
     try:
         network.load_weights(path)
     except (ValueError, OSError) as error:
         raise Refused(f"{path} does not hold weights of {architecture} without its top: {error}") from None
     if not all(np.isfinite(weight).all() for weight in network.get_weights()):
         raise Refused(f"All weights in {path} must be numbers. Received: NaN or infinity. Use another file.")
-    return Backbone(network, path.name, sha256, entry.scale, entry.offset)
 
 
-def _digest_of_variables(network: keras.Model) -> str:
+def _download(build: Callable[..., keras.Model], shape: tuple[int, int, int], architecture: str) -> keras.Model:
+    try:
+        return build(input_shape=shape, include_top=False, weights="imagenet")
+    except Exception as error:  # of the network, the disk, or what a server sent instead of weights
+        raise ConnectionError(
+            f"Keras could not download the ImageNet weights of {architecture} ({error}). Either let this machine "
+            f"reach storage.googleapis.com, or set CXR_WEIGHTS_DIR to a folder that holds {architecture}_notop"
+            '.weights.h5 (CXR_WEIGHTS="none" trains from scratch, which needs far more images).'
+        ) from error
+
+
+def _hash_weights(network: keras.Model) -> str:
     digest = hashlib.sha256()
     for weight in network.get_weights():
         digest.update(weight.tobytes())
@@ -92,25 +106,33 @@ def _digest_of_variables(network: keras.Model) -> str:
 
 @contextmanager
 def frozen(backbone: Backbone) -> Iterator[None]:
-    """A block in which a backbone does not learn; a model must be compiled inside to know of it."""
-    learning = [layer for layer in backbone.network.layers if layer.trainable]
-    for layer in learning:
+    """A context in which a backbone does not learn. A model must be compiled inside it to be affected."""
+    trainable = [layer for layer in backbone.network.layers if layer.trainable]
+    for layer in trainable:
         layer.trainable = False
     try:
         yield
     finally:
-        for layer in learning:
+        for layer in trainable:
             layer.trainable = True
 
 
-def classifier(backbone: Backbone, classes: int, dropout: float, freeze_normalisation: bool = True) -> keras.Model:
-    """The study's classifier on a backbone: mean over the feature map, dropout, softmax.
+def build_classifier(
+    backbone: Backbone, classes: int, dropout: float, freeze_normalisation: bool = True
+) -> keras.Model:
+    """Returns the study's classifier on a backbone: mean over the feature map, dropout, softmax.
 
-    Preprocessing lives inside: uint8 images, grey (n, size, size, 1) or RGB (n, size, size, 3), become one grey channel
-    (luma of ITU-R BT.601, as `data.images` makes it of colour), which is widened to three and scaled as the backbone's
-    weights want it. With `freeze_normalisation`, a pretrained backbone's batch normalisation keeps the statistics and
-    weights it was trained with, while everything else is fine-tuned. Calling the backbone with training=False would not
-    do: Keras 3 passes the outer model's `training` on to nested models regardless.
+    Preprocessing is part of the model: uint8 images, grey (n, size, size, 1) or RGB (n, size, size, 3), become one grey
+    channel (luma of ITU-R BT.601, as `imaging.measure` converts colour), which is repeated three times and scaled as
+    the backbone's weights expect.
+
+    Args:
+        backbone: with its first weights.
+        classes: number of probabilities.
+        dropout: share of the features that is dropped in training, 0 to 1.
+        freeze_normalisation: whether a pretrained backbone's batch normalisation keeps its statistics and weights while
+            everything else is fine-tuned. To call the backbone with training=False would not do: Keras 3 passes the
+            outer model's `training` on to nested models regardless.
 
     Returns:
         A model from uint8 images to probabilities (n, classes), with the layers "features" and "head" by name.

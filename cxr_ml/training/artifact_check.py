@@ -1,4 +1,4 @@
-"""Reads model.keras and checks that files of a model are what was recorded. Only `opened` loads Keras."""
+"""Reads model.keras, and checks the files of a model against its record. Only `open_network` loads Keras."""
 
 import hashlib
 import tempfile
@@ -11,52 +11,52 @@ from cxr_ml.records import HistoryEntry, Model
 from cxr_ml.settings import Settings
 
 # What Keras raises for a file that is damaged, of another version, or would run code.
-UNOPENED = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError)
+OPEN_ERRORS = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError)
 
 
 def key(model: str) -> str:
-    """Key of the weights of a model."""
+    """Returns the key of the network of a model, with its weights."""
     return f"models/{model}/model.keras"
 
 
 def read(settings: Settings, record: Model) -> bytes:
-    """The bytes of model.keras, whose SHA-256 is the recorded one.
+    """Returns the bytes of model.keras, after a check of their SHA-256.
 
     Raises:
-        Refused: the file was swept, is missing, or is not the one that model.json records.
+        Refused: the weights were deleted, the file is missing, or it is not the one that model.json records.
     """
-    found = store.find(settings, key(record.model))
-    if found is None:
-        raise _gone(settings, record.model)
-    return checked(key(record.model), found[0], record.artefact_sha256)
+    stored = store.find(settings, key(record.model))
+    if stored is None:
+        raise _missing(settings, record.model)
+    return check_bytes(key(record.model), stored[0], record.artefact_sha256)
 
 
 def check(settings: Settings, record: Model) -> None:
-    """Makes sure, as `read` does, that model.keras is the recorded file, without holding it in memory.
+    """Checks that model.keras is the recorded file, as `read` does, without holding it in memory.
 
     Raises:
         Refused: as `read`.
     """
     digest = store.sha256(settings, key(record.model))
     if digest is None:
-        raise _gone(settings, record.model)
+        raise _missing(settings, record.model)
     _compare(key(record.model), digest, record.artefact_sha256)
 
 
-def _gone(settings: Settings, model: str) -> Refused:
-    if gone := swept(settings, model):
+def _missing(settings: Settings, model: str) -> Refused:
+    if entry := swept(settings, model):
         return Refused(
-            f"{key(model)} was expected. Received: nothing, its weights were swept at {gone.at} by {gone.by} "
-            f"({gone.why}). Use another model; to have this one again, train with another seed."
+            f"{key(model)} was expected. Received: nothing, its weights were swept at {entry.at} by {entry.by} "
+            f"({entry.why}). Use another model; to have this one again, train with another seed."
         )
     return Refused(f"{key(model)} was expected. Received: nothing, and nobody swept it. Use another model.")
 
 
-def checked(key: str, data: bytes, recorded: str) -> bytes:
-    """The bytes of a file beside model.json, if their SHA-256 is the one that it records.
+def check_bytes(key: str, data: bytes, recorded: str) -> bytes:
+    """Returns the bytes of a file beside model.json, if their SHA-256 is the recorded one.
 
     Raises:
-        Refused: it is another.
+        Refused: it is another one.
     """
     _compare(key, hashlib.sha256(data).hexdigest(), recorded)
     return data
@@ -70,13 +70,13 @@ def _compare(key: str, digest: str, recorded: str) -> None:
         )
 
 
-def opened(data: bytes) -> Any:  # noqa: ANN401 - a keras.Model
-    """The network in the bytes of model.keras, not compiled.
+def open_network(data: bytes) -> Any:  # noqa: ANN401 - a keras.Model
+    """Returns the network in the bytes of model.keras, not compiled.
 
     Raises:
-        UNOPENED: one of them, where Keras does not open it.
+        OPEN_ERRORS: one of them, if Keras does not open it.
     """
-    import keras  # takes seconds, and most who check files need none of it
+    import keras  # takes seconds, and checks need none of it
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
@@ -85,6 +85,6 @@ def opened(data: bytes) -> Any:  # noqa: ANN401 - a keras.Model
 
 
 def swept(settings: Settings, model: str) -> HistoryEntry | None:
-    """The entry of the history that gave up the weights of a model; None where they were not given up."""
-    found = store.find_record(settings, f"models/{model}/swept.json", HistoryEntry)
-    return found[0] if found else None
+    """Returns the history entry by which the weights of a model were deleted; None where they were not."""
+    stored = store.find_record(settings, f"models/{model}/swept.json", HistoryEntry)
+    return stored[0] if stored else None

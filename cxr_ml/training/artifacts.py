@@ -1,4 +1,4 @@
-"""Writes a trained model into the store: what it is, how it was made, and what it said of the validation images."""
+"""Writes a trained model to the store: the network, its record, history and predictions of the validation images."""
 
 import hashlib
 import io
@@ -14,131 +14,131 @@ from cxr_ml import store
 from cxr_ml.records import Dataset, Model, OperatingPoint
 from cxr_ml.settings import Settings
 from cxr_ml.training import architectures, checkpoints, distribution, ood, provenance, tensorboard
-from cxr_ml.training.artifact_check import UNOPENED, opened
+from cxr_ml.training.artifact_check import OPEN_ERRORS, open_network
 from cxr_ml.training.checkpoints import Progress
-
-# Settings that make a model what it is: its name depends on them, and its record holds them.
-HYPERPARAMETERS = (
-    "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate", "fine_tune_learning_rate",
-    "fine_tune_decay", "patience", "dropout", "head_views", "freeze_normalisation", "disguised", "seed", "weights",
-)  # fmt: skip
+from cxr_ml.training.model_naming import HYPERPARAMETERS
 
 
 class Trained(NamedTuple):
-    """What a training ends with."""
+    """The result of a training."""
 
     name: str
     architecture: str
     backbone: architectures.Backbone
-    artefact_sha256: str  # of model.keras, in the store
-    done: dict[str, Progress]  # stage -> its epochs
+    artifact_sha256: str  # of model.keras, in the store
+    stages: dict[str, Progress]  # stage -> its epochs
     seconds: dict[str, float]  # step -> wall time, of all that is no epoch
-    validation: np.ndarray  # probabilities of the validation images, float32 (images, classes)
-    point: OperatingPoint
-    likeness: bytes
+    validation_probabilities: np.ndarray  # float32 (images, classes)
+    operating_point: OperatingPoint
+    ood_detector: bytes
 
 
-def artefact(settings: Settings, name: str, classifier: keras.Model) -> str:
-    """Stores `model.keras`. Where another run of the same training was faster, its weights become the classifier's.
+def store_network(settings: Settings, name: str, classifier: keras.Model) -> str:
+    """Stores `model.keras`. If another run of the same training has done so first, the classifier gets its weights.
 
-    Once it can be opened it is never replaced: the other run may write the record of it at any moment.
+    A file that can be opened is never replaced: the other run may write the record of it at any moment.
 
     Args:
         settings: the store.
         name: name of the model.
-        classifier: with the weights that are kept.
+        classifier: with the best weights.
 
     Returns:
         SHA-256 of the file that is in the store, whose weights the classifier now has.
     """
     key = f"models/{name}/model.keras"
-    data = _saved(classifier)
+    data = _to_bytes(classifier)
     if store.put_if_absent(settings, key, data):
         return hashlib.sha256(data).hexdigest()
-    if _opened(store.get(settings, key)) is None:
+    if _read_weights(store.get(settings, key)) is None:
         store.put_uncommitted(settings, key, data)
     data = store.get(settings, key)
-    classifier.set_weights(_opened(data))
+    classifier.set_weights(_read_weights(data))
     return hashlib.sha256(data).hexdigest()
 
 
-def _saved(classifier: keras.Model) -> bytes:
+def _to_bytes(classifier: keras.Model) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
-        # Another model of the same layers: with the optimizer's memory, the file would be three times as large.
+        # A new model of the same layers: with the optimizer's state, the file would be three times as large.
         keras.Model(classifier.input, classifier.output).save(path)
         return path.read_bytes()
 
 
-def _opened(data: bytes) -> list[np.ndarray] | None:
-    """The weights in the bytes of model.keras; None where Keras does not open them."""
+def _read_weights(data: bytes) -> list[np.ndarray] | None:
+    """Returns the weights in the bytes of model.keras; None if Keras does not open them."""
     try:
-        return opened(data).get_weights()
-    except UNOPENED:
+        return open_network(data).get_weights()
+    except OPEN_ERRORS:
         return None
 
 
-def write(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
-    """Stores what lies beside `model.keras`, the record last.
+def store_model(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
+    """Stores the files beside `model.keras`, the record last.
+
+    Args:
+        settings: the store.
+        dataset: what the model was trained on.
+        trained: the result of the training.
 
     Returns:
-        The record that is in the store: of another run of the same training, if that one was faster.
+        The record that is in the store: that of another run of the same training, if it was faster.
     """
     key = f"models/{trained.name}/model.json"
     if not store.exists(settings, key):
-        record = _beside(settings, dataset, trained)
+        record = _store_files(settings, dataset, trained)
         store.put_if_absent(settings, key, record.to_bytes(), "application/json")
-    checkpoints.sweep(settings, trained.name)
+    checkpoints.delete_all(settings, trained.name)
     return store.load(settings, key, Model)
 
 
-def _beside(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
-    """Stores the other files of the model; the record of all of them."""
-    model, done = f"models/{trained.name}", trained.done
-    predicted = io.BytesIO()
-    np.save(predicted, trained.validation)
-    history = _history(done)
-    for name, data in tensorboard.events(history).items():
+def _store_files(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
+    """Stores all files of the model but the record, which is returned."""
+    model, stages = f"models/{trained.name}", trained.stages
+    probabilities = io.BytesIO()
+    np.save(probabilities, trained.validation_probabilities)
+    history = _make_history(stages)
+    for name, data in tensorboard.make_event_files(history).items():
         store.put_uncommitted(settings, f"{model}/{name}", data)
-    images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in done.items()}
-    spent = {stage: sum(e.seconds for e in p.epochs) for stage, p in done.items()}
+    images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in stages.items()}
+    seconds = {stage: sum(e.seconds for e in p.epochs) for stage, p in stages.items()}
     return Model(
         model=trained.name,
         architecture=trained.architecture,
         dataset=dataset.dataset,
         dataset_sha256=dataset.manifest_sha256,
-        artefact_sha256=trained.artefact_sha256,
+        artefact_sha256=trained.artifact_sha256,
         classes=settings.classes,
         image_size=settings.image_size,
         weights=trained.backbone.weights,
         weights_sha256=trained.backbone.weights_sha256,
         settings={k: getattr(settings, k) for k in (*HYPERPARAMETERS, "warm_start")}
-        | {"precision": distribution.precision()},
-        epochs={stage: len(p.epochs) for stage, p in done.items()},
+        | {"precision": distribution.choose_precision()},
+        epochs={stage: len(p.epochs) for stage, p in stages.items()},
         seconds={k: round(s, 1) for k, s in trained.seconds.items()}
-        | {stage: round(spent[stage] + p.prepared, 1) for stage, p in done.items()},
-        images_per_second={stage: round(images[stage] / spent[stage], 1) for stage in done},
-        code=provenance.code(),
-        packages=provenance.packages(),
-        hardware=provenance.hardware(),
-        operating_point=trained.point,
-        validation_sha256=_kept(settings, f"{model}/validation.npy", predicted.getvalue()),
-        likeness_sha256=_kept(settings, f"{model}/{ood.FILE}", trained.likeness),
-        history_sha256=_kept(settings, f"{model}/history.csv", history.to_csv(index=False).encode()),
+        | {stage: round(seconds[stage] + p.preparation_seconds, 1) for stage, p in stages.items()},
+        images_per_second={stage: round(images[stage] / seconds[stage], 1) for stage in stages},
+        code=provenance.describe_code(),
+        packages=provenance.list_packages(),
+        hardware=provenance.describe_hardware(),
+        operating_point=trained.operating_point,
+        validation_sha256=_store_once(settings, f"{model}/validation.npy", probabilities.getvalue()),
+        likeness_sha256=_store_once(settings, f"{model}/{ood.FILE}", trained.ood_detector),
+        history_sha256=_store_once(settings, f"{model}/history.csv", history.to_csv(index=False).encode()),
     )
 
 
-def _kept(settings: Settings, key: str, data: bytes) -> str:
-    """SHA-256 of what is under a key, which is never replaced: another run may write its record at any moment."""
-    there = data if store.put_if_absent(settings, key, data) else store.get(settings, key)
-    return hashlib.sha256(there).hexdigest()
+def _store_once(settings: Settings, key: str, data: bytes) -> str:
+    """Returns the SHA-256 of the file under a key, which is never replaced: another run may already record it."""
+    stored = data if store.put_if_absent(settings, key, data) else store.get(settings, key)
+    return hashlib.sha256(stored).hexdigest()
 
 
-def _history(done: dict[str, Progress]) -> pd.DataFrame:
-    """A row per epoch, counted through both stages from 1, and which of each stage is kept."""
+def _make_history(stages: dict[str, Progress]) -> pd.DataFrame:
+    """Returns a row per epoch, counted through both stages from 1, and which epoch of each stage is kept."""
     rows = [
-        {"stage": stage} | epoch.model_dump() | {"kept": number == checkpoints.kept(p)}
-        for stage, p in done.items()
+        {"stage": stage} | epoch.model_dump() | {"kept": number == checkpoints.best_epoch(p)}
+        for stage, p in stages.items()
         for number, epoch in enumerate(p.epochs, 1)
     ]
     table = pd.DataFrame(rows)

@@ -1,7 +1,7 @@
-"""The backbones by name, and what is known of each before Keras is loaded. To add one: a line in ARCHITECTURES.
+"""The table of backbones, and where their weights are. It needs no Keras.
 
-What a network's `preprocess_input` does to pixels is named there as a factor and an offset, if it is not scaling to
-[-1, 1].
+To add a backbone of keras.applications, add an entry to ARCHITECTURES: the form, the settings and the training read
+it. If the `preprocess_input` of the network does not scale pixels to [-1, 1], the entry gives its factor and offset.
 """
 
 import hashlib
@@ -15,16 +15,23 @@ from cxr_ml.settings import Settings
 
 
 class Architecture(NamedTuple):
-    """How a backbone is built, whether pretrained weights exist for it, and how they want grey levels 0 to 255."""
+    """How a backbone is built, and how its pretrained weights expect grey levels of 0 to 255 to be scaled."""
 
-    application: str | None  # name in keras.applications; None: `architectures.light`
+    application: str | None  # name in keras.applications; None: `architectures.build_light`
     pretrained: bool = True
     min_size: int = 32  # pixels a side of the smallest image it takes
     scale: float | list[float] = 1 / 127.5  # factor, or one per channel
     offset: float | list[float] = -1.0  # added afterwards
 
 
-# Mean and deviation of ImageNet's channels, which networks that came from PyTorch subtract and divide by.
+class WeightsFile(NamedTuple):
+    """A file of pretrained weights."""
+
+    path: Path
+    sha256: str
+
+
+# ImageNet's mean and standard deviation by channel: networks that came from PyTorch subtract and divide by them.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 ARCHITECTURES = {
@@ -41,43 +48,43 @@ ARCHITECTURES = {
 
 
 def check(settings: Settings) -> None:
-    """Makes sure that the architectures of the settings can be built, with the weights and images they ask for.
+    """Checks that the architectures of the settings can be built for their image size, with their weights.
 
     Raises:
         Refused: an unknown architecture, images too small for one, or a file of weights that is missing.
     """
     for name in settings.architectures:
-        weights_file(settings, name)
-        if settings.image_size < (least := ARCHITECTURES[name].min_size):
+        find_weights(settings, name)
+        if settings.image_size < (min_size := ARCHITECTURES[name].min_size):
             raise Refused(
-                f"{name} needs images of at least {least} pixels. Received: image_size = {settings.image_size}. "
+                f"{name} needs images of at least {min_size} pixels. Received: image_size = {settings.image_size}. "
                 "Set CXR_IMAGE_SIZE, or choose another architecture."
             )
 
 
-def weights_file(settings: Settings, architecture: str) -> tuple[Path, str] | None:
-    """The file that a backbone's first weights are read from, and its SHA-256; None where they come from no file.
+def find_weights(settings: Settings, architecture: str) -> WeightsFile | None:
+    """Returns the file of a backbone's first weights; None where they come from no file.
 
     Raises:
         Refused: unknown architecture, or the folder that the settings name does not hold the file.
     """
     if architecture not in ARCHITECTURES:
-        near = get_close_matches(architecture, ARCHITECTURES, 1)
+        close = get_close_matches(architecture, ARCHITECTURES, 1)
         raise Refused(
             f"The architecture must be one of {sorted(ARCHITECTURES)}. Received: {architecture!r}"
-            + (f". Was {near[0]} meant?" if near else "")
+            + (f". Was {close[0]} meant?" if close else "")
         )
     if not ARCHITECTURES[architecture].pretrained or settings.weights == "none" or settings.weights_dir is None:
         return None
     path = settings.weights_dir / f"{architecture}_notop.weights.h5"
     if not path.is_file():
-        there = sorted(p.name for p in settings.weights_dir.glob("*.h5"))
-        raise Refused(f"CXR_WEIGHTS_DIR must hold {path.name}. Received: {settings.weights_dir}, there: {there}")
-    now = path.stat()
-    return path, _sha256(path, now.st_mtime_ns, now.st_size)
+        files = sorted(p.name for p in settings.weights_dir.glob("*.h5"))
+        raise Refused(f"CXR_WEIGHTS_DIR must hold {path.name}. Received: {settings.weights_dir}, there: {files}")
+    stat = path.stat()
+    return WeightsFile(path, _hash_file(path, stat.st_mtime_ns, stat.st_size))
 
 
 @lru_cache
-def _sha256(path: Path, changed: int, size: int) -> str:
+def _hash_file(path: Path, modified_ns: int, size: int) -> str:  # a file that changed is hashed again
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

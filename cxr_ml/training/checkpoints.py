@@ -1,4 +1,4 @@
-"""The state of a training after each epoch, in the store, so that a run that died goes on from there."""
+"""Stores the state of a training after each epoch, so that a run that died goes on from there."""
 
 import hashlib
 import io
@@ -17,9 +17,9 @@ _KEY = re.compile(r".*/(?P<stage>[a-z_]+)-(?P<epoch>\d{5})-(?P<sha256>[0-9a-f]{6
 
 
 class Epoch(Record):
-    """What one epoch gave. Losses are cross-entropies, the training loss weighted by class; F1 is macro F1.
+    """The metrics of one epoch. Losses are cross-entropies, the training loss weighted by class; F1 is macro F1.
 
-    `calibrated` is the loss at its best temperature: see `loop.Calibrated`.
+    `calibrated` is the loss at its best temperature: see `keras_metrics.CalibratedLoss`.
     """
 
     loss: float
@@ -36,31 +36,31 @@ class Epoch(Record):
 
 
 class Progress(Record):
-    """How far one stage of a training came."""
+    """How far one stage of a training has come."""
 
     stage: str
-    backbone_sha256: str  # of the first weights that the stage stands on; they are not part of a checkpoint
+    backbone_sha256: str  # of the first weights of the backbone, which are not part of a checkpoint
     decay: bool  # whether its learning rate falls to its last epoch
     epochs: tuple[Epoch, ...] = ()
-    pieces: int = 1  # in which a batch goes through memory
-    prepared: float = 0.0  # seconds that went into what it trains on, before the first epoch and each new start
+    micro_batches: int = 1  # into which a batch is divided to fit into memory
+    preparation_seconds: float = 0.0  # for inputs or features, before the first epoch and at each resumption
 
 
 class Checkpoint(NamedTuple):
-    """What a stage goes on from."""
+    """What a stage is resumed from."""
 
     progress: Progress
     weights: list[np.ndarray]  # after the last epoch, in the order of the network's weights
     optimizer: list[np.ndarray]  # likewise, of the optimizer's variables
-    kept: list[np.ndarray]  # the weights after the epoch that is kept
+    best_weights: list[np.ndarray]  # after the best epoch, which the stage ends with
 
 
-def kept(progress: Progress) -> int:
-    """Number of the epoch whose weights a stage ends with, from 1.
+def best_epoch(progress: Progress) -> int:
+    """Returns the number, from 1, of the epoch whose weights a stage ends with.
 
-    Where the learning rate falls it is the last: there the weights have come to rest, and a choice among epochs by a
-    hundred or two of validation images would be left to chance. Else it is the one with the lowest calibrated
-    validation loss, the first of equal ones.
+    Without a decay of the learning rate it is the one with the lowest calibrated validation loss, the first of equal
+    ones. With a decay it is the last: there the weights have settled, and the differences between epochs on a hundred
+    or two of validation images are chance.
     """
     if progress.decay:
         return len(progress.epochs)
@@ -73,59 +73,68 @@ def _folder(model: str) -> str:
 
 
 def _keys(settings: Settings, model: str, stage: str) -> list[tuple[int, str]]:
-    """(epoch, key) of the checkpoints of a stage, oldest first."""
-    found = [(_KEY.fullmatch(key), key) for key in store.keys(settings, _folder(model))]
-    return sorted((int(match["epoch"]), key) for match, key in found if match and match["stage"] == stage)
+    """Returns (epoch, key) of the checkpoints of a stage, oldest first."""
+    matches = [(_KEY.fullmatch(key), key) for key in store.keys(settings, _folder(model))]
+    return sorted((int(match["epoch"]), key) for match, key in matches if match and match["stage"] == stage)
 
 
 def save(
     settings: Settings, model: str, progress: Progress, weights: list[np.ndarray], optimizer: list[np.ndarray]
 ) -> str:
-    """Stores the state after the last epoch of `progress`, named by the hash of its bytes; drops what is outlived.
+    """Stores the state after the last epoch of `progress`, and removes checkpoints that are no longer needed.
 
-    What remains of a stage are the newest two, and the one that is to be kept.
+    The newest two of a stage remain, and the one of the best epoch. The name holds the SHA-256 of the bytes.
+
+    Args:
+        settings: the store.
+        model: name of the model.
+        progress: the epochs of the stage so far.
+        weights: of the network, in its order.
+        optimizer: the optimizer's variables.
 
     Returns:
         The key.
     """
     buffer = io.BytesIO()
-    arrays = {f"weight{i}": a for i, a in enumerate(weights)} | {f"optimizer{i}": a for i, a in enumerate(optimizer)}
-    np.savez(buffer, progress=np.frombuffer(progress.to_bytes(), np.uint8), **arrays)
+    arrays = {"progress": np.frombuffer(progress.to_bytes(), np.uint8)}
+    arrays |= {f"weight{i}": array for i, array in enumerate(weights)}
+    arrays |= {f"optimizer{i}": array for i, array in enumerate(optimizer)}
+    np.savez(buffer, allow_pickle=False, **arrays)
     data = buffer.getvalue()
     number = len(progress.epochs)
     key = f"{_folder(model)}{progress.stage}-{number:05d}-{hashlib.sha256(data).hexdigest()}.npz"
     store.put_if_absent(settings, key, data)
     for epoch, other in _keys(settings, model, progress.stage):
-        if epoch < number - 1 and epoch != kept(progress):
+        if epoch < number - 1 and epoch != best_epoch(progress):
             store.remove(settings, other)
     return key
 
 
-def newest(settings: Settings, model: str, fresh: Progress, shapes: list[tuple[int, ...]]) -> Checkpoint | None:
-    """The newest checkpoint of a stage that can be trusted, or None. One that cannot is left out, with a warning.
+def load_newest(settings: Settings, model: str, start: Progress, shapes: list[tuple[int, ...]]) -> Checkpoint | None:
+    """Returns the newest checkpoint of a stage that fits and is intact, or None. Others are skipped with a warning.
 
     Args:
         settings: the store.
         model: name of the model.
-        fresh: how the stage would begin: its name, and what it stands on.
+        start: the stage before its first epoch: its name, and the weights of its backbone.
         shapes: shapes of the network's weights.
     """
-    keys = _keys(settings, model, fresh.stage)
+    keys = _keys(settings, model, start.stage)
     for number, key in reversed(keys):
-        found = _read(settings, key, fresh, shapes)
-        if found is None:
+        checkpoint = _read(settings, key, start, shapes)
+        if checkpoint is None:
             continue
-        chosen = kept(found.progress)
-        if chosen == number:
-            return found
+        best = best_epoch(checkpoint.progress)
+        if best == number:
+            return checkpoint
         for epoch, other in keys:
-            if epoch == chosen and (then := _read(settings, other, fresh, shapes)):
-                return found._replace(kept=then.weights)
-        _warn(key, f"that of the epoch to be kept, {chosen}, is missing or broken")
+            if epoch == best and (of_best := _read(settings, other, start, shapes)):
+                return checkpoint._replace(best_weights=of_best.weights)
+        _warn(key, f"that of the epoch to be kept, {best}, is missing or broken")
     return None
 
 
-def _read(settings: Settings, key: str, fresh: Progress, shapes: list[tuple[int, ...]]) -> Checkpoint | None:
+def _read(settings: Settings, key: str, start: Progress, shapes: list[tuple[int, ...]]) -> Checkpoint | None:
     data = store.get(settings, key)
     digest = hashlib.sha256(data).hexdigest()
     if digest not in key:
@@ -141,7 +150,7 @@ def _read(settings: Settings, key: str, fresh: Progress, shapes: list[tuple[int,
             [arrays[f"{kind}{i}"] for i in range(sum(name.startswith(kind) for name in arrays.files))]
             for kind in ("weight", "optimizer")
         )
-    if progress.backbone_sha256 != fresh.backbone_sha256:
+    if progress.backbone_sha256 != start.backbone_sha256:
         _warn(key, "it was trained from other first weights")
         return None
     if [a.shape for a in weights] != shapes:
@@ -154,7 +163,7 @@ def _warn(key: str, why: str) -> None:
     logging.getLogger(__name__).warning("The checkpoint %s is not used: %s. Looking for the one before.", key, why)
 
 
-def sweep(settings: Settings, model: str) -> None:
-    """Removes all checkpoints of a model; for when its model.json is written."""
+def delete_all(settings: Settings, model: str) -> None:
+    """Removes all checkpoints of a model, once its model.json is written."""
     for key in list(store.keys(settings, _folder(model))):
         store.remove(settings, key)

@@ -1,7 +1,7 @@
-"""Disguises of a film: how scanners, software and uploads change sharpness, resolution, grey levels and encoding.
+"""Image corruptions, as scanners, software and uploads make them: of sharpness, resolution, grey levels and encoding.
 
-Sources of chest films differ in these, and a model that leans on them knows the source, not the disease. Training draws
-them from wide ranges; evaluation holds a model to fixed ones, which are never drawn exactly.
+The sources of chest X-rays differ in these, and a model that relies on them recognises the source, not the disease.
+Training draws corruptions from wide ranges (the setting `disguised`); evaluation tests a model with the two fixed ones.
 """
 
 import io
@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFilter
 
-# Each is drawn for a share SOME of the views. Lengths are in pixels of a picture of 256 × 256, and grow with it.
-SOME = 0.5
+# Lengths are in pixels of a picture of 256 × 256, and scale with it.
+PROBABILITY = 0.5  # of each corruption
 BLUR = (0.3, 1.6)  # px, sigma of a Gaussian
 SHARPEN_RADIUS = (0.7, 3.0)  # px, sigma of the Gaussian that an unsharp mask takes away
 SHARPEN_AMOUNT = (0.3, 2.5)  # of the difference that an unsharp mask adds
@@ -23,11 +23,11 @@ CONTRAST = (0.7, 1.3)  # factor around the mean grey
 NOISE = (1.0, 8.0)  # grey levels, sigma
 RESOLUTION = (0.4, 0.9)  # of the side, to which the picture is shrunk and enlarged again
 QUALITY = (40, 95)  # of JPEG
-VERSION = 1  # of what a seed draws; views and features of another version are other ones
+VERSION = 1  # raise it if a seed draws other corruptions: stored features of an older version are then not used
 
 
-def disguise(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One random disguise of each image: blurred or sharpened, other grey levels, noise, lower resolution, JPEG.
+def corrupt_images(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns each image blurred or sharpened, with other grey levels, noise, lower resolution, JPEG, each at random.
 
     Args:
         images: uint8 (n, size, size, 1).
@@ -39,43 +39,44 @@ def disguise(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if not len(images):
         return images.copy()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.stack(list(pool.map(_one, images[..., 0], rng.spawn(len(images)))))[..., None]
+        return np.stack(list(pool.map(_corrupt, images[..., 0], rng.spawn(len(images)))))[..., None]
 
 
-def _one(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _corrupt(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = grey.shape[0]
     px = size / 256
-    view = grey.astype(np.float32)
+    view: np.ndarray = grey.astype(np.float32)
     edge = rng.random()
-    if edge < SOME / 2:
+    if edge < PROBABILITY / 2:
         view = cv2.GaussianBlur(view, (0, 0), rng.uniform(*BLUR) * px)
-    elif edge < 1.5 * SOME:
-        around = cv2.GaussianBlur(view, (0, 0), rng.uniform(*SHARPEN_RADIUS) * px)
-        view += rng.uniform(*SHARPEN_AMOUNT) * (view - around)
-    if rng.random() < SOME:
+    elif edge < 1.5 * PROBABILITY:
+        blurred = cv2.GaussianBlur(view, (0, 0), rng.uniform(*SHARPEN_RADIUS) * px)
+        view += rng.uniform(*SHARPEN_AMOUNT) * (view - blurred)
+    if rng.random() < PROBABILITY:
         view = 255 * (np.clip(view, 0, 255) / 255) ** rng.uniform(*GAMMA)
-    if rng.random() < SOME:
+    if rng.random() < PROBABILITY:
         mean = view.mean()
         view = mean + rng.uniform(*CONTRAST) * (view - mean)
-    if rng.random() < SOME:
+    if rng.random() < PROBABILITY:
         side = round(rng.uniform(*RESOLUTION) * size)
         view = cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA)
         view = cv2.resize(view, (size, size), interpolation=cv2.INTER_LINEAR)
-    if rng.random() < SOME:
+    if rng.random() < PROBABILITY:
         view += rng.standard_normal(view.shape, np.float32) * rng.uniform(*NOISE)
     view = np.clip(np.rint(view), 0, 255).astype(np.uint8)
-    if rng.random() < SOME:
+    if rng.random() < PROBABILITY:
         quality = int(rng.integers(QUALITY[0], QUALITY[1] + 1))
-        view = cv2.imdecode(cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+        file = cv2.imencode(".jpg", view, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        view = cv2.imdecode(file, cv2.IMREAD_GRAYSCALE)  # type: ignore[assignment] # None only for a broken file
     return view
 
 
-def shrunk(images: np.ndarray) -> np.ndarray:
-    """Each image at 7/8 of its side (224 of 256), encoded as JPEG 75, and enlarged again; uint8, same shape."""
-    return _each(images, _shrunk)
+def shrink_images(images: np.ndarray) -> np.ndarray:
+    """Returns images shrunk to 7/8 of their side (256 to 224), stored as JPEG 75, and enlarged; uint8, same shape."""
+    return _change_pictures(images, _shrink)
 
 
-def _shrunk(picture: Image.Image) -> Image.Image:
+def _shrink(picture: Image.Image) -> Image.Image:
     side = picture.width
     small = picture.resize((side * 7 // 8, side * 7 // 8), Image.Resampling.BILINEAR)
     file = io.BytesIO()
@@ -83,15 +84,15 @@ def _shrunk(picture: Image.Image) -> Image.Image:
     return Image.open(file).resize((side, side), Image.Resampling.BILINEAR)
 
 
-def sharpened(images: np.ndarray) -> np.ndarray:
-    """Each image after an unsharp mask of 150 %, its radius 2 px of 256; uint8, same shape."""
+def sharpen_images(images: np.ndarray) -> np.ndarray:
+    """Returns images after an unsharp mask of 150 % with a radius of 2 px of 256; uint8, same shape."""
     mask = ImageFilter.UnsharpMask(radius=2 * images.shape[1] / 256, percent=150)
-    return _each(images, lambda picture: picture.filter(mask))
+    return _change_pictures(images, lambda picture: picture.filter(mask))
 
 
-def _each(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+def _change_pictures(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(change(Image.fromarray(image[..., 0]))) for image in images])[..., None]
 
 
-# Disguises that every evaluation holds a model to, beside the images as they are.
-FIXED = {"shrunk": shrunk, "sharpened": sharpened}
+# The corruptions with which every evaluation tests a model, beside the images as they are.
+FIXED = {"shrunk": shrink_images, "sharpened": sharpen_images}

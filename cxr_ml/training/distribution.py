@@ -1,4 +1,4 @@
-"""On what a training runs: one device, or all GPUs of a machine."""
+"""The devices that a training runs on, one or all GPUs of a machine, and their precision."""
 
 import logging
 import os
@@ -13,12 +13,12 @@ import keras
 import tensorflow as tf
 
 _log = logging.getLogger(__name__)
-_DRIVER = Path("/proc/driver/nvidia/gpus")
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
 
 
 @cache  # once in a process
 def warn_of_idle_gpu() -> None:
-    """Warns where this machine has an NVIDIA GPU and TensorFlow has none, unless CUDA_VISIBLE_DEVICES hides it."""
+    """Warns if TensorFlow cannot use an NVIDIA GPU of this machine, unless CUDA_VISIBLE_DEVICES hides it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     if not hidden and not tf.config.list_physical_devices("GPU") and _has_nvidia_gpu():
         _log.warning(
@@ -30,54 +30,53 @@ def warn_of_idle_gpu() -> None:
 
 
 def _has_nvidia_gpu() -> bool:
-    if _DRIVER.is_dir():
-        return any(_DRIVER.iterdir())
-    # Windows lends its driver to Linux without that folder.
+    if _NVIDIA_DRIVER.is_dir():
+        return any(_NVIDIA_DRIVER.iterdir())
+    # Linux under Windows (WSL) has the driver of Windows, without that folder.
     if command := shutil.which("nvidia-smi"):
         with suppress(OSError, subprocess.TimeoutExpired):
             return "GPU" in subprocess.run([command, "-L"], capture_output=True, text=True, timeout=20).stdout
     return False
 
 
-def precision() -> str:
-    """In which numbers the GPUs train best that this process sees: the name of a dtype policy of Keras.
+def choose_precision() -> str:
+    """Returns the Keras dtype policy in which the GPUs that this process sees train fastest.
 
     Tensor cores multiply float16 since compute capability 7.0, and bfloat16, which needs no scaled loss, since 8.0. The
-    least able GPU decides.
+    oldest GPU decides; without a GPU it is float32.
     """
     gpus = tf.config.get_visible_devices("GPU")
-    able = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
-    least = min(able, default=(0, 0))
-    return "mixed_bfloat16" if least >= (8, 0) else "mixed_float16" if least >= (7, 0) else "float32"
+    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+    capability = min((d.get("compute_capability", (0, 0)) for d in details), default=(0, 0))
+    return "mixed_bfloat16" if capability >= (8, 0) else "mixed_float16" if capability >= (7, 0) else "float32"
 
 
 @contextmanager
-def mixed() -> Iterator[None]:
-    """A block in which new layers compute in the numbers of `precision`; their weights are float32 all the same."""
+def mixed_precision() -> Iterator[None]:
+    """A context in which new layers compute in the precision of `choose_precision`; their weights stay float32."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision())
+    keras.config.set_dtype_policy(choose_precision())
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
 
 
-def exact(network: keras.Model) -> keras.Model:
-    """The same network with the same weights, computing in float32: itself, if it does."""
+def to_float32(network: keras.Model) -> keras.Model:
+    """Returns the same network with the same weights, computing in float32: itself, if it does so already."""
     policy = network.dtype_policy.name
     if policy == "float32":
         return network
-    described = keras.Model(network.input, network.output).to_json()
-    same = keras.models.model_from_json(described.replace(f'"{policy}"', '"float32"'))
-    same.set_weights(network.get_weights())
-    return same
+    config = keras.Model(network.input, network.output).to_json()
+    converted = keras.models.model_from_json(config.replace(f'"{policy}"', '"float32"'))
+    converted.set_weights(network.get_weights())
+    return converted
 
 
-def strategy() -> tf.distribute.Strategy:
-    """How a training is spread over the devices that this process sees.
+def choose_strategy() -> tf.distribute.Strategy:
+    """Returns how a training is distributed over the devices that this process sees.
 
-    All GPUs of this machine each get a share of every batch; without a GPU the same holds for several virtual
-    processors.
+    Each GPU of this machine gets an equal part of every batch; without a GPU, each of several virtual CPUs does.
     """
     warn_of_idle_gpu()
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")

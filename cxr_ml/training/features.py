@@ -1,4 +1,4 @@
-"""What the frozen backbone sees in each image, a few times per image instead of once per epoch; kept in the store."""
+"""Features of the frozen backbone: computed for a few views of each image instead of in every epoch, and stored."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.settings import Settings
 from cxr_ml.training import array_cache, augment, corruptions, inputs, out_of_memory
 
-_SEED = 1  # tells the random numbers of these views from those of the fine-tuning
+_SEED = 1  # separates the random numbers of these views from those of fine-tuning
 
 
 def load(
@@ -25,59 +25,59 @@ def load(
     verbose: bool = False,
     on_progress: OnProgress = nobody,
 ) -> np.ndarray:
-    """Features of some images: as they are, and of views - 1 random views of each.
+    """Returns the features of some images: of each as it is, and of views - 1 random views of it.
 
-    Those that the store has for these weights, images, sizes and views are taken from there. Those of images that a
-    later dataset shares are shared too.
+    Features that the store has for these weights, images, sizes and views are read from there, also those of images
+    that another dataset version contains too.
 
     Args:
         settings: the store, the cache folder, batch size and seed.
-        classifier: whose layer "features" is asked for, with its present weights.
+        classifier: the output of its layer "features" is computed, with its present weights.
         manifest: of the dataset.
         images: uint8 (images, size, size, 1), row for row.
         rows: row numbers of the images, int (n,).
-        views: how often each image is seen.
-        verbose: whether a line is printed per block that is computed.
-        on_progress: told of the views that are there.
+        views: how many views of each image.
+        verbose: print a line per block that is computed.
+        on_progress: called with the views that are done.
 
     Returns:
         float32 (views · n, channels), first all images as they are; memory-mapped, read only.
     """
     network = keras.Model(classifier.input, classifier.get_layer("features").output)
-    chosen = manifest.iloc[rows].reset_index(drop=True)
-    folder = f"features/{_digest(network)}-{inputs.VERSION}-{images.shape[1]}"
+    subset = manifest.iloc[rows].reset_index(drop=True)
+    folder = f"features/{_hash_network(network)}-{inputs.VERSION}-{images.shape[1]}"
 
-    tell, done = counted(on_progress, "images", "features"), 0
+    report, done = counted(on_progress, "images", "features"), 0
 
-    def laid(now: int, total: int) -> None:
+    def on_rows(rows_done: int, total: int) -> None:
         nonlocal done
-        done = now
-        tell(now, total)
+        done = rows_done
+        report(done, total)
 
-    def see(view: int, which: np.ndarray) -> np.ndarray:
-        shown = images[rows[which]]
+    def compute(view: int, block: np.ndarray) -> np.ndarray:
+        pixels = images[rows[block]]
         if view:
             # Seeded by the images themselves, so that other images of the dataset change nothing.
-            own = hashlib.sha256("\n".join(chosen["sha256"].iloc[which]).encode()).digest()
-            seed = [settings.seed, _SEED, view, int.from_bytes(own[:8], "big")]
-            shown = inputs.views(shown, np.random.default_rng(seed), settings.disguised)
+            content = hashlib.sha256("\n".join(subset["sha256"].iloc[block]).encode()).digest()
+            seed = [settings.seed, _SEED, view, int.from_bytes(content[:8], "big")]
+            pixels = inputs.draw_views(pixels, np.random.default_rng(seed), settings.disguised)
         if verbose:
-            print(f"features: view {view + 1} of {views}, {len(which)} of {len(rows)} images", flush=True)
+            print(f"features: view {view + 1} of {views}, {len(block)} of {len(rows)} images", flush=True)
 
-        def predict(size: int) -> np.ndarray:
-            counting = inputs.Counting(size, len(shown), lambda seen: tell(done + seen, views * len(rows)))
-            return network.predict(shown, batch_size=size, verbose=0, callbacks=[counting])
+        def predict(batch_size: int) -> np.ndarray:
+            counter = inputs.ImageCounter(batch_size, len(pixels), lambda n: report(done + n, views * len(rows)))
+            return network.predict(pixels, batch_size=batch_size, verbose=0, callbacks=[counter])
 
-        return out_of_memory.predicted(predict, min(settings.batch_size, 32))
+        return out_of_memory.predict_in_fitting_batches(predict, min(settings.batch_size, 32))
 
     drawn = f"view-{augment.VERSION}-{corruptions.VERSION}-{settings.disguised:g}-{settings.seed}"
     names = ["as-is", *(f"{drawn}-{view}" for view in range(1, views))]
-    sources = [array_cache.Source(f"{folder}/{name}", partial(see, view)) for view, name in enumerate(names)]
-    return array_cache.assemble(settings, chosen, sources, network.output_shape[1:], np.float32, on_rows=laid)
+    sources = [array_cache.Source(f"{folder}/{name}", partial(compute, view)) for view, name in enumerate(names)]
+    return array_cache.load_array(settings, subset, sources, network.output_shape[1:], np.float32, on_rows=on_rows)
 
 
-def _digest(network: keras.Model) -> str:
-    """What the features depend on beside the image: every weight, how pixels are scaled, how exactly it computes."""
+def _hash_network(network: keras.Model) -> str:
+    """Returns a hash of all that features depend on beside the image: weights, scaling of pixels, precision."""
     digest = hashlib.sha256()
     scale = network.get_layer("scale").get_config()
     digest.update(json.dumps([scale["scale"], scale["offset"], str(scale["dtype"])]).encode())

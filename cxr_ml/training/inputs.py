@@ -1,4 +1,4 @@
-"""The images of a dataset as one array, and the batches that training takes from it."""
+"""The images of a dataset as one array, and the batches of images that a network is trained on or predicts."""
 
 import os
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
 from cxr_ml.training import array_cache
-from cxr_ml.training.augment import augment
+from cxr_ml.training.augment import augment_images
 from cxr_ml.training.batching import ShuffledRows
-from cxr_ml.training.corruptions import disguise
+from cxr_ml.training.corruptions import corrupt_images
 
-VERSION = 1  # of decoding and resizing; other pixels of the same file are another version
+VERSION = 1  # of decoding and resizing; raise it if the same file gives other pixels
 
 
 def resize(grey: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (height, width) -> uint8 (size, size, 1), stretched to a square as in the study."""
+    """Returns an image stretched to a square as in the study: uint8 (height, width) to uint8 (size, size, 1)."""
     shrinks = min(grey.shape) > size
     return cv2.resize(grey, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)[..., None]
 
@@ -31,13 +31,13 @@ def resize(grey: np.ndarray, size: int) -> np.ndarray:
 def load(
     settings: Settings, dataset: Dataset, size: int, on_progress: OnProgress = nobody
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    """All images of a dataset. Each is decoded once, by whichever worker comes first: the store keeps the pixels.
+    """Returns all images of a dataset. The first worker decodes each of them, and the store keeps the pixels.
 
     Args:
         settings: the store, and the cache folder.
-        dataset: whose images are wanted.
-        size: pixels, of a side.
-        on_progress: told of the images that are there.
+        dataset: the version.
+        size: of a side, px.
+        on_progress: called with the images that are done.
 
     Returns:
         uint8 (images, size, size, 1), memory-mapped from the cache folder, and the manifest, row for row.
@@ -47,44 +47,47 @@ def load(
     path = settings.cache_dir / f"{kind}-{dataset.manifest_sha256[:16]}.npy"
 
     def decode(rows: np.ndarray) -> np.ndarray:
-        def one(sha256: str, format: str) -> np.ndarray:
+        def decode_image(sha256: str, format: str) -> np.ndarray:
             return resize(load_grey(settings, sha256, format), size)
 
-        chosen = manifest.iloc[rows]
+        files = manifest.iloc[rows]
         with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
-            return np.stack(list(pool.map(one, chosen["sha256"], chosen["format"])))
+            return np.stack(list(pool.map(decode_image, files["sha256"], files["format"])))
 
     source = array_cache.Source(f"inputs/{VERSION}-{size}", decode)
-    tell = counted(on_progress, "images", "inputs")
-    images = array_cache.assemble(settings, manifest, [source], (size, size, 1), np.uint8, path, tell)
+    on_rows = counted(on_progress, "images", "inputs")
+    images = array_cache.load_array(settings, manifest, [source], (size, size, 1), np.uint8, path, on_rows)
     for other in settings.cache_dir.glob(f"{kind}-*.npy"):
         if other != path and not other.name.endswith(".part.npy"):
-            other.unlink(missing_ok=True)  # of another version of the dataset; whoever has it mapped keeps it
+            other.unlink(missing_ok=True)  # of another dataset version; a process that has it mapped keeps it
     return images, manifest
 
 
 def targets(manifest: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
-    """Index of each row's label in `classes`, int64 (rows,)."""
+    """Returns the index of each row's label in `classes`, int64 (rows,)."""
     return manifest["label"].map({label: i for i, label in enumerate(classes)}).to_numpy(dtype=np.int64)
 
 
-def views(images: np.ndarray, rng: np.random.Generator, disguised: float) -> np.ndarray:
-    """What training sees instead of the images: one random view of each, uint8 (n, size, size, 1) in and out.
+def draw_views(images: np.ndarray, rng: np.random.Generator, disguised: float) -> np.ndarray:
+    """Returns one random view of each image, which training uses in its place.
 
     Args:
-        images: as they are.
+        images: uint8 (n, size, size, 1).
         rng: source of all randomness.
-        disguised: share of the views that are in a disguise as well.
+        disguised: share of the views that are corrupted as well, 0 to 1.
+
+    Returns:
+        uint8 of the same shape.
     """
-    shown = augment(images, rng)
+    views = augment_images(images, rng)
     if disguised:
-        chosen = rng.random(len(shown)) < disguised
-        shown[chosen] = disguise(shown[chosen], rng)
-    return shown
+        corrupted = rng.random(len(views)) < disguised
+        views[corrupted] = corrupt_images(views[corrupted], rng)
+    return views
 
 
 class Batches(keras.utils.PyDataset):
-    """Rows of an array in their order, as they are or changed, batch by batch: (images, targets), or images alone."""
+    """Batches of rows of an array in their order, as they are or changed: (images, targets), or images alone."""
 
     def __init__(
         self,
@@ -108,15 +111,15 @@ class Batches(keras.utils.PyDataset):
         return images if self.y is None else (images, self.y[part])
 
 
-class Counting(keras.callbacks.Callback):
-    """Tells after each batch of `predict` how many images it has seen."""
+class ImageCounter(keras.callbacks.Callback):
+    """Calls `on_images` after each batch of `predict` with the number of images so far."""
 
     def __init__(self, batch_size: int, total: int, on_images: Callable[[int], None]) -> None:
         super().__init__()
         self.batch_size, self.total, self.on_images = batch_size, total, on_images
 
     def on_predict_batch_end(self, batch: int, logs: dict[str, object] | None = None) -> None:
-        """Counts a batch, of which the last one may be smaller."""
+        """Counts a batch; the last one may be smaller."""
         self.on_images(min((batch + 1) * self.batch_size, self.total))
 
 
@@ -137,7 +140,7 @@ class AugmentedBatches(ShuffledRows):
         self.images, self.rows, self.disguised = images, rows, disguised
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        chosen = self.chosen(index)
+        chosen = self.select_rows(index)
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        shown = views(self.images[self.rows[chosen]], rng, self.disguised)
-        return shown, self.y[chosen], self.weights[chosen]
+        views = draw_views(self.images[self.rows[chosen]], rng, self.disguised)
+        return views, self.y[chosen], self.weights[chosen]

@@ -1,7 +1,9 @@
-"""The epochs of one stage: each is stored when it ends, and the stage goes on from the last one stored."""
+"""Trains one stage: epoch by epoch, each with a checkpoint, until early stopping or the last epoch.
+
+Read on from `train_stage`: it resumes, `_fit` calls Keras, and `_EpochCallback` is what happens around each epoch.
+"""
 
 import copy
-import logging
 import math
 import sys
 import time
@@ -15,15 +17,16 @@ from cxr_ml.errors import Refused
 from cxr_ml.progress import OnProgress, nobody, now
 from cxr_ml.records import StepProgress
 from cxr_ml.settings import Settings
-from cxr_ml.training import checkpoints, out_of_memory
-from cxr_ml.training.batching import Evenly, Pieces
-from cxr_ml.training.checkpoints import Epoch, Progress
+from cxr_ml.training import checkpoints
+from cxr_ml.training.batching import MicroBatches, PaddedBatches
+from cxr_ml.training.checkpoints import Checkpoint, Epoch, Progress, best_epoch
+from cxr_ml.training.keras_metrics import CalibratedLoss, MacroF1
+from cxr_ml.training.out_of_memory import double_micro_batches
 
-_log = logging.getLogger(__name__)
 LOSS = "sparse_categorical_crossentropy"
-EXPLODED = 100.0  # times the loss of the beginning, or of guessing; what is less may be a bad start that passes
-TEMPERATURES = tuple(np.geomspace(0.25, 16, 25))  # each 19 % above the one before
-_SEED = 2  # tells the random numbers of the layers from those of augmentation
+MAX_LOSS_FACTOR = 100.0  # times the first loss, or that of guessing: above it the training has diverged
+MAX_VALIDATION_BATCH = 32
+_SEED = 2  # separates the random numbers of the layers from those of augmentation
 
 
 class Stage(NamedTuple):
@@ -31,289 +34,253 @@ class Stage(NamedTuple):
 
     name: str  # head or fine_tune
     epochs: int  # at most
-    rate: float  # learning rate
+    learning_rate: float  # of the first epoch
     decay: bool = False  # whether it falls along half a cosine, from epoch to epoch
 
 
-def _one_hot(y: Any, classes: int) -> Any:  # noqa: ANN401 - tensors
-    return keras.ops.one_hot(keras.ops.cast(keras.ops.reshape(y, (-1,)), "int32"), classes)
+class StageBatches(NamedTuple):
+    """What a stage is trained on and judged by. Both have all their targets as `y`."""
+
+    training: keras.utils.PyDataset  # (x, targets, weights); shuffled and augmented by its `epoch`
+    validation: keras.utils.PyDataset  # (x, targets); takes any `batch_size`
 
 
-class MacroF1(keras.metrics.F1Score):
-    """Mean of the classes' F1, from targets that are class indices."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__(average="macro", name="f1")
-        self.classes = classes
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:  # noqa: ANN401 - tensors
-        """Counts a batch: int (n,) or (n, 1) against probabilities (n, classes)."""
-        super().update_state(_one_hot(y_true, self.classes), y_pred, sample_weight)
-
-
-class Calibrated(keras.metrics.Metric):
-    """Mean cross-entropy at the temperature, one for all images, that makes it least; by it epochs are judged.
-
-    A network goes on learning classes long after its confidence has run away, so its loss rises while its errors get
-    fewer; the temperature that is fitted to a finished model takes that back: Guo et al. (2017), On calibration of
-    modern neural networks, section 3.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(name="calibrated")
-        self.sums = self.add_weight(shape=(len(TEMPERATURES),), initializer="zeros", name="sums")
-        self.images = self.add_weight(shape=(), initializer="zeros", name="images")
-
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:  # noqa: ANN401 - tensors
-        """Counts a batch: int (n,) or (n, 1) against probabilities (n, classes), each image by its weight."""
-        ops = keras.ops
-        logits = ops.log(ops.clip(ops.cast(y_pred, "float32"), 1e-12, 1.0))
-        for_each = ops.log_softmax(logits[None] / np.array(TEMPERATURES, "float32")[:, None, None])
-        true = _one_hot(y_true, logits.shape[-1])
-        if sample_weight is not None:
-            true *= ops.reshape(ops.cast(sample_weight, "float32"), (-1, 1))
-        self.sums.assign_add(-ops.sum(for_each * true, axis=(1, 2)))
-        self.images.assign_add(ops.sum(true))
-
-    def result(self) -> Any:  # noqa: ANN401 - a tensor
-        """The least of the means."""
-        return keras.ops.min(self.sums) / keras.ops.maximum(self.images, keras.config.epsilon())
-
-
-def rate(stage: Stage, epoch: int) -> float:
-    """Learning rate of an epoch, counted from 0: the stage's, or half a cosine from it towards 0.
+def compute_learning_rate(stage: Stage, epoch: int) -> float:
+    """Returns the learning rate of an epoch: constant, or half a cosine from the stage's rate towards 0.
 
     Loshchilov and Hutter (2017), SGDR, equation 5 without restarts: rate · (1 + cos(π · epoch / epochs)) / 2.
+
+    Args:
+        stage: the stage.
+        epoch: counted from 0.
+
+    Example:
+        >>> fine_tune = Stage("fine_tune", epochs=4, learning_rate=1e-4, decay=True)
+        >>> [round(compute_learning_rate(fine_tune, epoch), 6) for epoch in range(4)]
+        [0.0001, 8.5e-05, 5e-05, 1.5e-05]
     """
-    return stage.rate * (1 + math.cos(math.pi * epoch / stage.epochs)) / 2 if stage.decay else stage.rate
+    if not stage.decay:
+        return stage.learning_rate
+    return stage.learning_rate * (1 + math.cos(math.pi * epoch / stage.epochs)) / 2
 
 
-def ended(progress: Progress, stage: Stage, patience: int) -> bool:
-    """Whether a stage has run all its epochs, or where its rate stays, `patience` of them without a better one."""
+def is_finished(progress: Progress, stage: Stage, patience: int) -> bool:
+    """Returns whether a stage has run all its epochs, or `patience` of them since the best one (early stopping).
+
+    Where the learning rate decays, the last epoch counts as the best one: no stage with a decay is stopped early.
+    """
     n = len(progress.epochs)
-    return n >= stage.epochs or (n > 0 and n - checkpoints.kept(progress) >= patience)
+    return n >= stage.epochs or (n > 0 and n - best_epoch(progress) >= patience)
 
 
-def run(
+def train_stage(
     settings: Settings,
     model: str,
     network: keras.Model,
     stage: Stage,
     backbone_sha256: str,
-    data: Callable[[], tuple[keras.utils.PyDataset, keras.utils.PyDataset]],
+    make_batches: Callable[[], StageBatches],
     verbose: bool,
     on_progress: OnProgress = nobody,
 ) -> Progress:
-    """Trains `network` from where this stage was left, to its end; it is left with the weights that are kept.
+    """Trains `network` from the last stored epoch of a stage to its end, and leaves it with the best weights.
+
+    An epoch that is stored is never repeated: a killed training resumes after it. Returns all epochs of the stage.
 
     Args:
         settings: batch size, patience, seed, and the store.
         model: name of the model, whose checkpoints are read and written.
-        network: from what `data` gives to probabilities (n, classes).
+        network: from the x of the batches to probabilities (n, classes).
         stage: the stage.
         backbone_sha256: of the weights that the network began with, where they are not its own.
-        data: gives the batches (x, targets, weights) to train on and those (x, targets) to judge by. Called only if
-            the stage has not ended yet. Both tell all their targets by `y`; what the first draw depends on their
-            `epoch`, and the second take any `batch_size`.
-        verbose: whether a line per epoch is printed, and on a terminal a progress bar.
-        on_progress: told when an epoch begins, after each of its steps, and when it has ended.
+        make_batches: called only if the stage has not ended yet.
+        verbose: print a line per epoch, and on a terminal a progress bar.
+        on_progress: called when an epoch begins, after each of its steps, and when it has ended.
 
     Raises:
-        Refused: the loss is no longer a number or has exploded, or one image is too large for the memory.
+        Refused: the loss is not finite or has exploded, or one image is too large for the memory.
     """
-    fresh = Progress(stage=stage.name, backbone_sha256=backbone_sha256, decay=stage.decay)
+    start = Progress(stage=stage.name, backbone_sha256=backbone_sha256, decay=stage.decay)
     shapes = [tuple(weight.shape) for weight in network.weights]
-    saved = checkpoints.newest(settings, model, fresh, shapes)
-    if saved and verbose:
-        print(f"{stage.name}: {len(saved.progress.epochs)} epochs were stored before; going on from there", flush=True)
-    if saved and ended(saved.progress, stage, settings.patience):
-        network.set_weights(saved.kept)
-        return saved.progress
+    checkpoint = checkpoints.load_newest(settings, model, start, shapes)
+    if checkpoint and verbose:
+        n = len(checkpoint.progress.epochs)
+        print(f"{stage.name}: {n} epochs were stored before; going on from there", flush=True)
+    if checkpoint and is_finished(checkpoint.progress, stage, settings.patience):
+        network.set_weights(checkpoint.best_weights)
+        return checkpoint.progress
     started = time.monotonic()
-    batches, validation = data()
-    saved = saved or checkpoints.Checkpoint(fresh, network.get_weights(), [], [])
-    prepared = saved.progress.prepared + time.monotonic() - started
-    pieces = saved.progress.pieces
+    batches = make_batches()
+    checkpoint = checkpoint or Checkpoint(start, network.get_weights(), [], [])
+    preparation = round(checkpoint.progress.preparation_seconds + time.monotonic() - started, 3)
+    micro_batches, images = checkpoint.progress.micro_batches, len(batches.training.y)
     while True:
-        _compile(network, stage.rate, pieces)
-        _restore(network, saved, pieces)
-        progress = saved.progress.model_copy(update={"pieces": pieces, "prepared": round(prepared, 3)})
-        loop = _Loop(settings, model, stage, progress, saved.kept, len(batches.y), verbose, on_progress)
+        _prepare(network, stage, checkpoint, micro_batches)
+        update = {"micro_batches": micro_batches, "preparation_seconds": preparation}
+        progress, best = checkpoint.progress.model_copy(update=update), checkpoint.best_weights
+        callback = _EpochCallback(settings, model, stage, progress, best, images, verbose, on_progress)
         try:
-            _fit(network, batches, validation, loop, settings.batch_size, verbose)
+            _fit(network, batches, callback, settings.batch_size, verbose)
         except Exception as error:
-            if not out_of_memory.full(error):
-                raise
-            pieces *= 2
-            if pieces >= 2 * min(settings.batch_size, len(batches.y)):
-                raise Refused(
-                    f"One image of {settings.image_size} pixels must fit into the memory of the device that trains. "
-                    f"Received: out of memory in {stage.name} with one image at a time. Set a smaller image_size "
-                    f"(CXR_IMAGE_SIZE; now {settings.image_size}), a smaller architecture, or use a larger device."
-                ) from error
-            _log.warning("%s: out of memory; a batch now goes through it in %d pieces", stage.name, pieces)
-            stored = checkpoints.newest(settings, model, fresh, shapes)
-            saved = stored or saved
-            continue
-        network.set_weights(loop.kept)
-        return loop.progress
+            micro_batches = double_micro_batches(error, settings, stage.name, micro_batches, images)
+            checkpoint = checkpoints.load_newest(settings, model, start, shapes) or checkpoint
+        else:
+            network.set_weights(callback.best_weights)
+            return callback.progress
 
 
-def _compile(network: keras.Model, rate: float, pieces: int) -> None:
-    optimizer = keras.optimizers.Adam(rate, gradient_accumulation_steps=pieces if pieces > 1 else None)
+def _prepare(network: keras.Model, stage: Stage, checkpoint: Checkpoint, micro_batches: int) -> None:
+    """Compiles a network with the state of a checkpoint."""
+    accumulation = micro_batches if micro_batches > 1 else None
+    optimizer = keras.optimizers.Adam(stage.learning_rate, gradient_accumulation_steps=accumulation)
     metrics = ["accuracy", MacroF1(network.output_shape[-1])]
-    network.compile(optimizer, LOSS, metrics=metrics, weighted_metrics=[Calibrated()])
+    network.compile(optimizer, LOSS, metrics=metrics, weighted_metrics=[CalibratedLoss()])
+    network.set_weights(checkpoint.weights)
+    network.optimizer.build(network.trainable_variables)
+    if checkpoint.optimizer:
+        for variable, value in zip(_optimizer_state(network.optimizer), checkpoint.optimizer, strict=True):
+            variable.assign(value)
+        # Keras counts micro-batches, but what must go on is the count of steps. With float16, Keras wraps the
+        # optimizer in one that scales the loss.
+        steps = getattr(network.optimizer, "inner_optimizer", network.optimizer)._iterations
+        steps.assign(int(steps) // checkpoint.progress.micro_batches * micro_batches)
+
+
+def _optimizer_state(optimizer: keras.Optimizer) -> list[keras.Variable]:
+    """Returns the variables that outlive an epoch: accumulated gradients are used up at its end."""
+    return [v for v in optimizer.variables if "gradient_accumulator" not in v.path]
 
 
 def _fit(
-    network: keras.Model,
-    batches: keras.utils.PyDataset,
-    validation: keras.utils.PyDataset,
-    loop: "_Loop",
-    batch_size: int,
-    verbose: bool,
+    network: keras.Model, batches: StageBatches, callback: "_EpochCallback", batch_size: int, verbose: bool
 ) -> None:
-    done = len(loop.progress.epochs)
-    batches = copy.copy(batches)  # what a failed attempt left running must not move this one's epoch on
-    batches.epoch = done - 1
-    batches.on_epoch_end()
-    pieces, shares = loop.progress.pieces, network.distribute_strategy.num_replicas_in_sync
-    validation = copy.copy(validation)
-    validation.batch_size = max(1, min(batch_size // pieces, 32) // shares) * shares
-    batches = batches if pieces * shares == 1 else Pieces(batches, pieces, shares)
+    done, micro_batches = len(callback.progress.epochs), callback.progress.micro_batches
+    devices = network.distribute_strategy.num_replicas_in_sync
+    # Copies: Keras's threads of an attempt that ran out of memory may still advance the epoch of the old ones.
+    training, validation = copy.copy(batches.training), copy.copy(batches.validation)
+    training.epoch = done - 1
+    training.on_epoch_end()
+    validation.batch_size = max(1, min(batch_size // micro_batches, MAX_VALIDATION_BATCH) // devices) * devices
     network.fit(
-        batches,
-        validation_data=validation if shares == 1 else Evenly(validation, shares),
+        training if micro_batches * devices == 1 else MicroBatches(training, micro_batches, devices),
+        validation_data=validation if devices == 1 else PaddedBatches(validation, devices),
         initial_epoch=done,
-        epochs=loop.stage.epochs,
+        epochs=callback.stage.epochs,
         shuffle=False,
-        callbacks=[keras.callbacks.ProgbarLogger(), loop],  # the bar of an epoch ends before its line begins
+        callbacks=[keras.callbacks.ProgbarLogger(), callback],  # the bar of an epoch ends before its line begins
         verbose=1 if verbose and sys.stdout.isatty() else 0,
     )
 
 
-def _state(optimizer: keras.Optimizer) -> list[keras.Variable]:
-    """The variables that outlive an epoch: accumulated gradients are used up at its end."""
-    return [v for v in optimizer.variables if "gradient_accumulator" not in v.path]
-
-
-def _restore(network: keras.Model, saved: checkpoints.Checkpoint, pieces: int) -> None:
-    network.set_weights(saved.weights)
-    network.optimizer.build(network.trainable_variables)
-    if saved.optimizer:
-        for variable, value in zip(_state(network.optimizer), saved.optimizer, strict=True):
-            variable.assign(value)
-        # Keras counts pieces; the steps are what has to go on. With float16, the optimizer is inside one that scales.
-        steps = getattr(network.optimizer, "inner_optimizer", network.optimizer)._iterations
-        steps.assign(int(steps) // saved.progress.pieces * pieces)
-
-
-class _Loop(keras.callbacks.Callback):
-    """What happens around each epoch: random numbers, the guard on the loss, the checkpoint, the line."""
+class _EpochCallback(keras.callbacks.Callback):
+    """What happens around each epoch: random numbers, learning rate, guard on the loss, checkpoint, log line."""
 
     def __init__(
         self,
         settings: Settings,
-        model: str,
+        name: str,
         stage: Stage,
         progress: Progress,
-        kept: list[np.ndarray],
+        best_weights: list[np.ndarray],
         images: int,
         verbose: bool,
         on_progress: OnProgress,
     ) -> None:
         super().__init__()
-        self.on_progress = on_progress
-        self.settings, self.name, self.stage, self.images, self.verbose = settings, model, stage, images, verbose
-        self.progress, self.kept, self.limit = progress, kept, math.inf
+        self.settings, self.name, self.stage, self.images = settings, name, stage, images
+        self.verbose, self.on_progress = verbose, on_progress
+        self.progress, self.best_weights, self.max_loss = progress, best_weights, math.inf
         if self.progress.epochs:
-            self._limit(self.progress.epochs[0].loss)
+            self._set_max_loss(self.progress.epochs[0].loss)
 
-    def _limit(self, first: float) -> None:
-        self.limit = EXPLODED * max(
-            math.log(len(self.settings.classes)), first
-        )  # in this order a first that is NaN is no limit
+    def _set_max_loss(self, first_loss: float) -> None:
+        # max() ignores a NaN second argument.
+        self.max_loss = MAX_LOSS_FACTOR * max(math.log(len(self.settings.classes)), first_loss)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Seeds dropout and the like by seed and epoch, so that a resumed training draws the same numbers."""
         weights = {id(w) for w in self.model.weights}
         for i, state in enumerate(v for v in self.model.variables if id(v) not in weights):
             rng = np.random.default_rng([self.settings.seed, _SEED, epoch, i])
             state.assign([int(rng.integers(2**31)), 0])  # of a SeedGenerator: its seed, and how much it has drawn
-        self.model.optimizer.learning_rate = rate(self.stage, epoch)
+        self.model.optimizer.learning_rate = compute_learning_rate(self.stage, epoch)
         self.started = time.monotonic()
-        self._tell(0)
-
-    def _tell(self, step: int | None) -> None:
-        """How far the stage is: within an epoch after so many steps, or between two epochs (None)."""
-        done = self.progress.epochs
-        passed = 0.0 if step is None else time.monotonic() - self.started
-        told = StepProgress(
-            at=now(),
-            unit="epochs",
-            done=len(done),
-            total=self.stage.epochs,
-            stage=self.stage.name,
-            within=None if step is None else (step, self.params["steps"]),
-            val_macro_f1=done[-1].val_f1 if done else None,
-            seconds_left=max(0.0, left(self.stage, self.progress) - passed) if done else None,
-        )
-        self.on_progress(told)
+        self._report_progress(0)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Stops the training where the mean loss of the epoch so far has exploded or is not finite."""
         loss = float((logs or {})["loss"])
-        if not self.progress.epochs and batch < self.progress.pieces:
-            self._limit(loss)
-        if not loss <= self.limit:  # true of NaN as well
-            self._stop(f"the mean loss of this epoch until step {batch + 1}", loss)
-        self._tell(batch + 1)
+        if not self.progress.epochs and batch < self.progress.micro_batches:
+            self._set_max_loss(loss)
+        if not loss <= self.max_loss:  # true of NaN as well
+            raise self._exploded(f"the mean loss of this epoch until step {batch + 1}", loss)
+        self._report_progress(batch + 1)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        found = {name: float(value) for name, value in (logs or {}).items()}
-        if not (math.isfinite(found["val_loss"]) and found["val_loss"] <= self.limit):
-            self._stop("the validation loss", found["val_loss"])
+        """Stores the epoch as a checkpoint, remembers its weights if it is the best, and ends the stage."""
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        if not (math.isfinite(values["val_loss"]) and values["val_loss"] <= self.max_loss):
+            raise self._exploded("the validation loss", values["val_loss"])
         seconds = time.monotonic() - self.started
         row = Epoch(
-            **found,
-            learning_rate=rate(self.stage, epoch),
+            **values,
+            learning_rate=compute_learning_rate(self.stage, epoch),
             images_per_second=round(self.images / seconds, 2),
             seconds=round(seconds, 3),
         )
         self.progress = self.progress.model_copy(update={"epochs": (*self.progress.epochs, row)})
         weights = self.model.get_weights()
-        if checkpoints.kept(self.progress) == epoch + 1:
-            self.kept = weights
-        optimizer = [keras.ops.convert_to_numpy(v) for v in _state(self.model.optimizer)]
+        if best_epoch(self.progress) == epoch + 1:
+            self.best_weights = weights
+        optimizer = [keras.ops.convert_to_numpy(v) for v in _optimizer_state(self.model.optimizer)]
         checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
-        self.model.stop_training = ended(self.progress, self.stage, self.settings.patience)
-        self._tell(None)
+        self.model.stop_training = is_finished(self.progress, self.stage, self.settings.patience)
+        self._report_progress(None)
         if self.verbose:
-            print(line(self.stage, self.progress), flush=True)
+            print(describe_last_epoch(self.stage, self.progress), flush=True)
 
-    def _stop(self, what: str, loss: float) -> None:
-        done = self.progress.epochs
-        kept = f"epoch {len(done)}, in models/{self.name}/checkpoints/" if done else "none of this stage"
-        rate = f"{self.stage.name}_learning_rate"
-        raise Refused(
-            f"The training of {self.name} was stopped at once: its loss exploded in epoch {len(done) + 1} of "
+    def _report_progress(self, step: int | None) -> None:
+        """Reports how far the stage is: within an epoch after so many steps, or between two epochs (None)."""
+        epochs = self.progress.epochs
+        elapsed = 0.0 if step is None else time.monotonic() - self.started
+        self.on_progress(
+            StepProgress(
+                at=now(),
+                unit="epochs",
+                done=len(epochs),
+                total=self.stage.epochs,
+                stage=self.stage.name,
+                within=None if step is None else (step, self.params["steps"]),
+                val_macro_f1=epochs[-1].val_f1 if epochs else None,
+                seconds_left=max(0.0, seconds_left(self.stage, self.progress) - elapsed) if epochs else None,
+            )
+        )
+
+    def _exploded(self, what: str, loss: float) -> Refused:
+        epochs, setting = self.progress.epochs, f"{self.stage.name}_learning_rate"
+        kept = f"epoch {len(epochs)}, in models/{self.name}/checkpoints/" if epochs else "none of this stage"
+        return Refused(
+            f"The training of {self.name} was stopped at once: its loss exploded in epoch {len(epochs) + 1} of "
             f"{self.stage.name}.\n"
-            f"Expected: a loss that stays a number below {self.limit:.4g}. Received: {what} is {loss:.4g}.\n"
-            f"Losses of the epochs before: {', '.join(f'{e.loss:.4f}' for e in done) or 'none'}. "
+            f"Expected: a loss that stays a number below {self.max_loss:.4g}. Received: {what} is {loss:.4g}.\n"
+            f"Losses of the epochs before: {', '.join(f'{e.loss:.4f}' for e in epochs) or 'none'}. "
             f"Last good epoch, which is kept: {kept}. No model is written.\n"
-            f"Start a new run with a smaller {rate} (CXR_{rate.upper()}, or the form; now {self.stage.rate:g})."
+            f"Start a new run with a smaller {setting} (CXR_{setting.upper()}, or the form; now "
+            f"{self.stage.learning_rate:g})."
         )
 
 
-def left(stage: Stage, progress: Progress) -> float:
-    """Seconds that the stage takes on at most after its last epoch, if the others take as long as those before."""
+def seconds_left(stage: Stage, progress: Progress) -> float:
+    """Returns the seconds that a stage takes at most after its last epoch, at the mean pace of its epochs so far."""
     n = len(progress.epochs)
     return sum(e.seconds for e in progress.epochs) / n * (stage.epochs - n)
 
 
-def line(stage: Stage, progress: Progress) -> str:
-    """The last epoch of a stage in one line, for the log."""
+def describe_last_epoch(stage: Stage, progress: Progress) -> str:
+    """Returns the last epoch of a stage in one line, for the log."""
     last, n = progress.epochs[-1], len(progress.epochs)
-    seconds = round(left(stage, progress))
-    better = " (best so far)" if not stage.decay and checkpoints.kept(progress) == n else ""
+    seconds = round(seconds_left(stage, progress))
+    better = " (best so far)" if not stage.decay and best_epoch(progress) == n else ""
     return (
         f"{stage.name}: epoch {n} of {stage.epochs}, loss {last.loss:.4f}, val loss {last.val_loss:.4f}, calibrated "
         f"{last.val_calibrated:.4f}{better}, val macro F1 {last.val_f1:.3f}, learning rate {last.learning_rate:.3g}, "

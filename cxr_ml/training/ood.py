@@ -1,4 +1,8 @@
-"""Whether an image is like those a model was trained on: by the features that it sees, and by its large shapes."""
+"""Out-of-distribution detection: whether an image is unlike those that a model was trained on.
+
+It compares the features that the network computes, and the large shapes in a thumbnail, with their principal
+components on the training images.
+"""
 
 import io
 from typing import NamedTuple
@@ -14,35 +18,35 @@ from cxr_ml.settings import Settings
 from cxr_ml.training import artifact_check, inputs, out_of_memory
 
 FILE = "likeness.npz"  # beside the model
-MOST = 3000  # training images that are looked at
-VARIANCE = 0.9  # share of the training features' variance that lies in the principal space
-SHAPES = 0.8  # the same of thumbnails; with more, inverted films lie in it too
-SIDE = 24  # px, of the thumbnails
+MAX_TRAINING_IMAGES = 3000  # that are looked at
+FEATURE_VARIANCE = 0.9  # share of the training features' variance that the principal space holds
+THUMBNAIL_VARIANCE = 0.8  # the same of thumbnails; with more, it holds inverted X-rays too
+THUMBNAIL_SIDE = 24  # px
 QUANTILE = 0.99  # of the validation images' distances is the limit
-_ROUNDING = 1e-5  # below it, distances of features of four bytes mean nothing
+MIN_DISTANCE = 1e-5  # smaller distances of float32 features are rounding errors
 
 
-class Space(NamedTuple):
-    """Where the training images lie, of which none is remembered."""
+class Subspace(NamedTuple):
+    """The principal space of the training images' vectors. It holds none of the images."""
 
-    mean: np.ndarray  # of the images' vectors of length 1, float32 (length,)
-    principal: np.ndarray  # orthonormal directions in which they vary most, float32 (directions, length)
-    limit: float  # distance from the principal space beyond which an image is unlike them
+    mean: np.ndarray  # of the vectors, which have length 1, float32 (length,)
+    principal: np.ndarray  # orthonormal directions of the largest variance, float32 (directions, length)
+    limit: float  # distance from the space beyond which an image is out of distribution
 
 
-class Likeness(NamedTuple):
-    """What is remembered of a model's training images."""
+class Detector(NamedTuple):
+    """What is stored beside a model to detect images unlike its training images."""
 
-    features: Space  # of what the network's layer "features" says of them
-    shapes: Space | None  # of their thumbnails; None of a model of a version that looked at features only
+    features: Subspace  # of the network's layer "features"
+    shapes: Subspace  # of thumbnails
 
 
 def key(model: str) -> str:
-    """Where in the store it is."""
+    """Returns the key of the detector of a model."""
     return f"models/{model}/{FILE}"
 
 
-def learn(
+def fit(
     classifier: keras.Model,
     images: np.ndarray,
     train: np.ndarray,
@@ -50,123 +54,125 @@ def learn(
     y: np.ndarray,
     seed: int,
     on_progress: OnProgress = nobody,
-) -> bytes:
-    """What is to be stored beside a model: the spaces in which its training images lie, and the limits.
+) -> Detector:
+    """Returns a detector for a trained classifier.
 
-    An image is as unlike as its features lie far from the principal space of the training images' features: the
-    residual of Wang, Li, Feng and Zhang, ViM: Out-of-distribution with virtual-logit matching, CVPR 2022. Before that
-    the features are brought to length 1, and the limit is a quantile of held-out images, both as Sun, Ming, Zhu and Li
-    have it, Out-of-distribution detection with deep nearest neighbors, ICML 2022. A network that was fine-tuned on
-    films looks for what tells these apart, not for what makes a film, so the same is done with thumbnails of SIDE px,
-    mean taken out; the larger of both counts, each by its limit.
+    The score of an image is the distance of its features from the principal space of the training images' features:
+    the residual of Wang, Li, Feng and Zhang (2022), ViM: Out-of-distribution with virtual-logit matching, CVPR. The
+    features are first scaled to length 1, and the limit is a quantile over held-out images, both as in Sun, Ming, Zhu
+    and Li (2022), Out-of-distribution detection with deep nearest neighbors, ICML. A network that was fine-tuned on
+    X-rays knows what distinguishes them, not what makes an X-ray, so the same is done with thumbnails without their
+    mean. The larger of both distances counts, each divided by its limit.
 
     Args:
         classifier: with its final weights.
         images: uint8 (images, size, size, 1).
         train: rows of the training images, int.
         validation: rows of the validation images, int.
-        y: class of every image, int (images,); of each class equally many are remembered, as far as there are.
-        seed: of the random choice.
-        on_progress: told of the images that the network has seen.
-
-    Returns:
-        A NumPy .npz without pickles; the same features give the same bytes.
+        y: class of every image, int (images,); equally many of each class are used, as far as there are.
+        seed: of the random choice of training images.
+        on_progress: called with the images that the network has seen.
     """
     rng = np.random.default_rng(seed)
-    each = MOST // len(np.unique(y[train]))
-    chosen = [rng.permutation(train[y[train] == label])[:each] for label in np.unique(y[train])]
-    rows = np.sort(np.concatenate(chosen))
-    seen = keras.Model(classifier.input, classifier.get_layer("features").output)
+    labels = np.unique(y[train])
+    per_class = MAX_TRAINING_IMAGES // len(labels)
+    rows = np.sort(np.concatenate([rng.permutation(train[y[train] == label])[:per_class] for label in labels]))
+    extractor = keras.Model(classifier.input, classifier.get_layer("features").output)
 
-    tell, total = counted(on_progress, "images", "what training images are like"), len(rows) + len(validation)
+    report = counted(on_progress, "images", "what training images are like")
+    total = len(rows) + len(validation)
 
     def features(rows: np.ndarray, before: int) -> np.ndarray:
-        def predict(size: int) -> np.ndarray:
-            counting = inputs.Counting(size, len(rows), lambda done: tell(before + done, total))
-            return seen.predict(inputs.Batches(images, rows, size), verbose=0, callbacks=[counting])
+        def predict(batch_size: int) -> np.ndarray:
+            counter = inputs.ImageCounter(batch_size, len(rows), lambda done: report(before + done, total))
+            return extractor.predict(inputs.Batches(images, rows, batch_size), verbose=0, callbacks=[counter])
 
-        return out_of_memory.predicted(predict, 32)
+        return _normalise(out_of_memory.predict_in_fitting_batches(predict, 32))
 
-    spaces = _space(_unit(features(rows, 0)), VARIANCE), _space(_thumbnails(images, rows), SHAPES)
-    held = _unit(features(validation, len(rows))), _thumbnails(images, validation)
-    apart = [_distance(space, vectors) for space, vectors in zip(spaces, held, strict=True)]
-    limits = np.array([max(np.quantile(distances, QUANTILE), _ROUNDING) for distances in apart])
-    # So that of both together, too, no more than a hundredth is above 1.
-    limits *= max(1.0, np.quantile((np.array(apart) / limits[:, None]).max(axis=0), QUANTILE))
-    found = {}
-    for name, space, limit in zip(Likeness._fields, spaces, limits, strict=True):
-        found |= {f"{name}_{field}": value for field, value in space._replace(limit=limit)._asdict().items()}
-    buffer = io.BytesIO()
-    np.savez(buffer, **found)
-    return buffer.getvalue()
+    spaces = (
+        _fit_subspace(features(rows, 0), FEATURE_VARIANCE),
+        _fit_subspace(_thumbnails(images, rows), THUMBNAIL_VARIANCE),
+    )
+    held_out = features(validation, len(rows)), _thumbnails(images, validation)
+    distances = np.array([_distance(space, vectors) for space, vectors in zip(spaces, held_out, strict=True)])
+    limits = np.maximum(np.quantile(distances, QUANTILE, axis=1), MIN_DISTANCE)
+    # The larger of the two distances exceeds its limit more often than either, so both limits are raised.
+    limits *= max(1.0, np.quantile((distances / limits[:, None]).max(axis=0), QUANTILE))
+    return Detector(*(space._replace(limit=limit) for space, limit in zip(spaces, limits, strict=True)))
 
 
-def _space(vectors: np.ndarray, share: float) -> Space:
-    """The principal space that holds a share of the variance of vectors, float (n, length); without its limit yet."""
+def _fit_subspace(vectors: np.ndarray, share: float) -> Subspace:
+    """Returns the space that holds a share of the variance of vectors, float (n, length); without its limit yet."""
     vectors = vectors.astype(np.float64)
     mean = vectors.mean(axis=0)
     variances, directions = np.linalg.eigh(np.cov(vectors - mean, rowvar=False))
-    shares = np.cumsum(variances[::-1]) / max(variances.sum(), _ROUNDING**2)
-    # Of vectors that are all alike no direction is the principal one, but any that rounding makes.
-    count = 1 + int((shares < share).sum()) if variances.sum() > _ROUNDING**2 else 0
+    shares = np.cumsum(variances[::-1]) / max(variances.sum(), MIN_DISTANCE**2)
+    # Vectors that are all alike have no principal direction, only those that rounding makes.
+    count = 1 + int((shares < share).sum()) if variances.sum() > MIN_DISTANCE**2 else 0
     principal = directions[:, ::-1][:, :count].T
-    return Space(mean.astype(np.float32), np.ascontiguousarray(principal, np.float32), 1.0)
+    return Subspace(mean.astype(np.float32), np.ascontiguousarray(principal, np.float32), 1.0)
 
 
-def load(settings: Settings, record: Model) -> Likeness | None:
-    """What is remembered of the training images of a stored model; None for a model of a version that did not.
+def to_bytes(detector: Detector) -> bytes:
+    """Returns a detector as a NumPy .npz without pickles; equal detectors give equal bytes."""
+    arrays = {
+        f"{name}_{field}": np.asarray(value)
+        for name, space in detector._asdict().items()
+        for field, value in space._asdict().items()
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> Detector:
+    """Returns the detector that `to_bytes` wrote."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        spaces = [
+            Subspace(arrays[f"{name}_mean"], arrays[f"{name}_principal"], float(arrays[f"{name}_limit"]))
+            for name in Detector._fields
+        ]
+    return Detector(*spaces)
+
+
+def load(settings: Settings, record: Model) -> Detector:
+    """Returns the detector of a stored model.
 
     Raises:
         Refused: what is stored is not what `model.json` records.
     """
-    if not record.likeness_sha256:
-        return None
     name = key(record.model)
-    return read(artifact_check.checked(name, store.get(settings, name), record.likeness_sha256))
+    return from_bytes(artifact_check.check_bytes(name, store.get(settings, name), record.likeness_sha256))
 
 
-def read(data: bytes) -> Likeness:
-    """What `learn` gave."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        if "features_mean" not in found:  # of a version that looked at features only
-            return Likeness(Space(found["mean"], found["principal"], float(found["limit"])), None)
-        spaces = [
-            Space(found[f"{name}_mean"], found[f"{name}_principal"], float(found[f"{name}_limit"]))
-            for name in Likeness._fields
-        ]
-    return Likeness(*spaces)
-
-
-def unlikeness(likeness: Likeness, features: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """How unlike the training images some images are.
+def ood_score(detector: Detector, features: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Returns how unlike the training images some images are.
 
     Args:
-        likeness: of the model.
-        features: what its layer "features" says of the images, float (n, channels).
+        detector: of the model.
+        features: output of its layer "features" for the images, float (n, channels).
         images: uint8 (n, size, size, 1).
 
     Returns:
-        Distance by the limit, float64 (n,): above 1, an image is unlike those that the model was trained on.
+        Distance divided by the limit, float64 (n,): above 1, an image is out of distribution.
     """
-    apart = _distance(likeness.features, _unit(np.asarray(features, np.float32))) / likeness.features.limit
-    if likeness.shapes is None:
-        return apart
-    thumbnails = _thumbnails(images, np.arange(len(images)))
-    return np.maximum(apart, _distance(likeness.shapes, thumbnails) / likeness.shapes.limit)
+    vectors = _normalise(np.asarray(features, np.float32)), _thumbnails(images, np.arange(len(images)))
+    return np.max([_distance(space, v) / space.limit for space, v in zip(detector, vectors, strict=True)], axis=0)
 
 
-def _distance(space: Space, vectors: np.ndarray) -> np.ndarray:
+def _distance(space: Subspace, vectors: np.ndarray) -> np.ndarray:
     from_mean = vectors - space.mean
     residual = from_mean - (from_mean @ space.principal.T) @ space.principal
     return np.linalg.norm(residual.astype(np.float64), axis=1)
 
 
 def _thumbnails(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Pictures of SIDE × SIDE px without their mean, of length 1: float32 (rows, SIDE²)."""
-    small = [cv2.resize(images[row, :, :, 0], (SIDE, SIDE), interpolation=cv2.INTER_AREA).ravel() for row in rows]
-    small = np.array(small, np.float32)
-    return _unit(small - small.mean(axis=1, keepdims=True))
+    """Returns pictures of THUMBNAIL_SIDE² px without their mean, of length 1: float32 (rows, THUMBNAIL_SIDE²)."""
+    size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    small = [cv2.resize(images[row, :, :, 0], size, interpolation=cv2.INTER_AREA).ravel() for row in rows]
+    pixels = np.array(small, np.float32)
+    return _normalise(pixels - pixels.mean(axis=1, keepdims=True))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def _normalise(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

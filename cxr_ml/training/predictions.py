@@ -19,39 +19,42 @@ def _nobody(images: int) -> None: ...
 
 
 def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
-    """A stored model, with its SHA-256 checked before Keras opens it.
+    """Returns the record of a stored model, and the network, whose SHA-256 is checked before Keras opens it.
 
     Raises:
-        Refused: no such model, its weights were swept, its bytes are not those that were recorded, or Keras does not
+        Refused: no such model, its weights were deleted, its bytes are not those that were recorded, or Keras does not
             open them: they are of another version of it, or would run code.
     """
     distribution.warn_of_idle_gpu()
     record = store.load(settings, f"models/{name}/model.json", Model)
     data = artifact_check.read(settings, record)
     try:
-        return record, artifact_check.opened(data)
-    except artifact_check.UNOPENED as error:
+        return record, artifact_check.open_network(data)
+    except artifact_check.OPEN_ERRORS as error:
         raise Refused(
             f"models/{name}/model.keras is the file that was recorded, but Keras {keras.__version__} does not open "
             f"it, which it was written with {record.packages.get('keras', 'an unknown version')}. Received: {error}"
         ) from error
 
 
-def probabilities(
+def predict_probabilities(
     network: keras.Model,
     images: np.ndarray,
     rows: np.ndarray | None = None,
     change: Change | None = None,
     on_images: OnImages = _nobody,
 ) -> np.ndarray:
-    """What a model says of uint8 images (n, size, size, 1), or of these rows of them: float32 (rows, classes).
+    """Returns the probabilities of the classes by a network, not calibrated.
 
     Args:
-        network: the model.
-        images: of which no more than a batch is read at a time.
-        rows: int (rows,); None: all.
-        change: what is done to a batch of images before it is shown.
+        network: from uint8 images to probabilities (n, classes).
+        images: uint8 (n, size, size, 1), of which no more than a batch is read at a time.
+        rows: of the images that are predicted, int (rows,); None: all.
+        change: applied to each batch of images before it is predicted.
         on_images: called with the number of images done after each batch.
+
+    Returns:
+        float32 (rows, classes).
 
     Raises:
         Refused: no images, or an output that is not a number.
@@ -60,11 +63,12 @@ def probabilities(
     if not len(rows):
         raise Refused("A model is evaluated on at least one image. Received: none.")
 
-    def predict(size: int) -> np.ndarray:
-        counting = inputs.Counting(size, len(rows), on_images)
-        return network.predict(inputs.Batches(images, rows, size, change=change), verbose=0, callbacks=[counting])
+    def predict(batch_size: int) -> np.ndarray:
+        counter = inputs.ImageCounter(batch_size, len(rows), on_images)
+        batches = inputs.Batches(images, rows, batch_size, change=change)
+        return network.predict(batches, verbose=0, callbacks=[counter])
 
-    output = out_of_memory.predicted(predict, 32)
+    output = out_of_memory.predict_in_fitting_batches(predict, 32)
     if not np.isfinite(output).all():
         raise Refused("Probabilities must be numbers. Received: NaN or infinity; the model cannot be used.")
     return output

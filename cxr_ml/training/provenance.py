@@ -1,4 +1,4 @@
-"""What made a model, beside its data and settings: the code, the packages, the machine."""
+"""Describes what a model was made by: the code, the packages, the machine."""
 
 import os
 import platform
@@ -15,43 +15,43 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def code() -> str:
-    """The git commit of the installed source, with "+changes" where files differ from it; else the package's version.
+def describe_code() -> str:
+    """Returns the git commit of the installed source, with "+changes" if files differ; else the package's version.
 
-    Never fails: in an image or a wheel there is no git.
+    In a container image or a wheel there is no git, so it never fails.
     """
     folder = Path(cxr_ml.__file__).parent
 
     def git(*arguments: str) -> str:
-        # Not whatever GIT_DIR a hook may have set; ls-files, because a virtual environment may lie in another checkout.
+        # Without the GIT_DIR that a hook may have set.
         env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True, env=env
         )
-        return done.stdout.strip()
+        return process.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails if the package is installed in another checkout
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ".")
         return f"commit {git('rev-parse', 'HEAD')}" + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return f"version {cxr_ml.__version__}"
 
 
-def packages() -> dict[str, str]:
-    """Package -> version, of those that decide what a training gives, and of Python."""
-    found = {"python": platform.python_version()}
+def list_packages() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that influence the result of a training."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
-def hardware() -> dict[str, str | int]:
-    """The processor, the cores that this process may use, the memory in GiB, and the GPUs that Keras sees."""
-    import keras  # takes seconds, which who only asks for the code need not wait
+def describe_hardware() -> dict[str, str | int]:
+    """Returns the processor, the cores that this process may use, the memory (GiB), the GPUs and the system."""
+    import keras  # takes seconds, and describe_code() needs none of it
 
     gpus = keras.distribution.list_devices("gpu")
     names = []

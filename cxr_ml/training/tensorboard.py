@@ -1,4 +1,4 @@
-"""A training's history as TensorBoard event files."""
+"""Writes the history of a training as TensorBoard event files."""
 
 import tempfile
 from pathlib import Path
@@ -7,7 +7,8 @@ import pandas as pd
 import tensorflow as tf
 from tensorflow.core.framework.summary_pb2 import DATA_CLASS_SCALAR, SummaryMetadata
 
-# As keras.callbacks.TensorBoard names them, which needs the package tensorboard; reading them does, writing does not.
+# Tag -> column of the history. The tags are those of keras.callbacks.TensorBoard, which needs the package tensorboard;
+# to write event files, TensorFlow is enough.
 SERIES = {
     "train": {
         "epoch_loss": "loss", "epoch_accuracy": "accuracy", "epoch_f1": "f1", "epoch_calibrated": "calibrated",
@@ -20,16 +21,19 @@ SERIES = {
 }  # fmt: skip
 
 
-def events(history: pd.DataFrame) -> dict[str, bytes]:
-    """Name below the folder of the model -> an event file, one for training and one for validation.
+def make_event_files(history: pd.DataFrame) -> dict[str, bytes]:
+    """Returns the event files of a training: one for training and one for validation.
 
     Args:
         history: a row per epoch, with the column `epoch` counted through both stages from 1, and those in SERIES.
+
+    Returns:
+        Name below the folder of the model -> the bytes of the file.
     """
     scalar = SummaryMetadata(
         plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), data_class=DATA_CLASS_SCALAR
     )
-    found = {}
+    files = {}
     for run, columns in SERIES.items():
         with tempfile.TemporaryDirectory() as folder:
             writer = tf.summary.create_file_writer(folder)
@@ -40,6 +44,6 @@ def events(history: pd.DataFrame) -> dict[str, bytes]:
                         tf.summary.write(tag, value, step=row["epoch"], metadata=scalar)
             writer.close()
             (path,) = Path(folder).iterdir()
-            # TensorBoard looks for "tfevents" in the name; with the usual time and host in it, a retry would add files.
-            found[f"tensorboard/{run}/events.out.tfevents.{run}"] = path.read_bytes()
-    return found
+            # TensorBoard looks for "tfevents" in the name; without time and host in it, a retry writes the same file.
+            files[f"tensorboard/{run}/events.out.tfevents.{run}"] = path.read_bytes()
+    return files

@@ -1,17 +1,27 @@
-"""Trains one architecture on a dataset: the head on the frozen backbone, then everything."""
+"""Trains one architecture on a dataset: the study's method from the images to the stored model.
 
-import hashlib
-import json
+`train_model` builds the network, and `_train` is the method:
+
+1. Read the images at the size of the network, and weigh the classes by their rarity.
+2. Stage "head": the backbone with its ImageNet weights is frozen, only the new softmax layer learns.
+3. Stage "fine_tune": the whole network learns at a small rate, but for its batch normalisation.
+4. On the validation images: fit the temperature and the offsets of the classes, and the limit beyond which an image is
+   unlike the training images.
+5. Store the model, its record last.
+
+Both stages run in `loop.py`. The test images are never looked at here.
+"""
+
 import math
 import time
 from contextlib import nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import pandas as pd
 
-import cxr_ml
 from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
@@ -21,7 +31,6 @@ from cxr_ml.settings import Settings
 from cxr_ml.training import (
     architectures,
     artifacts,
-    backbones,
     calibration,
     checkpoints,
     distribution,
@@ -33,45 +42,26 @@ from cxr_ml.training import (
 )
 from cxr_ml.training.batching import ShuffledRows
 from cxr_ml.training.checkpoints import Progress
-from cxr_ml.training.loop import Stage
+from cxr_ml.training.loop import Stage, StageBatches
+from cxr_ml.training.model_naming import name_model
 
 
-def class_weights(y: np.ndarray, classes: int) -> np.ndarray:
-    """Weight of each class, n / (k · n_c), float64 (classes,) (King and Zeng 2001; scikit-learn's "balanced").
+class Network(NamedTuple):
+    """A classifier, and the backbone inside it, whose layers it shares."""
 
-    Raises:
-        Refused: a class has no image.
-    """
-    counts = np.bincount(y, minlength=classes)
-    if (counts == 0).any():
-        raise Refused(f"Each class needs images to train on. Received counts: {counts.tolist()}")
-    return len(y) / (classes * counts)
+    backbone: architectures.Backbone
+    classifier: keras.Model
 
 
-def model_name(settings: Settings, dataset: Dataset, architecture: str, champion: Model | None = None) -> str:
-    """Name of the model that these inputs make; the same inputs give the same name.
+class TrainingData(NamedTuple):
+    """The images of a dataset, and what the training needs to know of them."""
 
-    Args:
-        settings: hyper-parameters.
-        dataset: what is trained on.
-        architecture: name of the network.
-        champion: whose weights the training begins with; None: those that the settings name.
-
-    Raises:
-        Refused: unknown architecture, or the file of its weights is missing.
-    """
-    facts = {k: str(getattr(settings, k)) for k in artifacts.HYPERPARAMETERS}
-    file = None if champion else backbones.weights_file(settings, architecture)
-    facts |= {
-        "weights_sha256": file[1] if file else "",
-        "precision": distribution.precision(),
-        "version": cxr_ml.__version__,
-    }
-    facts |= {"dataset": dataset.manifest_sha256, "classes": ",".join(settings.classes)}
-    facts |= {"recall_floors": json.dumps(settings.recall_floors, sort_keys=True)}  # the operating point's
-    facts |= {"champion": champion.artefact_sha256} if champion else {}
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{architecture}-d{dataset.dataset}-{digest}"
+    images: np.ndarray  # uint8 (images, size, size, 1), memory-mapped
+    manifest: pd.DataFrame  # row for row
+    y: np.ndarray  # class indices, int64 (images,)
+    train: np.ndarray  # row numbers, int (n,)
+    validation: np.ndarray  # likewise
+    class_weights: np.ndarray  # float64 (classes,)
 
 
 def train_model(
@@ -82,7 +72,7 @@ def train_model(
     champion: str | None = None,
     on_progress: OnProgress = nobody,
 ) -> Model:
-    """Trains and stores a candidate. A model that these very inputs made before is returned as it is.
+    """Trains and stores a candidate. Returns the stored model if these very inputs have made one before.
 
     A training that died goes on from its last finished epoch, and ends with the weights of one that did not.
 
@@ -90,30 +80,26 @@ def train_model(
         settings: hyper-parameters and the store.
         number: dataset version.
         architecture: name in `backbones.ARCHITECTURES`.
-        verbose: whether a line per epoch is printed, and on a terminal a progress bar.
+        verbose: print a line per epoch, and on a terminal a progress bar.
         champion: name of the model in use, with whose weights the training begins if the settings ask for a warm
             start and it is of this architecture. A model that the gate refused must not be handed in.
-        on_progress: told of images and epochs.
+        on_progress: called with images and epochs that are done.
 
     Raises:
         Refused: data, architecture or weights that cannot be trained, or a loss that is no longer a number.
     """
     dataset = versions.load_dataset(settings, number)
-    first = _warm(settings, architecture, champion, verbose)
-    name = model_name(settings, dataset, architecture, first)
+    warm_start = _choose_warm_start(settings, architecture, champion, verbose)
+    name = name_model(settings, dataset, architecture, warm_start)
     if store.exists(settings, f"models/{name}/model.json"):
-        checkpoints.sweep(settings, name)  # that a run left which died between the last two lines of `write`
+        checkpoints.delete_all(settings, name)  # left by a run that died after it wrote the record
         return store.load(settings, f"models/{name}/model.json", Model)
-    spread = distribution.strategy()
+    strategy = distribution.choose_strategy()
     keras.utils.set_random_seed(settings.seed)
-    _check(settings, versions.load_manifest(settings, dataset))
-    with spread.scope(), distribution.mixed():
-        if first:
-            classifier, backbone = _from_champion(settings, first)
-        else:
-            backbone = architectures.backbone(settings, architecture)
-            classifier = _classifier(settings, backbone)
-        return _train(settings, dataset, name, architecture, backbone, classifier, verbose, on_progress)
+    _check_classes(settings, versions.load_manifest(settings, dataset))
+    with strategy.scope(), distribution.mixed_precision():
+        network = _build_network(settings, architecture, warm_start)
+        return _train(settings, dataset, name, architecture, network, verbose, on_progress)
 
 
 def _train(
@@ -121,58 +107,162 @@ def _train(
     dataset: Dataset,
     name: str,
     architecture: str,
-    backbone: architectures.Backbone,
-    classifier: keras.Model,
+    network: Network,
     verbose: bool,
     on_progress: OnProgress,
 ) -> Model:
-    from_scratch = not backbone.weights_sha256
+    # 1. Images and class weights.
     started = time.monotonic()
-    images, manifest = inputs.load(settings, dataset, settings.image_size, on_progress)
+    data = _load_data(settings, dataset, on_progress)
     seconds = {"inputs": time.monotonic() - started}
-    y = inputs.targets(manifest, settings.classes)
-    rows = {s: np.flatnonzero(manifest["split"] == s) for s in ("train", "validation")}
-    weights = class_weights(y[rows["train"]], len(settings.classes))
-    given = (settings, classifier, images, rows, y, weights)
 
+    # 2. and 3. The head on the frozen backbone, then the whole network.
+    stages = _train_stages(settings, name, network, data, verbose, on_progress)
+
+    # The stored network computes in float32 on any machine, so it comes before all that is measured of it.
+    classifier = distribution.to_float32(network.classifier)
+    sha256 = artifacts.store_network(settings, name, classifier)
+
+    # 4. Operating point and out-of-distribution detector, both with their limits from the validation images.
+    report, total = counted(on_progress, "images", "operating point"), len(data.validation)
+    p = predictions.predict_probabilities(
+        classifier, data.images, data.validation, on_images=lambda done: report(done, total)
+    )
+    point = calibration.fit(data.y[data.validation], p, settings.classes, settings.recall_floors)
+    started = time.monotonic()
+    detector = ood.fit(classifier, data.images, data.train, data.validation, data.y, settings.seed, on_progress)
+    seconds["likeness"] = time.monotonic() - started
+
+    # 5. Everything beside the network, the record last.
+    trained = artifacts.Trained(
+        name, architecture, network.backbone, sha256, stages, seconds, p, point, ood.to_bytes(detector)
+    )
+    return artifacts.store_model(settings, dataset, trained)
+
+
+def _load_data(settings: Settings, dataset: Dataset, on_progress: OnProgress) -> TrainingData:
+    images, manifest = inputs.load(settings, dataset, settings.image_size, on_progress)
+    y = inputs.targets(manifest, settings.classes)
+    train, validation = (np.flatnonzero(manifest["split"] == split) for split in ("train", "validation"))
+    weights = compute_class_weights(y[train], len(settings.classes))
+    return TrainingData(images, manifest, y, train, validation, weights)
+
+
+def compute_class_weights(y: np.ndarray, classes: int) -> np.ndarray:
+    """Returns the weight of each class, n / (k · n_c), by which the loss of its images is multiplied.
+
+    King and Zeng (2001), Logistic regression in rare events data; scikit-learn's "balanced".
+
+    Args:
+        y: class indices of the training images, int (n,).
+        classes: their number k.
+
+    Returns:
+        float64 (classes,).
+
+    Raises:
+        Refused: a class has no image.
+
+    Example:
+        The training images of the study, in the order COVID-19, normal, pneumonia:
+
+        >>> y = np.repeat([0, 1, 2], [460, 1341, 3875])
+        >>> compute_class_weights(y, 3).round(2).tolist()
+        [4.11, 1.41, 0.49]
+    """
+    counts = np.bincount(y, minlength=classes)
+    if (counts == 0).any():
+        raise Refused(f"Each class needs images to train on. Received counts: {counts.tolist()}")
+    return len(y) / (classes * counts)
+
+
+def _train_stages(
+    settings: Settings, name: str, network: Network, data: TrainingData, verbose: bool, on_progress: OnProgress
+) -> dict[str, Progress]:
+    """Trains the classifier in both stages. Returns the epochs of each."""
+    backbone, classifier = network
+    pretrained = bool(backbone.weights_sha256)
+    fine_tune_rate, decay = settings.fine_tune_learning_rate, settings.fine_tune_decay
     done: dict[str, Progress] = {}
-    stages = [Stage("head", settings.head_epochs, settings.head_learning_rate)]
-    fine_tune = (settings.fine_tune_epochs, settings.fine_tune_learning_rate, settings.fine_tune_decay)
-    stages.append(Stage("fine_tune", *fine_tune))
-    for stage in stages:
+    for stage in (
+        Stage("head", settings.head_epochs, settings.head_learning_rate),
+        Stage("fine_tune", settings.fine_tune_epochs, fine_tune_rate, decay),
+    ):
         if not stage.epochs:
             continue
         before = classifier.get_weights()
-        only_head = stage.name == "head" and not from_scratch
-        if only_head and settings.head_views:
-            part, data = _head(classifier), partial(_head_data, *given, manifest, verbose, on_progress)
+        freeze = stage.name == "head" and pretrained
+        if freeze and settings.head_views:
+            # Of a frozen backbone the features of an image never change, so the head alone is trained on them.
+            part = _extract_head(classifier)
+            make_batches = partial(_make_feature_batches, settings, classifier, data, verbose, on_progress)
         else:
-            part, data = classifier, partial(_all_data, *given)
-        with architectures.frozen(backbone) if only_head else nullcontext():
-            progress = loop.run(settings, name, part, stage, backbone.weights_sha256, data, verbose, on_progress)
-        if _kept_loss(progress) > min(map(_kept_loss, done.values()), default=math.inf):
-            classifier.set_weights(before)  # a fine-tuning that made the head's model worse is not kept
+            part, make_batches = classifier, partial(_make_image_batches, settings, data)
+        with architectures.frozen(backbone) if freeze else nullcontext():
+            progress = loop.train_stage(
+                settings, name, part, stage, backbone.weights_sha256, make_batches, verbose, on_progress
+            )
+        if _best_loss(progress) > min(map(_best_loss, done.values()), default=math.inf):
+            classifier.set_weights(before)  # fine-tuning made the model of the head stage worse
         done[stage.name] = progress
-    # What is stored computes as exactly as any machine can; it comes before all that is measured of it.
-    classifier = distribution.exact(classifier)
-    sha256 = artifacts.artefact(settings, name, classifier)
-    tell, held = counted(on_progress, "images", "operating point"), rows["validation"]
-    p = predictions.probabilities(classifier, images, held, on_images=lambda done: tell(done, len(held)))
-    point = calibration.fit(y[rows["validation"]], p, settings.classes, settings.recall_floors)
-    started = time.monotonic()
-    known = ood.learn(classifier, images, rows["train"], rows["validation"], y, settings.seed, on_progress)
-    seconds["likeness"] = time.monotonic() - started
-    trained = artifacts.Trained(name, architecture, backbone, sha256, done, seconds, p, point, known)
-    return artifacts.write(settings, dataset, trained)
+    return done
 
 
-def _classifier(settings: Settings, backbone: architectures.Backbone) -> keras.Model:
-    classes, dropout = len(settings.classes), settings.dropout
-    return architectures.classifier(backbone, classes, dropout, settings.freeze_normalisation)
+def _best_loss(progress: Progress) -> float:
+    return progress.epochs[checkpoints.best_epoch(progress) - 1].val_calibrated
 
 
-def _warm(settings: Settings, architecture: str, champion: str | None, verbose: bool) -> Model | None:
-    """The champion, if the training begins with its weights."""
+def _extract_head(classifier: keras.Model) -> keras.Model:
+    """Returns the layers above the backbone as a model of its features (n, channels). They are shared, not copied."""
+    x = keras.Input(classifier.get_layer("features").output.shape[1:])
+    return keras.Model(x, classifier.get_layer("head")(classifier.get_layer("dropout")(x)))
+
+
+def _make_feature_batches(
+    settings: Settings, classifier: keras.Model, data: TrainingData, verbose: bool, on_progress: OnProgress
+) -> StageBatches:
+    """Returns batches of features: the frozen backbone computes a few views per image once, not one in every epoch."""
+    load = partial(features.load, settings, classifier, data.manifest, data.images)
+    x = load(data.train, settings.head_views, verbose=verbose, on_progress=on_progress)
+    y = np.tile(data.y[data.train], settings.head_views)
+    x_validation = load(data.validation, 1, verbose=verbose, on_progress=on_progress)
+    return StageBatches(
+        ShuffledRows(x, y, data.class_weights[y], settings.batch_size, settings.seed),
+        inputs.Batches(x_validation, np.arange(len(x_validation)), 32, data.y[data.validation]),
+    )
+
+
+def _make_image_batches(settings: Settings, data: TrainingData) -> StageBatches:
+    """Returns batches of images: for training a new random view of each in every epoch, for validation as they are."""
+    y, batch_size, seed = data.y[data.train], settings.batch_size, settings.seed
+    weights, disguised = data.class_weights[y], settings.disguised
+    return StageBatches(
+        inputs.AugmentedBatches(data.images, data.train, y, weights, batch_size, seed, disguised),
+        inputs.Batches(data.images, data.validation, 32, data.y[data.validation]),
+    )
+
+
+def _check_classes(settings: Settings, manifest: pd.DataFrame) -> None:
+    """Refuses, before anything is decoded or trained, images that cannot teach or judge every class."""
+    counts = {
+        split: {c: int(((manifest["split"] == split) & (manifest["label"] == c)).sum()) for c in settings.classes}
+        for split in ("train", "validation")
+    }
+    if unknown := sorted(set(manifest["label"]) - set(settings.classes)):
+        raise Refused(
+            f"Every label must be one of the classes {', '.join(settings.classes)}. Received: {', '.join(unknown)}. "
+            "Set CXR_CLASSES as it was when the dataset was built, or build a new dataset."
+        )
+    if missing := [f"no {c} in {split}" for split, of_class in counts.items() for c, n in of_class.items() if not n]:
+        raise Refused(
+            "Each class needs images to train on and images to validate with, at least one of either. "
+            f"Received: {', '.join(missing)}; there are {counts}. Put more labelled images into the inbox, or take "
+            "the class out of CXR_CLASSES."
+        )
+
+
+def _choose_warm_start(settings: Settings, architecture: str, champion: str | None, verbose: bool) -> Model | None:
+    """Returns the champion, if the training begins with its weights."""
     if not settings.warm_start:
         return None
     record = store.load(settings, f"models/{champion}/model.json", Model) if champion else None
@@ -189,74 +279,17 @@ def _warm(settings: Settings, architecture: str, champion: str | None, verbose: 
     return None
 
 
-def _from_champion(settings: Settings, champion: Model) -> tuple[keras.Model, architectures.Backbone]:
-    """A classifier with the champion's weights, at this training's image size and dropout, and its backbone."""
-    scratch = settings.model_copy(update={"weights": "none"})
-    backbone = architectures.backbone(scratch, champion.architecture)
-    backbone = backbone._replace(weights=f"champion {champion.model}", weights_sha256=champion.artefact_sha256)
-    classifier = _classifier(settings, backbone)
-    classifier.set_weights(predictions.load_model(settings, champion.model)[1].get_weights())
-    return classifier, backbone
-
-
-def _check(settings: Settings, manifest: pd.DataFrame) -> None:
-    """Refuses, before anything is decoded or trained, images that cannot teach or judge every class."""
-    counts = {
-        split: {c: int(((manifest["split"] == split) & (manifest["label"] == c)).sum()) for c in settings.classes}
-        for split in ("train", "validation")
-    }
-    if strange := sorted(set(manifest["label"]) - set(settings.classes)):
-        raise Refused(
-            f"Every label must be one of the classes {', '.join(settings.classes)}. Received: {', '.join(strange)}. "
-            "Set CXR_CLASSES as it was when the dataset was built, or build a new dataset."
-        )
-    if absent := [f"no {c} in {split}" for split, found in counts.items() for c, n in found.items() if not n]:
-        raise Refused(
-            "Each class needs images to train on and images to validate with, at least one of either. "
-            f"Received: {', '.join(absent)}; there are {counts}. Put more labelled images into the inbox, or take "
-            "the class out of CXR_CLASSES."
-        )
-
-
-def _kept_loss(progress: Progress) -> float:
-    return progress.epochs[checkpoints.kept(progress) - 1].val_calibrated
-
-
-def _head(classifier: keras.Model) -> keras.Model:
-    """The layers above the backbone, as a model of their own on its features (n, channels)."""
-    features = keras.Input(classifier.get_layer("features").output.shape[1:])
-    return keras.Model(features, classifier.get_layer("head")(classifier.get_layer("dropout")(features)))
-
-
-def _head_data(
-    settings: Settings,
-    classifier: keras.Model,
-    images: np.ndarray,
-    rows: dict[str, np.ndarray],
-    y: np.ndarray,
-    weights: np.ndarray,
-    manifest: pd.DataFrame,
-    verbose: bool,
-    on_progress: OnProgress,
-) -> tuple[keras.utils.PyDataset, keras.utils.PyDataset]:
-    """Stored features for the head: the frozen backbone sees each augmented view once, not once per epoch."""
-    see = partial(features.load, settings, classifier, manifest, images, verbose=verbose, on_progress=on_progress)
-    x, target = see(rows["train"], settings.head_views), np.tile(y[rows["train"]], settings.head_views)
-    validation = see(rows["validation"], 1)
-    batches = ShuffledRows(x, target, weights[target], settings.batch_size, settings.seed)
-    return batches, inputs.Batches(validation, np.arange(len(validation)), 32, y[rows["validation"]])
-
-
-def _all_data(
-    settings: Settings,
-    classifier: keras.Model,
-    images: np.ndarray,
-    rows: dict[str, np.ndarray],
-    y: np.ndarray,
-    weights: np.ndarray,
-) -> tuple[keras.utils.PyDataset, keras.utils.PyDataset]:
-    target = y[rows["train"]]
-    batches = inputs.AugmentedBatches(
-        images, rows["train"], target, weights[target], settings.batch_size, settings.seed, settings.disguised
+def _build_network(settings: Settings, architecture: str, champion: Model | None) -> Network:
+    """Returns a new classifier on the backbone's first weights or, for a warm start, with the champion's."""
+    if champion is None:
+        backbone = architectures.build_backbone(settings, architecture)
+    else:
+        scratch = settings.model_copy(update={"weights": "none"})
+        backbone = architectures.build_backbone(scratch, champion.architecture)
+        backbone = backbone._replace(weights=f"champion {champion.model}", weights_sha256=champion.artefact_sha256)
+    classifier = architectures.build_classifier(
+        backbone, len(settings.classes), settings.dropout, settings.freeze_normalisation
     )
-    return batches, inputs.Batches(images, rows["validation"], 32, y[rows["validation"]])
+    if champion is not None:
+        classifier.set_weights(predictions.load_model(settings, champion.model)[1].get_weights())
+    return Network(backbone, classifier)

@@ -51,7 +51,7 @@ def case(settings):
     dataset = put_dataset(s)
     images, manifest = inputs.load(s, dataset, 32)
     keras.utils.set_random_seed(2)
-    network = architectures.classifier(architectures.backbone(s, "light"), 3, 0.2)
+    network = architectures.build_classifier(architectures.build_backbone(s, "light"), 3, 0.2)
     rows = np.flatnonzero(manifest["split"] == "test")
     probabilities = network.predict(images[rows], verbose=0)
     facts = {"model": "light-d1-0a", "dataset": 1, "dataset_sha256": dataset.manifest_sha256, "classes": CLASSES}

@@ -33,7 +33,7 @@ def test_metrics_that_are_not_a_number_survive_storage(settings):
 def by_level(shift: float = 0.0) -> keras.Model:
     """A classifier that tells the sample classes by the mean grey level, moved by `shift` of 255."""
     pixels = keras.Input((32, 32, 3))
-    classifier = architectures.classifier(
+    classifier = architectures.build_classifier(
         architectures.Backbone(keras.Model(pixels, keras.layers.Identity()(pixels)), "from scratch", ""), 3, 0.5
     )
     # The largest of w·x + b over the classes is that whose level is nearest to x, all in [-1, 1].
@@ -348,4 +348,4 @@ def test_an_image_of_the_training_split_has_no_say(seen):
 def test_predictions_follow_the_picture(seen):
     _, network = predictions.load_model(seen.settings, "good")
     pictures = np.stack([picture(label, 5, side=32)[..., None] for label in CLASSES])
-    np.testing.assert_array_equal(predictions.probabilities(network, pictures).argmax(axis=1), [0, 1, 2])
+    np.testing.assert_array_equal(predictions.predict_probabilities(network, pictures).argmax(axis=1), [0, 1, 2])

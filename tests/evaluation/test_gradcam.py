@@ -13,7 +13,7 @@ from cxr_ml.training import architectures
 def classifier(architecture, size=96, seed=3):
     keras.utils.set_random_seed(seed)
     settings = Settings(weights="none", image_size=size)
-    return architectures.classifier(architectures.backbone(settings, architecture), 3, 0.5)
+    return architectures.build_classifier(architectures.build_backbone(settings, architecture), 3, 0.5)
 
 
 def films(n=5, size=96):
@@ -59,7 +59,7 @@ def bright_is(classes, size=8):
     """A classifier that takes brightness for a sign of some classes (1) or against them (-1), place by place."""
     pixels = keras.Input((size, size, 3))
     same = architectures.Backbone(keras.Model(pixels, keras.layers.Identity()(pixels)), "from scratch", "", 1.0, 0.0)
-    network = architectures.classifier(same, len(classes), 0.5)
+    network = architectures.build_classifier(same, len(classes), 0.5)
     network.get_layer("head").set_weights([np.tile(np.array(classes, float), (3, 1)), np.zeros(len(classes))])
     return network
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cxr_ml.evaluation import perturbations
-from cxr_ml.evaluation.metrics import Predictions
 from cxr_ml.imaging.hashes import border_ring
+from cxr_ml.training.calibration import Predictions
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 

@@ -30,7 +30,7 @@ def put_model(settings, name: str, biases: tuple[float, float, float], folder, p
     """A stored classifier whose probabilities are softmax(biases), whatever the picture."""
     pixels = keras.Input((SIZE, SIZE, 3))
     same = architectures.Backbone(keras.Model(pixels, keras.layers.Identity()(pixels)), "from scratch", "")
-    classifier = architectures.classifier(same, 3, 0.5)
+    classifier = architectures.build_classifier(same, 3, 0.5)
     classifier.get_layer("head").set_weights([np.zeros((3, 3)), np.array(biases)])
     return put(settings, name, classifier, folder, point=point)
 
@@ -161,7 +161,7 @@ def bright_or_dark(settings, tmp_path, known=b""):
     """A stored model that says COVID19 of bright pictures and NORMAL of dark ones."""
     pixels = keras.Input((SIZE, SIZE, 3))
     same = architectures.Backbone(keras.Model(pixels, keras.layers.Identity()(pixels)), "from scratch", "")
-    classifier = architectures.classifier(same, 3, 0.5)
+    classifier = architectures.build_classifier(same, 3, 0.5)
     classifier.get_layer("head").set_weights([np.array([[-9.0, 9, 0]] * 3), np.array([0, 0, -99.0])])
     return put(settings, "champion", classifier, tmp_path, known), classifier
 
@@ -202,7 +202,7 @@ def test_a_picture_unlike_the_training_images_is_flagged_and_not_answered(settin
     # Grey levels become features from -1 to 1, so that dark pictures lie opposite to bright ones.
     images = np.random.default_rng(6).integers(150, 220, (60, SIZE, SIZE, 1), dtype=np.uint8)
     _, classifier = bright_or_dark(settings, tmp_path)
-    known = ood.learn(classifier, images, np.arange(40), np.arange(40, 60), np.zeros(60, int), 0)
+    known = ood.fit(classifier, images, np.arange(40), np.arange(40, 60), np.zeros(60, int), 0)
     name = put(settings, "knowing", classifier, tmp_path, known)
     bright, dark = tmp_path / "bright.png", tmp_path / "dark.png"
     Image.fromarray(np.random.default_rng(7).integers(150, 220, (120, 120), dtype=np.uint8)).save(bright)

@@ -27,12 +27,12 @@ class Trained(NamedTuple):
 @pytest.fixture(scope="module")
 def shallow_light() -> Iterator[None]:
     """`light` has one convolution in this file's tests."""
-    from shallow import shallow
+    from shallow_network import build_shallow
 
     from cxr_ml.training import architectures
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(architectures, "light", shallow)
+        patch.setattr(architectures, "build_light", build_shallow)
         yield
 
 

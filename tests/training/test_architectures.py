@@ -60,10 +60,10 @@ def mirror() -> architectures.Backbone:
 
 @pytest.mark.parametrize(("name", "parameters"), [("inception_v3", 21_802_784), ("resnet101_v2", 42_626_560)])
 def test_the_networks_of_the_study_have_their_known_numbers_of_parameters(name, parameters):
-    backbone = architectures.backbone(SCRATCH, name)
+    backbone = architectures.build_backbone(SCRATCH, name)
     assert backbone.network.count_params() == parameters
     assert backbone.network.output_shape[-1] == 2048
-    classifier = architectures.classifier(backbone, 3, dropout=0.5)
+    classifier = architectures.build_classifier(backbone, 3, dropout=0.5)
     assert classifier.count_params() == parameters + 6_147
     assert classifier.input_shape == (None, 256, 256, None) and classifier.output_shape == (None, 3)
     assert classifier.get_layer("dropout").rate == 0.5
@@ -73,18 +73,18 @@ def test_the_networks_of_the_study_have_their_known_numbers_of_parameters(name, 
 
 def test_an_unknown_architecture_is_refused_with_those_that_are_known():
     with pytest.raises(Refused, match=r"one of .*'inception_v3', 'light', .*Received: 'vgg99'"):
-        architectures.backbone(SCRATCH, "vgg99")
+        architectures.build_backbone(SCRATCH, "vgg99")
 
 
 def test_images_too_small_for_a_network_are_refused_with_their_size():
     with pytest.raises(Refused, match="inception_v3 cannot take images of 64 pixels"):
-        architectures.backbone(Settings(weights="none", image_size=64), "inception_v3")
+        architectures.build_backbone(Settings(weights="none", image_size=64), "inception_v3")
 
 
 @pytest.mark.slow
 def test_weights_are_read_from_the_folder_and_named_with_their_hash(mobilenet):
     folder, weights = mobilenet
-    backbone = architectures.backbone(local(folder), "mobilenet_v2")
+    backbone = architectures.build_backbone(local(folder), "mobilenet_v2")
     for got, wanted in zip(backbone.network.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(got, wanted)
     assert backbone.weights == "mobilenet_v2_notop.weights.h5"
@@ -94,31 +94,31 @@ def test_weights_are_read_from_the_folder_and_named_with_their_hash(mobilenet):
 def test_a_folder_without_the_weights_is_refused_by_the_name_of_the_file(tmp_path):
     (tmp_path / "resnet101_v2_notop.weights.h5").write_bytes(b"")
     with pytest.raises(Refused, match=r"must hold mobilenet_v2_notop\.weights\.h5.*there: \['resnet101_v2_notop"):
-        architectures.backbone(local(tmp_path), "mobilenet_v2")
+        architectures.build_backbone(local(tmp_path), "mobilenet_v2")
 
 
 def test_a_file_that_holds_no_weights_is_refused_by_name(tmp_path):
     (tmp_path / "mobilenet_v2_notop.weights.h5").write_bytes(b"<html>404 not found</html>")
     with pytest.raises(Refused, match=r"mobilenet_v2_notop\.weights\.h5 does not hold weights of mobilenet_v2"):
-        architectures.backbone(local(tmp_path), "mobilenet_v2")
+        architectures.build_backbone(local(tmp_path), "mobilenet_v2")
 
 
 @pytest.mark.slow
 def test_weights_that_are_no_numbers_are_refused(mobilenet, tmp_path):
-    network = architectures.backbone(local(mobilenet[0]), "mobilenet_v2").network
+    network = architectures.build_backbone(local(mobilenet[0]), "mobilenet_v2").network
     first = network.get_layer("Conv1").kernel
     first.assign(np.where(np.arange(first.shape[-1]) == 3, np.nan, first))
     network.save_weights(tmp_path / "mobilenet_v2_notop.weights.h5")
     with pytest.raises(Refused, match=r"mobilenet_v2_notop\.weights\.h5 must be numbers\. Received: NaN"):
-        architectures.backbone(local(tmp_path), "mobilenet_v2")
+        architectures.build_backbone(local(tmp_path), "mobilenet_v2")
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
 def test_weights_of_another_network_are_refused(tmp_path):
-    other = architectures.light((SMALL, SMALL, 3))
+    other = architectures.build_light((SMALL, SMALL, 3))
     other.save_weights(tmp_path / "mobilenet_v2_notop.weights.h5")
     with pytest.raises(Refused, match="does not hold weights of mobilenet_v2"):
-        architectures.backbone(local(tmp_path), "mobilenet_v2")
+        architectures.build_backbone(local(tmp_path), "mobilenet_v2")
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def no_network(monkeypatch, tmp_path):
 @pytest.mark.filterwarnings("ignore:`input_shape` is undefined")
 def test_a_failed_download_names_both_ways_out_and_trains_nothing_at_random(no_network):
     with pytest.raises(ConnectionError) as error:
-        architectures.backbone(Settings(image_size=SMALL), "mobilenet_v2")
+        architectures.build_backbone(Settings(image_size=SMALL), "mobilenet_v2")
     assert "Network is unreachable" in str(error.value)
     assert "storage.googleapis.com" in str(error.value)
     assert "CXR_WEIGHTS_DIR to a folder that holds mobilenet_v2_notop.weights.h5" in str(error.value)
@@ -149,22 +149,24 @@ def test_a_download_that_brings_something_else_is_a_failed_download(no_network, 
 
     monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", portal)
     with pytest.raises(ConnectionError, match="could not download the ImageNet weights of inception_v3"):
-        architectures.backbone(Settings(image_size=96), "inception_v3")
+        architectures.build_backbone(Settings(image_size=96), "inception_v3")
 
 
 def test_images_too_small_are_refused_before_anything_is_downloaded(no_network):
     with pytest.raises(Refused, match="inception_v3 cannot take images of 64 pixels"):
-        architectures.backbone(Settings(image_size=64), "inception_v3")
+        architectures.build_backbone(Settings(image_size=64), "inception_v3")
 
 
 def test_a_network_from_scratch_says_so_and_downloads_nothing(no_network):
     for settings, name in ((Settings(weights="none", image_size=SMALL), "mobilenet_v2"), (Settings(), "light")):
-        backbone = architectures.backbone(settings, name)
+        backbone = architectures.build_backbone(settings, name)
         assert (backbone.weights, backbone.weights_sha256) == ("from scratch", "")
 
 
 def test_grey_bytes_go_in_and_probabilities_come_out():
-    classifier = architectures.classifier(architectures.backbone(Settings(image_size=SMALL), "light"), 3, 0.5)
+    classifier = architectures.build_classifier(
+        architectures.build_backbone(Settings(image_size=SMALL), "light"), 3, 0.5
+    )
     assert classifier.input.dtype == "uint8"
     output = classifier.predict(images(5), verbose=0)
     assert output.shape == (5, 3) and (output > 0).all()
@@ -173,7 +175,7 @@ def test_grey_bytes_go_in_and_probabilities_come_out():
 
 
 def test_the_classifier_scales_bytes_to_minus_one_to_one_in_three_equal_channels():
-    classifier = architectures.classifier(mirror(), 3, 0.5)
+    classifier = architectures.build_classifier(mirror(), 3, 0.5)
     features = keras.Model(classifier.input, classifier.get_layer("features").output)
     levels = np.array([0, 51, 255], np.uint8)
     seen = features.predict(np.broadcast_to(levels[:, None, None, None], (3, SMALL, SMALL, 1)), verbose=0)
@@ -188,14 +190,14 @@ def test_each_pretrained_network_gets_pixels_as_its_own_preprocessing_makes_them
     }[name]  # fmt: skip
     entry = architectures.ARCHITECTURES[name]
     backbone = mirror()._replace(scale=entry.scale, offset=entry.offset)
-    classifier = architectures.classifier(backbone, 3, 0.5)
+    classifier = architectures.build_classifier(backbone, 3, 0.5)
     x = images(3)
     seen = keras.Model(classifier.input, classifier.get_layer("scale").output).predict(x, verbose=0)
     np.testing.assert_allclose(seen, module.preprocess_input(np.repeat(x, 3, axis=-1).astype("float32")), atol=1e-5)
 
 
 def test_a_saved_classifier_takes_colour_too_and_sees_its_luma(tmp_path):
-    classifier = architectures.classifier(mirror(), 3, 0.5)
+    classifier = architectures.build_classifier(mirror(), 3, 0.5)
     colour = np.random.default_rng(2).integers(0, 256, (4, SMALL, SMALL, 3), dtype=np.uint8)
     luma = np.stack([np.asarray(Image.fromarray(x).convert("L")) for x in colour])[..., None]
     path = tmp_path / "model.keras"
@@ -209,15 +211,15 @@ def test_a_saved_classifier_takes_colour_too_and_sees_its_luma(tmp_path):
 
 
 def test_nothing_is_dropped_when_predicting_and_something_when_training():
-    classifier = architectures.classifier(mirror(), 3, 0.5)
+    classifier = architectures.build_classifier(mirror(), 3, 0.5)
     x = images(40)
     np.testing.assert_array_equal(classifier(x, training=False), classifier(x, training=False))
     assert (np.array(classifier(x, training=True)) != np.array(classifier(x, training=True))).any()
 
 
 def test_fine_tuning_leaves_the_batch_normalisation_of_a_pretrained_network_as_it_was(mobilenet):
-    backbone = architectures.backbone(local(mobilenet[0]), "mobilenet_v2")
-    classifier = architectures.classifier(backbone, 3, 0.5)
+    backbone = architectures.build_backbone(local(mobilenet[0]), "mobilenet_v2")
+    classifier = architectures.build_classifier(backbone, 3, 0.5)
     layers = normalisations(backbone.network)
     before, first = values(layers), backbone.network.get_layer("Conv1").get_weights()[0].copy()
     train_a_step(classifier)
@@ -229,8 +231,8 @@ def test_fine_tuning_leaves_the_batch_normalisation_of_a_pretrained_network_as_i
 
 @pytest.mark.slow
 def test_normalisation_that_is_not_frozen_learns_but_in_the_frozen_stage(mobilenet):
-    backbone = architectures.backbone(local(mobilenet[0]), "mobilenet_v2")
-    classifier = architectures.classifier(backbone, 3, 0.5, freeze_normalisation=False)
+    backbone = architectures.build_backbone(local(mobilenet[0]), "mobilenet_v2")
+    classifier = architectures.build_classifier(backbone, 3, 0.5, freeze_normalisation=False)
     before = backbone.network.get_weights()
     with architectures.frozen(backbone):
         train_a_step(classifier)
@@ -243,15 +245,15 @@ def test_normalisation_that_is_not_frozen_learns_but_in_the_frozen_stage(mobilen
 
 
 def test_a_pretrained_network_normalises_by_its_own_statistics_even_while_training(mobilenet):
-    backbone = architectures.backbone(local(mobilenet[0]), "mobilenet_v2")
-    classifier = architectures.classifier(backbone, 3, dropout=0.0)
+    backbone = architectures.build_backbone(local(mobilenet[0]), "mobilenet_v2")
+    classifier = architectures.build_classifier(backbone, 3, dropout=0.0)
     x = images(2)
     np.testing.assert_allclose(classifier(x, training=True), classifier(x, training=False), atol=1e-6)
 
 
 def test_the_batch_normalisation_of_a_network_from_scratch_learns():
-    backbone = architectures.backbone(Settings(weights="none", image_size=SMALL), "mobilenet_v2")
-    classifier = architectures.classifier(backbone, 3, 0.5)
+    backbone = architectures.build_backbone(Settings(weights="none", image_size=SMALL), "mobilenet_v2")
+    classifier = architectures.build_classifier(backbone, 3, 0.5)
     layers = normalisations(backbone.network)
     means = [layer.moving_mean.numpy().copy() for layer in layers]
     gammas = [layer.gamma.numpy().copy() for layer in layers]
@@ -262,7 +264,7 @@ def test_the_batch_normalisation_of_a_network_from_scratch_learns():
 
 @pytest.mark.parametrize("name", ["light", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_a_saved_classifier_gives_the_same_probabilities_when_it_is_loaded(tmp_path, mobilenet, name):
-    classifier = architectures.classifier(architectures.backbone(local(mobilenet[0]), name), 3, 0.5)
+    classifier = architectures.build_classifier(architectures.build_backbone(local(mobilenet[0]), name), 3, 0.5)
     path = tmp_path / "model.keras"
     classifier.save(path)
     loaded = keras.saving.load_model(path, compile=False, safe_mode=True)

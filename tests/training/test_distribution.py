@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from model_samples import put_dataset, quick
-from spread import train_on
+from multi_device_training import train_on
 
 from cxr_ml import store
 from cxr_ml.training import predictions

@@ -21,7 +21,7 @@ def ready(settings):
     """Settings, a classifier, and how dataset `number` is seen: load(views, split=…) gives features."""
     s = quick(settings)
     keras.utils.set_random_seed(5)
-    classifier = architectures.classifier(architectures.backbone(s, "light"), 3, 0.5)
+    classifier = architectures.build_classifier(architectures.build_backbone(s, "light"), 3, 0.5)
     put_dataset(s, 1, FEW)
 
     def load(views, number=1, split="train", classifier=classifier, **changes):
@@ -91,12 +91,12 @@ def test_a_second_run_computes_nothing_and_more_views_compute_only_what_is_missi
 
 def test_a_run_that_was_killed_goes_on_from_the_views_that_it_had(ready, predicted, monkeypatch):
     s, _, load = ready
-    shown = inputs.views
-    monkeypatch.setattr(inputs, "views", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    shown = inputs.draw_views
+    monkeypatch.setattr(inputs, "draw_views", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         load(2)
     assert predicted == [9]
-    monkeypatch.setattr(inputs, "views", shown)
+    monkeypatch.setattr(inputs, "draw_views", shown)
     load(2)
     assert predicted == [9, 9]
     assert not list(s.cache_dir.glob("features*")), "no file is left beside what is mapped"
@@ -104,14 +104,14 @@ def test_a_run_that_was_killed_goes_on_from_the_views_that_it_had(ready, predict
 
 def test_two_processes_of_the_same_number_that_share_a_cache_do_not_disturb_each_other(ready, monkeypatch):
     s, _, load = ready
-    shown, other = inputs.views, []
+    shown, other = inputs.draw_views, []
 
     def other_process_comes_first(*args):
-        monkeypatch.setattr(inputs, "views", shown)
+        monkeypatch.setattr(inputs, "draw_views", shown)
         other.append(load(2)[0])
         return shown(*args)
 
-    monkeypatch.setattr(inputs, "views", other_process_comes_first)
+    monkeypatch.setattr(inputs, "draw_views", other_process_comes_first)
     np.testing.assert_allclose(load(2)[0], other[0], atol=1e-6)
     assert not list(s.cache_dir.glob("*.part.npy"))
 

@@ -112,7 +112,9 @@ def test_the_next_week_decodes_only_what_it_adds_and_leaves_one_file_on_the_mach
 
 
 def test_a_ruling_decodes_the_images_of_its_own_block_again_and_no_others(settings, decoded, monkeypatch):
-    monkeypatch.setattr(array_cache, "_ROWS", 4)  # a batch of twelve becomes a block per first digit of the SHA-256
+    monkeypatch.setattr(
+        array_cache, "MAX_BLOCK_ROWS", 4
+    )  # a batch of twelve becomes a block per first digit of the SHA-256
     first, second = put_grown(settings, taken_out=1)
     inputs.load(settings, first, 32)
     taken = versions.load_manifest(settings, first)["sha256"].iloc[0]
@@ -125,7 +127,7 @@ def test_a_ruling_decodes_the_images_of_its_own_block_again_and_no_others(settin
 def test_blocks_hold_each_image_once_and_no_block_is_much_larger_than_its_limit():
     sha256 = [hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(3000)]
     manifest = pd.DataFrame({"sha256": sha256, "batch": ["a"] * 2900 + ["b"] * 100})
-    found = array_cache.cut(manifest, 256)
+    found = array_cache.split_into_blocks(manifest, 256)
     assert sorted(np.concatenate([p.rows for p in found])) == list(range(3000))
     assert len(found) == 16 + 1 and max(len(p.rows) for p in found) < 256
     assert len({p.digest for p in found}) == 17
@@ -266,7 +268,7 @@ def test_an_epoch_shows_each_training_image_once_with_its_target_and_weight(numb
 
 
 def test_views_are_augmented_views_of_the_very_image(monkeypatch, numbered):
-    monkeypatch.setattr(inputs, "views", lambda images, rng, disguised: images)
+    monkeypatch.setattr(inputs, "draw_views", lambda images, rng, disguised: images)
     batches = numbered()
     views, y, _ = epoch(batches)
     np.testing.assert_array_equal(views, batches.images[y // 10])
@@ -276,8 +278,8 @@ def test_the_asked_share_of_the_views_is_in_a_disguise_and_the_others_are_not_to
     films = np.tile(
         np.arange(256, dtype=np.uint8).reshape(16, 16).repeat(4, 0).repeat(4, 1)[None, ..., None], (400, 1, 1, 1)
     )
-    plain = inputs.views(films, np.random.default_rng(7), 0.0)
-    some = inputs.views(films, np.random.default_rng(7), 0.3)
+    plain = inputs.draw_views(films, np.random.default_rng(7), 0.0)
+    some = inputs.draw_views(films, np.random.default_rng(7), 0.3)
     changed = (plain != some).any(axis=(1, 2, 3)).mean()
     assert 0.2 < changed < 0.35  # a disguise may leave a film as it was
 

@@ -19,9 +19,9 @@ from sklearn.metrics import log_loss
 
 from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.training import batching, checkpoints, distribution, inputs, loop
+from cxr_ml.training import batching, checkpoints, distribution, inputs, keras_metrics, loop
 from cxr_ml.training.checkpoints import Epoch, Progress
-from cxr_ml.training.loop import Stage
+from cxr_ml.training.loop import Stage, StageBatches
 
 EAGER = pytest.mark.usefixtures("eager")
 THREE = Stage("head", 3, 1e-2)
@@ -42,18 +42,20 @@ def data(batch_size: int):
     x = rng.normal(size=(N, 6)).astype("float32")
     x[:, 0] += y
     weights = rng.uniform(0.3, 4, N)
-    return batching.ShuffledRows(x, y, weights, batch_size, 0), inputs.Batches(x, np.arange(20), 32, y[:20])
+    return StageBatches(
+        batching.ShuffledRows(x, y, weights, batch_size, 0), inputs.Batches(x, np.arange(20), 32, y[:20])
+    )
 
 
 def run(settings, network, stage=THREE, given=data, **changes):
     s = quick(settings, **{"batch_size": 16} | changes)
-    return loop.run(s, "m", network, stage, "f" * 64, lambda: given(s.batch_size), verbose=False)
+    return loop.train_stage(s, "m", network, stage, "f" * 64, lambda: given(s.batch_size), verbose=False)
 
 
 @EAGER
 def test_each_step_and_each_epoch_is_told_with_what_the_last_epoch_gave(settings):
     s, seen = quick(settings, batch_size=16), []
-    progress = loop.run(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), False, seen.append)
+    progress = loop.train_stage(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), False, seen.append)
     assert {(told.unit, told.total, told.stage) for told in seen} == {("epochs", 3, "head")}
     steps = [(told.done, told.within) for told in seen if told.within]
     assert steps == [(epoch, (step, 3)) for epoch in range(3) for step in range(4)]
@@ -65,7 +67,7 @@ def test_each_step_and_each_epoch_is_told_with_what_the_last_epoch_gave(settings
     assert ended[2].seconds_left == 0
     assert all(told.val_macro_f1 is None and told.seconds_left is None for told in seen if not told.done)
     again = []
-    loop.run(s, "m", small_network(), Stage("head", 4, 1e-2), "f" * 64, lambda: data(16), False, again.append)
+    loop.train_stage(s, "m", small_network(), Stage("head", 4, 1e-2), "f" * 64, lambda: data(16), False, again.append)
     assert [(told.done, told.within) for told in again] == [(3, (step, 3)) for step in range(4)] + [(4, None)]
 
 
@@ -109,8 +111,8 @@ def test_a_batch_that_does_not_fit_goes_through_memory_in_pieces_and_gives_the_s
     seen = limit_memory(pieced, fits)
     tf.config.run_functions_eagerly(not traced)
     found = run(settings, pieced, stage)
-    assert (expected.pieces, found.pieces) == (1, pieces)
-    assert max(seen[-found.pieces :]) <= fits
+    assert (expected.micro_batches, found.micro_batches) == (1, pieces)
+    assert max(seen[-found.micro_batches :]) <= fits
     for now, then in zip(pieced.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(now, then, atol=1e-5)
     for now, then in zip(found.epochs, expected.epochs, strict=True):
@@ -136,13 +138,13 @@ def test_memory_that_runs_out_in_a_later_epoch_does_not_undo_the_earlier_ones(se
     run(settings, pieced, Stage("head", 1, 1e-2))
     limit_memory(pieced, 8)
     found = run(settings, pieced)
-    assert found.pieces == 2 and found.epochs[0].loss == pytest.approx(expected.epochs[0].loss)
+    assert found.micro_batches == 2 and found.epochs[0].loss == pytest.approx(expected.epochs[0].loss)
     for now, then in zip(pieced.get_weights(), whole.get_weights(), strict=True):
         np.testing.assert_allclose(now, then, atol=1e-5)
     # The next attempt begins with what fitted.
     seen = limit_memory(again := small_network(), 8)
     more = run(settings, again, Stage("head", 4, 1e-2))
-    assert more.pieces == 2 and max(seen) <= 8 and len(more.epochs) == 4
+    assert more.micro_batches == 2 and max(seen) <= 8 and len(more.epochs) == 4
 
 
 @EAGER
@@ -161,20 +163,20 @@ def misleading(batch_size: int):
     """The more is learned, the worse the validation loss."""
     batches, validation = data(batch_size)
     validation.y = (validation.y + 1) % 3
-    return batches, validation
+    return StageBatches(batches, validation)
 
 
 def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
     run(settings, small_network(), Stage("head", 9, 1e-2), misleading, patience=9)
-    found = checkpoints.newest(
+    found = checkpoints.load_newest(
         settings,
         "m",
         Progress(stage="head", backbone_sha256="f" * 64, decay=False),
         [w.shape for w in small_network().weights],
     )
     kept = {int(re.search(r"head-(\d+)", key)[1]) for key in keys(settings)}
-    assert kept == {checkpoints.kept(found.progress), 8, 9}
-    assert checkpoints.kept(found.progress) < 8, "or this test shows less"
+    assert kept == {checkpoints.best_epoch(found.progress), 8, 9}
+    assert checkpoints.best_epoch(found.progress) < 8, "or this test shows less"
 
 
 @EAGER
@@ -203,13 +205,15 @@ def test_a_checkpoint_of_other_first_weights_network_or_version_is_not_gone_on_f
     run(settings, network := small_network(), Stage("head", 2, 1e-2))
     shapes = [w.shape for w in network.weights]
     fresh = Progress(stage="head", backbone_sha256="f" * 64, decay=False)
-    assert checkpoints.newest(settings, "m", fresh, shapes) is not None
-    assert checkpoints.newest(settings, "m", fresh.model_copy(update={"backbone_sha256": "e" * 64}), shapes) is None
+    assert checkpoints.load_newest(settings, "m", fresh, shapes) is not None
+    assert (
+        checkpoints.load_newest(settings, "m", fresh.model_copy(update={"backbone_sha256": "e" * 64}), shapes) is None
+    )
     assert "from other first weights" in caplog.text
-    assert checkpoints.newest(settings, "m", fresh, shapes[:-1]) is None
+    assert checkpoints.load_newest(settings, "m", fresh, shapes[:-1]) is None
     assert "do not fit the network" in caplog.text
     monkeypatch.setattr(checkpoints, "Progress", create_model("Progress", __base__=Progress, more=(int, ...)))
-    assert checkpoints.newest(settings, "m", fresh, shapes) is None
+    assert checkpoints.load_newest(settings, "m", fresh, shapes) is None
     assert "of another version of cxr-ml" in caplog.text
 
 
@@ -258,8 +262,8 @@ def test_a_validation_loss_that_explodes_stops_the_stage_and_the_last_good_epoch
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_in_mixed_precision_a_stage_goes_on_from_its_checkpoint_also_in_pieces(settings, monkeypatch, eager, policy):
-    monkeypatch.setattr(distribution, "precision", lambda: policy)
-    with distribution.mixed():
+    monkeypatch.setattr(distribution, "choose_precision", lambda: policy)
+    with distribution.mixed_precision():
         whole, killed, stage = small_network(dropout=0.5), small_network(dropout=0.5), Stage("head", 2, 1e-2)
         expected = run(settings.model_copy(update={"prefix": "whole/"}), whole, stage)
         run(settings, killed, Stage("head", 1, 1e-2))
@@ -271,7 +275,7 @@ def test_in_mixed_precision_a_stage_goes_on_from_its_checkpoint_also_in_pieces(s
         # A scaled loss and gathered gradients branch within a step, so they are traced as in a real training.
         tf.config.run_functions_eagerly(policy != "mixed_float16")
         more = run(settings, pieced, Stage("head", 3, 1e-2))
-    assert more.pieces == 2 and len(more.epochs) == 3
+    assert more.micro_batches == 2 and len(more.epochs) == 3
     assert int(pieced.optimizer.iterations) == 3 * 3, "steps, not pieces"
     assert ("LossScale" in type(pieced.optimizer).__name__) == (policy == "mixed_float16")
 
@@ -283,13 +287,13 @@ def test_a_line_says_what_the_epoch_gave_and_how_long_the_rest_takes_at_most():
     )  # fmt: skip
     worse = row.model_copy(update={"val_calibrated": 0.37, "seconds": 80})
     progress = Progress(stage="fine_tune", backbone_sha256="", decay=False, epochs=(row, worse))
-    assert loop.line(Stage("fine_tune", 50, 1e-5), progress) == (
+    assert loop.describe_last_epoch(Stage("fine_tune", 50, 1e-5), progress) == (
         "fine_tune: epoch 2 of 50, loss 0.5000, val loss 0.4000, calibrated 0.3700, val macro F1 0.812, "
         "learning rate 1e-05, 12.3 images/s, at most 1:12:00 left"
     )
     progress = progress.model_copy(update={"epochs": (worse, row)})
-    assert "calibrated 0.3600 (best so far)," in loop.line(Stage("fine_tune", 50, 1e-5), progress)
-    assert "calibrated 0.3600, val" in loop.line(Stage("fine_tune", 50, 1e-5, decay=True), progress)
+    assert "calibrated 0.3600 (best so far)," in loop.describe_last_epoch(Stage("fine_tune", 50, 1e-5), progress)
+    assert "calibrated 0.3600, val" in loop.describe_last_epoch(Stage("fine_tune", 50, 1e-5, decay=True), progress)
 
 
 def printed(settings, monkeypatch, ends: tuple[int, int]) -> str:
@@ -307,7 +311,7 @@ def printed(settings, monkeypatch, ends: tuple[int, int]) -> str:
     with os.fdopen(write_to, "w") as stdout, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
         s = quick(settings, batch_size=16)
-        loop.run(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), verbose=True)
+        loop.train_stage(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), verbose=True)
     reader.join()
     os.close(read_from)
     return b"".join(seen).decode().replace("\r\n", "\n")
@@ -380,14 +384,16 @@ def test_an_epoch_is_chosen_by_its_validation_loss_at_the_best_temperature(setti
     def overconfident(batch_size):  # one target in five is wrong: the surer the network, the larger the plain loss
         batches, validation = data(batch_size)
         validation.y = np.where(np.arange(20) % 5 == 0, (validation.y + 1) % 3, validation.y)
-        return batches, validation
+        return StageBatches(batches, validation)
 
     progress = run(settings, network := small_network(), Stage("head", 24, 5e-2), overconfident, patience=24)
     _, validation = overconfident(16)
     p = np.concatenate([network.predict(validation[i][0], verbose=0) for i in range(len(validation))])
     logits = np.log(p)
-    calibrated = min(log_loss(validation.y, softmax(logits / t, axis=1), labels=[0, 1, 2]) for t in loop.TEMPERATURES)
-    chosen = checkpoints.kept(progress)
+    calibrated = min(
+        log_loss(validation.y, softmax(logits / t, axis=1), labels=[0, 1, 2]) for t in keras_metrics.TEMPERATURES
+    )
+    chosen = checkpoints.best_epoch(progress)
     assert progress.epochs[chosen - 1].val_calibrated == pytest.approx(calibrated, abs=1e-5)
     assert calibrated == pytest.approx(min(epoch.val_calibrated for epoch in progress.epochs), abs=1e-5)
     plain = [epoch.val_loss for epoch in progress.epochs]

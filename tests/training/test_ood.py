@@ -1,6 +1,5 @@
 """What is remembered of the training images, and how far others are from them."""
 
-import io
 import os
 from pathlib import Path
 
@@ -23,7 +22,7 @@ def network(size=8):
     mask = np.zeros((size, size, 3), np.float32)
     mask[:, :3, 0] = mask[:, 3:5, 1] = mask[:, 5:, 2] = 1
     parts = architectures.Backbone(keras.Model(pixels, pixels * mask), "from scratch", "", 1.0, 0.0)
-    return architectures.classifier(parts, 2, 0.5)
+    return architectures.build_classifier(parts, 2, 0.5)
 
 
 def films(n, seed, left=200, right=20):
@@ -33,14 +32,14 @@ def films(n, seed, left=200, right=20):
     return images + noise
 
 
-def learned(classifier, images, train_rows, validation_rows, y, seed=0):
-    data = ood.learn(classifier, images, train_rows, validation_rows, y, seed)
-    return ood.read(data), data
+def fit(classifier, images, train_rows, validation_rows, y, seed=0):
+    data = ood.to_bytes(ood.fit(classifier, images, train_rows, validation_rows, y, seed))
+    return ood.from_bytes(data), data
 
 
-def unlikeness(known, classifier, images):
+def scores(detector, classifier, images):
     features = keras.Model(classifier.input, classifier.get_layer("features").output)
-    return ood.unlikeness(known, features.predict(images, verbose=0), images)
+    return ood.ood_score(detector, features.predict(images, verbose=0), images)
 
 
 def strangers(side=160):
@@ -68,77 +67,66 @@ def test_real_films_are_answered_and_strangers_and_films_on_their_side_or_invert
     films = np.stack([inputs.resize(decode.decode_grey(path.read_bytes()), 160) for path in paths])
     y, rows = np.arange(360) // 120, np.arange(360)
     settings = Settings(weights_dir=FOLDERS["CXR_WEIGHTS_DIR"], image_size=160)
-    classifier = architectures.classifier(architectures.backbone(settings, "mobilenet_v2"), 3, 0.5)
+    classifier = architectures.build_classifier(architectures.build_backbone(settings, "mobilenet_v2"), 3, 0.5)
     held = rows % 6 == 0
-    known, _ = learned(classifier, films, rows[rows % 3 > 0], rows[(rows % 3 == 0) & ~held], y)
-    assert (unlikeness(known, classifier, films[held]) <= 1).mean() >= 0.95
-    assert (unlikeness(known, classifier, strangers()) > 1).all()
+    detector, _ = fit(classifier, films, rows[rows % 3 > 0], rows[(rows % 3 == 0) & ~held], y)
+    assert (scores(detector, classifier, films[held]) <= 1).mean() >= 0.95
+    assert (scores(detector, classifier, strangers()) > 1).all()
     for turns in (1, 3):
-        assert (unlikeness(known, classifier, np.rot90(films[held], turns, (1, 2))) > 1).mean() >= 0.9
-    assert (unlikeness(known, classifier, 255 - films[held]) > 1).mean() >= 0.6
+        assert (scores(detector, classifier, np.rot90(films[held], turns, (1, 2))) > 1).mean() >= 0.9
+    assert (scores(detector, classifier, 255 - films[held]) > 1).mean() >= 0.6
 
 
 def test_images_like_the_training_images_are_near_and_others_are_far():
     classifier, images = network(), films(260, 0)
-    known, _ = learned(classifier, images, np.arange(100), np.arange(100, 200), np.arange(260) % 2)
-    own = unlikeness(known, classifier, images[200:])
+    detector, _ = fit(classifier, images, np.arange(100), np.arange(100, 200), np.arange(260) % 2)
+    own = scores(detector, classifier, images[200:])
     assert (own <= 1).mean() >= 0.9
-    mirrored = unlikeness(known, classifier, images[200:, :, ::-1])
+    mirrored = scores(detector, classifier, images[200:, :, ::-1])
     assert (mirrored > 5).all()
 
 
 def test_the_limit_is_passed_by_one_validation_image_in_a_hundred():
     classifier, images = network(), films(300, 1)
-    known, _ = learned(classifier, images, np.arange(100), np.arange(100, 300), np.zeros(300, int))
-    assert (unlikeness(known, classifier, images[100:]) > 1).sum() == 2
+    detector, _ = fit(classifier, images, np.arange(100), np.arange(100, 300), np.zeros(300, int))
+    assert (scores(detector, classifier, images[100:]) > 1).sum() == 2
 
 
 def test_brightness_alone_makes_no_film_unlike():
     classifier, images = network(), films(200, 2)
-    known, _ = learned(classifier, images, np.arange(100), np.arange(100, 200), np.zeros(200, int))
-    found = unlikeness(known, classifier, images[100:] // 2)
+    detector, _ = fit(classifier, images, np.arange(100), np.arange(100, 200), np.zeros(200, int))
+    found = scores(detector, classifier, images[100:] // 2)
     assert (found < 1.5).all()
 
 
 def test_of_each_class_equally_many_images_count(monkeypatch):
-    monkeypatch.setattr(ood, "MOST", 20)
+    monkeypatch.setattr(ood, "MAX_TRAINING_IMAGES", 20)
     classifier, y = network(), np.array([0] * 90 + [1] * 12 + [0, 1] * 10)
     images = np.concatenate([films(90, 3), films(12, 4, 20, 200), films(20, 5)])
-    known, _ = learned(classifier, images, np.arange(102), np.arange(102, 122), y)
+    detector, _ = fit(classifier, images, np.arange(102), np.arange(102, 122), y)
     # The two kinds are each other's mirror image, so that of equally many the mean is its own.
-    assert known.features.mean[0] == pytest.approx(known.features.mean[2], abs=0.02)
+    assert detector.features.mean[0] == pytest.approx(detector.features.mean[2], abs=0.02)
 
 
 def test_few_training_images_are_enough_and_equal_ones_do_not_divide_by_zero():
     classifier, images = network(), np.repeat(films(1, 6), 4, axis=0)
-    known, _ = learned(classifier, images, np.arange(2), np.arange(2, 4), np.zeros(4, int))
-    assert (unlikeness(known, classifier, images) <= 1).all()
-    assert np.isfinite(ood.unlikeness(known, np.zeros((1, 3)), np.zeros((1, 8, 8, 1), np.uint8))).all()
+    detector, _ = fit(classifier, images, np.arange(2), np.arange(2, 4), np.zeros(4, int))
+    assert (scores(detector, classifier, images) <= 1).all()
+    assert np.isfinite(ood.ood_score(detector, np.zeros((1, 3)), np.zeros((1, 8, 8, 1), np.uint8))).all()
 
 
 def test_large_shapes_count_where_the_network_is_blind_to_them():
     classifier, images = network(), films(160, 8)
     images[:, 4:, :3] = images[:, 4:, :3] // 4
-    known, _ = learned(classifier, images, np.arange(60), np.arange(60, 120), np.zeros(160, int))
+    detector, _ = fit(classifier, images, np.arange(60), np.arange(60, 120), np.zeros(160, int))
     own, upside_down = images[120:], images[120:, ::-1]
-    blind = known._replace(shapes=None)
-    np.testing.assert_allclose(
-        unlikeness(blind, classifier, upside_down), unlikeness(blind, classifier, own), atol=1e-3
-    )
-    assert (unlikeness(known, classifier, own) <= 1).mean() >= 0.9
-    assert (unlikeness(known, classifier, upside_down) > 2).all()
-
-
-def test_what_an_earlier_version_stored_is_read_and_counts_features_alone():
-    buffer = io.BytesIO()
-    np.savez(buffer, mean=np.zeros(3, np.float32), principal=np.eye(3, dtype=np.float32)[:1], limit=np.float64(0.5))
-    known = ood.read(buffer.getvalue())
-    assert known.shapes is None
-    found = ood.unlikeness(known, np.array([[2.0, 0, 0], [0, 3.0, 0]]), np.zeros((2, 8, 8, 1), np.uint8))
-    np.testing.assert_allclose(found, [0, 2])
+    blind = detector._replace(shapes=detector.shapes._replace(limit=np.inf))
+    np.testing.assert_allclose(scores(blind, classifier, upside_down), scores(blind, classifier, own), atol=1e-3)
+    assert (scores(detector, classifier, own) <= 1).mean() >= 0.9
+    assert (scores(detector, classifier, upside_down) > 2).all()
 
 
 def test_the_same_images_and_seed_give_the_same_bytes():
     classifier, images, y = network(), films(60, 7), np.zeros(60, int)
-    (_, first), (_, second) = (learned(classifier, images, np.arange(40), np.arange(40, 60), y) for _ in range(2))
+    (_, first), (_, second) = (fit(classifier, images, np.arange(40), np.arange(40, 60), y) for _ in range(2))
     assert first == second

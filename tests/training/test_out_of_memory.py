@@ -19,12 +19,12 @@ def test_a_batch_is_halved_as_long_as_memory_is_full_and_another_error_is_not_hi
             raise MemoryError
         return np.zeros(3)
 
-    assert out_of_memory.predicted(predict, 32).shape == (3,)
+    assert out_of_memory.predict_in_fitting_batches(predict, 32).shape == (3,)
     assert tried == [32, 16, 8, 4]
     with pytest.raises(MemoryError):
-        out_of_memory.predicted(lambda _: (_ for _ in ()).throw(MemoryError), 8)
+        out_of_memory.predict_in_fitting_batches(lambda _: (_ for _ in ()).throw(MemoryError), 8)
     with pytest.raises(ZeroDivisionError):
-        out_of_memory.predicted(lambda size: size / 0, 8)
+        out_of_memory.predict_in_fitting_batches(lambda size: size / 0, 8)
 
 
 @pytest.mark.slow
@@ -35,11 +35,11 @@ def test_whoever_predicts_gets_along_with_memory_for_four_images(settings, monke
     y = inputs.targets(manifest, s.classes)
     rows = [np.flatnonzero(manifest["split"] == split) for split in ("train", "validation")]
     keras.utils.set_random_seed(5)
-    classifier = architectures.classifier(architectures.backbone(s, "light"), 3, 0.5)
+    classifier = architectures.build_classifier(architectures.build_backbone(s, "light"), 3, 0.5)
 
     def all_of_them(own):
-        p = predictions.probabilities(classifier, images)
-        known = ood.read(ood.learn(classifier, images, *rows, y, 0))
+        p = predictions.predict_probabilities(classifier, images)
+        known = ood.fit(classifier, images, *rows, y, 0)
         return (
             p,
             known.features.mean,

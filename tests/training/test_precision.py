@@ -26,13 +26,13 @@ def test_the_least_able_gpu_decides_in_which_numbers_is_trained(monkeypatch, abl
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: able if kind == "GPU" else ["CPU:0"])
     details = lambda gpu: {"compute_capability": gpu} if gpu else {}  # noqa: E731
     monkeypatch.setattr(tf.config.experimental, "get_device_details", details)
-    assert distribution.precision() == chosen
+    assert distribution.choose_precision() == chosen
 
 
 def test_the_policy_ends_with_the_block_also_where_it_fails(monkeypatch):
-    monkeypatch.setattr(distribution, "precision", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(distribution, "choose_precision", lambda: "mixed_bfloat16")
     before = keras.config.dtype_policy().name
-    with pytest.raises(ValueError), distribution.mixed():
+    with pytest.raises(ValueError), distribution.mixed_precision():
         assert keras.layers.Dense(1).compute_dtype == "bfloat16"
         raise ValueError
     assert keras.config.dtype_policy().name == before == "float32"
@@ -46,17 +46,17 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
     monkeypatch.setitem(architectures.ARCHITECTURES, "light", entry._replace(pretrained=True))
     s = quick(settings, weights="none")
     dataset = put_dataset(s)
-    exact = train.model_name(s, dataset, "light")
-    architectures.backbone(s, "light").network.save_weights(tmp_path / "light_notop.weights.h5")
+    exact = train.name_model(s, dataset, "light")
+    architectures.build_backbone(s, "light").network.save_weights(tmp_path / "light_notop.weights.h5")
     s = s.model_copy(update={"weights": "imagenet", "weights_dir": tmp_path})  # the head on stored features
-    monkeypatch.setattr(distribution, "precision", lambda: policy)
-    trained, run = [], loop.run
+    monkeypatch.setattr(distribution, "choose_precision", lambda: policy)
+    trained, run = [], loop.train_stage
 
     def spy(settings, model, network, *args):
         trained.append({layer.compute_dtype for layer in network._flatten_layers()})
         return run(settings, model, network, *args)
 
-    monkeypatch.setattr(loop, "run", spy)
+    monkeypatch.setattr(loop, "train_stage", spy)
     record = train.train_model(s, 1, "light", verbose=0)
     assert trained[1] >= {policy.removeprefix("mixed_"), "float32"}
     assert record.settings["precision"] == policy and record.model != exact
@@ -68,7 +68,7 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)
     (found,) = evaluate.evaluate_models(s, 1, [record.model], None)
     assert found.reload_difference < 1e-6
-    monkeypatch.setattr(distribution, "precision", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(distribution, "choose_precision", lambda: "mixed_bfloat16")
     warm = s.model_copy(update={"warm_start": True, "head_epochs": 1})
     first = []
 
@@ -76,7 +76,7 @@ def test_a_network_trained_in_mixed_precision_is_stored_as_one_of_float32(settin
         first.append(backbone_sha256)
         raise InterruptedError
 
-    monkeypatch.setattr(loop, "run", begin)
+    monkeypatch.setattr(loop, "train_stage", begin)
     with pytest.raises(InterruptedError):
         train.train_model(warm, 1, "light", False, record.model)
     assert first == [record.artefact_sha256], "it begins with the champion, in other numbers"

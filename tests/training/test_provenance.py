@@ -13,7 +13,7 @@ from local.state import REPOSITORY
 
 def said_by(folder: Path, **variables: str) -> str:
     """What the package of that folder says of its code."""
-    script = "from cxr_ml.training import provenance as p; print(p.cxr_ml.__file__); print(p.code())"
+    script = "from cxr_ml.training import provenance as p; print(p.cxr_ml.__file__); print(p.describe_code())"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(folder)} | variables,
@@ -49,9 +49,9 @@ def test_the_code_is_named_by_its_commit_or_else_by_the_version_of_the_package(t
 
 
 def test_the_machine_is_described():
-    found = provenance.hardware()
+    found = provenance.describe_hardware()
     assert found["cores"] >= 1 and found["memory_gib"] >= 1 and found["cpu"]
     assert isinstance(found["gpus"], str)
-    packages = provenance.packages()
+    packages = provenance.list_packages()
     for name in ("tensorflow", "simplejpeg", "pillow", "scipy"):  # the latter decide pixels and the operating point
         assert re.fullmatch(r"\d+\.\d+\.\d+\S*", packages[name]), name

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from killed import train_in_a_process
+from killed_training import train_in_a_process
 from model_samples import put_dataset, quick
 
 from cxr_ml import store
@@ -26,7 +26,7 @@ def settings_with_weights(settings, tmp_path, **changes):
     s = quick(settings, **SHORT | changes)
     path = tmp_path / "weights" / "light_notop.weights.h5"
     path.parent.mkdir(exist_ok=True)
-    architectures.backbone(s, "light").network.save_weights(path)
+    architectures.build_backbone(s, "light").network.save_weights(path)
     return s.model_copy(update={"weights": "imagenet", "weights_dir": path.parent})
 
 

@@ -42,13 +42,13 @@ def copy_store(trained, settings) -> None:
 
 
 def no_training(monkeypatch) -> None:
-    monkeypatch.setattr(architectures, "backbone", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(architectures, "build_backbone", lambda *_: pytest.fail("trained again"))
 
 
 def test_class_weights_are_those_of_the_published_counts():
     y = np.repeat([0, 1, 2], [460, 3875, 1341])
-    np.testing.assert_allclose(train.class_weights(y, 3), [4.1130, 0.4883, 1.4109], atol=5e-5)
-    assert train.class_weights(y, 3)[y].sum() == pytest.approx(len(y))
+    np.testing.assert_allclose(train.compute_class_weights(y, 3), [4.1130, 0.4883, 1.4109], atol=5e-5)
+    assert train.compute_class_weights(y, 3)[y].sum() == pytest.approx(len(y))
 
 
 def test_a_training_tells_of_every_part_of_it_from_decoding_to_the_last_image(trained):
@@ -62,7 +62,7 @@ def test_a_training_tells_of_every_part_of_it_from_decoding_to_the_last_image(tr
 @pytest.mark.parametrize("y", [[0, 0, 2], [0, 1, 1], []])
 def test_a_class_without_training_images_is_refused_with_the_counts(y):
     with pytest.raises(Refused, match=r"Each class needs images.*Received counts: \["):
-        train.class_weights(np.array(y, int), 3)
+        train.compute_class_weights(np.array(y, int), 3)
 
 
 def test_a_training_stores_model_history_and_record(trained):
@@ -177,12 +177,12 @@ def test_no_warm_start_begins_as_the_settings_say_and_says_why(settings, trained
         begun.append((model, sha256))
         raise InterruptedError
 
-    monkeypatch.setattr(loop, "run", begin)
+    monkeypatch.setattr(loop, "train_stage", begin)
     monkeypatch.setattr(train, "_from_champion", lambda *_: pytest.fail("began with the champion"))
     s = quick(settings, warm_start=bool(why))
     with pytest.raises(InterruptedError):
         train.train_model(s, 1, "light", champion=None if changes is None else "other")
-    assert begun == [(train.model_name(s, trained.dataset, "light"), "")]
+    assert begun == [(train.name_model(s, trained.dataset, "light"), "")]
     said = capsys.readouterr().out
     assert re.search(f"light: no warm start, .*{why}", said) if why else said == ""
 
@@ -229,9 +229,9 @@ def test_the_same_inputs_give_the_same_network(settings, trained):
 def test_whatever_changes_the_training_changes_the_name(settings, change):
     s = quick(settings)
     dataset = put_dataset(s, counts={"train": 1})
-    name = train.model_name(s, dataset, "light")
-    assert train.model_name(s, dataset, "light") == name
-    assert train.model_name(s.model_copy(update=change), dataset, "light") != name
+    name = train.name_model(s, dataset, "light")
+    assert train.name_model(s, dataset, "light") == name
+    assert train.name_model(s.model_copy(update=change), dataset, "light") != name
 
 
 def test_other_weights_in_the_same_file_change_the_name_and_the_same_ones_elsewhere_do_not(settings, tmp_path):
@@ -243,25 +243,25 @@ def test_other_weights_in_the_same_file_change_the_name_and_the_same_ones_elsewh
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content)
         own = s.model_copy(update={"weights_dir": file.parent})
-        names.append(train.model_name(own, dataset, "mobilenet_v2"))
+        names.append(train.name_model(own, dataset, "mobilenet_v2"))
     assert names[0] == names[1] != names[2]
 
 
 def test_another_dataset_changes_the_name_and_where_the_store_is_does_not(settings):
     s = quick(settings)
     dataset = put_dataset(s, counts={"train": 1})
-    name = train.model_name(s, dataset, "light")
+    name = train.name_model(s, dataset, "light")
     changed = dataset.model_copy(update={"manifest_sha256": "f" * 64})
-    assert train.model_name(s, changed, "light") != name
+    assert train.name_model(s, changed, "light") != name
     elsewhere = {"bucket": "x", "prefix": "y/", "cache_dir": "z", "macro_f1_floor": 0.1, "mail_to": ()}
-    assert train.model_name(s.model_copy(update=elsewhere), dataset, "light") == name
+    assert train.name_model(s.model_copy(update=elsewhere), dataset, "light") == name
 
 
 @pytest.mark.usefixtures("eager")
 def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
     dataset = put_dataset(s)
-    name = train.model_name(s, dataset, "light")
+    name = train.name_model(s, dataset, "light")
     store.put_if_absent(s, f"models/{name}/model.keras", b"half a file")
     record = train.train_model(s, 1, "light", verbose=0)
     assert record.model == name
@@ -269,7 +269,7 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     assert record.epochs == {"head": 1} and set(history(s, record)["stage"]) == {"head"}, "no fine-tuning was asked for"
 
 
-@pytest.mark.parametrize("moment", [(inputs, "load"), (calibration, "fit"), (ood, "learn"), (artifacts, "_beside")])
+@pytest.mark.parametrize("moment", [(inputs, "load"), (calibration, "fit"), (ood, "fit"), (artifacts, "_store_files")])
 @pytest.mark.usefixtures("eager")
 @pytest.mark.slow
 def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_model_and_returns_it(
@@ -293,7 +293,7 @@ def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_mod
     said = store.get(s, f"models/{record.model}/validation.npy")
     assert hashlib.sha256(said).hexdigest() == record.validation_sha256
     images, manifest = inputs.load(s, dataset, s.image_size)
-    p = predictions.probabilities(network, images, np.flatnonzero(manifest["split"] == "validation"))
+    p = predictions.predict_probabilities(network, images, np.flatnonzero(manifest["split"] == "validation"))
     np.testing.assert_allclose(p, np.load(io.BytesIO(said)), rtol=0, atol=1e-6)
 
 
@@ -310,14 +310,14 @@ def test_a_learning_rate_beyond_all_measure_is_refused(settings):
 def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settings, monkeypatch):
     s = quick(settings, head_epochs=1)
     put_dataset(s)
-    run = loop.run
+    run = loop.train_stage
 
     def explode(settings, model, network, stage, *args):
         if stage.name == "fine_tune":
             network.get_layer("head").kernel.assign(np.full(network.get_layer("head").kernel.shape, np.inf))
         return run(settings, model, network, stage, *args)
 
-    monkeypatch.setattr(loop, "run", explode)
+    monkeypatch.setattr(loop, "train_stage", explode)
     with pytest.raises(Refused, match=r"(?s)epoch 1 of fine_tune.*below 109\.9\. .*step 1 is nan.*No model is written"):
         train.train_model(s, 1, "light", verbose=0)
     assert {key.split("/")[2] for key in store.keys(s, "models/")} == {"checkpoints"}, "what went well is kept"
@@ -431,7 +431,7 @@ def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
         first.extend(data()[0][0])
         raise InterruptedError
 
-    monkeypatch.setattr(loop, "run", look)
+    monkeypatch.setattr(loop, "train_stage", look)
     with pytest.raises(InterruptedError):
         train.train_model(s, merged, "light", verbose=0)
     _, y, weights = first
@@ -457,7 +457,7 @@ def pretrained(tmp_path_factory, shallow_light):
     """A folder with a weights file of the light network for 32 pixels, and the weights in it."""
     folder = tmp_path_factory.mktemp("weights")
     keras.utils.set_random_seed(4)
-    network = architectures.light((32, 32, 3))
+    network = architectures.build_light((32, 32, 3))
     network.layers[2].momentum = 0.0  # one look at some noise gives statistics that signals pass
     network(np.random.default_rng(0).normal(size=(8, 32, 32, 3)), training=True)
     network.save_weights(folder / "light_notop.weights.h5")
@@ -515,13 +515,13 @@ def test_without_stored_views_each_epoch_shows_the_frozen_backbone_new_ones(sett
     folder, first = pretrained
     s = transfer(settings, folder, head_epochs=2, fine_tune_epochs=0, head_views=0, freeze_normalisation=False)
     put_dataset(s, counts={"train": 3, "validation": 1, "test": 1})
-    shown, real = [], inputs.views
+    shown, real = [], inputs.draw_views
 
     def spy(*given):
         shown.append(real(*given))
         return shown[-1]
 
-    monkeypatch.setattr(inputs, "views", spy)
+    monkeypatch.setattr(inputs, "draw_views", spy)
     record = train.train_model(s, 1, "light", verbose=False)
     views = [view.tobytes() for batch in shown for view in batch]
     assert len(views) >= 2 * 9, "Keras draws a batch or two ahead"

@@ -25,7 +25,7 @@ def _child(environment: dict[str, str], settings: Settings, processors: int) -> 
     os.environ.update(environment)
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * processors)
-    architectures.light = _unnormalised
+    architectures.build_light = _unnormalised
     train.train_model(settings, 1, "light")
 
 

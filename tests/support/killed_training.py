@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 
-from shallow import shallow
+from shallow_network import build_shallow
 
 from cxr_ml import store
 from cxr_ml.settings import Settings
@@ -41,7 +41,7 @@ def _die_at(owner: object, name: str, number: int, after: bool) -> None:
 
 def _child(environment: dict[str, str], settings: Settings, pretrained: bool, moment: tuple[str, int] | None) -> None:
     os.environ.update(environment)
-    architectures.light = shallow
+    architectures.build_light = build_shallow
     if pretrained:
         let_light_be_pretrained()
     if moment:

@@ -3,7 +3,7 @@
 import keras
 
 
-def shallow(input_shape: tuple[int, int, int], weights: None = None, include_top: bool = False) -> keras.Model:
+def build_shallow(input_shape: tuple[int, int, int], weights: None = None, include_top: bool = False) -> keras.Model:
     """In place of the network `light`: one convolution."""
     images = keras.Input(input_shape)
     maps = keras.layers.Conv2D(32, 5, 2, padding="same", use_bias=False, kernel_initializer="he_normal")(images)
