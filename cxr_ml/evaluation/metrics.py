@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cxr_ml.records import ClassMetrics, Metrics
+from cxr_ml.validation.proportions import wilson_interval
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -161,19 +162,12 @@ def resample(
 def wilson(share: float, n: int) -> tuple[float, float] | None:
     """Returns the 95 % Wilson score interval of a share of `n` images; None where the share was not evaluated.
 
-    Wilson, E. B. (1927), Probable inference, the law of succession, and statistical inference, JASA 22, 209–212.
-
     Example:
         >>> low, high = wilson(0.9, 100)
         >>> round(low, 3), round(high, 3)
         (0.826, 0.945)
     """
-    from scipy.stats import binomtest  # takes a second to import
-
-    if n <= 0 or not math.isfinite(share):
-        return None
-    ends = binomtest(round(share * n), n).proportion_ci(LEVEL, method="wilson")
-    return float(ends.low), float(ends.high)
+    return tuple(wilson_interval(share, n)) if n > 0 and math.isfinite(share) else None
 
 
 def interval(draws: np.ndarray) -> tuple[float, float] | None:
