@@ -68,10 +68,10 @@ def store(folder: Path, ports: dict[str, int], env: dict[str, str]) -> Iterator[
         f"-metricsPort={ports['metrics']}",
     ]  # fmt: skip
     with started(command, env, folder / "logs/store.log"):
-        client, end = boto3.client("s3", endpoint_url=env["CXR_S3_ENDPOINT_URL"]), time.monotonic() + _START_SECONDS
+        client, end = boto3.client("s3", endpoint_url=env["CXR_STORE__ENDPOINT_URL"]), time.monotonic() + _START_SECONDS
         while True:
             try:
-                client.create_bucket(Bucket=env["CXR_BUCKET"])
+                client.create_bucket(Bucket=env["CXR_STORE__BUCKET"])
                 break
             except (BotoCoreError, ClientError):
                 if time.monotonic() > end:
@@ -116,7 +116,7 @@ class Visitor:
 def server(env: dict[str, str], folder: Path) -> Iterator[Visitor]:
     """Airflow's API server, and somebody who has logged in to it."""
     metrics = f"http://127.0.0.1:{env['LOCAL_PORT_METRICS']}/metrics"
-    address, end = env["CXR_UI_URL"], time.monotonic() + _START_SECONDS
+    address, end = env["CXR_MAIL__UI_URL"], time.monotonic() + _START_SECONDS
     with started(["airflow", "api-server"], env, folder / "logs/api-server.log"):
         while True:
             try:
@@ -194,7 +194,7 @@ def main() -> None:
         services.write_files(folder, ports, secrets, {})
         os.environ.update({k: v for k, v in env.items() if k.startswith(("AWS_", "CXR_", "GX_"))})
         with store(folder, ports, env):
-            many, one = Settings(prefix="many/"), Settings(prefix="one/")
+            many, one = Settings(store={"prefix": "many/"}), Settings(store={"prefix": "one/"})
             begun = time.monotonic()
             names = console_store.write_batches(many, given.drops, 4_000)
             console_store.write_rulings(many, names, 2_000)
@@ -204,12 +204,12 @@ def main() -> None:
             print(f"The stores were filled in {time.monotonic() - begun:.0f} s.", flush=True)
             for command in ("db migrate", "dags reserialize"):
                 subprocess.run(["airflow", *command.split()], env=env, check=True, capture_output=True)
-            with server(env | {"CXR_PREFIX": "many/"}, folder) as visitor:
+            with server(env | {"CXR_STORE__PREFIX": "many/"}, folder) as visitor:
                 for run in runs[-60:]:
                     visitor.trigger(run)
-            with server(env | {"CXR_PREFIX": "many/"}, folder) as visitor:
+            with server(env | {"CXR_STORE__PREFIX": "many/"}, folder) as visitor:
                 show_many(visitor, names, runs)
-            with server(env | {"CXR_PREFIX": "one/"}, folder) as visitor:
+            with server(env | {"CXR_STORE__PREFIX": "one/"}, folder) as visitor:
                 heading(f"One drop of {4_000 * given.drops:,} files, at once after the start")
                 measure(visitor, wall(whole, 50) | {"the drop": f"/data/drops/{whole}"})
                 rule(visitor)

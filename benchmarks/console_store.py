@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.evaluation import metrics
 from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import tables
@@ -35,6 +35,7 @@ from cxr_ml.records import (
     Slice,
 )
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import committed_batches, judge_batch, rulings, thumbnails
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -62,8 +63,8 @@ def write_batches(s: Settings, count: int, files: int) -> list[str]:
         names.append(f"{drop}-{_sha(drop)[:8]}")
         frame = _table(number, files)
         rows = [frame[at : at + tables.ROWS] for at in range(0, files, tables.ROWS)]
-        tables.write_table(s, f"batches/{names[-1]}/measurements.parquet", rows)
-        committed_batches.write_refused(s, names[-1])
+        tables.write_table(ObjectStore(s.store), s.cache_dir, layout.measurements(names[-1]), rows)
+        committed_batches.write_refused(ObjectStore(s.store), s.cache_dir, names[-1])
         why = "artefact_rate is 0.92 (at most 0.05): white boxes beside the film."
         counts, refused = judge_batch.count_files(frame), frame.loc[frame["verdict"] != "accepted"]
         record = Batch(
@@ -71,18 +72,18 @@ def write_batches(s: Settings, count: int, files: int) -> list[str]:
             reasons=dict(sorted(Counter(code for codes in frame["reasons"] for code in codes).items())),
         )  # fmt: skip
         for page in ("images", "classes"):
-            store.put_if_absent(s, f"batches/{names[-1]}/{page}.html", b"<p>Data Docs</p>" * 20_000)
-        store.put_if_absent(s, f"batches/{names[-1]}/batch.json", record.to_bytes())
+            ObjectStore(s.store).put_if_absent(layout.batch_data_docs(names[-1], page), b"<p>Data Docs</p>" * 20_000)
+        ObjectStore(s.store).put_if_absent(layout.batch_record(names[-1]), record.to_bytes())
         if number == count - 1:  # of the newest, whose files the wall shows first
             some = [sha for sha in refused["sha256"].head(600) if sha]
-            _all(lambda sha: store.put_if_absent(s, thumbnails.key(sha), picture, "image/jpeg"), some)
+            _all(lambda sha: ObjectStore(s.store).put_if_absent(thumbnails.key(sha), picture, "image/jpeg"), some)
     return names
 
 
 def _picture(s: Settings) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(phantoms.draw_phantom("NORMAL", np.random.default_rng(0))).save(buffer, "PNG")
-    return thumbnails.make(buffer.getvalue(), s)
+    return thumbnails.make(buffer.getvalue(), s.images)
 
 
 def _table(number: int, files: int) -> pd.DataFrame:
@@ -126,7 +127,9 @@ def _table(number: int, files: int) -> pd.DataFrame:
 
 def write_rulings(s: Settings, names: Sequence[str], count: int) -> None:
     """So many rulings on refused images of these batches, the hundreds folded as the library does."""
-    rows = pd.concat([committed_batches.read_refused(s, name).to_pandas().assign(batch=name) for name in names])
+    rows = pd.concat(
+        [committed_batches.read_refused(ObjectStore(s.store), name).to_pandas().assign(batch=name) for name in names]
+    )
     rows = rows[(rows["sha256"] != "") & rows["label"].isin(CLASSES)]
 
     def one(number: int) -> None:
@@ -136,10 +139,10 @@ def write_rulings(s: Settings, names: Sequence[str], count: int) -> None:
             label=row["label"], by="ann", why="The bright area is the collimator.", at=_BEGAN.isoformat(),
             reasons=tuple(row["reasons"]),
         )  # fmt: skip
-        store.put_if_absent(s, f"rulings/{number:05d}.json", entry.to_bytes())
+        ObjectStore(s.store).put_if_absent(layout.ruling(number), entry.to_bytes())
 
     _all(one, range(1, count + 1))
-    rulings.fold(s)
+    rulings.fold(ObjectStore(s.store))
 
 
 def write_datasets(s: Settings, names: Sequence[str], count: int) -> None:
@@ -154,9 +157,9 @@ def write_datasets(s: Settings, names: Sequence[str], count: int) -> None:
             manifest_sha256=_sha(f"manifest {n}"), shortcuts=tuple(probes),
             drift=Drift(against=n - 1 or None, images=3600, class_shares=0.02, measures=0.05),
         )  # fmt: skip
-        store.put_if_absent(s, f"datasets/{n}/manifest.parquet", b"0" * 100_000)
-        store.put_if_absent(s, f"datasets/{n}/dataset.html", b"<p>Data Docs</p>" * 20_000)
-        store.put_if_absent(s, f"datasets/{n}/dataset.json", record.to_bytes())
+        ObjectStore(s.store).put_if_absent(layout.manifest(n), b"0" * 100_000)
+        ObjectStore(s.store).put_if_absent(layout.dataset_data_docs(n), b"<p>Data Docs</p>" * 20_000)
+        ObjectStore(s.store).put_if_absent(layout.dataset_record(n), record.to_bytes())
 
 
 def write_models(s: Settings, count: int) -> list[str]:
@@ -172,7 +175,7 @@ def write_models(s: Settings, count: int) -> list[str]:
              for n in range(count)]  # fmt: skip
 
     def put(name: str, file: str, data: bytes, kind: str = "application/json") -> None:
-        store.put_if_absent(s, f"models/{name}/{file}", data, kind)
+        ObjectStore(s.store).put_if_absent(layout.model_file(name, file), data, kind)
 
     def one(n: int) -> None:
         name = names[n]
@@ -188,9 +191,9 @@ def write_models(s: Settings, count: int) -> list[str]:
     _all(one, range(count))
     runs = [f"manual-{_BEGAN + timedelta(days=2 * n):%Y-%m-%dT%H-%M-%S}-00-00" for n in range(count // 2)]
     champion = _write_history(s, names, runs, measured)
-    store.put_if_absent(s, "registry/champion.json", champion.to_bytes())
+    ObjectStore(s.store).put_if_absent(layout.CHAMPION, champion.to_bytes())
     page = b"<!doctype html><title>Report</title>" + b"<p>Figures.</p>" * 40_000
-    _all(lambda run: store.put_if_absent(s, f"reports/{run}/index.html", page, "text/html"), runs)
+    _all(lambda run: ObjectStore(s.store).put_if_absent(layout.report_page(run), page, "text/html"), runs)
     return runs
 
 
@@ -255,6 +258,6 @@ def _write_history(s: Settings, names: list[str], runs: list[str], measured: lis
             run=run, decision=decision,
         ))  # fmt: skip
         last = model if wins else last
-    _all(lambda e: store.put_if_absent(s, f"registry/history/{e.number:05d}.json", e.to_bytes()), entries)
+    _all(lambda e: ObjectStore(s.store).put_if_absent(layout.history_entry(e.number), e.to_bytes()), entries)
     now = next(e for e in reversed(entries) if e.version is not None)
     return Champion(version=version, model=now.model, artefact_sha256=_sha(now.model), history=now.number)

@@ -37,11 +37,12 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score, log_loss, recall_score
 
+from cxr_ml import layout
 from cxr_ml import settings as all_settings
-from cxr_ml import store
 from cxr_ml.dataset import build, versions
 from cxr_ml.ingest import ingest_drop
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, calibration, inputs, loop, ood, predictions, train
 from cxr_ml.training.checkpoints import Progress
 from cxr_ml.training.corruptions import FIXED
@@ -85,13 +86,18 @@ VARIANTS = {
     "fine_tune_decay=false": Variant({"fine_tune_decay": False}),
     "label smoothing": Variant({}, lambda: mock.patch.object(loop, "LOSS", smoothed)),
     "upper third": Variant({}, upper_third),
-    "disguised=0": Variant({"disguised": 0.0}),
+    "corrupted_share=0": Variant({"corrupted_share": 0.0}),
 }
 
 
 def tested(settings: Settings, network: keras.Model) -> dict[str, float]:
     """Macro F1 on the test images, as they are and in each fixed disguise, and recalls."""
-    images, manifest = inputs.load(settings, versions.load_dataset(settings, 1), settings.image_size)
+    images, manifest = inputs.load(
+        ObjectStore(settings.store),
+        settings.cache_dir,
+        versions.load_dataset(ObjectStore(settings.store), 1),
+        settings.training.image_size,
+    )
     y, test = inputs.targets(manifest, settings.classes), np.flatnonzero(manifest["split"] == "test")
     figures = {}
     for kind, change in {"as is": None, **FIXED}.items():
@@ -116,11 +122,11 @@ def each_epoch() -> Iterator[None]:
             print(loop.describe_last_epoch(self.stage, self.progress), figures, sep="; ", flush=True)
 
     def test_head(
-        settings: Settings, model: str, network: keras.Model, stage: loop.Stage, *arguments: object
+        store: ObjectStore, settings: Settings, model: str, network: keras.Model, stage: loop.Stage, *arguments: object
     ) -> Progress:
         if stage.name == "fine_tune":
             print("the head's model:", told(tested(settings, network)), flush=True)
-        return train_stage(settings, model, network, stage, *arguments)
+        return train_stage(store, settings, model, network, stage, *arguments)
 
     with mock.patch.object(callback, "on_epoch_end", test_epoch), mock.patch.object(loop, "train_stage", test_head):
         yield
@@ -134,17 +140,19 @@ def told(figures: dict[str, float]) -> str:
 def measured(settings: Settings, variant: str, architecture: str) -> dict[str, float]:
     """Trains a variant and measures it on validation and test."""
     keras.utils.clear_session()
-    own = settings.model_copy(update=VARIANTS[variant].settings)
-    name = f"{variant.replace(' ', '-')}-{own.seed}"
+    own = settings.replace(training=VARIANTS[variant].settings)
+    name = f"{variant.replace(' ', '-')}-{own.training.seed}"
     began, spent = time.monotonic(), time.process_time()
     # Nothing here asks whether an image is unlike the training's, which would take a tenth of the time.
     without_ood = mock.patch.multiple(ood, fit=lambda *_: None, to_bytes=lambda _: b"")
-    named = mock.patch.object(train, "name_model", lambda *_: name)
+    named = mock.patch.object(train, "name_model", return_value=name)
     with VARIANTS[variant].around(), named, without_ood:
-        record = train.train_model(own, 1, architecture, verbose=False)
+        record = train.train_model(ObjectStore(own.store), own, 1, architecture, verbose=False)
     figures = {"minutes": (time.monotonic() - began) / 60, "processor minutes": (time.process_time() - spent) / 60}
-    _, network = predictions.load_model(own, name)
-    images, manifest = inputs.load(own, versions.load_dataset(own, 1), own.image_size)
+    _, network = predictions.load_model(ObjectStore(own.store), name)
+    images, manifest = inputs.load(
+        ObjectStore(own.store), own.cache_dir, versions.load_dataset(ObjectStore(own.store), 1), own.training.image_size
+    )
     y, held = inputs.targets(manifest, own.classes), np.flatnonzero(manifest["split"] == "validation")
     p = predictions.predict_probabilities(network, images, held)
     figures["validation loss"] = log_loss(y[held], p)
@@ -153,10 +161,10 @@ def measured(settings: Settings, variant: str, architecture: str) -> dict[str, f
     )
     figures["validation macro F1"] = f1_score(y[held], p.argmax(axis=1), average="macro")
     figures |= tested(own, network)
-    history = pd.read_csv(io.BytesIO(store.get(own, f"models/{name}/history.csv")))
+    history = pd.read_csv(io.BytesIO(ObjectStore(own.store).get(layout.training_curves(name))))
     losses = history.loc[history["stage"] == "fine_tune", "val_loss"]
     print(
-        f"{variant}, seed {own.seed}: {told(figures)}; epochs {record.epochs}, seconds {record.seconds}, "
+        f"{variant}, seed {own.training.seed}: {told(figures)}; epochs {record.epochs}, seconds {record.seconds}, "
         f"validation loss of the fine-tuning's epochs {' '.join(f'{v:.3f}' for v in losses)}", flush=True
     )  # fmt: skip
     return figures
@@ -185,19 +193,23 @@ def main() -> None:
     if not {"CXR_XRAYS", "CXR_WEIGHTS_DIR"} <= set(os.environ):
         sys.exit("CXR_XRAYS must name the folder of X-rays, and CXR_WEIGHTS_DIR that of the weights.")
     inbox = str(Path(os.environ.pop("CXR_XRAYS")) / "drops")
-    os.environ["CXR_CONFIG"] = str(Path(__file__).parents[1] / "profiles" / "cpu.toml")
+    os.environ["CXR_PROFILE"] = "cpu"
     rows = []
     with tempfile.TemporaryDirectory() as folder, bench_ingest.store(Path(folder)):
         settings = all_settings.load(
-            inbox=inbox, cache_dir=Path(folder) / "cache", image_size=given.size, fine_tune_epochs=given.epochs
+            cache_dir=Path(folder) / "cache",
+            inbox={"path": inbox},
+            training={"image_size": given.size, "fine_tune_epochs": given.epochs},
         )
-        judge_batch.validate_batch(settings, ingest_drop.ingest(settings, DROP))
-        built, _ = build.build_dataset(settings)
-        counts = versions.load_manifest(settings, built).groupby(["split", "label"]).size()
+        judge_batch.validate_batch(
+            ObjectStore(settings.store), settings, ingest_drop.ingest(ObjectStore(settings.store), settings, DROP)
+        )
+        built, _ = build.build_dataset(ObjectStore(settings.store), settings)
+        counts = versions.load_manifest(ObjectStore(settings.store), built).groupby(["split", "label"]).size()
         print(f"{given.architecture}, {given.size} px, images: {counts.to_dict()}", flush=True)
         for seed in given.seeds:
             for variant in given.variants:
-                own = settings.model_copy(update={"seed": seed})
+                own = settings.replace(training={"seed": seed})
                 with each_epoch() if given.each_epoch else nullcontext():
                     rows.append({"variant": variant, "seed": seed} | measured(own, variant, given.architecture))
             print(table(pd.DataFrame(rows)), flush=True)

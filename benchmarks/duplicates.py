@@ -28,7 +28,7 @@ SETTINGS = Settings()
 CROP = 0.03  # of each side, at most
 # duplicate_bits, FINE_BITS, duplicate_correlation; the first of the equally good ones is chosen, the strictest
 GRID = list(product((14, 16, 18, 19, 20), (242, 254, 266, 278, 290), (0.96, 0.94, 0.92, 0.9, 0.88)))
-SHIPPED = (SETTINGS.duplicate_bits, bit_hashes.MAX_FINE_BITS, SETTINGS.duplicate_correlation)
+SHIPPED = (SETTINGS.validation.duplicate_bits, bit_hashes.MAX_FINE_BITS, SETTINGS.validation.duplicate_correlation)
 
 
 def resized(grey: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -118,7 +118,7 @@ def originals_and_copies(number: int, path: Path, changed: bool) -> list[dict]:
     """Facts of a picture and, if `changed`, of its copies; none where it cannot be read."""
     cv2.setNumThreads(1)
     try:
-        pixels = decode.decode_image(path.read_bytes(), SETTINGS).pixels
+        pixels = decode.decode_image(path.read_bytes(), SETTINGS.images).pixels
     except formats.BadImage:
         return []
     grey = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -155,7 +155,7 @@ def found_and_merged(folder: Path, files: int, changed_files: int) -> pd.DataFra
         loads.append(sha)
         return pictures[sha]
 
-    merged = search.find_duplicates(originals, originals.iloc[:0], load, SETTINGS)["duplicate_of"]
+    merged = search.find_duplicates(originals, originals.iloc[:0], load, SETTINGS.validation)["duplicate_of"]
     merged = merged[merged != ""]
     print(f"originals: {len(originals)}, merged with another: {len(merged)}, pictures looked at: {len(loads)}")
     same = {}
@@ -164,7 +164,9 @@ def found_and_merged(folder: Path, files: int, changed_files: int) -> pd.DataFra
         print(f"  {originals.at[i, 'of']} = {other}")
     start, hits = time.perf_counter(), {}
     for kind, part in changed.groupby("kind"):
-        answer = search.find_duplicates(part, originals, load, SETTINGS)["duplicate_of"].str.removeprefix("original ")
+        answer = search.find_duplicates(part, originals, load, SETTINGS.validation)["duplicate_of"].str.removeprefix(
+            "original "
+        )
         own = part["of"]
         right = (answer == own) | (answer == own.map(same)) | (answer.map(same) == own)
         hits[kind] = (len(part), right.sum(), ((answer != "") & ~right).sum())
@@ -184,7 +186,7 @@ def strangers(originals: pd.DataFrame) -> int:
     hashes = np.array([int(h, 16) for h in originals["phash"]], np.uint64)
     fine = np.frombuffer(bytes.fromhex("".join(originals["fine_hash"])), np.uint64).reshape(-1, 16)
     inner = hash_columns.parse_inner_hashes(originals["inner_hash"])
-    found = search.find_candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.duplicate_bits, inner)
+    found = search.find_candidates(hashes, np.ascontiguousarray(fine.T), 0, SETTINGS.validation.duplicate_bits, inner)
     return sum(len(likest) for _, likest in found)
 
 
@@ -272,7 +274,7 @@ def scale(originals: pd.DataFrame, number: int = 100_000, flips: float = 0.12) -
     del turned_bits
     start, cpu, asked = time.perf_counter(), time.process_time(), 0
     # The 100,000 known, then 100,000 new: the new ones are also compared with one another.
-    for _, pairs in search.find_candidates(hashes, far, number, SETTINGS.duplicate_bits, inner):
+    for _, pairs in search.find_candidates(hashes, far, number, SETTINGS.validation.duplicate_bits, inner):
         asked += len(pairs)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
     pairs = number * number + number * (number - 1) / 2

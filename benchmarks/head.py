@@ -65,14 +65,14 @@ class Best(keras.callbacks.Callback):
 
 
 def compiled(model: keras.Model, settings: Settings) -> keras.Model:
-    model.compile(keras.optimizers.Adam(settings.head_learning_rate), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.Adam(settings.training.head_learning_rate), "sparse_categorical_crossentropy")
     return model
 
 
 def head_of(classifier: keras.Model, settings: Settings) -> keras.Model:
     """A head of the same layers with new weights, on features."""
     features = keras.Input(classifier.get_layer("features").output.shape[1:])
-    dropped = keras.layers.Dropout(settings.dropout)(features)
+    dropped = keras.layers.Dropout(settings.training.dropout)(features)
     return compiled(keras.Model(features, keras.layers.Dense(len(CLASSES), activation="softmax")(dropped)), settings)
 
 
@@ -80,11 +80,11 @@ def peer(settings: Settings, architecture: str, data: tuple, epochs: int) -> Bes
     """`fit` through the frozen backbone."""
     x, y, train, validation, weights = data
     keras.utils.set_random_seed(0)
-    backbone = architectures.build_backbone(settings, architecture)
-    classifier = architectures.build_classifier(backbone, len(CLASSES), settings.dropout)
+    backbone = architectures.build_backbone(settings.training, settings.weights_dir, architecture)
+    classifier = architectures.build_classifier(backbone, len(CLASSES), settings.training.dropout)
     backbone.network.trainable = False
     compiled(classifier, settings)
-    batches = inputs.AugmentedBatches(x, train, y[train], weights[train], settings.batch_size, 0)
+    batches = inputs.AugmentedBatches(x, train, y[train], weights[train], settings.training.batch_size, 0)
     best = Best(x[validation], y[validation])
     classifier.fit(
         batches, validation_data=(x[validation], y[validation]), validation_batch_size=32, epochs=epochs, shuffle=False,
@@ -96,8 +96,8 @@ def peer(settings: Settings, architecture: str, data: tuple, epochs: int) -> Bes
 def ours(settings: Settings, architecture: str, data: tuple, given: argparse.Namespace) -> None:
     """Prints, for each number of views, what a head on them gave and took."""
     x, y, train, validation, weights = data
-    backbone = architectures.build_backbone(settings, architecture)
-    classifier = architectures.build_classifier(backbone, len(CLASSES), settings.dropout)
+    backbone = architectures.build_backbone(settings.training, settings.weights_dir, architecture)
+    classifier = architectures.build_classifier(backbone, len(CLASSES), settings.training.dropout)
     network = keras.Model(classifier.input, classifier.get_layer("features").output)
     network.predict(x[:32], batch_size=32, verbose=0)
     begun, rng = time.perf_counter(), np.random.default_rng(0)
@@ -117,7 +117,8 @@ def ours(settings: Settings, architecture: str, data: tuple, given: argparse.Nam
             best = Best(held, y[validation])
             begun = time.perf_counter()
             head_of(classifier, settings).fit(
-                features, target, sample_weight=weights[np.tile(train, view + 1)], batch_size=settings.batch_size,
+                features, target, sample_weight=weights[np.tile(train, view + 1)],
+                batch_size=settings.training.batch_size,
                 validation_data=(held, y[validation]), epochs=given.epochs, callbacks=[best], verbose=0,
             )  # fmt: skip
             seconds.append(time.perf_counter() - begun)
@@ -142,7 +143,7 @@ def main() -> None:
     given = parser.parse_args()
     if not {"CXR_XRAYS", "CXR_WEIGHTS_DIR"} <= set(os.environ):
         sys.exit("CXR_XRAYS must name the folder of X-rays, and CXR_WEIGHTS_DIR that of the weights.")
-    settings = Settings(weights_dir=os.environ["CXR_WEIGHTS_DIR"], image_size=given.size)
+    settings = Settings(weights_dir=os.environ["CXR_WEIGHTS_DIR"], training={"image_size": given.size})
     x, y = xrays(Path(os.environ["CXR_XRAYS"]) / "drops/2026-01-05", given.size)
     rows = np.arange(len(y))
     train, validation = rows[rows % 6 != 0], rows[rows % 6 == 0]

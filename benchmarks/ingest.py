@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import inbox, ingest_drop
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from local.services import choose_ports
 
 SIDE = 7071  # px; squared, 50 megapixels
@@ -38,7 +39,9 @@ DRIVER = """
 import sys
 from cxr_ml import settings
 from cxr_ml.ingest import ingest_drop
-ingest_drop.ingest(settings.load(), sys.argv[1])
+from cxr_ml.store import ObjectStore
+s = settings.load()
+ingest_drop.ingest(ObjectStore(s.store), s, sys.argv[1])
 """
 
 
@@ -48,7 +51,11 @@ def store(folder: Path) -> Iterator[Settings]:
     ports = choose_ports()
     keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
     endpoint = f"http://127.0.0.1:{ports['s3']}"
-    os.environ |= keys | {"AWS_DEFAULT_REGION": "us-east-1", "CXR_S3_ENDPOINT_URL": endpoint, "CXR_BUCKET": "bench"}
+    os.environ |= keys | {
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "CXR_STORE__ENDPOINT_URL": endpoint,
+        "CXR_STORE__BUCKET": "bench",
+    }
     weed = shutil.which("weed", path=sysconfig.get_path("scripts")) or "weed"
     command = [
         weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-webdav=false", "-admin.ui=false",
@@ -68,7 +75,7 @@ def store(folder: Path) -> Iterator[Settings]:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.2)
-        yield Settings(bucket="bench", s3_endpoint_url=endpoint, patient_salt="benchmark")
+        yield Settings(store={"bucket": "bench", "endpoint_url": endpoint}, inbox={"patient_salt": "benchmark"})
     finally:
         server.terminate()
         server.wait()
@@ -77,16 +84,16 @@ def store(folder: Path) -> Iterator[Settings]:
 def timed(settings: Settings, drop: str, processes: int) -> float:
     """Seconds of one ingest."""
     begun = time.perf_counter()
-    ingest_drop.ingest(settings, drop, workers=processes)
+    ingest_drop.ingest(ObjectStore(settings.store), settings, drop, workers=processes)
     return time.perf_counter() - begun
 
 
 def speed(settings: Settings) -> None:
-    for drop in inbox.list_drops(settings):
-        images = len(inbox.list_files(settings, drop))
-        timed(settings.model_copy(update={"prefix": f"warm/{drop}/"}), drop, 2)  # the disk's cache, for all alike
+    for drop in inbox.list_drops(ObjectStore(settings.store), settings.inbox):
+        images = len(inbox.list_files(ObjectStore(settings.store), settings.inbox, drop))
+        timed(settings.replace(store={"prefix": f"warm/{drop}/"}), drop, 2)  # the disk's cache, for all alike
         for processes in (1, 2):
-            own = settings.model_copy(update={"prefix": f"{drop}/{processes}/"})
+            own = settings.replace(store={"prefix": f"{drop}/{processes}/"})
             first, again = timed(own, drop, processes), timed(own, drop, processes)
             print(
                 f"{drop}: {images} files, {processes} process{'es' * (processes - 1)}: {images / first:.0f} files/s "
@@ -151,7 +158,7 @@ def watched(script: str, *arguments: str) -> tuple[float, float]:
 def memory(folder: Path, files: int, large: int) -> None:
     inbox = folder / "inbox"
     write_drop(inbox / "many", files, large)
-    os.environ["CXR_INBOX"] = str(inbox)
+    os.environ["CXR_INBOX__PATH"] = str(inbox)
     peak, seconds = watched(DRIVER, "many")
     print(f"{files} files and {large} of 50 megapixels: at most {peak:.0f} MB over all processes, {seconds:.0f} s")
 
@@ -167,7 +174,7 @@ def main() -> None:
         (folder / "store").mkdir()
         with store(folder / "store") as settings:
             if xrays := os.environ.get("CXR_XRAYS"):
-                speed(settings.model_copy(update={"inbox": f"{xrays}/drops"}))
+                speed(settings.replace(inbox={"path": f"{xrays}/drops"}))
             else:
                 print("CXR_XRAYS names no folder of X-rays: no speed is measured.")
             memory(folder, given.files, given.large)

@@ -33,12 +33,13 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import hashlib
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.dataset import versions
 from cxr_ml.ingest.process_file import image_key
 from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 SIZE, BATCH = 256, 16
 SIDE = 128  # px of a generated image
@@ -53,7 +54,7 @@ def put_images(settings: Settings, number: int, images: int) -> None:
         picture[0, :8] = np.frombuffer(n.to_bytes(8, "big"), np.uint8)
         data = cv2.imencode(".png", picture)[1].tobytes()
         digest = hashlib.sha256(data).hexdigest()
-        store.put_if_absent(settings, image_key(digest, "png"), data, "image/png")
+        ObjectStore(settings.store).put_if_absent(image_key(digest, "png"), data, "image/png")
         return digest
 
     with ThreadPoolExecutor(16) as pool:
@@ -64,8 +65,8 @@ def put_images(settings: Settings, number: int, images: int) -> None:
     record = Dataset(
         dataset=number, parent=None, batches=(), counts={}, manifest_sha256=hashlib.sha256(data).hexdigest()
     )
-    store.put_if_absent(settings, f"datasets/{number}/manifest.parquet", data)
-    store.put_if_absent(settings, f"datasets/{number}/dataset.json", record.to_bytes())
+    ObjectStore(settings.store).put_if_absent(layout.manifest(number), data)
+    ObjectStore(settings.store).put_if_absent(layout.dataset_record(number), record.to_bytes())
 
 
 def _status(name: str) -> int:
@@ -89,7 +90,12 @@ def take(number: int) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     begun = time.perf_counter()
-    images, _ = inputs.load(settings, versions.load_dataset(settings, number), SIZE)
+    images, _ = inputs.load(
+        ObjectStore(settings.store),
+        settings.cache_dir,
+        versions.load_dataset(ObjectStore(settings.store), number),
+        SIZE,
+    )
     loaded = time.perf_counter() - begun
     rows = np.arange(len(images))
     ones = np.ones(len(images))
@@ -132,16 +138,22 @@ def speed(folder: Path) -> None:
     from cxr_ml.training import architectures, inputs
 
     weights = os.environ.get("CXR_WEIGHTS_DIR")
-    settings = Settings(weights="imagenet" if weights else "none", weights_dir=weights, image_size=SIZE)
+    settings = Settings(
+        weights_dir=weights, training={"weights": "imagenet" if weights else "none", "image_size": SIZE}
+    )
     images = xrays(folder / "drops", 640)
     rows, y = np.arange(len(images)), np.arange(len(images)) % 3
-    batches = inputs.AugmentedBatches(images, rows, y, np.ones(len(images)), BATCH, 0, settings.disguised)
+    batches = inputs.AugmentedBatches(
+        images, rows, y, np.ones(len(images)), BATCH, 0, settings.training.corrupted_share
+    )
     with ThreadPoolExecutor(batches.workers) as pool:
         list(pool.map(batches.__getitem__, range(4)))
         begun = time.perf_counter()
         list(pool.map(batches.__getitem__, range(len(batches))))
         alone = len(images) / (time.perf_counter() - begun)
-    classifier = architectures.build_classifier(architectures.build_backbone(settings, "inception_v3"), 3, 0.5)
+    classifier = architectures.build_classifier(
+        architectures.build_backbone(settings.training, settings.weights_dir, "inception_v3"), 3, 0.5
+    )
     classifier.compile(keras.optimizers.Adam(1e-5), "sparse_categorical_crossentropy")
     some, rates = images[:128], {}
     for name, work in {

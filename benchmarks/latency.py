@@ -24,6 +24,9 @@ from urllib.parse import urlsplit
 
 import ingest as ingest_benchmark
 
+from cxr_ml import layout
+from cxr_ml.store import ObjectStore
+
 COMMAND = Path(sysconfig.get_path("scripts")) / "cxr-ml"
 
 
@@ -103,13 +106,13 @@ def timed(variables: dict[str, str], *arguments: str) -> float:
 
 def run(folder: Path, drop: Path, rounds: int, ms: float, others: bool) -> None:
     """Measures and prints."""
-    os.environ |= {"CXR_INBOX": str(drop.parent), "CXR_PATIENT_SALT": "benchmark"}
+    os.environ |= {"CXR_INBOX__PATH": str(drop.parent), "CXR_INBOX__PATIENT_SALT": "benchmark"}
     (folder / "store").mkdir()
     with ingest_benchmark.store(folder / "store") as settings, ExitStack() as relays:
         ways = {
-            "direct": settings.s3_endpoint_url,
-            "relay, 0 ms": relays.enter_context(relayed(settings.s3_endpoint_url, 0)),
-            f"relay, {ms:g} ms": relays.enter_context(relayed(settings.s3_endpoint_url, ms)),
+            "direct": settings.store.endpoint_url,
+            "relay, 0 ms": relays.enter_context(relayed(settings.store.endpoint_url, 0)),
+            f"relay, {ms:g} ms": relays.enter_context(relayed(settings.store.endpoint_url, ms)),
         }
         seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for number in range(rounds + 1):
@@ -117,13 +120,13 @@ def run(folder: Path, drop: Path, rounds: int, ms: float, others: bool) -> None:
             turn = number % len(ways)
             for way in [*ways][turn:] + [*ways][:turn] if number else [*ways][:1]:
                 own = {
-                    "CXR_S3_ENDPOINT_URL": ways[way],
-                    "CXR_PREFIX": f"{number}-{[*ways].index(way)}/",
+                    "CXR_STORE__ENDPOINT_URL": ways[way],
+                    "CXR_STORE__PREFIX": f"{number}-{[*ways].index(way)}/",
                     "CXR_CACHE_DIR": str(folder / f"cache-{number}"),
                 }
                 took = {"ingest": timed(own, "ingest", drop.name)}
                 if others and number:
-                    batch = settings.model_copy(update={"prefix": own["CXR_PREFIX"]})
+                    batch = settings.replace(store={"prefix": own["CXR_STORE__PREFIX"]})
                     took["validate"] = timed(own, "validate", ingested(batch))
                     took["dataset"] = timed(own, "dataset")
                 for what, found in took.items() if number else ():
@@ -148,9 +151,7 @@ def run(folder: Path, drop: Path, rounds: int, ms: float, others: bool) -> None:
 
 def ingested(settings: ingest_benchmark.Settings) -> str:
     """Name of the one batch under the prefix."""
-    from cxr_ml import store
-
-    (batch,) = store.folders(settings, "batches/")
+    (batch,) = ObjectStore(settings.store).folders(layout.BATCHES)
     return batch
 
 

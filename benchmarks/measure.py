@@ -40,7 +40,7 @@ def measure(path: str) -> None:
 
     global _settings
     _settings = _settings or Settings()
-    measure_image(Path(path).read_bytes(), _settings)
+    measure_image(Path(path).read_bytes(), _settings.images)
 
 
 _settings = None

@@ -24,10 +24,11 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from cxr_ml import store
+
 from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import process_file, tables
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 PICTURES = 4_000  # in the store at most; rows that are refused or copies show one of them
 MEASURED = {"mode": "L", "bytes": 60_000, "width": 1024, "height": 1024, "bits": 8}
@@ -35,24 +36,28 @@ TAKE = """
 from pathlib import Path
 from cxr_ml import settings
 from cxr_ml.ingest import inbox, ingest_drop, labels
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import judge_batch
 s = settings.load()
+store = ObjectStore(s.store)
 {step}
 # Not getrusage's: that begins with the size of the process which started this one.
 print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
 """
-PLAN = "ingest_drop.plan_shards(s, {drop!r})"
+PLAN = "ingest_drop.plan_shards(store, s, {drop!r})"
 LABELS = """
-with inbox.open_drop(s, {drop!r}) as (_, entries):
-    assert len(labels.read_labels(s, {drop!r}, entries, range(min(s.shard_files, len(entries)))))
+with inbox.open_drop(store, s, {drop!r}) as (_, entries):
+    assert len(labels.read_labels(store, s, {drop!r}, entries, range(min(s.inbox.shard_files, len(entries)))))
 """
 SHARD = """
 from cxr_ml import settings
 from cxr_ml.ingest import ingest_drop
+from cxr_ml.store import ObjectStore
 s = settings.load()
-ingest_drop.ingest_shard(s, ingest_drop.plan_shards(s, "listed")[0])
+store = ObjectStore(s.store)
+ingest_drop.ingest_shard(store, s, ingest_drop.plan_shards(store, s, "listed")[0])
 """
-JUDGE = "judge_batch.validate_batch(s, {batch!r})"
+JUDGE = "judge_batch.validate_batch(store, s, {batch!r})"
 
 
 def peak(step: str) -> tuple[float, float]:
@@ -108,7 +113,7 @@ def write_pictures(settings: Settings, number: int, large: int) -> list[tuple[st
 
     def put(data: bytes, kind: str) -> None:
         found.append((hashlib.sha256(data).hexdigest(), kind))
-        store.put_if_absent(settings, process_file.image_key(*found[-1]), data)
+        ObjectStore(settings.store).put_if_absent(process_file.image_key(*found[-1]), data)
 
     with tempfile.TemporaryDirectory() as folder:
         ingest_benchmark.write_large(Path(folder), large)
@@ -129,7 +134,7 @@ def write_shards(settings: Settings, batch: str, rows: int, large: int = 0) -> N
     Unfit ones and copies show pictures that are in the store, so many that no cache holds all; `large` each are of 50
     megapixels.
     """
-    rng, of = np.random.default_rng(0), -(-rows // settings.shard_files)
+    rng, of = np.random.default_rng(0), -(-rows // settings.inbox.shard_files)
     pictures = write_pictures(settings, min(PICTURES, rows // 50), 2 * large)
     unfit, copies = pictures[::2], pictures[1::2]
     labels, hashes = ("NORMAL", "COVID19", "PNEUMONIA"), {}
@@ -151,7 +156,7 @@ def write_shards(settings: Settings, batch: str, rows: int, large: int = 0) -> N
                 some = unfit if k < 4 else copies
                 shown["sha256"], shown["format"] = some[(2 * block + k % 2) % len(some)]
             found.append(said | MEASURED | measures | borders | hashes | shown)
-        tables.put_shard(settings, batch, number, of, tables.make_table(found))
+        tables.put_shard(ObjectStore(settings.store), batch, number, of, tables.make_table(found))
 
 
 def main() -> None:
@@ -162,8 +167,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "store").mkdir()
-        os.environ |= {"CXR_INBOX": str(folder / "inbox"), "CXR_CACHE_DIR": str(folder / "cache")}
-        os.environ["CXR_PATIENT_SALT"] = "benchmark"
+        os.environ |= {"CXR_INBOX__PATH": str(folder / "inbox"), "CXR_CACHE_DIR": str(folder / "cache")}
+        os.environ["CXR_INBOX__PATIENT_SALT"] = "benchmark"
         with ingest_benchmark.store(folder / "store") as settings:
             write_folder(folder / "inbox/listed", files)
             write_zip(folder / "inbox", files)

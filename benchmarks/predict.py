@@ -27,12 +27,12 @@ import ingest as bench_ingest
 import keras
 import numpy as np
 
-from cxr_ml import store
 from cxr_ml.imaging import decode
 from cxr_ml.ingest import memory_budget
 from cxr_ml.records import Model
 from cxr_ml.serving import predict
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, inputs, ood
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
@@ -41,7 +41,9 @@ CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 def put_model(settings: Settings, architecture: str, x: np.ndarray) -> keras.Model:
     """Stores a classifier with a random head under the name "bench"; `x` stands for training and validation images."""
     keras.utils.set_random_seed(0)
-    network = architectures.build_classifier(architectures.build_backbone(settings, architecture), len(CLASSES), 0.5)
+    network = architectures.build_classifier(
+        architectures.build_backbone(settings.training, settings.weights_dir, architecture), len(CLASSES), 0.5
+    )
     rows = np.arange(len(x))
     known = ood.to_bytes(ood.fit(network, x, rows[::2], rows[1::2], np.zeros(len(x), int), 0))
     with tempfile.TemporaryDirectory() as folder:
@@ -50,13 +52,13 @@ def put_model(settings: Settings, architecture: str, x: np.ndarray) -> keras.Mod
     record = Model(
         model="bench", architecture=architecture, dataset=1, dataset_sha256="", classes=CLASSES,
         artefact_sha256=hashlib.sha256(artefact).hexdigest(), likeness_sha256=hashlib.sha256(known).hexdigest(),
-        image_size=settings.image_size, weights="", weights_sha256="", settings={}, epochs={}, seconds={},
+        image_size=settings.training.image_size, weights="", weights_sha256="", settings={}, epochs={}, seconds={},
         images_per_second={}, code="", packages={}, hardware={}, operating_point=None, validation_sha256="",
         history_sha256="",
     )  # fmt: skip
-    store.put_if_absent(settings, "models/bench/model.keras", artefact)
-    store.put_if_absent(settings, ood.key("bench"), known)
-    store.put_if_absent(settings, "models/bench/model.json", record.to_bytes())
+    ObjectStore(settings.store).put_if_absent("models/bench/model.keras", artefact)
+    ObjectStore(settings.store).put_if_absent(ood.key("bench"), known)
+    ObjectStore(settings.store).put_if_absent("models/bench/model.json", record.to_bytes())
     return network
 
 
@@ -78,12 +80,12 @@ def main() -> None:
     drop = Path(os.environ["CXR_XRAYS"]) / "drops/2026-01-05"
     every = sorted(f for label in CLASSES for split in ("train", "test") for f in (drop / split / label).iterdir())
     with tempfile.TemporaryDirectory() as folder, bench_ingest.store(Path(folder)) as own:
-        settings = own.model_copy(update={"weights_dir": Path(os.environ["CXR_WEIGHTS_DIR"]), "image_size": given.size})
+        settings = own.replace(weights_dir=Path(os.environ["CXR_WEIGHTS_DIR"]), training={"image_size": given.size})
         some = np.stack(
             [inputs.resize(decode.decode_grey(f.read_bytes()), given.size) for f in every[:: len(every) // 64]]
         )
         network = put_model(settings, given.architecture, some)
-        ours = predict.load_predictor(settings, "bench")
+        ours = predict.load_predictor(ObjectStore(settings.store), settings, "bench")
         before = peak()
         rows = list(ours(every[:: max(1, len(every) // given.files)]))
         fit = [Path(row.file) for row in rows if row.unlikeness is not None]  # else it was not shown to the network

@@ -38,11 +38,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--views", type=int, default=3)
     given = parser.parse_args()
-    settings = Settings(image_size=given.size, weights_dir=Path(os.environ["CXR_WEIGHTS_DIR"]))
+    settings = Settings(weights_dir=Path(os.environ["CXR_WEIGHTS_DIR"]), training={"image_size": given.size})
     drop = Path(os.environ["CXR_XRAYS"]) / "drops" / "2026-01-05"
     x, y = xrays(drop, given.size)
     test, truth = xrays(drop, given.size, "test")
-    backbone = architectures.build_backbone(settings, given.architecture)
+    backbone = architectures.build_backbone(settings.training, settings.weights_dir, given.architecture)
     classifier = architectures.build_classifier(backbone, len(CLASSES), 0.0)
     network = keras.Model(classifier.input, classifier.get_layer("features").output)
 

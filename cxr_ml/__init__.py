@@ -1,4 +1,6 @@
-"""Retraining of a chest X-ray classifier; knows nothing of Airflow. The packages, in the order of the story:
+"""Retraining of a chest X-ray classifier; knows nothing of Airflow.
+
+The packages, in the order of the story:
 
 imaging → ingest → validation → dataset → training → evaluation → registry → reporting → serving → commands.
 Each imports only packages before it (`lint-imports` holds it in CI), and opens with what comes in, what goes out and
@@ -27,5 +29,7 @@ def load_champion() -> "Predict":
     """
     from cxr_ml import settings  # the framework is loaded only for who predicts
     from cxr_ml.serving import predict
+    from cxr_ml.store import ObjectStore
 
-    return predict.load_predictor(settings.load())
+    loaded = settings.load()
+    return predict.load_predictor(ObjectStore(loaded.store), loaded)

@@ -7,9 +7,34 @@ and to the team by mail. Nothing is trained and nothing is deleted; the model ro
 DAGs that follow the asset `cxr_champion` are told, as after a promotion.
 """
 
-import cxr_wiring as wiring
-from airflow.sdk import Param, dag, get_current_context, task, teardown
+from typing import Any
+
+from airflow.sdk import Param, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
+from cxr_airflow import callbacks
+from cxr_airflow.context import run_step
+
+
+@task(outlets=[callbacks.CHAMPION])
+def roll_back(params: dict, outlet_events: Any = None) -> None:  # noqa: ANN401
+    """Moves the champion pointer to the earlier model, and tells the history by whom and why."""
+    with run_step() as step:
+        from cxr_ml.registry import promotion
+
+        entry = promotion.rollback(step.store, params["to"], step.by, params["why"], step.run)
+    print(entry.model_dump_json(indent=2))
+    callbacks.announce(outlet_events, entry.model, entry.version)
+
+
+@task(**callbacks.TELLING)
+def tell() -> None:
+    """Mails the team which model is champion again, by whom and why. Red in a green run: only the mail failed."""
+    with run_step() as step:
+        from cxr_ml.reporting import notify
+
+        recipients = step.settings.mail.recipients
+        if not notify.mail_rollback(step.store, step.settings.mail, step.run, recipients, step.link):
+            raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")
 
 
 @dag(
@@ -32,35 +57,12 @@ from airflow.sdk.exceptions import AirflowSkipException
     },
     doc_md=__doc__,
     tags=["chest X-ray"],
-    default_args=wiring.TASKS,
-    on_failure_callback=wiring.mail_silent_failures,
+    default_args=callbacks.TASKS,
+    on_failure_callback=callbacks.mail_silent_failures,
     dag_display_name="Chest X-ray rollback",
 )
 def cxr_rollback() -> None:
-    @task(outlets=[wiring.CHAMPION])
-    def roll_back(params: dict, outlet_events: object = None) -> None:
-        """Moves the champion pointer to the earlier model, and tells the history by whom and why."""
-        context = get_current_context()
-        with wiring.settings() as s, wiring.progress(context["ti"]):
-            from cxr_ml.registry import promotion
-
-            entry = promotion.rollback(s, params["to"], wiring.actor(context), params["why"], wiring.run_name(context))
-        print(entry.model_dump_json(indent=2))
-        wiring.announce(outlet_events, entry.model, entry.version)
-
-    @teardown
-    @task(**wiring.TELLING)
-    def tell() -> None:
-        """Mails the team which model is champion again, by whom and why. Red in a green run: only the mail failed."""
-        context = get_current_context()
-        with wiring.settings() as s, wiring.progress(context["ti"]):
-            from cxr_ml.reporting import notify
-
-            link = wiring.run_link(s, context["ti"])
-            if not notify.mail_rollback(s, wiring.run_name(context), s.mail_to, link):
-                raise AirflowSkipException("There is nothing to tell, or nobody to tell it to.")
-
-    roll_back() >> tell()
+    roll_back() >> tell().as_teardown()
 
 
 cxr_rollback()

@@ -8,8 +8,8 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from cxr_ml import settings as settings_module
-from cxr_ml import store
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 POOL = ["gpu", "1", "One training at a time"]
 
@@ -21,11 +21,11 @@ def make_bucket(settings: Settings) -> None:
         Refused: somebody else has a bucket of that name.
     """
     try:
-        store.client(settings.s3_endpoint_url).create_bucket(Bucket=settings.bucket)
+        ObjectStore(settings.store).client.create_bucket(Bucket=settings.store.bucket)
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
             raise
-    store.check(settings)
+    ObjectStore(settings.store).check()
 
 
 def write_passwords(path: Path, users: str, password: str) -> None:
@@ -39,8 +39,8 @@ def write_passwords(path: Path, users: str, password: str) -> None:
 
 def main() -> None:
     """The database, the pool, the bucket and the password, each as often as it is called."""
-    subprocess.run(["airflow", "db", "migrate"], check=True)
-    subprocess.run(["airflow", "pools", "set", *POOL], check=True)
+    subprocess.run(["airflow", "db", "migrate"], check=True)  # noqa: S607 - of the image
+    subprocess.run(["airflow", "pools", "set", *POOL], check=True)  # noqa: S607
     make_bucket(settings_module.load())
     write_passwords(
         Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]),

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cxr_ml.records import StepProgress
 
 DAG = "cxr_retraining"
-PROGRESS = "progress"  # key of the XCom in which a task reports how far it has come: dags/cxr_wiring.py
+PROGRESS = "progress"  # key of the XCom in which a task reports how far it has come: dags/cxr_airflow/context.py
 TEARDOWN = "mail"  # the step that Airflow runs whatever became of the others: dags/cxr_retraining.py
 FINISHED = ("success", "failed", "skipped", "upstream_failed", "removed")
 GPU_POOL = {"name": "gpu", "slots": 1, "description": "One training at a time", "include_deferred": False}

@@ -11,6 +11,7 @@ from cxr_ml.errors import Refused
 from cxr_ml.ingest import cache, labels
 from cxr_ml.reporting import messages
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import backbones
 from cxr_ml.validation.suite_check import check_suites
 
@@ -21,27 +22,27 @@ def check_settings(settings: Settings) -> None:
     Raises:
         Refused: they are not.
     """
-    backbones.check(settings)
-    messages.allowed(settings.mail_to, settings)
+    backbones.check(settings.training, settings.weights_dir)
+    messages.allowed(settings.mail.recipients, settings.mail)
 
 
-def check_drop(settings: Settings, drop: Path) -> None:
+def check_drop(store: ObjectStore, settings: Settings, drop: Path) -> None:
     """Makes sure that a folder or archive, wherever it lies, has files with known labels.
 
     Raises:
         Refused: it has none, or labels.csv or the archive cannot be used.
     """
     drop = drop.resolve()
-    settings = settings.model_copy(update={"inbox": str(drop.parent)})
+    settings = settings.replace(inbox={"path": str(drop.parent)})
     try:
-        labels.check_labels(settings, drop.name)
+        labels.check_labels(store, settings, drop.name)
     finally:
-        cache.evict(settings, drop.name)
+        cache.evict(store, settings.inbox, settings.cache_dir, drop.name)
 
 
 if __name__ == "__main__":
     try:
-        check_suites(settings_module.load())
+        check_suites(settings_module.load().validation, settings_module.load().cache_dir)
     except Refused as error:
         print(error, file=sys.stderr)
         sys.exit(2)

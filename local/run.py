@@ -22,7 +22,8 @@ from rich.markup import escape
 
 from cxr_ml import settings as settings_module
 from cxr_ml.errors import Refused
-from cxr_ml.settings import Settings
+from cxr_ml.settings import MailSettings
+from cxr_ml.store import ObjectStore
 from local import airflow_api, services, startup, state, watch
 from local.drops import copy_drop
 from local.preflight import check_drop, check_settings
@@ -32,7 +33,7 @@ from local.summary import print_summary, read_subjects
 DEMO = "demo-001"
 
 
-def follow(session: Session, client: httpx.Client, settings: Settings, run_id: str) -> bool:
+def follow(session: Session, client: httpx.Client, store: ObjectStore, settings: MailSettings, run_id: str) -> bool:
     """Shows a run until it has ended, and then what became of it. Returns whether all of its tasks did their job."""
     console = session.console
     known_mails = set(read_subjects(session.folder / "maildir"))
@@ -41,7 +42,7 @@ def follow(session: Session, client: httpx.Client, settings: Settings, run_id: s
     run_state, tasks = watch.watch_run(client, run_id, console, session.pause)
     session.note(f"The run ended after {time.monotonic() - began:.0f} s: {run_state}")
     watch.print_failures(client, run_id, tasks, session.folder / "airflow" / "logs", console)
-    print_summary(settings, run_id, session.folder, known_mails, console)
+    print_summary(store, run_id, session.folder, known_mails, console)
     return run_state == "success" and not any(task["state"] in ("failed", "upstream_failed") for task in tasks)
 
 
@@ -59,13 +60,20 @@ def end_interrupted_runs(session: Session, client: httpx.Client, since: datetime
 
 
 def retrain(
-    session: Session, client: httpx.Client, settings: Settings, drop: str, since: datetime, weekly: bool
+    session: Session,
+    client: httpx.Client,
+    store: ObjectStore,
+    settings: MailSettings,
+    drop: str,
+    since: datetime,
+    weekly: bool,
 ) -> bool:
     """Ends what an earlier `make run` left unfinished, lets an overdue weekly run go first, then runs ours.
 
     Args:
         session: this `make run`.
         client: for Airflow's API.
+        store: the object store.
         settings: of the run.
         drop: name of the only drop to take in; "": all new ones.
         since: when this `make run` began.
@@ -83,10 +91,10 @@ def retrain(
             session.pause(0.5)
     for run in airflow_api.list_active_runs(client):
         session.note(f"Run {escape(run['dag_run_id'])} has just begun by schedule and goes first")
-        follow(session, client, settings, run["dag_run_id"])
+        follow(session, client, store, settings, run["dag_run_id"])
     run_id = airflow_api.trigger_run(client, {"drop": drop} if drop else {})
     airflow_api.set_paused(client, False)
-    return follow(session, client, settings, run_id)
+    return follow(session, client, store, settings, run_id)
 
 
 @contextmanager
@@ -118,30 +126,32 @@ def run(session: Session, lock: int) -> int:
     secrets = state.load_secrets(folder)
     env = services.take_environment(folder, secrets, schedule=not once)
     settings = settings_module.load()
-    session.note(f"State in {folder}, settings from {env.get('CXR_CONFIG', 'their defaults')}")
+    store = ObjectStore(settings.store)
+    sources = [env[name] for name in ("CXR_PROFILE", "CXR_CONFIG") if name in env]
+    session.note(f"State in {folder}, settings from {', '.join(sources) or 'their defaults'}")
 
     demo = None
     check_settings(settings)
     suites = start_helper(session, "suites", [sys.executable, "-m", "local.preflight"], env)
     if drop:
-        drop, new = copy_drop(Path(drop), folder / "inbox", folder / "copying", partial(check_drop, settings))
+        drop, new = copy_drop(Path(drop), folder / "inbox", folder / "copying", partial(check_drop, store, settings))
         session.note(f"The drop {escape(drop)} is in the inbox" + ("" if new else " already"))
     elif not (folder / "inbox" / DEMO).exists():
         demo = start_helper(session, "demo-data", ["cxr-ml", "demo-data", str(folder / "copying" / DEMO)], env)
     startup.migrate_database(session, env)
     wait_for_helper(session, "suites", suites)
     startup.start_services(session, env, lock)
-    startup.make_bucket(session, settings)
+    startup.make_bucket(session, store)
     if demo:
         wait_for_helper(session, "demo-data", demo)
         (folder / "copying" / DEMO).rename(folder / "inbox" / DEMO)
         session.note(f"The demonstration drop {DEMO} is in the inbox")
-    address, password = settings.ui_url, secrets["ui_password"]
+    address, password = settings.mail.ui_url, secrets["ui_password"]
     login = f"UI        {address}   user admin   password {password}"
     client = startup.wait_for_airflow(session, address, password, since)
     console.print(f"        {login}", markup=False, highlight=False, soft_wrap=True)
     with pausing_when_stopped(session, client):
-        succeeded = retrain(session, client, settings, drop, since, weekly=not once)
+        succeeded = retrain(session, client, store, settings.mail, drop, since, weekly=not once)
     if not once:
         console.print(login, markup=False, highlight=False, soft_wrap=True)
         with suppress(Stopped), pausing_when_stopped(session, client):

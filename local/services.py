@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from cxr_ml.errors import Refused
 from local.state import REPOSITORY, write_private_file
@@ -63,34 +64,33 @@ def choose_ports(free: Callable[[int], bool] = is_free, usual_ports: Mapping[str
     return chosen
 
 
-def find_config(environ: Mapping[str, str], repository: Path = REPOSITORY) -> Path | None:
-    """Returns the settings file: PROFILE, else CXR_CONFIG, else cxr.toml, else `cpu` with weights and `demo` without.
+class SettingsFiles(NamedTuple):
+    """The files that the settings of a run come from."""
 
-    None (PROFILE=default) leaves it to cxr_ml/settings.py.
+    profile: Path | None  # None: the defaults
+    config: Path | None  # laid over the profile; None: there is none
+
+
+def find_settings(environ: Mapping[str, str], repository: Path = REPOSITORY) -> SettingsFiles:
+    """Returns the profile, PROFILE or else `cpu` with weights and `demo` without, and the file laid over it.
+
+    That file is CXR_CONFIG, else cxr.toml. PROFILE=default means no profile.
 
     Raises:
         Refused: PROFILE is not one of the profiles/*.toml, or CXR_CONFIG is not a file.
     """
-    profile = environ.get("PROFILE", "")
-    if profile == "default":
-        return None
-    if profile:
-        known = {path.stem: path for path in sorted((repository / "profiles").glob("*.toml"))}
-        if profile not in known:
-            raise Refused(f"PROFILE must be one of {', '.join([*known, 'default'])}. Received: {profile!r}")
-        return known[profile]
-    if environ.get("CXR_CONFIG"):
-        config = Path(environ["CXR_CONFIG"]).absolute()
-        if not config.is_file():
-            raise Refused(f"CXR_CONFIG must name a readable TOML file. Received: {str(config)!r}")
-        return config
-    if (repository / "cxr.toml").is_file():
-        return repository / "cxr.toml"
-    return repository / "profiles" / ("cpu.toml" if environ.get("CXR_WEIGHTS_DIR") else "demo.toml")
+    profiles = {path.stem: path for path in sorted((repository / "profiles").glob("*.toml"))}
+    name = environ.get("PROFILE") or ("cpu" if environ.get("CXR_WEIGHTS_DIR") else "demo")
+    if name not in (*profiles, "default"):
+        raise Refused(f"PROFILE must be one of {', '.join([*profiles, 'default'])}. Received: {name!r}")
+    config = Path(environ.get("CXR_CONFIG") or repository / "cxr.toml").absolute()
+    if environ.get("CXR_CONFIG") and not config.is_file():
+        raise Refused(f"CXR_CONFIG must name a readable TOML file. Received: {str(config)!r}")
+    return SettingsFiles(profiles.get(name), config if config.is_file() else None)
 
 
 def library_environment(
-    state: Path, ports: Mapping[str, int], secrets: Mapping[str, str], config: Path | None, environ: Mapping[str, str]
+    state: Path, ports: Mapping[str, int], secrets: Mapping[str, str], files: SettingsFiles, environ: Mapping[str, str]
 ) -> dict[str, str]:
     """Returns the variables with which `cxr-ml` works on the running store, whoever calls it."""
     variables = {
@@ -98,21 +98,23 @@ def library_environment(
         "AWS_SECRET_ACCESS_KEY": secrets["s3_secret_key"],
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
-        "CXR_S3_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
-        "CXR_BUCKET": "cxr",
-        "CXR_INBOX": str(state / "inbox"),
+        "CXR_STORE__ENDPOINT_URL": f"http://127.0.0.1:{ports['s3']}",
+        "CXR_STORE__BUCKET": "cxr",
+        "CXR_INBOX__PATH": str(state / "inbox"),
         "CXR_CACHE_DIR": str(state / "cache"),
-        "CXR_PATIENT_SALT": secrets["patient_salt"],
-        "CXR_SMTP_HOST": "127.0.0.1",
-        "CXR_SMTP_PORT": str(ports["smtp"]),
-        "CXR_UI_URL": f"http://127.0.0.1:{ports['ui']}",
+        "CXR_INBOX__PATIENT_SALT": secrets["patient_salt"],
+        "CXR_MAIL__SMTP_HOST": "127.0.0.1",
+        "CXR_MAIL__SMTP_PORT": str(ports["smtp"]),
+        "CXR_MAIL__UI_URL": f"http://127.0.0.1:{ports['ui']}",
         "GX_ANALYTICS_ENABLED": "false",
         # A proxy of the user's must not see what goes to 127.0.0.1.
         "NO_PROXY": ",".join(filter(None, [environ.get("NO_PROXY") or environ.get("no_proxy"), "127.0.0.1,localhost"])),
     }
     variables["no_proxy"] = variables["NO_PROXY"]
-    if config:
-        variables["CXR_CONFIG"] = str(config)
+    if files.profile:
+        variables["CXR_PROFILE"] = str(files.profile)
+    if files.config:
+        variables["CXR_CONFIG"] = str(files.config)
     if environ.get("CXR_WEIGHTS_DIR"):
         variables["CXR_WEIGHTS_DIR"] = str(Path(environ["CXR_WEIGHTS_DIR"]).absolute())
     return variables
@@ -173,7 +175,7 @@ def environment(
     state: Path,
     ports: Mapping[str, int],
     secrets: Mapping[str, str],
-    config: Path | None,
+    files: SettingsFiles,
     schedule: bool,
     environ: Mapping[str, str] = os.environ,
 ) -> dict[str, str]:
@@ -181,12 +183,13 @@ def environment(
     inherited = {
         name: value
         for name, value in environ.items()
-        if not name.startswith(("AWS_", "AIRFLOW", "MAKE", "CXR_CONFIG")) and name not in ("DROP", "ONCE", "PROFILE")
+        if not name.startswith(("AWS_", "AIRFLOW", "MAKE", "CXR_CONFIG", "CXR_PROFILE"))
+        and name not in ("DROP", "ONCE", "PROFILE")
     }
     binaries = str(Path(sys.executable).parent)
     return {
         **inherited,
-        **library_environment(state, ports, secrets, config, environ),
+        **library_environment(state, ports, secrets, files, environ),
         **airflow_environment(state, ports, secrets, environ.get("CXR_AIRFLOW_DB"), schedule),
         "LOCAL_STATE": str(state),
         **{f"LOCAL_PORT_{name.upper()}": str(port) for name, port in ports.items()},
@@ -224,9 +227,9 @@ def take_environment(state: Path, secrets: Mapping[str, str], schedule: bool) ->
     Returns:
         The environment of the services.
     """
-    config, ports = find_config(os.environ), choose_ports()
-    variables = library_environment(state, ports, secrets, config, os.environ)
-    env = environment(state, ports, secrets, config, schedule)
+    files, ports = find_settings(os.environ), choose_ports()
+    variables = library_environment(state, ports, secrets, files, os.environ)
+    env = environment(state, ports, secrets, files, schedule)
     write_files(state, ports, secrets, variables)
     os.environ.clear()
     os.environ.update(env)

@@ -68,8 +68,8 @@ def ending_everything(session: Session) -> Iterator[None]:
         ending = True
         if session.guard:
             session.note("Ending all services")
-            assert session.guard.stdin
-            session.guard.stdin.close()
+            if session.guard.stdin:
+                session.guard.stdin.close()
             session.guard.wait()
         # What is left was started beside the guard, or by a guard that somebody killed.
         process_guard.kill_descendants(set())

@@ -10,8 +10,7 @@ from importlib.metadata import version
 import httpx
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cxr_ml import store
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from local import airflow_api, state
 from local.logs import tail
 from local.session import Failed, Session, start_helper, wait_for_helper
@@ -46,12 +45,12 @@ def start_services(session: Session, env: dict[str, str], lock: int) -> None:
         )
 
 
-def make_bucket(session: Session, settings: Settings) -> None:
+def make_bucket(session: Session, store: ObjectStore) -> None:
     """Waits until the store answers, and makes the bucket."""
     end = time.monotonic() + START_SECONDS
     while True:
         try:
-            store.client(settings.s3_endpoint_url).create_bucket(Bucket=settings.bucket)
+            store.client.create_bucket(Bucket=store.bucket)
             break
         except ClientError as error:
             if error.response["Error"]["Code"] in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
@@ -62,7 +61,7 @@ def make_bucket(session: Session, settings: Settings) -> None:
         if time.monotonic() > end:
             raise Failed(f"The store does not answer: {problem}\n{tail(session.logs / 'store.log')}")
         session.pause(0.2)
-    store.check(settings)
+    store.check()
     session.note("The store is ready")
 
 

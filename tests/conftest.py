@@ -20,8 +20,9 @@ import httpx
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cxr_ml import store
+from cxr_ml import store as store_module
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from local.services import STORE_PORTS, choose_ports
 
 # One for all tests, emptied after each: SeaweedFS gives every bucket volumes of its own, and runs out after some 200.
@@ -84,7 +85,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         client.create_bucket(Bucket=BUCKET)
         client.create_bucket(Bucket=LASTING)
         filer = f"http://127.0.0.1:{ports['filer']}"
-        place = {"AWS_DEFAULT_REGION": "us-east-1", "CXR_S3_ENDPOINT_URL": endpoint, "CXR_BUCKET": BUCKET}
+        place = {"AWS_DEFAULT_REGION": "us-east-1", "CXR_STORE__ENDPOINT_URL": endpoint, "CXR_STORE__BUCKET": BUCKET}
         yield keys | place | {"FILER": filer}
     finally:
         with suppress(ProcessLookupError):
@@ -110,20 +111,17 @@ def _settings(seaweed: dict[str, str], bucket: str, folder: Path, patch: pytest.
     """Settings with an inbox and a cache in a folder; the same in CXR_* variables for `cxr-ml`."""
     (folder / "inbox").mkdir()
     variables = {
-        "CXR_BUCKET": bucket,
-        "CXR_INBOX": str(folder / "inbox"),
+        "CXR_STORE__BUCKET": bucket,
+        "CXR_INBOX__PATH": str(folder / "inbox"),
         "CXR_CACHE_DIR": str(folder / "cache"),
-        "CXR_PATIENT_SALT": "salt of the tests",
+        "CXR_INBOX__PATIENT_SALT": "salt of the tests",
     }
     for name, value in (seaweed | variables).items():
         patch.setenv(name, value)
-    patch.setattr(store, "_given", [])
     yield Settings(
-        bucket=bucket,
-        inbox=variables["CXR_INBOX"],
         cache_dir=folder / "cache",
-        patient_salt=variables["CXR_PATIENT_SALT"],
-        s3_endpoint_url=seaweed["CXR_S3_ENDPOINT_URL"],
+        store={"bucket": bucket, "endpoint_url": seaweed["CXR_STORE__ENDPOINT_URL"]},
+        inbox={"path": variables["CXR_INBOX__PATH"], "patient_salt": variables["CXR_INBOX__PATIENT_SALT"]},
     )
     _empty(seaweed["FILER"], bucket)
 
@@ -132,6 +130,12 @@ def _settings(seaweed: dict[str, str], bucket: str, folder: Path, patch: pytest.
 def settings(seaweed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Settings with an empty bucket and an empty inbox of the test's own."""
     yield from _settings(seaweed, BUCKET, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def store(settings: Settings) -> ObjectStore:
+    """The store of `settings`."""
+    return ObjectStore(settings.store)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +151,6 @@ def forget_credentials(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def forget() -> None:
         monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-        monkeypatch.setattr(store, "_own_client", lru_cache(store._own_client.__wrapped__))
+        monkeypatch.setattr(store_module, "_own_client", lru_cache(store_module._own_client.__wrapped__))
 
     return forget

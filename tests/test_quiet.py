@@ -58,7 +58,7 @@ def warnings(monkeypatch, tmp_path, caplog):
             (folder / "nvidia-smi").chmod(0o755)
         for entry in entries:
             (folder / "gpus" / entry).mkdir(parents=True)
-        monkeypatch.setattr(distribution, "_DRIVER", folder / "gpus")
+        monkeypatch.setattr(distribution, "_NVIDIA_DRIVER", folder / "gpus")
         monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(gpus))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         for name, value in ({"PATH": f"{folder}:/usr/bin:/bin"} | variables).items():

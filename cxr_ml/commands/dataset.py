@@ -5,11 +5,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cxr_ml.commands.shared import Json, err, opened, show
+from cxr_ml.commands.shared import Json, connect, err, show
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset
 from cxr_ml.reporting.terminal import dataset_remarks, plain
-from cxr_ml.settings import Settings
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -22,9 +21,11 @@ def dataset(context: typer.Context, json_: Json = False) -> None:
 
     if context.invoked_subcommand:
         return
-    with opened() as settings:
-        record, new = build.build_dataset(settings, promotion.trained_on(settings))
-        show(record, json_, _counts(record, settings, "" if new else " (nothing new)"), *dataset_remarks(record))
+    with connect() as (store, settings):
+        record, new = build.build_dataset(store, settings, promotion.trained_on(store))
+        show(
+            record, json_, _counts(record, settings.classes, "" if new else " (nothing new)"), *dataset_remarks(record)
+        )
 
 
 @app.command("list")
@@ -32,8 +33,8 @@ def list_(json_: Json = False) -> None:
     """All dataset versions."""
     from cxr_ml.dataset import versions
 
-    with opened() as settings:
-        records = [versions.load_dataset(settings, n) for n in versions.list_numbers(settings)]
+    with connect() as (store, _):
+        records = [versions.load_dataset(store, n) for n in versions.list_numbers(store)]
         table = Table("dataset", "parent", "batches", "rulings", "train", "validation", "test", "manifest SHA-256")
         for r in records:
             sums = (str(sum(r.counts.get(s, {}).values())) for s in ("train", "validation", "test"))
@@ -50,8 +51,8 @@ def show_(number: int, json_: Json = False) -> None:
     """One version: its images, where they come from, and what probes without lungs make of them."""
     from cxr_ml.dataset import versions
 
-    with opened() as settings:
-        record = versions.load_dataset(settings, number)
+    with connect() as (store, settings):
+        record = versions.load_dataset(store, number)
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_row("parent", "none, the first" if record.parent is None else str(record.parent))
         facts.add_row("batches", plain(", ".join(record.batches)))
@@ -61,7 +62,7 @@ def show_(number: int, json_: Json = False) -> None:
                 "withheld", f"{len(record.withheld)} images, whose group turned out to reach into a test split"
             )
         facts.add_row("manifest SHA-256", record.manifest_sha256)
-        show(record, json_, _counts(record, settings, ""), facts, *dataset_remarks(record))
+        show(record, json_, _counts(record, settings.classes, ""), facts, *dataset_remarks(record))
 
 
 @app.command()
@@ -69,8 +70,8 @@ def diff(before: int, after: int, json_: Json = False) -> None:
     """What two versions do not hold alike; with --json, image by image."""
     from cxr_ml.dataset.diff import CHANGES, compare_datasets
 
-    with opened() as settings:
-        rows = compare_datasets(settings, before, after)
+    with connect() as (store, _):
+        rows = compare_datasets(store, before, after)
         table = Table("change", "class", "was", "split", "batch", "images")
         keys = ["change", "label", "label_before", "split", "batch"]
         for (change, label, was, split, batch), n in rows.groupby(keys, sort=False).size().items():
@@ -92,13 +93,13 @@ def doubts(
     from cxr_ml.evaluation import label_issues
     from cxr_ml.registry import promotion
 
-    with opened() as settings:
-        record = versions.load_dataset(settings, number) if number is not None else versions.load_latest(settings)
-        champion = promotion.champion(settings)
+    with connect() as (store, settings):
+        record = versions.load_dataset(store, number) if number is not None else versions.load_latest(store)
+        champion = promotion.champion(store)
         if record is None or champion is None:
             raise Refused("Doubts need a dataset and a champion. Received: none yet. Retrain first.")
         with err.status("predicting"):
-            found = label_issues.find(settings, record, champion.model, top)
+            found = label_issues.find(store, settings.cache_dir, record, champion.model, top)
         table = Table("SHA-256", "file", "label", "champion says", "p(label)", "p(says)", "split", "issue")
         for d in found.doubts:
             table.add_row(
@@ -108,8 +109,8 @@ def doubts(
         show(found, json_, *([table] if found.doubts else []), plain(found.said))
 
 
-def _counts(record: Dataset, settings: Settings, note: str) -> Table:
-    table = Table("split", *settings.classes, title=f"dataset {record.dataset}{note}")
+def _counts(record: Dataset, classes: tuple[str, ...], note: str) -> Table:
+    table = Table("split", *classes, title=f"dataset {record.dataset}{note}")
     for split, counts in record.counts.items():
-        table.add_row(split, *(str(counts.get(label, 0)) for label in settings.classes))
+        table.add_row(split, *(str(counts.get(label, 0)) for label in classes))
     return table

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cxr_ml.commands.shared import Json, err, following, opened, out, progress, show
+from cxr_ml.commands.shared import Json, connect, err, following, out, progress, show
 from cxr_ml.errors import Refused
 from cxr_ml.reporting.terminal import plain, show_batch
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 
 def ingest(
@@ -18,28 +19,26 @@ def ingest(
     json_: Json = False,
 ) -> None:
     """Copy drops from the inbox into the store and measure each image."""
-    from cxr_ml import store
-
-    with opened() as settings:
-        store.check(settings)
-        batches, left_out = ingest_drops(settings, drop or [], json_)
+    with connect() as (store, settings):
+        store.check()
+        batches, left_out = ingest_drops(store, settings, drop or [], json_)
         show({"batches": batches}, json_, "\n".join(map(plain, batches)) or "Nothing new in the inbox.")
         refuse_left_out(left_out)
 
 
-def ingest_drops(settings: Settings, named: list[str], json_: bool) -> tuple[list[str], list[str]]:
+def ingest_drops(store: ObjectStore, settings: Settings, named: list[str], json_: bool) -> tuple[list[str], list[str]]:
     """Ingests the drops that are named, or all new ones; returns their batches, and new drops that were refused."""
     from cxr_ml.ingest import inbox, ingest_drop
     from cxr_ml.validation.suite_check import check_suites
 
-    check = partial(check_suites, settings)
-    names, batches, left_out = named or inbox.list_new_drops(settings), [], []
+    check = partial(check_suites, settings.validation, settings.cache_dir)
+    names, batches, left_out = named or inbox.list_new_drops(store, settings.inbox), [], []
     if names and not named:
         check()  # no drop is at fault for a suite
     for name in names:
         try:
             with progress(name, json_) as on_file:
-                batches.append(ingest_drop.ingest(settings, name, on_file, on_start=check if named else None))
+                batches.append(ingest_drop.ingest(store, settings, name, on_file, on_start=check if named else None))
         except Refused as error:
             if named:
                 raise
@@ -49,6 +48,7 @@ def ingest_drops(settings: Settings, named: list[str], json_: bool) -> tuple[lis
 
 
 def refuse_left_out(left_out: list[str]) -> None:
+    """Raises Refused if drops were left out, after all else is done."""
     if left_out:
         raise Refused(f"All else is done. Left out, see above: {', '.join(left_out)}.")
 
@@ -61,10 +61,10 @@ def measure(
     """Measure image files of any folder, as `ingest` does with a drop. Needs no store."""
     from cxr_ml.ingest import measure_folder
 
-    with opened() as settings:
+    with connect() as (store, settings):
         listed = measure_folder.list_images(paths)
         with progress("measuring", json_) as on_file:
-            tables = measure_folder.measure_files(settings, listed, lambda done: on_file(done, len(listed)))
+            tables = measure_folder.measure_files(store, settings, listed, lambda done: on_file(done, len(listed)))
             if out_:
                 unread = measure_folder.write_table(tables, out_)
             else:
@@ -87,9 +87,9 @@ def validate(batch: list[str], json_: Json = False) -> None:
     """Judge ingested batches with Great Expectations and commit them."""
     from cxr_ml.validation import judge_batch
 
-    with opened() as settings:
+    with connect() as (store, settings):
         with following(json_) as on_progress:
-            records = [judge_batch.validate_batch(settings, name, on_progress) for name in batch]
+            records = [judge_batch.validate_batch(store, settings, name, on_progress) for name in batch]
         if json_:
             show([r.model_dump(mode="json") for r in records], True)
             return
@@ -107,6 +107,6 @@ def demo_data(
     """Write a demonstration drop of synthetic chest phantoms."""
     from cxr_ml.imaging import synthetic
 
-    with opened():
+    with connect():
         counts = synthetic.write_drop(folder, seed, images_per_class, shuffle_labels)
         show(counts, json_, f"{sum(counts.values())} files in {plain(folder)}")

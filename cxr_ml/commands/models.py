@@ -1,13 +1,15 @@
 """`cxr-ml models`: what models there are, what became of them and why, and whether they still are what they were."""
 
 import getpass
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from cxr_ml.commands.shared import Json, opened, progress, show
+from cxr_ml import layout
+from cxr_ml.commands.shared import Json, connect, progress, show
 from cxr_ml.records import Decision, Evaluation
 from cxr_ml.reporting import formatting
 from cxr_ml.reporting.terminal import candidates_table, decision_table, plain
@@ -22,8 +24,8 @@ def list_(json_: Json = False) -> None:
     """All models, newest first."""
     from cxr_ml.registry import queries
 
-    with opened() as settings:
-        rows = queries.models(settings)
+    with connect() as (store, _):
+        rows = queries.models(store)
         table = Table(Column("model", no_wrap=True), "dataset", "outcome", "champion", "macro F1")
         recalls = list(dict.fromkeys(label for row in rows for label in row["recalls"] or ()))
         for label in recalls:
@@ -41,11 +43,11 @@ def list_(json_: Json = False) -> None:
         show(rows, json_, table if rows else "No model yet.")
 
 
-def _outcome(row: dict[str, Any]) -> str:
+def _outcome(row: Mapping[str, Any]) -> str:
     return row["outcome"].replace("_", " ") + (", weights swept" if row["swept"] else "")
 
 
-def _versions(row: dict[str, Any]) -> str:
+def _versions(row: Mapping[str, Any]) -> str:
     return ", ".join(f"v{n}" for n in row["versions"]) + (" (now)" if row["champion"] else "")
 
 
@@ -54,8 +56,8 @@ def show_(model: Name, json_: Json = False) -> None:
     """One model: what it was made of, how it was judged, and what became of it."""
     from cxr_ml.registry import queries
 
-    with opened() as settings:
-        found = queries.show(settings, model)
+    with connect() as (store, _):
+        found = queries.show(store, model)
         record = found["model"]
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_column()
@@ -85,8 +87,8 @@ def compare(first: Name, second: Name, json_: Json = False) -> None:
     """Two models beside each other: figures on the same test images, and settings that differ."""
     from cxr_ml.registry import queries
 
-    with opened() as settings:
-        found = queries.compare(settings, first, second)
+    with connect() as (store, _):
+        found = queries.compare(store, first, second)
         names = [plain(name) for name in found["models"]]
         one, two = found["datasets"]
         said = (
@@ -101,8 +103,8 @@ def compare(first: Name, second: Name, json_: Json = False) -> None:
             change = "–" if row["difference"] is None else f"{row['difference']:+.4f}"
             figures.add_row(plain(row["name"]), *values, change)
         differing = Table("setting", *names)
-        for row in found["settings"]:
-            differing.add_row(plain(row["name"]), *(plain("–" if v is None else v) for v in row["values"]))
+        for setting in found["settings"]:
+            differing.add_row(plain(setting["name"]), *(plain("–" if v is None else v) for v in setting["values"]))
         show(found, json_, said, figures, differing if found["settings"] else "No setting differs.")
 
 
@@ -111,8 +113,8 @@ def history(json_: Json = False) -> None:
     """What was promoted, refused, rolled back and swept, by whom, when and why; oldest first."""
     from cxr_ml.registry import promotion
 
-    with opened() as settings:
-        entries = [e.model_dump(mode="json", exclude={"decision"}) for e in promotion.history(settings)]
+    with connect() as (store, _):
+        entries = [e.model_dump(mode="json", exclude={"decision"}) for e in promotion.history(store)]
         show(entries, json_, _entries(entries) if entries else "Nothing has happened yet.")
 
 
@@ -130,9 +132,9 @@ def verify(model: Name, json_: Json = False) -> None:
     """Check every hash from the champion's pointer to the pixels. Exit status 1 if anything differs."""
     from cxr_ml.registry.verify import verify_model
 
-    with opened() as settings:
+    with connect() as (store, _):
         with progress("images", json_) as on_image:
-            steps = verify_model(settings, model, on_image)
+            steps = verify_model(store, model, on_image)
         texts = []
         for step in steps:
             mark = "[bold red]DIFFERS[/]" if step.differs else "[green]ok[/]"
@@ -156,10 +158,15 @@ def prune(
     """Delete the weights of old refused candidates. Everything else of them stays, and every champion."""
     from cxr_ml.registry.prune import candidates, delete_weights
 
-    with opened() as settings:
-        names = candidates(settings, keep)
+    with connect() as (store, _):
+        names = candidates(store, keep)
         for name in names if yes else ():
-            delete_weights(settings, name, getpass.getuser(), f"Beyond the {keep} refused candidates judged last.")
+            delete_weights(
+                store,
+                name,
+                getpass.getuser(),
+                f"Beyond the {keep} refused candidates judged last.",
+            )
         said = "Weights deleted" if yes else "Would be deleted, with --yes"
-        texts = [f"{said}: {plain(f'models/{name}/model.keras')}" for name in names]
+        texts = [f"{said}: {plain(layout.model_weights(name))}" for name in names]
         show({"models": names, "deleted": yes}, json_, *(texts or ["Nothing to delete."]))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from cxr_ml.commands.shared import Json, err, opened, show
+from cxr_ml.commands.shared import Json, connect, show
 from cxr_ml.reporting.terminal import plain
 
 
@@ -19,14 +19,8 @@ def predict(
     """Probabilities of X-ray files. Not a diagnosis."""
     from cxr_ml.serving.predict import load_predictor
 
-    with opened() as settings:
-        rows = list(load_predictor(settings, model)(files, explain))
-        if any(row.predicted and row.unlikeness is None for row in rows):
-            warning = (
-                "This model does not know what its training images are like: a picture that is no chest X-ray is not "
-                "recognised. Train a new one."
-            )
-            err.print(warning, style="bold red", highlight=False)
+    with connect() as (store, settings):
+        rows = list(load_predictor(store, settings, model)(files, explain))
         table = Table(Column("file", overflow="fold"), "predicted", *settings.classes, "refused")
         for row in rows:
             shown = (f"{row.probabilities[c]:.3f}" if row.probabilities else "" for c in settings.classes)

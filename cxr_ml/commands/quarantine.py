@@ -1,14 +1,14 @@
 """`cxr-ml quarantine`: what was refused and why, and the rulings of humans on it."""
 
 import getpass
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from cxr_ml.commands.shared import Json, err, opened, show
+from cxr_ml.commands.shared import Json, connect, err, show
 from cxr_ml.errors import Refused
 from cxr_ml.records import Ruling
 from cxr_ml.reporting import narrative
@@ -48,10 +48,19 @@ def list_(
     """Every refused file, with its reasons."""
     from cxr_ml.validation import quarantine
 
-    with opened() as settings:
-        rows = quarantine.add_dates(settings, quarantine.list_refused(settings, reason, label, drop))
+    with connect() as (store, settings):
+        rows = quarantine.add_dates(
+            store,
+            quarantine.list_refused(store, settings.inbox, settings.classes, reason, label, drop),
+        )
         if reason and rows.empty:
-            known = sorted({code for codes in quarantine.list_refused(settings)["reasons"] for code in codes})
+            known = sorted(
+                {
+                    code
+                    for codes in quarantine.list_refused(store, settings.inbox, settings.classes)["reasons"]
+                    for code in codes
+                }
+            )
             err.print(f"No such file was refused for {plain(reason)}. Reasons there are: {plain(', '.join(known))}")
         table = Table()
         table.add_column("SHA-256", no_wrap=True)
@@ -73,20 +82,21 @@ def show_(name: Name, json_: Json = False) -> None:
     """All about one file: why it was refused, its measurements, files with the same picture, rulings."""
     from cxr_ml.validation import quarantine
 
-    with opened() as settings:
-        found = quarantine.describe_file(settings, name)
+    with connect() as (store, settings):
+        found = quarantine.describe_file(store, settings, name)
         failed = set(found["reasons"])
+        values: Mapping[str, Any] = found
         facts = Table(show_header=False, box=None, pad_edge=False)
         facts.add_column()
         facts.add_column(overflow="fold")
-        prefix = f"s3://{settings.bucket}/{settings.prefix}"
+        prefix = f"s3://{settings.store.bucket}/{settings.store.prefix}"
         for key in ("file", "batch", "drop", "at", "label", "state", "now", "sha256"):
-            facts.add_row(_TITLES.get(key, key), plain(found[key] or "–"))
+            facts.add_row(_TITLES.get(key, key), plain(values[key] or "–"))
         for key in ("image", "thumbnail"):
-            facts.add_row(key, plain(prefix + found[key] if found[key] else "–"))
+            facts.add_row(key, plain(prefix + values[key] if values[key] else "–"))
         why = [f"[bold]{plain(code)}[/]: {plain(words)}" for code, words in found["reasons"].items()]
         limits = Table("measure", "value", "limit", "", title="measured, beside images.json", title_justify="left")
-        for line in found["limits"]:
+        for line in values["limits"]:
             mark = "[red]refused" if line["reason"] in failed and not line["met"] else ""
             limits.add_row(plain(line["column"]), line["value"] or "not measured", line["limit"], mark)
         others = Table(title="the same picture", title_justify="left")
@@ -137,9 +147,18 @@ def release_all(
     from cxr_ml.dataset import versions
     from cxr_ml.validation import add_ruling
 
-    with opened() as settings, _naming_options():
-        withheld = versions.load_withheld(settings)
-        rows, skipped = add_ruling.find_releasable(settings, withheld, reason, label, drop, from_rejected_class)
+    with connect() as (store, settings), _naming_options():
+        withheld = versions.load_withheld(store)
+        rows, skipped = add_ruling.find_releasable(
+            store,
+            settings.inbox,
+            settings.classes,
+            withheld,
+            reason,
+            label,
+            drop,
+            from_rejected_class,
+        )
         counts = {str(k): int(n) for k, n in rows["label"].value_counts().sort_index().items()}
         skipped_words = {_SKIPPED[code]: n for code, n in skipped.items()}
         for words, n in skipped_words.items():
@@ -147,7 +166,7 @@ def release_all(
         images = ", ".join(f"{n} {k}" for k, n in counts.items()) or "nothing"
         if len(rows) and not yes:
             typer.confirm(f"Release {images}, refused for {reason}?", abort=True, err=True)
-        ruled = add_ruling.release_images(settings, rows, _who(by), why) if len(rows) else []
+        ruled = add_ruling.release_images(store, rows, _who(by), why) if len(rows) else []
         result = {"released": counts, "skipped": skipped_words, "rulings": [r.number for r in ruled]}
         show(result, json_, f"Released: {plain(images)}. {_LATER}" if ruled else "Nothing to release.")
 
@@ -169,9 +188,16 @@ def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected
     from cxr_ml.dataset import versions
     from cxr_ml.validation import add_ruling
 
-    with opened() as settings, _naming_options():
+    with connect() as (store, settings), _naming_options():
         request = add_ruling.Request(action, _who(by), why, label, rejected)
-        outcome = add_ruling.rule_on_image(settings, versions.load_withheld(settings), name, request)
+        outcome = add_ruling.rule_on_image(
+            store,
+            settings.inbox,
+            settings.classes,
+            versions.load_withheld(store),
+            name,
+            request,
+        )
         notes = [
             f"{other.file!r} of batch {other.batch} leaves: it shows the same picture under the label {other.label}."
             for other in outcome.leaving

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from cxr_ml.records import Record
 from cxr_ml.reporting import follow, formatting
 from cxr_ml.reporting.terminal import plain
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 out = Console()
 err = Console(stderr=True)
@@ -26,12 +27,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and
 
 
 @contextmanager
-def opened(**overrides: object) -> Iterator[Settings]:
-    """Settings for one command; what is refused ends it with the reason and exit status 2."""
+def connect() -> Iterator[tuple[ObjectStore, Settings]]:
+    """Yields store and settings for one command; what is refused ends it with the reason and exit status 2."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        yield settings_module.load(**overrides)
+        settings = settings_module.load()
+        yield ObjectStore(settings.store), settings
     except Refused as error:
         err.print(f"[bold red]Refused:[/] {plain(error)}", highlight=False)
         raise typer.Exit(2) from None
@@ -40,7 +42,7 @@ def opened(**overrides: object) -> Iterator[Settings]:
         raise typer.Exit(3) from None
 
 
-def show(value: Record | dict[str, Any] | list[Any], as_json: bool, *texts: str | Table) -> None:
+def show(value: Record | Mapping[str, Any] | Sequence[Any], as_json: bool, *texts: str | Table) -> None:
     """Prints a result: as strict JSON, or as the texts and tables for people."""
     if as_json:
         print(json.dumps(_strict(value.model_dump(mode="json") if isinstance(value, Record) else value), indent=2))

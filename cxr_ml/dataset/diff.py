@@ -3,13 +3,13 @@
 import pandas as pd
 
 from cxr_ml.dataset import versions
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 CHANGES = ("added", "removed", "relabelled", "moved")
 _COLUMNS = ["change", "sha256", "label", "split", "label_before", "split_before", "batch"]
 
 
-def compare_datasets(settings: Settings, before: int, after: int) -> pd.DataFrame:
+def compare_datasets(store: ObjectStore, before: int, after: int) -> pd.DataFrame:
     """Returns each image in which two dataset versions differ.
 
     Returns:
@@ -21,7 +21,7 @@ def compare_datasets(settings: Settings, before: int, after: int) -> pd.DataFram
         Refused: there is no such version, or a manifest was changed.
     """
     old, new = (
-        versions.load_manifest(settings, versions.load_dataset(settings, n))[["sha256", "label", "split", "batch"]]
+        versions.load_manifest(store, versions.load_dataset(store, n))[["sha256", "label", "split", "batch"]]
         for n in (before, after)
     )
     merged = old.astype(object).merge(

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 
 from cxr_ml.records import Probe
-from cxr_ml.settings import Settings
+from cxr_ml.settings import DatasetSettings
 
 FOLDS = 5  # of the cross-validation
 MAX_PER_CLASS = 1000  # images, so that a probe takes seconds whatever the size of the dataset
 _ENCODING = ["width", "height", "bytes", "format", "mode", "bits"]
 
 
-def fit_probes(rows: pd.DataFrame, settings: Settings) -> tuple[Probe, ...]:
+def fit_probes(rows: pd.DataFrame, settings: DatasetSettings, classes: tuple[str, ...]) -> tuple[Probe, ...]:
     """Fits two linear probes that predict the label: one sees the outer border, one how the file is encoded.
 
     Each is a linear discriminant analysis with shrinkage and equal priors, which has a closed form (Ledoit and Wolf,
@@ -27,12 +27,15 @@ def fit_probes(rows: pd.DataFrame, settings: Settings) -> tuple[Probe, ...]:
     Args:
         rows: sha256, label, group, ring, width, height, bytes, format, mode, bits.
         settings: classes, shortcut_limit.
+        classes: the model's classes, in the order of its outputs.
 
     Returns:
         The probes of "border" and "encoding".
     """
     rows = rows.sort_values("sha256", ignore_index=True)
-    return _fit_probe("border", rows, _border, settings), _fit_probe("encoding", rows, _encoding, settings)
+    return _fit_probe("border", rows, _border, settings, classes), _fit_probe(
+        "encoding", rows, _encoding, settings, classes
+    )
 
 
 def _border(rows: pd.DataFrame) -> np.ndarray:
@@ -49,9 +52,13 @@ def _encoding(rows: pd.DataFrame) -> np.ndarray:
 
 
 def _fit_probe(
-    sees: str, rows: pd.DataFrame, features: Callable[[pd.DataFrame], np.ndarray], settings: Settings
+    sees: str,
+    rows: pd.DataFrame,
+    features: Callable[[pd.DataFrame], np.ndarray],
+    settings: DatasetSettings,
+    classes: tuple[str, ...],
 ) -> Probe:
-    classes = settings.classes
+    classes = classes
     chance = 1 / len(classes)
     # Rows are sorted by SHA-256, so these are a random sample, and the same one each time.
     rows = rows.groupby("label").head(MAX_PER_CLASS)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cxr_ml.settings import Settings
+from cxr_ml.settings import DatasetSettings
 
 _STRICTEST_FIRST = ("test", "validation", "train")
 
@@ -24,7 +24,7 @@ def hash_to_unit(group: str, purpose: str) -> float:
     return int(hashlib.sha256(f"{purpose}\n{group}".encode()).hexdigest()[:8], 16) / 2**32
 
 
-def choose_split(group: str, hint: str, settings: Settings) -> str:
+def choose_split(group: str, hint: str, settings: DatasetSettings) -> str:
     """Returns the split of a new group: the one that the drop asks for, else one by the hash of the group's name.
 
     Args:
@@ -33,7 +33,7 @@ def choose_split(group: str, hint: str, settings: Settings) -> str:
         settings: test_fraction, validation_fraction.
 
     Examples:
-        >>> settings = Settings(test_fraction=0.2, validation_fraction=0.15)
+        >>> settings = DatasetSettings(test_fraction=0.2, validation_fraction=0.15)
         >>> choose_split("patient:7", "test", settings)
         'test'
         >>> [choose_split(f"patient:{n}", "", settings) for n in (0, 1, 4)]
@@ -73,7 +73,7 @@ def pair_copies(frame: pd.DataFrame, copies: pd.DataFrame) -> list[Pairs]:
 
 
 def assign_splits(
-    frame: pd.DataFrame, rows: pd.DataFrame, copies: pd.DataFrame, known: pd.DataFrame, settings: Settings
+    frame: pd.DataFrame, rows: pd.DataFrame, copies: pd.DataFrame, known: pd.DataFrame, settings: DatasetSettings
 ) -> tuple[pd.DataFrame, set[str]]:
     """Returns `rows` with the group and split of each image, and the images of `known` to leave out from now on.
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from cxr_ml.evaluation import gradcam, stored_explanations
 from cxr_ml.records import Dataset, Explanation, Model, SheetImage
-from cxr_ml.settings import Settings
+from cxr_ml.settings import TrainingSettings
+from cxr_ml.store import ObjectStore
 
 MAX_PER_OUTCOME = 4  # hits, and misses, of a class that are shown
 _MAX_LETTERS = 14  # of a label above a tile, with the word before it
@@ -25,7 +26,8 @@ _PER_ROW = 2  # examples in a row, of two pictures each: legible when a phone sh
 
 
 def write(
-    settings: Settings,
+    store: ObjectStore,
+    settings: TrainingSettings,
     record: Model,
     dataset: Dataset,
     network: keras.Model,
@@ -39,7 +41,8 @@ def write(
     """Explains a model on test images and stores the explanation; an existing one is returned as it is.
 
     Args:
-        settings: the store, and the seed.
+        store: the object store.
+        settings: the seed.
         record: of the model; `classes` are the order of the outputs.
         dataset: that the images are of.
         network: the model.
@@ -53,7 +56,7 @@ def write(
     Returns:
         The record. Hits are drawn at random, misses are those of which the model was the surest.
     """
-    existing = stored_explanations.load(settings, record.model, dataset.dataset)
+    existing = stored_explanations.load(store, record.model, dataset.dataset)
     if existing is not None:
         return existing
     labels, names = manifest["label"].to_numpy()[rows], manifest["sha256"].to_numpy()[rows]
@@ -88,7 +91,7 @@ def write(
         shown=tuple(shown),
         sheets={label: hashlib.sha256(png).hexdigest() for label, png in sheets.items()},
     )
-    stored_explanations.save(settings, explanation, sheets)
+    stored_explanations.save(store, explanation, sheets)
     return explanation
 
 

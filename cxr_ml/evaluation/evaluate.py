@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import contact_sheets, metrics, perturbations, slices, stored_evaluations
@@ -16,6 +16,7 @@ from cxr_ml.ingest import tables
 from cxr_ml.progress import OnProgress, begun, counted, nobody
 from cxr_ml.records import Dataset, Difference, Evaluation, Metrics, PerturbationResult
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check, calibration, corruptions, inputs, predictions
 from cxr_ml.training.calibration import Predictions
 
@@ -30,14 +31,20 @@ class _Evaluated(NamedTuple):
 
 
 def evaluate_models(
-    settings: Settings, number: int, names: Sequence[str], champion: str | None, on_progress: OnProgress = nobody
+    store: ObjectStore,
+    settings: Settings,
+    number: int,
+    names: Sequence[str],
+    champion: str | None,
+    on_progress: OnProgress = nobody,
 ) -> list[Evaluation]:
     """Evaluates each candidate on validation and test images of a dataset, and the champion on the same images.
 
     Where the champion cannot be evaluated, the evaluations say so and the gate stays shut.
 
     Args:
-        settings: the store, the classes, how many images a slice needs.
+        store: the object store.
+        settings: the classes, how many images a slice needs.
         number: of the dataset.
         names: the candidates.
         champion: name of the model in use; None: there is none.
@@ -50,21 +57,21 @@ def evaluate_models(
     Raises:
         Refused: a candidate cannot be loaded, or its classes are not those of the settings.
     """
-    dataset = versions.load_dataset(settings, number)
+    dataset = versions.load_dataset(store, number)
     other, problem = None, ""
     if champion is not None:
         try:
-            other = _evaluate_model(_Subject(settings, dataset, champion, on_progress))
+            other = _evaluate_model(_Subject(store, settings, dataset, champion, on_progress))
         except Refused as error:
             problem = f"The champion {champion} could not be evaluated: {error}"
     evaluations = []
     for name in names:
-        candidate = _evaluate_candidate(_Subject(settings, dataset, name, on_progress, candidate=True))
+        candidate = _evaluate_candidate(_Subject(store, settings, dataset, name, on_progress, candidate=True))
         update: dict[str, object] = {"champion_problem": problem, "beside": champion}
         if other is not None:
             update |= {"champion": other.evaluation, "difference": _compare(candidate, other, settings.classes)}
         evaluation = candidate.evaluation.model_copy(update=update)
-        stored_evaluations.save(settings, evaluation)
+        stored_evaluations.save(store, evaluation)
         evaluations.append(evaluation)
     return evaluations
 
@@ -73,14 +80,22 @@ class _Subject:
     """A model and the images of a dataset, which it predicts at its operating point."""
 
     def __init__(
-        self, settings: Settings, dataset: Dataset, name: str, on_progress: OnProgress, candidate: bool = False
+        self,
+        store: ObjectStore,
+        settings: Settings,
+        dataset: Dataset,
+        name: str,
+        on_progress: OnProgress,
+        candidate: bool = False,
     ) -> None:
         on_progress(begun(f"loading {name}"))
-        self.settings, self.dataset = settings, dataset
-        self.record, self.network = predictions.load_model(settings, name)
+        self.store, self.settings, self.dataset = store, settings, dataset
+        self.record, self.network = predictions.load_model(store, name)
         if self.record.classes != settings.classes:
             raise Refused(f"{name} must know the classes {settings.classes}. Received: {self.record.classes}")
-        self.images, self.manifest = inputs.load(settings, dataset, self.record.image_size, on_progress)
+        self.images, self.manifest = inputs.load(
+            store, settings.cache_dir, dataset, self.record.image_size, on_progress
+        )
         self.y = inputs.targets(self.manifest, settings.classes)
         self.rows = {s: np.flatnonzero(self.manifest["split"] == s) for s in ("validation", "test")}
         test = self.rows["test"]
@@ -124,7 +139,8 @@ def _evaluate_candidate(subject: _Subject) -> _Evaluated:
     decided = {split: subject.decide(p) for split, p in raw.items()}
     _store_predictions(subject, decided)
     contact_sheets.write(
-        settings,
+        subject.store,
+        settings.training,
         record,
         dataset,
         subject.network,
@@ -139,7 +155,7 @@ def _evaluate_candidate(subject: _Subject) -> _Evaluated:
     update = {
         "moved": perturbed,
         "reload_difference": _reload_difference(subject, raw["validation"]),
-        "files": {file: store.sha256(settings, f"models/{record.model}/{file}") for file in files},
+        "files": {file: subject.store.sha256(layout.model_file(record.model, file)) for file in files},
     }
     return model._replace(evaluation=model.evaluation.model_copy(update=update))
 
@@ -170,7 +186,11 @@ def _evaluate_model(subject: _Subject, raw: dict[str, np.ndarray] | None = None)
             for disguise, change in corruptions.FIXED.items()
         },
         slices=slices.measure(
-            versions.join_measurements(settings, dataset, subject.manifest.iloc[rows]), y, test, settings
+            versions.join_measurements(subject.store, settings.cache_dir, dataset, subject.manifest.iloc[rows]),
+            y,
+            test,
+            settings.gate,
+            settings.classes,
         ),
     )
     return _Evaluated(evaluation, test, y, groups)
@@ -194,8 +214,8 @@ def _reload_difference(subject: _Subject, p: np.ndarray) -> float | None:
     record = subject.record
     if not record.validation_sha256 or record.dataset_sha256 != subject.dataset.manifest_sha256:
         return None
-    key = f"models/{record.model}/validation.npy"
-    data = artifact_check.check_bytes(key, store.get(subject.settings, key), record.validation_sha256)
+    key = layout.validation_predictions(record.model)
+    data = artifact_check.check_bytes(key, subject.store.get(key), record.validation_sha256)
     trained = np.load(io.BytesIO(data), allow_pickle=False)
     return float(np.abs(trained - p).max()) if trained.shape == p.shape else None
 
@@ -207,8 +227,8 @@ def _store_predictions(subject: _Subject, predicted: dict[str, Predictions]) -> 
         part["decided"] = np.array(classes)[predicted[split].labels]
         columns = {f"p_{label}": predicted[split].probabilities[:, i] for i, label in enumerate(classes)}
         parts.append(part.assign(**columns))
-    key = f"models/{subject.record.model}/predictions-d{subject.dataset.dataset}.parquet"
-    store.put_if_absent(subject.settings, key, tables.to_parquet(pd.concat(parts, ignore_index=True)))
+    key = layout.predictions(subject.record.model, subject.dataset.dataset)
+    subject.store.put_if_absent(key, tables.to_parquet(pd.concat(parts, ignore_index=True)))
 
 
 def _compare(candidate: _Evaluated, champion: _Evaluated, classes: Sequence[str]) -> Difference:

@@ -1,17 +1,19 @@
 """Labels that the champion contradicts, for a human to look at. No label is ever changed by it."""
 
+from pathlib import Path
+
 import numpy as np
 
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import process_file
 from cxr_ml.records import Dataset, LabelIssue, LabelReview
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import inputs, predictions
 from cxr_ml.validation import committed_batches
 
 
-def find(settings: Settings, dataset: Dataset, model: str, top: int) -> LabelReview:
+def find(store: ObjectStore, cache_dir: Path, dataset: Dataset, model: str, top: int) -> LabelReview:
     """Returns the images of a dataset whose label a model contradicts most, least believed label first.
 
     Looked at are the images that the model was not trained on: those of validation and test, and all that came later.
@@ -23,7 +25,8 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> LabelRev
     and Chuang, Confident Learning: Estimating Uncertainty in Dataset Labels, JAIR 70, 2021.
 
     Args:
-        settings: the store, the cache folder.
+        store: the store, the cache folder.
+        cache_dir: folder of what may be deleted between runs.
         dataset: the version whose labels are doubted.
         model: name of the model that doubts them.
         top: how many are named at most. Only labels that are not the model's own answer, or are issues, are named.
@@ -34,10 +37,10 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> LabelRev
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    record, network = predictions.load_model(settings, model)
-    trained = versions.load_manifest(settings, versions.load_dataset(settings, record.dataset))
+    record, network = predictions.load_model(store, model)
+    trained = versions.load_manifest(store, versions.load_dataset(store, record.dataset))
     trained = trained[trained["split"] == "train"]
-    images, manifest = inputs.load(settings, dataset, record.image_size)
+    images, manifest = inputs.load(store, cache_dir, dataset, record.image_size)
     unknown = sorted(set(manifest["label"]) - set(record.classes))
     if unknown:
         raise Refused(f"{model} must know the labels of dataset {dataset.dataset}. Received: {', '.join(unknown)}")
@@ -54,7 +57,7 @@ def find(settings: Settings, dataset: Dataset, model: str, top: int) -> LabelRev
         issues = find_label_issues(y, p, filter_by="prune_by_noise_rate", n_jobs=1)
     order = np.argsort(quality, kind="stable")
     order = order[(p.argmax(axis=1) != y)[order] | issues[order]][:top]
-    names = _files(settings, [held_out.at[i, "batch"] for i in order])
+    names = _files(store, [held_out.at[i, "batch"] for i in order])
     named = []
     for i in order:
         row, best = held_out.iloc[i], int(p[i].argmax())
@@ -85,11 +88,11 @@ def _describe(model: str, dataset: Dataset, held_out: int, images: int) -> str:
     )
 
 
-def _files(settings: Settings, names: list[str]) -> dict[tuple[str, str], str]:
+def _files(store: ObjectStore, names: list[str]) -> dict[tuple[str, str], str]:
     """(batch, sha256) -> file, for these batches."""
     files: dict[tuple[str, str], str] = {}
     for name in sorted(set(names)):
-        table = committed_batches.read_measurements(settings, name)
+        table = committed_batches.read_measurements(store, name)
         for sha, file in zip(table["sha256"], table["file"], strict=True):
             files.setdefault((name, sha), file)
     return files

@@ -167,7 +167,10 @@ def wilson(share: float, n: int) -> tuple[float, float] | None:
         >>> round(low, 3), round(high, 3)
         (0.826, 0.945)
     """
-    return tuple(wilson_interval(share, n)) if n > 0 and math.isfinite(share) else None
+    if n <= 0 or not math.isfinite(share):
+        return None
+    low, high = wilson_interval(share, n)
+    return low, high
 
 
 def interval(draws: np.ndarray) -> tuple[float, float] | None:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.records import Decision, Evaluation
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 
 class _Comparison(NamedTuple):
@@ -23,29 +23,28 @@ def _comparison(record: Evaluation) -> _Comparison:
 
 
 def _first_key(model: str) -> str:
-    return f"models/{model}/evaluation.json"
+    return layout.evaluation(model)
 
 
 def _later_key(model: str, comparison: _Comparison) -> str:
-    dataset, champion, failed = comparison
-    return f"models/{model}/evaluation-d{dataset}-beside-{champion or 'none'}{'-failed' if failed else ''}.json"
+    return layout.later_evaluation(model, *comparison)
 
 
-def save(settings: Settings, record: Evaluation) -> None:
+def save(store: ObjectStore, record: Evaluation) -> None:
     """Writes an evaluation beside its model; the model's first one is `evaluation.json`, and stays as it is."""
     data, first = record.to_bytes(), _first_key(record.model)
-    if store.put_if_absent(settings, first, data, "application/json"):
+    if store.put_if_absent(first, data, "application/json"):
         return
     comparison = _comparison(record)
-    if _comparison(store.load(settings, first, Evaluation)) != comparison:
-        store.put_if_absent(settings, _later_key(record.model, comparison), data, "application/json")
+    if _comparison(store.load(first, Evaluation)) != comparison:
+        store.put_if_absent(_later_key(record.model, comparison), data, "application/json")
 
 
-def load(settings: Settings, number: int, name: str, champion: str | None) -> Evaluation:
+def load(store: ObjectStore, number: int, name: str, champion: str | None) -> Evaluation:
     """Returns the stored evaluation of a model on a dataset beside a champion.
 
     Args:
-        settings: the store.
+        store: the object store.
         number: of the dataset.
         name: of the model.
         champion: name of the champion; None: there was none.
@@ -56,34 +55,34 @@ def load(settings: Settings, number: int, name: str, champion: str | None) -> Ev
     Raises:
         Refused: there is neither.
     """
-    return load_hashed(settings, number, name, champion)[0]
+    return load_hashed(store, number, name, champion)[0]
 
 
-def load_hashed(settings: Settings, number: int, name: str, champion: str | None) -> tuple[Evaluation, str]:
+def load_hashed(store: ObjectStore, number: int, name: str, champion: str | None) -> tuple[Evaluation, str]:
     """Returns what `load` does, and the SHA-256 of its bytes as they are stored."""
     key = _later_key(name, _Comparison(number, champion, False))
-    return next(_stored(settings, number, name, champion), None) or store.load_hashed(settings, key, Evaluation)
+    return next(_stored(store, number, name, champion), None) or store.load_hashed(key, Evaluation)
 
 
-def _stored(settings: Settings, number: int, name: str, champion: str | None) -> Iterator[tuple[Evaluation, str]]:
+def _stored(store: ObjectStore, number: int, name: str, champion: str | None) -> Iterator[tuple[Evaluation, str]]:
     """At most two, with their SHA-256: the one with the champion evaluated, and that where it could not be."""
-    first = store.load_hashed(settings, _first_key(name), Evaluation)
+    first = store.load_hashed(_first_key(name), Evaluation)
     for failed in (False, True):
         comparison = _Comparison(number, champion, failed)
         if _comparison(first[0]) == comparison:
             yield first
-        elif store.exists(settings, _later_key(name, comparison)):
-            yield store.load_hashed(settings, _later_key(name, comparison), Evaluation)
+        elif store.exists(_later_key(name, comparison)):
+            yield store.load_hashed(_later_key(name, comparison), Evaluation)
 
 
-def load_decided(settings: Settings, decision: Decision, name: str) -> Evaluation:
+def load_decided(store: ObjectStore, decision: Decision, name: str) -> Evaluation:
     """Returns the evaluation of a candidate that a decision was made on.
 
     Raises:
         Refused: the decision holds no SHA-256 for this candidate, or no stored evaluation has it.
     """
     expected = decision.evaluation_sha256.get(name)
-    evaluations = {digest: e for e, digest in _stored(settings, decision.dataset, name, decision.champion)}
+    evaluations = {digest: e for e, digest in _stored(store, decision.dataset, name, decision.champion)}
     if expected not in evaluations:
         raise Refused(
             f"The evaluation of {name} is not the one that {decision.run} was decided on: expected SHA-256 "

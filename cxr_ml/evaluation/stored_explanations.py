@@ -2,36 +2,36 @@
 
 import hashlib
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.records import Explanation
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 
 def _key(model: str, dataset: int) -> str:
-    return f"models/{model}/explanation-d{dataset}.json"
+    return layout.explanation(model, dataset)
 
 
 def _sheet_key(model: str, dataset: int, place: int) -> str:
     # By number: a label may hold what a key must not.
-    return f"models/{model}/explanation-d{dataset}-{place}.png"
+    return layout.contact_sheet(model, dataset, place)
 
 
-def save(settings: Settings, record: Explanation, sheets: dict[str, bytes]) -> None:
+def save(store: ObjectStore, record: Explanation, sheets: dict[str, bytes]) -> None:
     """Writes the contact sheets of a model, then the record, which is the commit mark."""
     for place, label in enumerate(record.sheets):
         key = _sheet_key(record.model, record.dataset, place)
-        store.put_uncommitted(settings, key, sheets[label], "image/png")
-    store.put_if_absent(settings, _key(record.model, record.dataset), record.to_bytes(), "application/json")
+        store.put_uncommitted(key, sheets[label], "image/png")
+    store.put_if_absent(_key(record.model, record.dataset), record.to_bytes(), "application/json")
 
 
-def load(settings: Settings, model: str, dataset: int) -> Explanation | None:
+def load(store: ObjectStore, model: str, dataset: int) -> Explanation | None:
     """Returns where a model looked on the test images of a dataset; None where it was not explained."""
     key = _key(model, dataset)
-    return store.load(settings, key, Explanation) if store.exists(settings, key) else None
+    return store.load(key, Explanation) if store.exists(key) else None
 
 
-def sheets(settings: Settings, record: Explanation) -> dict[str, bytes]:
+def sheets(store: ObjectStore, record: Explanation) -> dict[str, bytes]:
     """Returns label -> contact sheet, a PNG that shows X-rays: for pages of the store, never for a mail.
 
     Raises:
@@ -40,7 +40,7 @@ def sheets(settings: Settings, record: Explanation) -> dict[str, bytes]:
     pictures = {}
     for place, (label, expected) in enumerate(record.sheets.items()):
         key = _sheet_key(record.model, record.dataset, place)
-        pictures[label] = store.get(settings, key)
+        pictures[label] = store.get(key)
         digest = hashlib.sha256(pictures[label]).hexdigest()
         if digest != expected:
             raise Refused(

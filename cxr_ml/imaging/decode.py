@@ -13,7 +13,7 @@ import simplejpeg
 from PIL import Image
 
 from cxr_ml.imaging.formats import BadImage, Header, is_dicom, read_header, strip_metadata
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ImageSettings
 
 MEASURED_SIDE = 384  # px, longest side of a picture that is measured, but see `shrink`
 _MAX_WHOLE = 1 << 21  # px; larger pictures are converted in strips
@@ -46,7 +46,7 @@ class ShrinkGrid(NamedTuple):
     columns: int
 
 
-def decode_image(data: bytes, settings: Settings, side: int | None = None) -> DecodedImage:
+def decode_image(data: bytes, settings: ImageSettings, side: int | None = None) -> DecodedImage:
     """Decodes a PNG, JPEG or DICOM file. Limits are checked before any pixel is decoded.
 
     A picture of 50 million pixels takes at most 600 MB while it is decoded (CMYK, progressive), a grey one 250 MB.

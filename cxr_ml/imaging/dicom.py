@@ -14,7 +14,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi, get_decoder
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from cxr_ml.imaging.formats import BadImage, Header
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ImageSettings
 
 # pydicom's warnings quote the header and would put names of patients into logs.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -75,7 +75,7 @@ def count_pixels(data: bytes) -> int:
         return 0
 
 
-def decode_dicom(data: bytes, settings: Settings) -> DicomImage:
+def decode_dicom(data: bytes, settings: ImageSettings) -> DicomImage:
     """Decodes the picture of a DICOM file, ready for display.
 
     Modality rescale or LUT, then VOI LUT or window, are applied (PS3.3 C.11.1, C.11.2), MONOCHROME1 is inverted, and
@@ -125,7 +125,7 @@ def _inflate(data: bytes) -> bytes:
     return elements
 
 
-def _check_header(dataset: pydicom.Dataset, settings: Settings) -> Header:
+def _check_header(dataset: pydicom.Dataset, settings: ImageSettings) -> Header:
     """Refuses what is not a single grey picture for presentation within the limits."""
     _check_content(dataset)
     height, width = int(dataset.Rows), int(dataset.Columns)

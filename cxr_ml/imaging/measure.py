@@ -10,7 +10,7 @@ from cxr_ml.imaging.borders import measure_borders
 from cxr_ml.imaging.decode import MEASURED_SIDE, DecodedImage, decode_grey, decode_image, shrink, shrink_grid, to_grey
 from cxr_ml.imaging.hashes import border_ring, fine_hash, inner_hash, perceptual_hash, resize_square
 from cxr_ml.imaging.white_box import measure_white_box
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ImageSettings
 
 
 class Measurements(TypedDict):
@@ -52,7 +52,7 @@ class MeasuredPixels(NamedTuple):
     grey: np.ndarray
 
 
-def measure_image(data: bytes, settings: Settings) -> MeasuredImage:
+def measure_image(data: bytes, settings: ImageSettings) -> MeasuredImage:
     """Measures one PNG, JPEG or DICOM file.
 
     Large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size, so fine grain of a large picture counts in no figure. Grey
@@ -67,7 +67,7 @@ def measure_image(data: bytes, settings: Settings) -> MeasuredImage:
 
     Example:
         >>> file = cv2.imencode(".png", np.full((300, 200), 90, np.uint8))[1].tobytes()
-        >>> measurements, clean = measure_image(file, Settings())
+        >>> measurements, clean = measure_image(file, ImageSettings())
         >>> measurements["width"], measurements["height"], measurements["mean"], measurements["white_box"]
         (200, 300, 90.0, 0.0)
     """
@@ -75,7 +75,7 @@ def measure_image(data: bytes, settings: Settings) -> MeasuredImage:
     return MeasuredImage(_measure(image, len(data)), image.clean)
 
 
-def measure_and_decode(data: bytes, settings: Settings) -> MeasuredPixels:
+def measure_and_decode(data: bytes, settings: ImageSettings) -> MeasuredPixels:
     """Measures a file as `measure_image` and returns `decode_grey` of what would be stored; most are decoded once.
 
     Raises:

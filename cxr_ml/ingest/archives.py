@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from cxr_ml.errors import Refused
 from cxr_ml.imaging.formats import BadImage
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ImageSettings, InboxSettings, Settings
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_NAME = 1024  # bytes of UTF-8, as many as a key of S3 may have
@@ -67,7 +67,7 @@ def is_gzipped(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def decompress(settings: Settings, path: Path, target: BinaryIO, drop: str) -> None:
+def decompress(settings: InboxSettings, path: Path, target: BinaryIO, drop: str) -> None:
     """Writes the tar of a .tar.gz to `target`.
 
     Raises:
@@ -95,16 +95,16 @@ def list_members(settings: Settings, path: Path, drop: str) -> Iterator[ArchiveF
         is_zip = archive.read(4) in (b"PK\3\4", b"PK\5\6")
     count, total = 0, 0
     try:
-        for file in _list_zip(settings, path) if is_zip else _list_tar(path):
+        for file in _list_zip(settings.inbox, path) if is_zip else _list_tar(path):
             total += max(0, file.size)
-            _check_total(settings, drop, total)
-            if count == settings.max_drop_files:
+            _check_total(settings.inbox, drop, total)
+            if count == settings.inbox.max_drop_files:
                 raise Refused(
-                    f"The archive {drop!r} must hold at most {settings.max_drop_files:,} files. Received: more. "
+                    f"The archive {drop!r} must hold at most {settings.inbox.max_drop_files:,} files. Received: more. "
                     "Split it, or raise max_drop_files."
                 )
             count += 1
-            yield _check_file(settings, file)
+            yield _check_file(settings.images, file)
     except Refused:
         raise
     except Exception as error:  # tarfile and zipfile raise anything on a hostile file
@@ -134,7 +134,7 @@ def read_member(file: BinaryIO, size: int, member: Member) -> bytes:
     return data
 
 
-def _check_file(settings: Settings, file: ArchiveFile) -> ArchiveFile:
+def _check_file(settings: ImageSettings, file: ArchiveFile) -> ArchiveFile:
     """The file with a normalized name and the fault that its name or size adds."""
     name, fault = file.name, file.fault
     normalized = "/".join(part for part in name.split("/") if part not in ("", "."))
@@ -150,7 +150,7 @@ def _check_file(settings: Settings, file: ArchiveFile) -> ArchiveFile:
     return file._replace(name=name, fault=fault)
 
 
-def _check_total(settings: Settings, drop: str, total: int) -> None:
+def _check_total(settings: InboxSettings, drop: str, total: int) -> None:
     if total > settings.max_archive_bytes:
         raise Refused(
             f"The archive {drop!r} must unpack to at most {settings.max_archive_bytes:,} bytes. Received: more. "
@@ -165,7 +165,7 @@ def _damaged(drop: str, error: object) -> Refused:
     )
 
 
-def _list_zip(settings: Settings, path: Path) -> Iterator[ArchiveFile]:
+def _list_zip(settings: InboxSettings, path: Path) -> Iterator[ArchiveFile]:
     if _directory_bytes(path) > 200 * settings.max_drop_files:  # zipfile reads it whole
         raise ValueError("a table of contents without end")
     with zipfile.ZipFile(path) as archive:

@@ -9,27 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cxr_ml.settings import Settings
+from cxr_ml.settings import InboxSettings
+from cxr_ml.store import ObjectStore
 
 _ABANDONED_AFTER = 3600  # seconds after which an unused folder is taken for that of a killed run
 _UNFINISHED = "*.unfinished"
 
 
-def _root(settings: Settings) -> Path:
-    return settings.cache_dir / "drops"
+def _root(cache_dir: Path) -> Path:
+    return cache_dir / "drops"
 
 
-def _folder(settings: Settings, drop: str) -> Path:
-    inbox = settings.inbox if settings.inbox.startswith("s3://") else os.path.abspath(settings.inbox)
-    name = repr((settings.s3_endpoint_url, inbox.rstrip("/"), drop)).encode(errors="surrogatepass")
-    return _root(settings) / hashlib.sha256(name).hexdigest()[:32]
+def _folder(store: ObjectStore, settings: InboxSettings, cache_dir: Path, drop: str) -> Path:
+    inbox = settings.path if settings.path.startswith("s3://") else os.path.abspath(settings.path)
+    name = repr((store.endpoint_url, inbox.rstrip("/"), drop)).encode(errors="surrogatepass")
+    return _root(cache_dir) / hashlib.sha256(name).hexdigest()[:32]
 
 
 @contextmanager
-def in_use(settings: Settings, drop: str) -> Iterator[Path]:
+def in_use(store: ObjectStore, settings: InboxSettings, cache_dir: Path, drop: str) -> Iterator[Path]:
     """Yields the folder of a drop, which nobody removes during the block. Removes abandoned folders of other drops."""
-    folder = _folder(settings, drop)
-    for other in _root(settings).glob("*") if _root(settings).is_dir() else ():
+    folder = _folder(store, settings, cache_dir, drop)
+    for other in _root(cache_dir).glob("*") if _root(cache_dir).is_dir() else ():
         with suppress(FileNotFoundError):
             if other != folder and time.time() - other.stat().st_mtime > _ABANDONED_AFTER:
                 _remove(other)
@@ -64,9 +65,9 @@ def exclusive(folder: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def evict(settings: Settings, drop: str) -> None:
+def evict(store: ObjectStore, settings: InboxSettings, cache_dir: Path, drop: str) -> None:
     """Removes the folder of a drop unless it is in use."""
-    _remove(_folder(settings, drop))
+    _remove(_folder(store, settings, cache_dir, drop))
 
 
 def _remove(folder: Path) -> None:

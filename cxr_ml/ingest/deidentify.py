@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cxr_ml.errors import Refused
 from cxr_ml.imaging.formats import is_dicom
-from cxr_ml.settings import Settings
+from cxr_ml.settings import InboxSettings
 
 _TEXTS = ("file", "label_raw", "source", "view")
 # Written by software where nobody is named. Taken for an id, it would make one patient of many.
@@ -35,7 +35,7 @@ def _squeeze(text: str) -> str:
     return re.sub(r"[\W_]+", "", text).lower()
 
 
-def hash_patient(settings: Settings, patient: str) -> str:
+def hash_patient(settings: InboxSettings, patient: str) -> str:
     """Returns 16 hex digits that stand for the patient in all drops; "" where the text names nobody.
 
     Case, spaces, punctuation and the form of letters are ignored: each hospital writes them differently.
@@ -44,7 +44,7 @@ def hash_patient(settings: Settings, patient: str) -> str:
         Refused: there is a patient, and `patient_salt` is not set.
 
     Example:
-        >>> settings = Settings(patient_salt="secret")
+        >>> settings = InboxSettings(patient_salt="secret")
         >>> hash_patient(settings, "Pat-007") == hash_patient(settings, "PAT 007")
         True
         >>> hash_patient(settings, "Anonymous")
@@ -58,16 +58,16 @@ def hash_patient(settings: Settings, patient: str) -> str:
     return _digest(settings, patient, "A drop that names patients needs a secret with which their ids are hashed")
 
 
-def _digest(settings: Settings, text: str, need: str) -> str:
+def _digest(settings: InboxSettings, text: str, need: str) -> str:
     if not settings.patient_salt:
         raise Refused(
-            f"{need}. Received: no CXR_PATIENT_SALT. Set it once and never change it, for instance to what "
+            f"{need}. Received: no CXR_INBOX__PATIENT_SALT. Set it once and never change it, for instance to what "
             "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` prints."
         )
     return hashlib.sha256(f"{settings.patient_salt}\n{text}".encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def hash_path(settings: Settings, file: str) -> str:
+def hash_path(settings: InboxSettings, file: str) -> str:
     """Returns what stands for a file in all drops: 16 hex digits and, if it is a common one, its extension.
 
     Args:
@@ -83,7 +83,7 @@ def hash_path(settings: Settings, file: str) -> str:
 
 
 def hash_file_name(
-    settings: Settings, row: dict, file: str, folders: Sequence[str], has_meaning: Callable[[str], bool]
+    settings: InboxSettings, row: dict, file: str, folders: Sequence[str], has_meaning: Callable[[str], bool]
 ) -> dict:
     """Returns the row with its file named by a hash, below only those folders that name a split or a class.
 
@@ -163,7 +163,7 @@ def index_patients(marks: dict[str, str]) -> dict[str, str]:
     return {patient: mark for patient, mark in squeezed.items() if len(patient) >= _MIN_INSIDE}
 
 
-def apply_header(settings: Settings, row: dict, data: bytes) -> dict:
+def apply_header(settings: InboxSettings, row: dict, data: bytes) -> dict:
     """Returns the row completed from a DICOM header and without any text by which its patient could be found.
 
     The patient's hash and the view are added where the drop gave none. Other files leave the row as it is.

@@ -8,12 +8,12 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.imaging.formats import BadImage
 from cxr_ml.ingest import archives
 from cxr_ml.ingest.drop_index import Entry, to_printable
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ImageSettings, InboxSettings
+from cxr_ml.store import ObjectStore
 
 _CHUNK = 1 << 20
 
@@ -26,7 +26,7 @@ def make_entry(file: str, path: str, status: os.stat_result) -> Entry:
     return Entry(file, -1, stamp, path, "symlink" if stat.S_ISLNK(status.st_mode) else "special_file")
 
 
-def read_file(settings: Settings, entry: Entry) -> bytes:
+def read_file(store: ObjectStore, settings: ImageSettings, entry: Entry) -> bytes:
     """Reads the bytes of one file of a drop, in any process of this machine.
 
     Raises:
@@ -37,7 +37,7 @@ def read_file(settings: Settings, entry: Entry) -> bytes:
     if fault:
         raise BadImage(fault, f"A file that can be read was expected. Received: {fault}, {entry.size:,} bytes")
     if entry.path.startswith("s3://"):
-        return _open_object(settings, entry).read()
+        return _open_object(store, entry).read()
     try:
         # It may have become a link or a pipe since it was listed.
         descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -58,7 +58,7 @@ def read_file(settings: Settings, entry: Entry) -> bytes:
     return data
 
 
-def download_archive(settings: Settings, archive: Entry, path: Path) -> None:
+def download_archive(store: ObjectStore, settings: InboxSettings, archive: Entry, path: Path) -> None:
     """Downloads an archive from S3.
 
     Raises:
@@ -69,17 +69,17 @@ def download_archive(settings: Settings, archive: Entry, path: Path) -> None:
             f"The archive {archive.path!r} must have at most {settings.max_archive_bytes:,} bytes. "
             f"Received: {archive.size:,}. Split it, or raise max_archive_bytes."
         )
-    body = _open_object(settings, archive)
+    body = _open_object(store, archive)
     with path.open("wb") as target:
         while chunk := body.read(_CHUNK):
             target.write(chunk)
 
 
-def _open_object(settings: Settings, entry: Entry) -> Any:  # noqa: ANN401 - botocore's stream
+def _open_object(store: ObjectStore, entry: Entry) -> Any:  # noqa: ANN401 - botocore's stream
     """The object, if it is still the one that was listed."""
     bucket, _, key = entry.path.removeprefix("s3://").partition("/")
     try:
-        return store.client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key, IfMatch=entry.stamp)["Body"]
+        return store.client.get_object(Bucket=bucket, Key=key, IfMatch=entry.stamp)["Body"]
     except ClientError as error:
         if error.response["Error"]["Code"] in ("NoSuchKey", "404", "412", "PreconditionFailed"):
             raise _changed(entry) from None

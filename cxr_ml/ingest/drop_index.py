@@ -45,11 +45,11 @@ def decode_name(name: bytes) -> str:
 
 
 def to_printable(name: str) -> str:
-    """Returns the name in a form that can be stored: bytes that are not UTF-8 become escapes.
+    r"""Returns the name in a form that can be stored: bytes that are not UTF-8 become escapes.
 
     Example:
-        >>> to_printable("film\\udcff.png")
-        'film\\\\udcff.png'
+        >>> to_printable("film\udcff.png")
+        'film\\udcff.png'
     """
     return name.encode(errors="backslashreplace").decode()
 

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import archives, cache, drop_files, drop_index
 from cxr_ml.ingest.drop_index import DropIndex, Entry, build_index, to_printable
-from cxr_ml.settings import Settings
+from cxr_ml.settings import InboxSettings, Settings
+from cxr_ml.store import ObjectStore
 
 _IGNORED = {"thumbs.db", "desktop.ini"}
 _TICK = 2_000_000_000  # ns: the coarsest clock of a file system (FAT)
@@ -35,28 +36,28 @@ def _split_s3_uri(uri: str) -> tuple[str, str]:
     return bucket, prefix.rstrip("/") + "/" if prefix else ""
 
 
-def _list_objects(settings: Settings, uri: str, delimiter: str = "") -> Iterator[dict]:
+def _list_objects(store: ObjectStore, uri: str, delimiter: str = "") -> Iterator[dict]:
     bucket, prefix = _split_s3_uri(uri)
-    pages = store.client(settings.s3_endpoint_url).get_paginator("list_objects_v2")
+    pages = store.client.get_paginator("list_objects_v2")
     yield from pages.paginate(Bucket=bucket, Prefix=prefix, Delimiter=delimiter)
 
 
-def _find_drops(settings: Settings) -> dict[str, Entry | None]:
+def _find_drops(store: ObjectStore, settings: InboxSettings) -> dict[str, Entry | None]:
     """Name of every drop, in order -> None for a folder, its file for an archive."""
     drops: dict[str, Entry | None] = {}
-    if settings.inbox.startswith("s3://"):
-        bucket, prefix = _split_s3_uri(settings.inbox)
-        for page in _list_objects(settings, settings.inbox, "/"):
+    if settings.path.startswith("s3://"):
+        bucket, prefix = _split_s3_uri(settings.path)
+        for page in _list_objects(store, settings.path, "/"):
             for item in page.get("Contents", ()):
                 name = item["Key"].removeprefix(prefix)
                 if archives.is_archive(name):
                     drops[name] = Entry(name, item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
             drops |= {f["Prefix"].removeprefix(prefix).rstrip("/"): None for f in page.get("CommonPrefixes", ())}
     else:
-        folder = Path(settings.inbox)
+        folder = Path(settings.path)
         if not folder.is_dir():
             raise Refused(
-                f"The inbox must be an existing folder or s3://bucket/prefix; set CXR_INBOX. Received: {folder}"
+                f"The inbox must be an existing folder or s3://bucket/prefix; set CXR_INBOX__PATH. Received: {folder}"
             )
         for path in folder.iterdir():
             status = path.lstat()
@@ -67,35 +68,35 @@ def _find_drops(settings: Settings) -> dict[str, Entry | None]:
     return {name: drops[name] for name in sorted(drops) if name and not name.startswith(".")}
 
 
-def list_drops(settings: Settings) -> list[str]:
+def list_drops(store: ObjectStore, settings: InboxSettings) -> list[str]:
     """Returns the names of all drops in the inbox, in order: its folders, and its .zip, .tar, .tar.gz and .tgz files.
 
     Raises:
         Refused: the inbox does not exist.
     """
-    return list(_find_drops(settings))
+    return list(_find_drops(store, settings))
 
 
-def list_new_drops(settings: Settings) -> list[str]:
+def list_new_drops(store: ObjectStore, settings: InboxSettings) -> list[str]:
     """Returns the names of the drops in the inbox that the store does not yet hold in their present form.
 
     Drops without files are left out; drops that cannot be listed are included.
     """
     judged: dict[str, Future[bool] | None] = {}
     with ThreadPoolExecutor(_MAX_REQUESTS) as pool:
-        for name in list_drops(settings):
+        for name in list_drops(store, settings):
             try:
-                entries = list_files(settings, name)
+                entries = list_files(store, settings, name)
             except Refused:  # it stops no other drop; its ingest tells why
                 judged[name] = None
                 continue
             if entries:
-                mark = f"batches/{make_batch_id(name, entries)}/batch.json"
-                judged[name] = pool.submit(store.exists, settings, mark)
+                mark = layout.batch_record(make_batch_id(name, entries))
+                judged[name] = pool.submit(store.exists, mark)
     return [name for name, answer in judged.items() if not (answer and answer.result())]
 
 
-def list_files(settings: Settings, drop: str) -> Sequence[Entry]:
+def list_files(store: ObjectStore, settings: InboxSettings, drop: str) -> Sequence[Entry]:
     """Lists what the inbox holds of a drop, in order of the paths: its files, or the one file of an archive.
 
     Links are listed with size -1 and never followed. No archive is opened here: `open_drop` lists its files.
@@ -103,30 +104,30 @@ def list_files(settings: Settings, drop: str) -> Sequence[Entry]:
     Raises:
         Refused: the inbox has no drop of that name, or a folder of it cannot be listed.
     """
-    archive = _find_archive(settings, drop)
-    return [archive] if archive else _index_folder(settings, drop)[0]
+    archive = _find_archive(store, settings, drop)
+    return [archive] if archive else _index_folder(store, settings, drop)[0]
 
 
-def _find_archive(settings: Settings, drop: str) -> Entry | None:
-    drops = _find_drops(settings)
+def _find_archive(store: ObjectStore, settings: InboxSettings, drop: str) -> Entry | None:
+    drops = _find_drops(store, settings)
     if drop not in drops:
-        raise Refused(f"The inbox {settings.inbox} has no drop of that name. Received: {drop!r}. There: {list(drops)}")
+        raise Refused(f"The inbox {settings.path} has no drop of that name. Received: {drop!r}. There: {list(drops)}")
     return drops[drop]
 
 
-def _index_folder(settings: Settings, drop: str) -> tuple[DropIndex, dict[str, Any]]:
+def _index_folder(store: ObjectStore, settings: InboxSettings, drop: str) -> tuple[DropIndex, dict[str, Any]]:
     """The files of a drop that is no archive, and the facts by which `_is_unchanged` recognises them later."""
-    if settings.inbox.startswith("s3://"):
-        root = f"{settings.inbox.rstrip('/')}/{drop}"
+    if settings.path.startswith("s3://"):
+        root = f"{settings.path.rstrip('/')}/{drop}"
         bucket, prefix = _split_s3_uri(root)
         entries = (
             Entry(item["Key"].removeprefix(prefix), item["Size"], item["ETag"], f"s3://{bucket}/{item['Key']}")
-            for page in _list_objects(settings, root)
+            for page in _list_objects(store, root)
             for item in page.get("Contents", ())
             if not item["Key"].endswith("/")
         )
         return _index(entries, f"s3://{bucket}/{prefix}"), {}
-    top = str((Path(settings.inbox) / drop).absolute())
+    top = str((Path(settings.path) / drop).absolute())
     started = time.time_ns()
     folders: dict[str, int] = {}
     return _index(_walk(top, folders), f"{top}/"), {"started": started, "folders": folders}
@@ -174,7 +175,7 @@ def _is_ignored(file: str) -> bool:
 
 
 @contextmanager
-def open_drop(settings: Settings, drop: str, batch: str | None = None) -> Iterator[OpenedDrop]:
+def open_drop(store: ObjectStore, settings: Settings, drop: str, batch: str | None = None) -> Iterator[OpenedDrop]:
     """Lists the files of a drop of any kind; any process of this machine can read them during the block.
 
     A drop is listed once per machine, until it changes or `cache.evict` removes it. A folder is read in place, as is an
@@ -182,6 +183,7 @@ def open_drop(settings: Settings, drop: str, batch: str | None = None) -> Iterat
     `cache_dir`. No member becomes a file of its own.
 
     Args:
+        store: the object store.
         settings: the inbox, the limits of archives and `cache_dir`.
         drop: its name.
         batch: id of the batch of the run; None when a run begins. A prefix in S3 does not show whether it changed, so
@@ -190,15 +192,15 @@ def open_drop(settings: Settings, drop: str, batch: str | None = None) -> Iterat
     Raises:
         Refused: as `list_files`; an archive is damaged, or exceeds `max_archive_bytes` or `max_drop_files`.
     """
-    archive = _find_archive(settings, drop)
-    with cache.in_use(settings, drop) as folder:
+    archive = _find_archive(store, settings.inbox, drop)
+    with cache.in_use(store, settings.inbox, settings.cache_dir, drop) as folder:
         path = folder / "listing"
         with cache.exclusive(folder):
             if not _is_usable(path, drop, archive, batch):
                 if archive:
-                    index, facts = _index_archive(settings, drop, archive, folder)
+                    index, facts = _index_archive(store, settings, drop, archive, folder)
                 else:
-                    index, facts = _index_folder(settings, drop)
+                    index, facts = _index_folder(store, settings.inbox, drop)
                     facts["batch"] = make_batch_id(drop, index)
                 drop_index.write_index([index.table], path, facts | {"root": index.root})
             table, facts = drop_index.read_index(path)
@@ -212,15 +214,17 @@ def _is_usable(path: Path, drop: str, archive: Entry | None, batch: str | None) 
     return facts["batch"] == make_batch_id(drop, [archive]) if archive else _is_unchanged(facts, batch)
 
 
-def _index_archive(settings: Settings, drop: str, archive: Entry, folder: Path) -> tuple[DropIndex, dict[str, Any]]:
+def _index_archive(
+    store: ObjectStore, settings: Settings, drop: str, archive: Entry, folder: Path
+) -> tuple[DropIndex, dict[str, Any]]:
     """The files of an archive, from a copy in `folder` where it cannot be read in place."""
     path, copy = Path(archive.path), folder / "archive"
     if archive.path.startswith("s3://"):
         path = folder / "fetched.unfinished"
-        drop_files.download_archive(settings, archive, path)
+        drop_files.download_archive(store, settings.inbox, archive, path)
     if archives.is_gzipped(path):
         with (folder / "unpacked.unfinished").open("wb") as target:
-            archives.decompress(settings, path, target, to_printable(drop))
+            archives.decompress(settings.inbox, path, target, to_printable(drop))
             path = _move_durably(target, copy)
     elif archive.path.startswith("s3://"):
         with path.open("rb") as target:

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import cache, drop_files, inbox, labels, memory_budget, process_file, tables, worker_pool
 from cxr_ml.ingest.drop_index import DropIndex
-from cxr_ml.settings import Settings
+from cxr_ml.settings import InboxSettings, Settings
+from cxr_ml.store import ObjectStore
 
 MAX_SHARDS = 200  # per drop; each machine lists the drop, so more shards would cost more than they gain
 
@@ -29,22 +30,23 @@ class Shard(NamedTuple):
 def _ignore_progress(done: int, total: int) -> None: ...
 
 
-def plan_shards(settings: Settings, drop: str) -> list[Shard]:
+def plan_shards(store: ObjectStore, settings: Settings, drop: str) -> list[Shard]:
     """Returns the shards of a drop. They depend only on its list of files, so all machines plan the same.
 
     Raises:
         Refused: no such drop, or it has no files.
     """
-    with _open_nonempty(settings, drop) as (batch, files):
-        return _plan(settings, drop, batch, files, list(store.keys(settings, tables.shard_prefix(batch))))
+    with _open_nonempty(store, settings, drop) as (batch, files):
+        return _plan(store, settings.inbox, drop, batch, files, list(store.keys(tables.shard_prefix(batch))))
 
 
-def is_ingested(settings: Settings, batch: str) -> bool:
+def is_ingested(store: ObjectStore, batch: str) -> bool:
     """Returns whether nothing is left to ingest of the batch."""
-    return store.exists(settings, f"batches/{batch}/batch.json") or tables.is_complete(settings, batch)
+    return store.exists(layout.batch_record(batch)) or tables.is_complete(store, batch)
 
 
 def ingest(
+    store: ObjectStore,
     settings: Settings,
     drop: str,
     on_file: OnFile = _ignore_progress,
@@ -56,6 +58,7 @@ def ingest(
     Work of an earlier call is not repeated; a batch that is judged already is not read at all.
 
     Args:
+        store: the object store.
         settings: where the inbox and the store are.
         drop: name of a drop in the inbox.
         on_file: called with (files done, files in all) after each file.
@@ -69,25 +72,28 @@ def ingest(
     Raises:
         Refused: no such drop, it has no files, it changed meanwhile, or its labels.csv cannot be used.
     """
-    batch = inbox.make_batch_id(drop, inbox.list_files(settings, drop))  # opens no archive
-    if is_ingested(settings, batch):
+    batch = inbox.make_batch_id(drop, inbox.list_files(store, settings.inbox, drop))  # opens no archive
+    if is_ingested(store, batch):
         return batch
     if on_start:
         on_start()
-    with _open_nonempty(settings, drop, batch) as (batch, files):
-        stored = list(store.keys(settings, tables.shard_prefix(batch)))
-        shards = _plan(settings, drop, batch, files, stored)
+    with _open_nonempty(store, settings, drop, batch) as (batch, files):
+        stored = list(store.keys(tables.shard_prefix(batch)))
+        shards = _plan(store, settings.inbox, drop, batch, files, stored)
         todo = [s for s in shards if tables.shard_key(batch, s.number) not in set(stored)]
         before = len(files) - sum(len(_positions(s, len(files))) for s in todo)
-        _ingest_shards(settings, todo, files, lambda done: on_file(before + done, len(files)), workers)
-    cache.evict(settings, drop)
+        _ingest_shards(store, settings, todo, files, lambda done: on_file(before + done, len(files)), workers)
+    cache.evict(store, settings.inbox, settings.cache_dir, drop)
     return batch
 
 
-def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _ignore_progress, workers: int = 0) -> str:
+def ingest_shard(
+    store: ObjectStore, settings: Settings, shard: Shard, on_file: OnFile = _ignore_progress, workers: int = 0
+) -> str:
     """Ingests one shard as `ingest` does all.
 
     Args:
+        store: the object store.
         settings: where the inbox and the store are.
         shard: one of `plan_shards`.
         on_file: called with (files done, files of the shard) after each file.
@@ -99,32 +105,36 @@ def ingest_shard(settings: Settings, shard: Shard, on_file: OnFile = _ignore_pro
     Raises:
         Refused: as for `ingest`.
     """
-    if store.exists(settings, tables.shard_key(shard.batch, shard.number)):
+    if store.exists(tables.shard_key(shard.batch, shard.number)):
         return shard.batch
-    with _open_nonempty(settings, shard.drop, shard.batch) as (batch, files):
+    with _open_nonempty(store, settings, shard.drop, shard.batch) as (batch, files):
         if batch != shard.batch:
             raise drop_files.refuse_changed(f"{shard.drop!r} had other files when the run began")
         total = len(_positions(shard, len(files)))
-        _ingest_shards(settings, [shard], files, lambda done: on_file(done, total), workers)
-    if tables.is_complete(settings, batch):
-        cache.evict(settings, shard.drop)
+        _ingest_shards(store, settings, [shard], files, lambda done: on_file(done, total), workers)
+    if tables.is_complete(store, batch):
+        cache.evict(store, settings.inbox, settings.cache_dir, shard.drop)
     return batch
 
 
 @contextmanager
-def _open_nonempty(settings: Settings, drop: str, batch: str | None = None) -> Iterator[inbox.OpenedDrop]:
-    with inbox.open_drop(settings, drop, batch) as opened:
+def _open_nonempty(
+    store: ObjectStore, settings: Settings, drop: str, batch: str | None = None
+) -> Iterator[inbox.OpenedDrop]:
+    with inbox.open_drop(store, settings, drop, batch) as opened:
         if not opened.files:
             raise Refused(f"A drop must hold images, in class folders or with a labels.csv. Received: {drop!r}, empty.")
         yield opened
 
 
-def _plan(settings: Settings, drop: str, batch: str, files: DropIndex, stored: list[str]) -> list[Shard]:
+def _plan(
+    store: ObjectStore, settings: InboxSettings, drop: str, batch: str, files: DropIndex, stored: list[str]
+) -> list[Shard]:
     """All shards; `stored` are the keys of the tables of finished ones."""
     of = min(MAX_SHARDS, -(-len(files) // settings.shard_files))
     if stored:
         # They may come from another `shard_files`, and shards of two plans do not fit together.
-        of = tables.count_shards(settings, stored[0])
+        of = tables.count_shards(store, stored[0])
     return [Shard(drop, batch, number, of) for number in range(of)]
 
 
@@ -136,8 +146,8 @@ def _positions(shard: Shard, total: int) -> range:
 class _ShardWriter:
     """Collects the rows of shards while their files are ingested, and stores a shard when its last file is done."""
 
-    def __init__(self, settings: Settings, drop: str, files: DropIndex) -> None:
-        self.settings, self.drop, self.files = settings, drop, files
+    def __init__(self, store: ObjectStore, settings: Settings, drop: str, files: DropIndex) -> None:
+        self.store, self.settings, self.drop, self.files = store, settings, drop, files
         self.rows: dict[Shard, dict[int, dict[str, Any]]] = {}
         self.unfinished: Counter[Shard] = Counter()  # files of a shard without a result
         self.row_of_job: dict[int, tuple[Shard, int]] = {}
@@ -146,7 +156,9 @@ class _ShardWriter:
         """Yields the files of the shards with their labels; a shard without files is stored at once."""
         number = count()
         for shard in shards:
-            frame = labels.read_labels(self.settings, self.drop, self.files, _positions(shard, len(self.files)))
+            frame = labels.read_labels(
+                self.store, self.settings, self.drop, self.files, _positions(shard, len(self.files))
+            )
             rows = self.rows[shard] = dict(enumerate(frame.to_dict("records")))
             entries = {index: row.pop("entry") for index, row in rows.items()}
             self.unfinished[shard] = sum(entry >= 0 for entry in entries.values())
@@ -167,11 +179,16 @@ class _ShardWriter:
 
     def _store(self, shard: Shard) -> None:
         frame = tables.make_table(list(self.rows.pop(shard).values()))
-        tables.put_shard(self.settings, shard.batch, shard.number, shard.of, frame)
+        tables.put_shard(self.store, shard.batch, shard.number, shard.of, frame)
 
 
 def _ingest_shards(
-    settings: Settings, shards: list[Shard], files: DropIndex, on_file: Callable[[int], None], workers: int
+    store: ObjectStore,
+    settings: Settings,
+    shards: list[Shard],
+    files: DropIndex,
+    on_file: Callable[[int], None],
+    workers: int,
 ) -> None:
     """Ingests some shards of a drop, one after the other as far as that keeps no process waiting."""
     if not shards:
@@ -179,8 +196,8 @@ def _ingest_shards(
     total = sum(len(_positions(shard, len(files))) for shard in shards)
     # A file takes milliseconds, a process most of a second to start.
     workers = min(workers or memory_budget.count_workers(), max(1, total // 16))
-    writer = _ShardWriter(settings, shards[0].drop, files)
-    results = worker_pool.map_jobs(process_file.ingest_file, settings, writer.jobs(shards), workers)
+    writer = _ShardWriter(store, settings, shards[0].drop, files)
+    results = worker_pool.map_jobs(process_file.ingest_file, (store, settings), writer.jobs(shards), workers)
     done = 0
     for done, (job, row) in enumerate(results, start=1):
         writer.add(job, row)

@@ -15,6 +15,7 @@ from cxr_ml.ingest.drop_files import read_file
 from cxr_ml.ingest.drop_index import CHUNK, DropIndex, decode_name, encode_name
 from cxr_ml.ingest.labels_csv import normalize, parse_split, read_rows
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 _TEXTS = ("label_raw", "split_hint", "patient", "source", "view")
 _SCHEMA = pa.schema(
@@ -24,10 +25,13 @@ _REASONS = pa.array(["", "path_outside_drop", "file_missing", "conflicting_rows"
 _USABLE, _OUTSIDE, _MISSING, _CONFLICTING, _UNKNOWN_SPLIT, _NOT_LISTED = range(6)
 
 
-def match_rows(settings: Settings, drop: str, files: DropIndex, table: int, wrapper: str) -> pa.Table:
+def match_rows(
+    store: ObjectStore, settings: Settings, drop: str, files: DropIndex, table: int, wrapper: str
+) -> pa.Table:
     """Reads labels.csv and matches its rows to the files of the drop.
 
     Args:
+        store: the object store.
         settings: limits.
         drop: its name, for messages.
         files: all files of the drop.
@@ -45,14 +49,14 @@ def match_rows(settings: Settings, drop: str, files: DropIndex, table: int, wrap
             than `max_drop_files` rows.
     """
     try:
-        data = read_file(settings, files[table])
+        data = read_file(store, settings.images, files[table])
     except BadImage as error:
         raise Refused(f"labels.csv of the drop {drop!r} must be a file that can be read. {error}") from None
     matcher = _Matcher(files, table, wrapper)
     for row in read_rows(data, drop):
-        if matcher.add(row) and len(matcher.reasons) > settings.max_drop_files:
+        if matcher.add(row) and len(matcher.reasons) > settings.inbox.max_drop_files:
             raise Refused(
-                f"labels.csv of the drop {drop!r} must have at most {settings.max_drop_files:,} rows. "
+                f"labels.csv of the drop {drop!r} must have at most {settings.inbox.max_drop_files:,} rows. "
                 "Received: more. Split the drop, or raise max_drop_files."
             )
     del data

@@ -14,7 +14,8 @@ from cxr_ml.ingest import archives, cache, deidentify, drop_index, label_matchin
 from cxr_ml.ingest.drop_index import DropIndex, to_printable
 from cxr_ml.ingest.inbox import open_drop
 from cxr_ml.ingest.labels_csv import normalize, parse_split
-from cxr_ml.settings import Settings
+from cxr_ml.settings import InboxSettings, Settings
+from cxr_ml.store import ObjectStore
 
 _LABELS = "labels.csv"
 _CHUNK = 1000  # files whose labels are read together, until one is known
@@ -29,18 +30,21 @@ _SCHEMA = pa.schema(
 )
 
 
-def known_labels(settings: Settings) -> dict[str, str]:
+def known_labels(settings: InboxSettings) -> dict[str, str]:
     """Returns normalized spelling -> label, for every known spelling."""
     return {normalize(k): v for k, v in settings.label_spellings.items()}
 
 
-def read_labels(settings: Settings, drop: str, files: DropIndex, positions: range | None = None) -> pd.DataFrame:
+def read_labels(
+    store: ObjectStore, settings: Settings, drop: str, files: DropIndex, positions: range | None = None
+) -> pd.DataFrame:
     """Reads the labels of a drop from the `labels.csv` at its top, or else from its class folders.
 
     Either may lie below one folder that wraps everything. Ids of patients in the texts are replaced by their hash. A
     labels.csv is read once for all its parts, if the drop was opened by `inbox.open_drop`.
 
     Args:
+        store: the object store.
         settings: known spellings of labels, limits and salt.
         drop: its name, for messages.
         files: all files of the drop.
@@ -57,27 +61,27 @@ def read_labels(settings: Settings, drop: str, files: DropIndex, positions: rang
             than `max_drop_files` rows; or it names patients and `patient_salt` is not set.
     """
     positions = range(len(files)) if positions is None else positions
-    wrapper = _find_wrapper(files, known_labels(settings))
+    wrapper = _find_wrapper(files, known_labels(settings.inbox))
     table = _find_labels_csv(drop, files, wrapper)
     if table is None:
         entries = enumerate(files.entries(positions.start, positions.stop), start=positions.start)
         rows = [_read_folders(e.file, wrapper) | {"entry": i} for i, e in entries]
-        return pd.DataFrame(_finish_rows(settings, rows, wrapper, files.faulty_positions(), {}), columns=_COLUMNS)
-    labels = _load_labels_csv(settings, drop, files, table, wrapper)
+        return pd.DataFrame(_finish_rows(settings.inbox, rows, wrapper, files.faulty_positions(), {}), columns=_COLUMNS)
+    labels = _load_labels_csv(store, settings, drop, files, table, wrapper)
     first, last = np.searchsorted(labels["at"], (positions.start, positions.stop))
     return pd.DataFrame(labels.slice(first, last - first).select(_COLUMNS).to_pylist(), columns=_COLUMNS)
 
 
-def check_labels(settings: Settings, drop: str) -> None:
+def check_labels(store: ObjectStore, settings: Settings, drop: str) -> None:
     """Checks that at least one file of a drop in the inbox has a known label, before any of them is read.
 
     Raises:
         Refused: none has one; as `inbox.open_drop` and `read_labels`.
     """
-    with open_drop(settings, drop) as (_, files):
+    with open_drop(store, settings, drop) as (_, files):
         unknown: set[str] = set()
         for start in range(0, len(files), _CHUNK):
-            rows = read_labels(settings, drop, files, range(start, min(start + _CHUNK, len(files))))
+            rows = read_labels(store, settings, drop, files, range(start, min(start + _CHUNK, len(files))))
             if (rows["label"] != "").any():
                 return
             unknown.update(rows["label_raw"])
@@ -86,41 +90,45 @@ def check_labels(settings: Settings, drop: str) -> None:
     raise Refused(
         f"A drop must hold images in folders named by their class, or a {_LABELS} with the columns filename and label. "
         f"Received: {drop!r} with {len(files)} files and {named if unknown else 'no label at all'}. Known labels: "
-        f"{', '.join(dict.fromkeys(settings.label_spellings.values()))}; other spellings of them can be added under "
-        "[label_spellings] in cxr.toml."
+        f"{', '.join(dict.fromkeys(settings.inbox.label_spellings.values()))}; other spellings of them can be added "
+        "under [inbox.label_spellings] in cxr.toml."
     )
 
 
-def _load_labels_csv(settings: Settings, drop: str, files: DropIndex, table: int, wrapper: str) -> pa.Table:
+def _load_labels_csv(
+    store: ObjectStore, settings: Settings, drop: str, files: DropIndex, table: int, wrapper: str
+) -> pa.Table:
     """All rows of labels.csv, finished; those of an opened drop are written to its cache by the first reader."""
     if files.cache is None:
-        return pa.concat_tables(_read_labels_csv(settings, drop, files, table, wrapper))
+        return pa.concat_tables(_read_labels_csv(store, settings, drop, files, table, wrapper))
     # The same drop may be ingested with other settings at the same time.
-    limits = settings.max_drop_files, settings.max_file_bytes, settings.file_names
-    version = repr((files[table], limits, sorted(known_labels(settings).items()), settings.patient_salt))
+    limits = settings.inbox.max_drop_files, settings.images.max_file_bytes, settings.inbox.file_names
+    version = repr((files[table], limits, sorted(known_labels(settings.inbox).items()), settings.inbox.patient_salt))
     path = files.cache / f"labels-{hashlib.sha256(version.encode(errors='surrogatepass')).hexdigest()[:32]}"
     with cache.exclusive(files.cache):
         if not path.exists():
-            drop_index.write_index(_read_labels_csv(settings, drop, files, table, wrapper), path, {})
+            drop_index.write_index(_read_labels_csv(store, settings, drop, files, table, wrapper), path, {})
     return drop_index.read_index(path)[0]
 
 
-def _read_labels_csv(settings: Settings, drop: str, files: DropIndex, table: int, wrapper: str) -> Iterator[pa.Table]:
-    matched = label_matching.match_rows(settings, drop, files, table, wrapper)
+def _read_labels_csv(
+    store: ObjectStore, settings: Settings, drop: str, files: DropIndex, table: int, wrapper: str
+) -> Iterator[pa.Table]:
+    matched = label_matching.match_rows(store, settings, drop, files, table, wrapper)
     # Sorted, so that of two ids with the same squeezed form always the same one gives the mark.
     patients = sorted(pc.unique(matched["patient"]).to_pylist())
-    ids = deidentify.index_patients({patient: deidentify.hash_patient(settings, patient) for patient in patients})
+    ids = deidentify.index_patients({patient: deidentify.hash_patient(settings.inbox, patient) for patient in patients})
     del patients
     faulty = files.faulty_positions()
     for start in range(0, max(1, len(matched)), drop_index.CHUNK):
         part = matched.slice(start, drop_index.CHUNK)
-        rows = _finish_rows(settings, label_matching.to_rows(part), wrapper, faulty, ids)
+        rows = _finish_rows(settings.inbox, label_matching.to_rows(part), wrapper, faulty, ids)
         finished = [[row[name] for row in rows] for name in _COLUMNS]
         yield pa.table([*finished, part["at"].combine_chunks()], schema=_SCHEMA)
 
 
 def _finish_rows(
-    settings: Settings, rows: list[dict], wrapper: str, faulty: set[int], ids: dict[str, str]
+    settings: InboxSettings, rows: list[dict], wrapper: str, faulty: set[int], ids: dict[str, str]
 ) -> list[dict]:
     """The rows with their label, and without patients or unprintable text."""
     known = known_labels(settings)

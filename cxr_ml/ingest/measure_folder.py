@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pandas as pd
 import pyarrow as pa
@@ -15,6 +15,7 @@ from cxr_ml.ingest.drop_files import make_entry
 from cxr_ml.ingest.drop_index import Entry, to_printable
 from cxr_ml.ingest.tables import COLUMNS, SCHEMA, make_table
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # <https://owasp.org/www-community/attacks/CSV_Injection>
 
@@ -39,10 +40,13 @@ def list_images(paths: Iterable[Path]) -> list[Entry]:
     return entries
 
 
-def measure_files(settings: Settings, entries: list[Entry], on_file: Callable[[int], None]) -> Iterator[pd.DataFrame]:
+def measure_files(
+    store: ObjectStore, settings: Settings, entries: list[Entry], on_file: Callable[[int], None]
+) -> Iterator[pd.DataFrame]:
     """Measures files in as many processes as `ingest` uses; a table holds at most `shard_files` of them.
 
     Args:
+        store: the object store.
         settings: for the limits in size.
         entries: of `list_images`. A file that cannot be read has the reason in `reasons` and no measurements.
         on_file: called with the number of files done after each file.
@@ -50,11 +54,11 @@ def measure_files(settings: Settings, entries: list[Entry], on_file: Callable[[i
     Yields:
         The columns `tables.COLUMNS`, in the order of the files; those that only a drop has (label, …) are "".
     """
-    for first in range(0, len(entries), settings.shard_files):
-        part = entries[first : first + settings.shard_files]
-        rows = [{"file": to_printable(entry.file)} for entry in part]
+    for first in range(0, len(entries), settings.inbox.shard_files):
+        part = entries[first : first + settings.inbox.shard_files]
+        rows: list[dict[str, Any]] = [{"file": to_printable(entry.file)} for entry in part]
         workers = min(memory_budget.count_workers(), max(1, len(part) // 16))
-        results = worker_pool.map_jobs(process_file.measure_file, settings, part, workers)
+        results = worker_pool.map_jobs(process_file.measure_file, (store, settings.images), part, workers)
         for done, (job, measurements) in enumerate(results, start=first + 1):
             rows[job].update(process_file.CRASHED if measurements is None else measurements)
             on_file(done)

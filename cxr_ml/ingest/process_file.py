@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import decode, formats, measure
 from cxr_ml.ingest import deidentify, memory_budget
 from cxr_ml.ingest.drop_files import read_file
 from cxr_ml.ingest.drop_index import Entry
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ImageSettings, Settings
+from cxr_ml.store import ObjectStore
 
 _MAX_MISSES = 8  # images in a row that the store did not have, after which it is written to without asking
 _misses = 0
@@ -24,22 +25,23 @@ Job = tuple[Entry, dict[str, Any]]  # a file, and its row of `labels.read_labels
 
 def image_key(sha256: str, format: str) -> str:
     """Returns the key of an image in the store; `format` as measured: png, jpeg or dicom."""
-    return f"images/{sha256[:2]}/{sha256}.{formats.stored_format(format)}"
+    return layout.image(sha256, formats.stored_format(format))
 
 
-def load_grey(settings: Settings, sha256: str, format: str) -> np.ndarray:
+def load_grey(store: ObjectStore, sha256: str, format: str) -> np.ndarray:
     """Loads a stored image and decodes it with `decode.decode_grey`.
 
     Raises:
         Refused: the store has no such image.
     """
-    return decode.decode_grey(store.get(settings, image_key(sha256, format)))
+    return decode.decode_grey(store.get(image_key(sha256, format)))
 
 
-def ingest_file(settings: Settings, job: Job) -> dict[str, Any]:
+def ingest_file(store: ObjectStore, settings: Settings, job: Job) -> dict[str, Any]:
     """Measures one file of a drop and puts it into the store, without metadata.
 
     Args:
+        store: the object store.
         settings: the limits, and where the store is.
         job: the file and its labels.
 
@@ -51,23 +53,23 @@ def ingest_file(settings: Settings, job: Job) -> dict[str, Any]:
         Refused: the file is not as it was listed, or names a patient where no salt is set.
     """
     entry, row = job
-    with memory_budget.reserve_for_file(_bytes_in_memory(settings, entry)), ExitStack() as sending:
+    with memory_budget.reserve_for_file(_bytes_in_memory(settings.images, entry)), ExitStack() as sending:
         try:
-            data = read_file(settings, entry)
-            row = deidentify.apply_header(settings, row, data)
-            measurements, clean = _measure(settings, data, sending)
+            data = read_file(store, settings.images, entry)
+            row = deidentify.apply_header(settings.inbox, row, data)
+            measurements, clean = _measure(settings.images, data, sending)
         except formats.BadImage as error:
             return row | {"bytes": max(0, entry.size), "unread": [error.code]}
         key = image_key(measurements["sha256"], measurements["format"])
-        _put_image(settings, key, clean, f"image/{formats.stored_format(measurements['format'])}")
+        _put_image(store, key, clean, f"image/{formats.stored_format(measurements['format'])}")
     return row | measurements
 
 
-def measure_file(settings: Settings, entry: Entry) -> dict[str, Any]:
+def measure_file(store: ObjectStore, settings: ImageSettings, entry: Entry) -> dict[str, Any]:
     """Measures a file as `ingest_file` does, without storing it."""
     with memory_budget.reserve_for_file(_bytes_in_memory(settings, entry)):
         try:
-            return {**_measure(settings, read_file(settings, entry)).measurements}
+            return {**_measure(settings, read_file(store, settings, entry)).measurements}
         except formats.BadImage as error:
             code = error.code
         except (Refused, OSError):  # it changed meanwhile, or its disk is broken
@@ -75,12 +77,12 @@ def measure_file(settings: Settings, entry: Entry) -> dict[str, Any]:
         return {"bytes": max(0, entry.size), "unread": [code]}
 
 
-def _bytes_in_memory(settings: Settings, entry: Entry) -> int:
+def _bytes_in_memory(settings: ImageSettings, entry: Entry) -> int:
     """Bytes of a file that will be in memory; none of one that is refused by its size or kind."""
     return max(0, entry.size) if entry.size <= settings.max_file_bytes else 0
 
 
-def _measure(settings: Settings, data: bytes, sending: ExitStack | None = None) -> measure.MeasuredImage:
+def _measure(settings: ImageSettings, data: bytes, sending: ExitStack | None = None) -> measure.MeasuredImage:
     pixels = count_pixels(data)
     # A picture that is too large is refused by its header, before it is decoded.
     with memory_budget.reserve_for_pixels(pixels if pixels <= settings.max_pixels else 0):
@@ -104,15 +106,15 @@ def count_pixels(data: bytes) -> int:
     return header.width * header.height
 
 
-def _put_image(settings: Settings, key: str, data: bytes, content_type: str) -> None:
+def _put_image(store: ObjectStore, key: str, data: bytes, content_type: str) -> None:
     # Writing an existing image wastes an upload, asking for a new one wastes a request. An interrupted shard begins
     # with existing images, a new shard has few of them; so the last answers decide whether to ask.
     global _misses
     with _asking:
         if _misses < _MAX_MISSES:
-            if store.exists(settings, key):
+            if store.exists(key):
                 _misses = 0
                 return
             _misses += 1
-    if not store.put_if_absent(settings, key, data, content_type):
+    if not store.put_if_absent(key, data, content_type):
         _misses = 0

@@ -3,7 +3,7 @@
 import io
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 # The fixed columns, in order, with the Arrow type of each.
 COLUMNS = {
@@ -42,22 +42,22 @@ def to_parquet(frame: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(settings: Settings, key: str) -> pd.DataFrame:
+def read_parquet(store: ObjectStore, key: str) -> pd.DataFrame:
     """Reads a table from the store."""
-    return pd.read_parquet(io.BytesIO(store.get(settings, key)))
+    return pd.read_parquet(io.BytesIO(store.get(key)))
 
 
-def read_columns(settings: Settings, key: str, columns: Sequence[str]) -> pa.Table:
+def read_columns(store: ObjectStore, key: str, columns: Sequence[str]) -> pa.Table:
     """Reads some columns of a table from the store, without downloading the others."""
-    tail, size = store.span(settings, key, None, _TAIL)
+    tail, size = store.get_range(key, None, _TAIL)
     footer = int.from_bytes(tail[-8:-4], "little") + 8
     if footer > len(tail):
-        tail, _ = store.span(settings, key, None, footer)
+        tail, _ = store.get_range(key, None, footer)
     whole = np.zeros(size, np.uint8)  # parts that are never written take no memory
     whole[size - len(tail) :] = np.frombuffer(tail, np.uint8)
     metadata = pq.read_metadata(pa.BufferReader(whole))
     for first, last in _byte_ranges(metadata, set(columns), size - len(tail)):
-        whole[first:last] = np.frombuffer(store.span(settings, key, first, last - 1)[0], np.uint8)
+        whole[first:last] = np.frombuffer(store.get_range(key, first, last - 1)[0], np.uint8)
     return pq.read_table(pa.BufferReader(whole), columns=list(columns), use_threads=False)
 
 
@@ -79,24 +79,24 @@ def _byte_ranges(metadata: pq.FileMetaData, columns: set[str], end: int) -> list
     return [(first, min(last, end)) for first, last in ranges if first < end]
 
 
-def scan_columns(settings: Settings, key: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+def scan_columns(store: ObjectStore, cache_dir: Path, key: str, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yields some columns of a table of the store, at most ROWS rows at a time; first an empty table."""
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=settings.cache_dir) as file:
-        store.copy_to(settings, key, file)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=cache_dir) as file:
+        store.copy_to(key, file)
         table = pq.ParquetFile(file)
         yield table.schema_arrow.empty_table().select(columns)  # so that the columns are known without any row
         for batch in table.iter_batches(ROWS, columns=list(columns), use_threads=False):
             yield pa.Table.from_batches([batch])
 
 
-def write_table(settings: Settings, key: str, frames: Iterable[pd.DataFrame]) -> None:
+def write_table(store: ObjectStore, cache_dir: Path, key: str, frames: Iterable[pd.DataFrame]) -> None:
     """Stores frames of the same columns as one Parquet file, a row group for each, before its commit mark.
 
     The same frames give the same bytes.
     """
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=settings.cache_dir) as file:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=cache_dir) as file:
         writer = None
         for frame in frames:
             schema = writer.schema if writer else _schema(frame)
@@ -104,7 +104,7 @@ def write_table(settings: Settings, key: str, frames: Iterable[pd.DataFrame]) ->
             writer.write_table(pa.Table.from_pandas(frame, schema, preserve_index=False))
         if writer:
             writer.close()
-        store.put_uncommitted(settings, key, file)
+        store.put_uncommitted(key, file)
 
 
 def _schema(frame: pd.DataFrame) -> pa.Schema:
@@ -120,7 +120,7 @@ def release_memory() -> None:
 
 def shard_prefix(batch: str) -> str:
     """Returns the prefix of the tables of the shards of a batch."""
-    return f"batches/{batch}/ingested/"
+    return layout.shards(batch)
 
 
 def shard_key(batch: str, number: int) -> str:
@@ -128,25 +128,25 @@ def shard_key(batch: str, number: int) -> str:
     return f"{shard_prefix(batch)}{number:05d}.parquet"
 
 
-def _shard_keys(settings: Settings, batch: str) -> tuple[list[str], list[str]]:
+def _shard_keys(store: ObjectStore, batch: str) -> tuple[list[str], list[str]]:
     """Keys of the tables of all shards of a batch, and of those that are missing."""
-    stored = sorted(store.keys(settings, shard_prefix(batch)))
-    keys = [shard_key(batch, number) for number in range(count_shards(settings, stored[0]) if stored else 1)]
+    stored = sorted(store.keys(shard_prefix(batch)))
+    keys = [shard_key(batch, number) for number in range(count_shards(store, stored[0]) if stored else 1)]
     return keys, [key for key in keys if key not in set(stored)]
 
 
-def is_complete(settings: Settings, batch: str) -> bool:
+def is_complete(store: ObjectStore, batch: str) -> bool:
     """Returns whether all shards of the batch are ingested."""
-    return not _shard_keys(settings, batch)[1]
+    return not _shard_keys(store, batch)[1]
 
 
-def read_shards(settings: Settings, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def read_shards(store: ObjectStore, batch: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yields the table of an ingested batch, shard by shard; all columns, or some.
 
     Raises:
         Refused: a shard is missing.
     """
-    keys, missing = _shard_keys(settings, batch)
+    keys, missing = _shard_keys(store, batch)
     if missing:
         raise Refused(
             f"All {len(keys)} shards of the batch {batch!r} must be ingested before it is judged. Received: "
@@ -157,17 +157,17 @@ def read_shards(settings: Settings, batch: str, columns: Sequence[str] | None = 
     for key in keys:
         release_memory()
         # With threads, Arrow's allocator would keep the memory of each of them.
-        file = pq.ParquetFile(io.BytesIO(store.get(settings, key)))
+        file = pq.ParquetFile(io.BytesIO(store.get(key)))
         yield file.read(names, use_threads=False).select(names)
 
 
-def read_batch(settings: Settings, batch: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def read_batch(store: ObjectStore, batch: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Reads the table of an ingested batch, all shards together; one row per file, in order of the files.
 
     Raises:
         Refused: a shard is missing.
     """
-    whole = pa.concat_tables(read_shards(settings, batch, columns))
+    whole = pa.concat_tables(read_shards(store, batch, columns))
     position = whole.schema.get_field_index("reasons")
     reasons = _reasons(whole["reasons"]) if position >= 0 else []
     whole = whole.drop_columns("reasons") if position >= 0 else whole
@@ -228,14 +228,14 @@ def make_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return frame
 
 
-def count_shards(settings: Settings, key: str) -> int:
+def count_shards(store: ObjectStore, key: str) -> int:
     """Returns how many shards the batch has to which the table `key` belongs."""
-    return int(pq.read_schema(io.BytesIO(store.get(settings, key))).metadata[_SHARDS])
+    return int(pq.read_schema(io.BytesIO(store.get(key))).metadata[_SHARDS])
 
 
-def put_shard(settings: Settings, batch: str, number: int, of: int, frame: pd.DataFrame) -> None:
+def put_shard(store: ObjectStore, batch: str, number: int, of: int, frame: pd.DataFrame) -> None:
     """Stores the table of one shard of `of`, unless it exists. The same frame gives the same bytes."""
     table = pa.Table.from_pandas(frame, SCHEMA, preserve_index=False)
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({_SHARDS: str(of)}), buffer, compression="zstd")
-    store.put_if_absent(settings, shard_key(batch, number), buffer.getvalue())
+    store.put_if_absent(shard_key(batch, number), buffer.getvalue())

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 J = TypeVar("J")
 # Per process: one decodes, the others wait for disk and network. At 50 ms for each answer of the store, they send 480
@@ -43,12 +43,12 @@ class _Worker(NamedTuple):
 
 
 def map_jobs(
-    function: Callable[[Any, J], Any],
-    fixed: Any,  # noqa: ANN401
+    function: Callable[..., Any],
+    fixed: tuple[Any, ...],
     jobs: Iterable[J],
     workers: int,
 ) -> Iterator[Result]:
-    """Calls `function(fixed, job)` for each job; at most MAX_QUEUED jobs per process are taken from `jobs` in advance.
+    """Calls `function(*fixed, job)` for each job; at most MAX_QUEUED jobs per process are taken from `jobs` in advance.
 
     Args:
         function: of a module that the processes can import quickly.
@@ -68,7 +68,7 @@ def map_jobs(
     suspects: list[tuple[int, J]] = []  # were in a process that crashed, and are tried again alone
     suspected: set[int] = set()
     with tempfile.TemporaryFile() as slots:
-        setup = pickle.dumps((function, fixed, slots.fileno(), _store_connection()))
+        setup = pickle.dumps((function, fixed, slots.fileno()))
         pool: list[_Worker] = []
         try:
             while True:
@@ -77,7 +77,7 @@ def map_jobs(
                 if not busy:
                     return
                 for ready in wait(list(busy)):
-                    worker = busy[ready]
+                    worker = busy[cast(Connection, ready)]
                     try:
                         number, result, error = worker.results.recv()
                     except (EOFError, ConnectionResetError):
@@ -162,12 +162,6 @@ def _close(worker: _Worker) -> None:
     worker.results.close()
 
 
-def _store_connection() -> dict[str, Any] | None:
-    from cxr_ml import store
-
-    return store.passport()
-
-
 def main() -> None:
     """Runs one process of the pool: works on jobs until the caller closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the caller too, which ends its processes
@@ -178,19 +172,16 @@ def main() -> None:
 
     import cv2
 
-    from cxr_ml import store
     from cxr_ml.ingest import memory_budget
 
     cv2.setNumThreads(1)
-    function, fixed, slots, connection = pickle.loads(setup)
+    function, fixed, slots = pickle.loads(setup)  # noqa: S301 - from the process that started this one
     memory_budget.join(slots)
-    if connection:
-        store.show(connection)
     send_lock = Lock()
 
     def work(number: int, job: Any) -> None:  # noqa: ANN401
         try:
-            result = (number, function(fixed, job), None)
+            result: tuple[int, Any, Exception | None] = (number, function(*fixed, job), None)
         except Exception as error:
             result = (number, None, error)
         with send_lock:

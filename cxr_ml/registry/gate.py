@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from cxr_ml.errors import Refused
 from cxr_ml.records import Champion, Check, Dataset, Decision, Evaluation, Model
 from cxr_ml.registry import gate_checks
-from cxr_ml.settings import Settings
+from cxr_ml.settings import GateSettings
 
 
 def choose(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -21,7 +21,8 @@ def choose(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 def decide(
-    settings: Settings,
+    settings: GateSettings,
+    classes: tuple[str, ...],
     run: str,
     dataset: Dataset,
     evaluations: Sequence[Evaluation],
@@ -34,6 +35,7 @@ def decide(
 
     Args:
         settings: floors, margins and limits.
+        classes: the model's classes, in the order of its outputs.
         run: name of the run.
         dataset: the version that the candidates were trained on.
         evaluations: one per candidate, with the champion's inside.
@@ -51,11 +53,11 @@ def decide(
         gate_checks.check_files(candidate, models, champion),
         gate_checks.check_reload(candidate),
         *gate_checks.check_validation(candidate),
-        *gate_checks.check_support(settings, candidate),
+        *gate_checks.check_support(settings, classes, candidate),
         *gate_checks.check_floors(settings, candidate),
         gate_checks.check_disguises(settings, candidate),
         gate_checks.check_lungs_hidden(settings, candidate),
-        *gate_checks.check_settings(settings),
+        *gate_checks.check_settings(settings, classes),
         *(gate_checks.check_against_champion(settings, candidate, champion.model) if champion else []),
     ]
     failed = [check for check in checks if not check.passed]

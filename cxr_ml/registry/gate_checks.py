@@ -8,7 +8,7 @@ from typing import NamedTuple
 from cxr_ml.evaluation import metrics
 from cxr_ml.evaluation.perturbations import LUNGS_HIDDEN
 from cxr_ml.records import Champion, Check, CheckKind, Dataset, Difference, Evaluation, Model, Operator
-from cxr_ml.settings import Settings
+from cxr_ml.settings import GateSettings
 
 # Classes in which a miss harms a patient: they need a floor for F1 as well. NORMAL needs one for recall only, so that a
 # model that calls everyone ill does not pass.
@@ -117,12 +117,12 @@ def check_validation(candidate: Evaluation) -> list[Check]:
     return [_fail("macro F1 on validation", "a number", text)]
 
 
-def check_support(settings: Settings, candidate: Evaluation) -> list[Check]:
+def check_support(settings: GateSettings, classes: tuple[str, ...], candidate: Evaluation) -> list[Check]:
     """Each class needs test images enough to judge by."""
-    classes = {label: candidate.test.classes.get(label) for label in settings.classes}
+    figures = {label: candidate.test.classes.get(label) for label in classes}
     return [
-        _at_least(f"test images {label}", "images", found.support if found else None, settings.min_test_support)
-        for label, found in classes.items()
+        _at_least(f"test images {label}", "images", f.support if f else None, settings.min_test_support)
+        for label, f in figures.items()
     ]
 
 
@@ -140,7 +140,7 @@ def _at_least(
     return _compare(name, kind, observed, "≥", floor, reasons, interval)
 
 
-def _floors(settings: Settings) -> dict[str, tuple[CheckKind, float]]:
+def _floors(settings: GateSettings) -> dict[str, tuple[CheckKind, float]]:
     """Kind and floor of every figure that has one, by its name."""
     floors: dict[str, tuple[CheckKind, float]] = {}
     for label, floor in settings.recall_floors.items():
@@ -150,7 +150,7 @@ def _floors(settings: Settings) -> dict[str, tuple[CheckKind, float]]:
     return floors | {metrics.name("macro_f1"): ("score", settings.macro_f1_floor)}
 
 
-def check_floors(settings: Settings, candidate: Evaluation) -> list[Check]:
+def check_floors(settings: GateSettings, candidate: Evaluation) -> list[Check]:
     """Each figure, or the lower bound of its interval where the settings want that, against its floor."""
     values, checks = metrics.flat(candidate.test), []
     for name, (kind, floor) in _floors(settings).items():
@@ -163,9 +163,9 @@ def check_floors(settings: Settings, candidate: Evaluation) -> list[Check]:
     return checks
 
 
-def check_disguises(settings: Settings, candidate: Evaluation) -> Check:
+def check_disguises(settings: GateSettings, candidate: Evaluation) -> Check:
     """A model that is worse on the same films sharpened or re-encoded knows their source, not the disease."""
-    limit = settings.disguise_limit
+    limit = settings.corruption_limit
     figures = {"as they are": candidate.test.macro_f1}
     figures |= {disguise: measured.macro_f1 for disguise, measured in candidate.robustness.items()}
     worst, best = min(figures, key=figures.__getitem__), max(figures, key=figures.__getitem__)
@@ -180,7 +180,7 @@ def check_disguises(settings: Settings, candidate: Evaluation) -> Check:
     return _compare("macro F1 lost in disguise", "score", lost, "≤", limit, reasons)
 
 
-def check_lungs_hidden(settings: Settings, candidate: Evaluation) -> Check:
+def check_lungs_hidden(settings: GateSettings, candidate: Evaluation) -> Check:
     """A model that still names the classes with the lungs hidden does not read lungs."""
     name, limit = f"balanced accuracy, {LUNGS_HIDDEN}", settings.lungs_hidden_limit
     result = next((m for m in candidate.moved if m.change == LUNGS_HIDDEN), None)
@@ -194,22 +194,22 @@ def check_lungs_hidden(settings: Settings, candidate: Evaluation) -> Check:
     return _compare(name, "score", accuracy, "≤", limit, reasons)
 
 
-def check_settings(settings: Settings) -> list[Check]:
+def check_settings(settings: GateSettings, classes: tuple[str, ...]) -> list[Check]:
     """A floor for a class that the model does not know, or a class of the ill without a floor, shuts the gate."""
-    unknown = (set(settings.recall_floors) | set(settings.f1_floors)) - set(settings.classes)
-    missing = [label for label in settings.classes if label not in settings.recall_floors]
-    missing += [f"{c} (F1)" for c in ILL if c in settings.classes and c not in settings.f1_floors]
+    unknown = (set(settings.recall_floors) | set(settings.f1_floors)) - set(classes)
+    missing = [label for label in classes if label not in settings.recall_floors]
+    missing += [f"{c} (F1)" for c in ILL if c in classes and c not in settings.f1_floors]
     problems = [f"no floor for {c}" for c in missing] + [f"a floor for the unknown class {c}" for c in sorted(unknown)]
     without_floor = sorted(set(settings.floors_on_lower_bound) - set(_floors(settings)))
     problems += [f"a lower bound is wanted of {name}, which has no floor" for name in without_floor]
-    unknown_figures = sorted(set(settings.margins) - metrics.names(settings.classes))
+    unknown_figures = sorted(set(settings.margins) - metrics.names(classes))
     problems += [f"a margin for the unknown figure {name}" for name in unknown_figures]
     if not problems:
         return []
     return [_fail("floors", "one per class", f"The floors are incomplete: {', '.join(problems)}.")]
 
 
-def check_against_champion(settings: Settings, candidate: Evaluation, champion: str) -> list[Check]:
+def check_against_champion(settings: GateSettings, candidate: Evaluation, champion: str) -> list[Check]:
     """No figure with a margin may be worse by more than that, and the macro F1 must be better."""
     other = candidate.champion
     if other is None or other.model != champion or candidate.difference is None:

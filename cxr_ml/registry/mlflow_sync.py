@@ -9,25 +9,25 @@ from datetime import datetime
 from math import isfinite
 from typing import Any
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.records import Champion, HistoryEntry, Model
 from cxr_ml.registry import promotion, queries
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 NAME = "cxr"  # of the experiment and of the registered model
 ALIAS = "champion"
 _NOT_CURVES = ("stage", "epoch", "kept")  # columns of history.csv
 
 
-def mirror(settings: Settings, models: Sequence[str] = ()) -> None:
+def mirror(store: ObjectStore, models: Sequence[str] = ()) -> None:
     """Brings models into MLflow, each as a run, and the alias `champion` to whom the pointer names. Repeatable.
 
     Without MLFLOW_TRACKING_URI nothing is done, and nothing of MLflow is imported. What goes wrong on the way is a
     warning: the promotion or rollback is done, and the next one moves the alias on.
 
     Args:
-        settings: the store.
+        store: the object store.
         models: the candidates of a concluded run; none after a rollback.
 
     Raises:
@@ -37,11 +37,11 @@ def mirror(settings: Settings, models: Sequence[str] = ()) -> None:
         return
     client = _client()
     try:
-        entries, now = promotion.history(settings), promotion.champion(settings)
+        entries, now = promotion.history(store), promotion.champion(store)
         for name in models:
-            _run(settings, client, name, entries)
+            _run(store, client, name, entries)
         if now:
-            _champion(settings, client, now, entries)
+            _champion(store, client, now, entries)
     except Exception as error:  # MLflow and its HTTP library raise many kinds; none may fail a step that is done
         logging.getLogger(__name__).warning("MLflow does not mirror this: %s: %s", type(error).__name__, error)
 
@@ -60,14 +60,14 @@ def _client() -> Any:  # noqa: ANN401 - MLflow may not be installed
     return MlflowClient()
 
 
-def _run(settings: Settings, client: Any, name: str, entries: list[HistoryEntry]) -> str:  # noqa: ANN401
+def _run(store: ObjectStore, client: Any, name: str, entries: list[HistoryEntry]) -> str:  # noqa: ANN401
     """Id of the MLflow run of a model, with all that is known of it."""
     from mlflow.entities import Metric, Param, RunTag
 
-    record = store.load(settings, f"models/{name}/model.json", Model)
-    evaluation = queries.evaluation(settings, name, entries)
+    record = store.load(layout.model_record(name), Model)
+    evaluation = queries.evaluation(store, name, entries)
     # The same time at every try: what MLflow gets twice is there once.
-    at = int(datetime.fromisoformat(store.written(settings, f"models/{name}/model.json")).timestamp() * 1000)
+    at = int(datetime.fromisoformat(store.last_modified(layout.model_record(name))).timestamp() * 1000)
     found = client.get_experiment_by_name(NAME)
     experiment = found.experiment_id if found else client.create_experiment(NAME)
     # Names of models are the store's: letters, digits, "_", "." and "-".
@@ -77,7 +77,7 @@ def _run(settings: Settings, client: Any, name: str, entries: list[HistoryEntry]
     facts |= {"weights": record.weights, "image_size": record.image_size}
     tags = {"cxr.outcome": queries.outcome(entries, name), "cxr.artefact_sha256": record.artefact_sha256}
     tags |= {"cxr.dataset_sha256": record.dataset_sha256, "cxr.code": record.code}
-    metrics = [Metric(figure, value, at, epoch) for figure, value, epoch in _curves(settings, name)]
+    metrics = [Metric(figure, value, at, epoch) for figure, value, epoch in _curves(store, name)]
     figures = queries.all_figures(evaluation) if evaluation else {}
     metrics += [Metric(f"test/{figure}".replace(",", ""), v, at, 0) for figure, v in figures.items() if isfinite(v)]
     for start in range(0, len(metrics), 1000):  # MLflow takes so many at once
@@ -91,9 +91,9 @@ def _run(settings: Settings, client: Any, name: str, entries: list[HistoryEntry]
     return run.info.run_id
 
 
-def _curves(settings: Settings, model: str) -> list[tuple[str, float, int]]:
+def _curves(store: ObjectStore, model: str) -> list[tuple[str, float, int]]:
     """(name, value, epoch) of history.csv."""
-    rows = csv.DictReader(io.StringIO(store.get(settings, f"models/{model}/history.csv").decode()))
+    rows = csv.DictReader(io.StringIO(store.get(layout.training_curves(model)).decode()))
     values = [
         (name, float(value), int(row["epoch"]))
         for row in rows
@@ -103,18 +103,18 @@ def _curves(settings: Settings, model: str) -> list[tuple[str, float, int]]:
     return [point for point in values if isfinite(point[1])]
 
 
-def _champion(settings: Settings, client: Any, now: Champion, entries: list[HistoryEntry]) -> None:  # noqa: ANN401
+def _champion(store: ObjectStore, client: Any, now: Champion, entries: list[HistoryEntry]) -> None:  # noqa: ANN401
     """Registers the model that is champion, where it is not yet, and moves the alias to it."""
     from mlflow.exceptions import MlflowException
 
-    run = _run(settings, client, now.model, entries)
+    run = _run(store, client, now.model, entries)
     try:
         client.create_registered_model(NAME)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     found = client.search_model_versions(f"run_id = '{run}'")
-    source = f"s3://{settings.bucket}/{settings.prefix}models/{now.model}/model.keras"
+    source = f"s3://{store.bucket}/{store.prefix}{layout.model_weights(now.model)}"
     version = (found[0] if found else client.create_model_version(NAME, source, run)).version
     client.set_model_version_tag(NAME, version, "cxr.version", str(now.version))
     client.set_registered_model_alias(NAME, ALIAS, version)

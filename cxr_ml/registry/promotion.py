@@ -5,14 +5,14 @@ import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import stored_evaluations
 from cxr_ml.records import Champion, Decision, HistoryEntry, Model
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check
 
-_POINTER = "registry/champion.json"
+_POINTER = layout.CHAMPION
 
 
 def slug(run: str) -> str:
@@ -20,36 +20,36 @@ def slug(run: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "-", run).strip("-.")[:120] or "run"
 
 
-def champion(settings: Settings) -> Champion | None:
+def champion(store: ObjectStore) -> Champion | None:
     """Returns the champion, or None before the first promotion."""
-    stored = store.find_record(settings, _POINTER, Champion)
+    stored = store.load_or_none(_POINTER, Champion)
     return stored[0] if stored else None
 
 
-def trained_on(settings: Settings) -> int | None:
+def trained_on(store: ObjectStore) -> int | None:
     """Returns the dataset version that the champion was trained on; None before the first promotion."""
-    current = champion(settings)
-    return load_model_record(settings, current.model).dataset if current else None
+    current = champion(store)
+    return load_model_record(store, current.model).dataset if current else None
 
 
-def load_decision(settings: Settings, run: str) -> Decision:
+def load_decision(store: ObjectStore, run: str) -> Decision:
     """Returns the stored decision of a run."""
-    return store.load(settings, f"reports/{run}/decision.json", Decision)
+    return store.load(layout.decision(run), Decision)
 
 
-def load_model_record(settings: Settings, name: str) -> Model:
+def load_model_record(store: ObjectStore, name: str) -> Model:
     """Returns the record of a stored model."""
-    return store.load(settings, f"models/{name}/model.json", Model)
+    return store.load(layout.model_record(name), Model)
 
 
-def history(settings: Settings) -> list[HistoryEntry]:
+def history(store: ObjectStore) -> list[HistoryEntry]:
     """Returns all entries, oldest first."""
-    return [store.load(settings, key, HistoryEntry) for key in store.keys(settings, "registry/history/")]
+    return [store.load(key, HistoryEntry) for key in store.keys(layout.HISTORY)]
 
 
-def was_decided(settings: Settings, dataset: int) -> bool:
+def was_decided(store: ObjectStore, dataset: int) -> bool:
     """Returns whether a decision about candidates of this dataset version was applied."""
-    return any(e.decision is not None and e.decision.dataset == dataset for e in history(settings))
+    return any(e.decision is not None and e.decision.dataset == dataset for e in history(store))
 
 
 def champion_versions(entries: Sequence[HistoryEntry], model: str) -> list[int]:
@@ -63,11 +63,11 @@ def resolve_version(entries: Sequence[HistoryEntry], name: str) -> str:
     return next((e.model for e in entries if match and e.version == int(match[1])), name)
 
 
-def apply_decision(settings: Settings, decision: Decision, by: str) -> HistoryEntry:
+def apply_decision(store: ObjectStore, decision: Decision, by: str) -> HistoryEntry:
     """Promotes the candidate, or records that the gate refused it. Safe to repeat.
 
     Args:
-        settings: the store.
+        store: the object store.
         decision: of the gate.
         by: who is responsible, for the history.
 
@@ -80,24 +80,24 @@ def apply_decision(settings: Settings, decision: Decision, by: str) -> HistoryEn
     """
     passed = decision.promote and decision.checks and all(c.passed for c in decision.checks)
     if not passed:
-        return _append(settings, "refused", decision.model, by, decision.reason, decision.run, decision)
-    _check_files(settings, decision.model, decision)
-    return _append(settings, "promoted", decision.model, by, decision.reason, decision.run, decision, decision.champion)
+        return _append(store, "refused", decision.model, by, decision.reason, decision.run, decision)
+    _check_files(store, decision.model, decision)
+    return _append(store, "promoted", decision.model, by, decision.reason, decision.run, decision, decision.champion)
 
 
-def record_rejection(settings: Settings, decision: Decision, by: str, why: str) -> HistoryEntry:
+def record_rejection(store: ObjectStore, decision: Decision, by: str, why: str) -> HistoryEntry:
     """Records that a human did not approve a candidate that had passed. Safe to repeat."""
-    for entry in reversed(history(settings)):
+    for entry in reversed(history(store)):
         if entry.run == decision.run and entry.action == "refused":
             return entry
-    return _append(settings, "refused", decision.model, by, why, decision.run, decision)
+    return _append(store, "refused", decision.model, by, why, decision.run, decision)
 
 
-def rollback(settings: Settings, to: str | None, by: str, why: str, run: str = "") -> HistoryEntry:
+def rollback(store: ObjectStore, to: str | None, by: str, why: str, run: str = "") -> HistoryEntry:
     """Makes an earlier champion champion again.
 
     Args:
-        settings: the store.
+        store: the object store.
         to: a model that was champion once, or its version, such as v3; None: the one that the present one was promoted
             over. After a rollback that is not the one rolled back from, so that asking twice never brings a bad model
             back.
@@ -114,17 +114,17 @@ def rollback(settings: Settings, to: str | None, by: str, why: str, run: str = "
     """
     if not why.strip():
         raise Refused("A rollback needs a reason. Received: none.")
-    entries = history(settings)
+    entries = history(store)
     done = next((e for e in entries if run and e.run == run), None)
     if done:
-        _repair_pointer(settings, entries)
+        _repair_pointer(store, entries)
         return done
     past = [e for e in entries if e.version is not None]
     current = past[-1].model if past else None
     model = _rollback_target(past, current, to)
     decision = next((e.decision for e in reversed(past) if e.model == model and e.decision), None)
-    _check_files(settings, model, decision)
-    return _append(settings, "rolled_back", model, by, why, run or _new_run("rollback"), None, current)
+    _check_files(store, model, decision)
+    return _append(store, "rolled_back", model, by, why, run or _new_run("rollback"), None, current)
 
 
 def _rollback_target(past: Sequence[HistoryEntry], current: str | None, to: str | None) -> str:
@@ -138,13 +138,13 @@ def _rollback_target(past: Sequence[HistoryEntry], current: str | None, to: str 
     return model
 
 
-def record_deletion(settings: Settings, model: str, by: str, why: str) -> HistoryEntry:
+def record_deletion(store: ObjectStore, model: str, by: str, why: str) -> HistoryEntry:
     """Records that the weights of a refused candidate are deleted. From then on it cannot become champion.
 
     Raises:
         Refused: it is or was champion.
     """
-    return _append(settings, "swept", model, by, why, _new_run("sweep"), None)
+    return _append(store, "swept", model, by, why, _new_run("sweep"), None)
 
 
 def deletion(entries: Sequence[HistoryEntry], model: str) -> HistoryEntry | None:
@@ -162,7 +162,7 @@ def _now() -> str:
 
 
 def _append(
-    settings: Settings,
+    store: ObjectStore,
     action: str,
     model: str,
     by: str,
@@ -173,8 +173,8 @@ def _append(
 ) -> HistoryEntry:
     """Adds an entry and moves the pointer. `champion`: who must be champion for a promotion or a rollback."""
     while True:
-        entries = history(settings)
-        _repair_pointer(settings, entries)
+        entries = history(store)
+        _repair_pointer(store, entries)
         done = next((e for e in reversed(entries) if e.run == run and _bytes(e.decision) == _bytes(decision)), None)
         if done:
             return done
@@ -205,9 +205,9 @@ def _append(
             run=run,
             decision=decision,
         )
-        key = f"registry/history/{entry.number:05d}.json"
-        if store.put_if_absent(settings, key, entry.to_bytes(), "application/json"):
-            _repair_pointer(settings, [entry])
+        key = layout.history_entry(entry.number)
+        if store.put_if_absent(key, entry.to_bytes(), "application/json"):
+            _repair_pointer(store, [entry])
             return entry
 
 
@@ -216,14 +216,14 @@ def _bytes(decision: Decision | None) -> bytes:
     return decision.to_bytes() if decision else b""
 
 
-def _check_files(settings: Settings, model: str, decision: Decision | None) -> None:
+def _check_files(store: ObjectStore, model: str, decision: Decision | None) -> None:
     """Refuses unless the weights are those of model.json, and both are the files that the decision was made on."""
-    record, digest = store.load_hashed(settings, f"models/{model}/model.json", Model)
+    record, digest = store.load_hashed(layout.model_record(model), Model)
     try:
-        artifact_check.check(settings, record)
+        artifact_check.check(store, record)
         if decision is None:
             raise Refused(f"No promotion of {model} with a decision is in the history.")
-        evaluation = stored_evaluations.load_decided(settings, decision, model)
+        evaluation = stored_evaluations.load_decided(store, decision, model)
     except Refused as error:
         raise Refused(f"{error} The champion stays as it is.") from None
     present = {"model.keras": record.artefact_sha256, "model.json": digest}
@@ -231,37 +231,37 @@ def _check_files(settings: Settings, model: str, decision: Decision | None) -> N
     for file, sha256 in present.items():
         if sha256 != expected[file]:
             raise Refused(
-                f"models/{model}/{file} is not what {decision.run} was decided on: expected SHA-256 {expected[file]}. "
-                f"Received: {sha256}. The champion stays as it is."
+                f"{layout.model_file(model, file)} is not what {decision.run} was decided on: expected SHA-256 "
+                f"{expected[file]}. Received: {sha256}. The champion stays as it is."
             )
 
 
-def _artefact(settings: Settings, model: str) -> str:
+def _artefact(store: ObjectStore, model: str) -> str:
     """SHA-256 that the model's record names; Refused where record or file are gone."""
-    record = load_model_record(settings, model)
-    if not store.exists(settings, artifact_check.key(model)):
-        raise Refused(f"models/{model}/model.keras is not in the store; the champion stays as it is.")
+    record = load_model_record(store, model)
+    if not store.exists(artifact_check.key(model)):
+        raise Refused(f"{layout.model_weights(model)} is not in the store; the champion stays as it is.")
     return record.artefact_sha256
 
 
-def _repair_pointer(settings: Settings, entries: Sequence[HistoryEntry]) -> None:
+def _repair_pointer(store: ObjectStore, entries: Sequence[HistoryEntry]) -> None:
     """Moves the pointer to what the last of these entries says, also where the run that wrote it died before it did."""
     last = next((e for e in reversed(entries) if e.version is not None), None)
     if last:
-        _move_pointer(settings, last)
+        _move_pointer(store, last)
 
 
-def _move_pointer(settings: Settings, entry: HistoryEntry) -> None:
+def _move_pointer(store: ObjectStore, entry: HistoryEntry) -> None:
     """Moves the pointer to what the entry says, unless it is there or a later entry has moved it on."""
     while True:
-        stored = store.find_record(settings, _POINTER, Champion)
+        stored = store.load_or_none(_POINTER, Champion)
         if stored and stored[0].history >= entry.number:
             return
         record = Champion(
             version=entry.version,
             model=entry.model,
-            artefact_sha256=_artefact(settings, entry.model),
+            artefact_sha256=_artefact(store, entry.model),
             history=entry.number,
         )
-        if store.swap(settings, _POINTER, record.to_bytes(), stored[1] if stored else None):
+        if store.swap(_POINTER, record.to_bytes(), stored[1] if stored else None):
             return

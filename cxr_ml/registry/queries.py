@@ -5,15 +5,15 @@ import re
 from collections.abc import Callable
 from typing import Any, TypedDict
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import metrics
 from cxr_ml.records import Champion, Decision, Evaluation, HistoryEntry, Model
 from cxr_ml.registry import promotion
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check
 
-Load = Callable[..., Any]  # store.load, or a cache of it
+Load = Callable[..., Any]  # ObjectStore.load of a store, or a cache of it
 
 
 class ModelFacts(TypedDict):
@@ -78,23 +78,23 @@ class Comparison(TypedDict):
     settings: list[ComparedSetting]
 
 
-def newest(settings: Settings) -> list[str]:
+def newest(store: ObjectStore) -> list[str]:
     """Returns the names of all stored models, newest first."""
-    names = [key.split("/")[1] for key in store.keys(settings, "models/") if key.endswith("/model.json")]
-    written = {name: store.written(settings, f"models/{name}/model.json") for name in names}
+    names = [key.split("/")[1] for key in store.keys(layout.MODELS) if key.endswith("/model.json")]
+    written = {name: store.last_modified(layout.model_record(name)) for name in names}
     return sorted(names, key=lambda name: (written[name], name), reverse=True)
 
 
-def resolve(settings: Settings, name: str) -> str:
+def resolve(store: ObjectStore, name: str) -> str:
     """Returns the model that a name or a champion version, `v3` or `3`, means.
 
     Raises:
         Refused: neither.
     """
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        if store.exists(settings, f"models/{name}/model.json"):
+        if store.exists(layout.model_record(name)):
             return name
-        model = promotion.resolve_version(promotion.history(settings), name)
+        model = promotion.resolve_version(promotion.history(store), name)
         if model != name:
             return model
     raise Refused(
@@ -102,20 +102,20 @@ def resolve(settings: Settings, name: str) -> str:
     )
 
 
-def models(settings: Settings) -> list[ModelRow]:
+def models(store: ObjectStore) -> list[ModelRow]:
     """Returns all models, newest first."""
-    entries, champion = promotion.history(settings), promotion.champion(settings)
-    return [{**facts(settings, name), **fate(entries, champion, name)} for name in newest(settings)]
+    entries, champion = promotion.history(store), promotion.champion(store)
+    return [{**facts(store, name), **fate(entries, champion, name)} for name in newest(store)]
 
 
-def facts(settings: Settings, name: str) -> ModelFacts:
+def facts(store: ObjectStore, name: str) -> ModelFacts:
     """Returns what never changes about a stored model once it is evaluated.
 
     Raises:
         Refused: no such model.
     """
-    record, at = store.load_dated(settings, f"models/{name}/model.json", Model)
-    stored = store.find_record(settings, f"models/{name}/evaluation.json", Evaluation)
+    record, at = store.load_dated(layout.model_record(name), Model)
+    stored = store.load_or_none(layout.evaluation(name), Evaluation)
     test = stored[0].test if stored else None
     return {
         "model": name,
@@ -158,18 +158,18 @@ def _last_decision(entries: list[HistoryEntry], name: str) -> Decision | None:
     return entry.decision if entry else None
 
 
-def show(settings: Settings, name: str) -> ModelDetails:
+def show(store: ObjectStore, name: str) -> ModelDetails:
     """Returns everything about one model, or about the one of a champion version.
 
     Raises:
         Refused: no such model.
     """
-    name = resolve(settings, name)
-    entries, champion = promotion.history(settings), promotion.champion(settings)
-    decision, evaluated = _last_decision(entries, name), evaluation(settings, name, entries)
-    deletion = artifact_check.swept(settings, name)
+    name = resolve(store, name)
+    entries, champion = promotion.history(store), promotion.champion(store)
+    decision, evaluated = _last_decision(entries, name), evaluation(store, name, entries)
+    deletion = artifact_check.swept(store, name)
     return {
-        "model": promotion.load_model_record(settings, name).model_dump(mode="json"),
+        "model": promotion.load_model_record(store, name).model_dump(mode="json"),
         "outcome": outcome(entries, name),
         "versions": promotion.champion_versions(entries, name),
         "champion": champion is not None and champion.model == name,
@@ -181,36 +181,36 @@ def show(settings: Settings, name: str) -> ModelDetails:
 
 
 def evaluation(
-    settings: Settings, name: str, entries: list[HistoryEntry], load: Load = store.load
+    store: ObjectStore, name: str, entries: list[HistoryEntry], load: Load | None = None
 ) -> Evaluation | None:
     """Returns the evaluation of a model that was decided on last, else its first; None where it has none."""
-    decision, stored = _last_decision(entries, name), _own(settings, name, load)
+    decision, stored = _last_decision(entries, name), _own(store, name, load or store.load)
     wanted = (decision.dataset, decision.champion) if decision else None
     decided = [e for e in stored if (e.dataset, e.champion.model if e.champion else None) == wanted]
     return next(iter([*decided, *stored]), None)
 
 
-def _own(settings: Settings, name: str, load: Load) -> list[Evaluation]:
+def _own(store: ObjectStore, name: str, load: Load) -> list[Evaluation]:
     """The stored evaluations of a model, the first one first."""
-    keys = [k for k in store.keys(settings, f"models/{name}/evaluation") if k.endswith(".json")]
+    keys = [k for k in store.keys(layout.evaluations(name)) if k.endswith(".json")]
     keys.sort(key=lambda key: (not key.endswith("/evaluation.json"), key))
-    return [load(settings, key, Evaluation) for key in keys]
+    return [load(key, Evaluation) for key in keys]
 
 
-def compare(settings: Settings, first: str, second: str, load: Load = store.load) -> Comparison:
+def compare(store: ObjectStore, first: str, second: str, load: Load | None = None) -> Comparison:
     """Returns two models side by side, on the newest test images that both were evaluated on.
 
     Args:
-        settings: the store.
+        store: the object store.
         first: a model, or a champion version such as v3.
         second: likewise.
-        load: how a record is read.
+        load: how a record is read; None: from the store.
 
     Raises:
         Refused: no such model, or one that was never evaluated.
     """
-    names = [resolve(settings, first), resolve(settings, second)]
-    stored = [_own(settings, name, load) for name in names]
+    names = [resolve(store, first), resolve(store, second)]
+    stored = [_own(store, name, load or store.load) for name in names]
     # A champion was also evaluated beside the candidates that it met.
     as_champion = [
         [e.champion for e in stored[1 - i] if e.champion and e.champion.model == name] for i, name in enumerate(names)
@@ -230,7 +230,7 @@ def compare(settings: Settings, first: str, second: str, load: Load = store.load
             {"name": n, "values": [left.get(n), right.get(n)], "difference": _difference(left.get(n), right.get(n))}
             for n in dict.fromkeys([*left, *right])
         ],
-        "settings": _differing(*(load(settings, f"models/{name}/model.json", Model) for name in names)),
+        "settings": _differing(*((load or store.load)(layout.model_record(name), Model) for name in names)),
     }
 
 

@@ -6,18 +6,18 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import stored_evaluations, stored_explanations
 from cxr_ml.ingest.process_file import image_key
 from cxr_ml.records import Dataset, Decision, Evaluation, HistoryEntry, Model
 from cxr_ml.registry import promotion, queries
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check
 
 _READERS = 16  # images that are read at the same time, since most of the time is spent waiting for the store
-_POINTER = "registry/champion.json"
+_POINTER = layout.CHAMPION
 
 
 class Step(NamedTuple):
@@ -29,12 +29,12 @@ class Step(NamedTuple):
 
 
 def verify_model(
-    settings: Settings, name: str, on_image: Callable[[int, int], None] = lambda done, total: None
+    store: ObjectStore, name: str, on_image: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Step]:
     """Checks pointer, history, decisions, evaluations, the files of the model, dataset.json, manifest and each image.
 
     Args:
-        settings: the store.
+        store: the object store.
         name: a model, or a champion version such as v3.
         on_image: called with (done, total) after each image.
 
@@ -44,26 +44,26 @@ def verify_model(
     Raises:
         Refused: no such model or version.
     """
-    model = queries.resolve(settings, name)
-    return list(_steps(settings, model, on_image))
+    model = queries.resolve(store, name)
+    return list(_steps(store, model, on_image))
 
 
-def _steps(settings: Settings, name: str, on_image: Callable[[int, int], None]) -> Iterator[Step]:
+def _steps(store: ObjectStore, name: str, on_image: Callable[[int, int], None]) -> Iterator[Step]:
     try:
-        entries = promotion.history(settings)
+        entries = promotion.history(store)
         yield _check_history(entries)
-        record = promotion.load_model_record(settings, name)
-        yield _check_pointer(settings, entries, record)
-        yield from _check_decisions(settings, entries, record)
-        yield _check_weights(settings, record)
+        record = promotion.load_model_record(store, name)
+        yield _check_pointer(store, entries, record)
+        yield from _check_decisions(store, entries, record)
+        yield _check_weights(store, record)
         recorded = {"validation.npy": record.validation_sha256, "likeness.npz": record.likeness_sha256}
         for file, sha256 in (recorded | {"history.csv": record.history_sha256}).items():
-            yield _check_file(settings, f"models/{name}/{file}", sha256, "model.json")
-        dataset = versions.load_dataset(settings, record.dataset)
+            yield _check_file(store, layout.model_file(name, file), sha256, "model.json")
+        dataset = versions.load_dataset(store, record.dataset)
         yield _check_dataset(record, dataset)
-        manifest = versions.load_manifest(settings, dataset)
-        yield Step(f"datasets/{dataset.dataset}/manifest.parquet", "its SHA-256 is the one of dataset.json")
-        yield _check_images(settings, manifest, on_image)
+        manifest = versions.load_manifest(store, dataset)
+        yield Step(layout.manifest(dataset.dataset), "its SHA-256 is the one of dataset.json")
+        yield _check_images(store, manifest, on_image)
     except Refused as error:
         yield Step("what comes next", "cannot be checked", (str(error),))
 
@@ -72,7 +72,7 @@ def _check_history(entries: list[HistoryEntry]) -> Step:
     differs: list[str] = []
     champion, version = None, 0
     for place, entry in enumerate(entries, 1):
-        key = f"registry/history/{entry.number:05d}.json"
+        key = layout.history_entry(entry.number)
         if entry.number != place:
             differs.append(f"entry {place} was expected, and {key} is the next there")
             break
@@ -83,14 +83,12 @@ def _check_history(entries: list[HistoryEntry]) -> Step:
             champion = entry.model
             if entry.version != version:
                 differs.append(f"{key} makes version {entry.version}; it was expected to make {version}")
-    return Step(
-        "registry/history/", f"{len(entries)} entries without a hole, {version} champion versions", tuple(differs)
-    )
+    return Step(layout.HISTORY, f"{len(entries)} entries without a hole, {version} champion versions", tuple(differs))
 
 
-def _check_pointer(settings: Settings, entries: list[HistoryEntry], record: Model) -> Step:
+def _check_pointer(store: ObjectStore, entries: list[HistoryEntry], record: Model) -> Step:
     last = next((e for e in reversed(entries) if e.version is not None), None)
-    champion = promotion.champion(settings)
+    champion = promotion.champion(store)
     if champion is None:
         expected = f"version {last.version}, {last.model}, was expected; there is no pointer" if last else ""
         return Step(_POINTER, "there is no champion yet", (expected,) if expected else ())
@@ -107,18 +105,18 @@ def _check_pointer(settings: Settings, entries: list[HistoryEntry], record: Mode
     return Step(_POINTER, f"{role} is champion, version {champion.version}", tuple(differs))
 
 
-def _check_decisions(settings: Settings, entries: list[HistoryEntry], record: Model) -> Iterator[Step]:
+def _check_decisions(store: ObjectStore, entries: list[HistoryEntry], record: Model) -> Iterator[Step]:
     decisions = [(e, e.decision) for e in entries if e.decision and record.model in e.decision.candidates]
     if not decisions:
         yield Step("decision", "no run brought this model before the gate")
     for entry, decision in decisions:
-        yield _check_decision(settings, entry, decision)
-        yield from _check_evaluation(settings, decision, record)
+        yield _check_decision(store, entry, decision)
+        yield from _check_evaluation(store, decision, record)
 
 
-def _check_decision(settings: Settings, entry: HistoryEntry, decision: Decision) -> Step:
-    key = f"reports/{entry.run}/decision.json"
-    stored = store.load(settings, key, Decision)
+def _check_decision(store: ObjectStore, entry: HistoryEntry, decision: Decision) -> Step:
+    key = layout.decision(entry.run)
+    stored = store.load(key, Decision)
     differs = [
         f"{field} of {key} is not that of registry/history/{entry.number:05d}.json"
         for field in Decision.model_fields
@@ -132,29 +130,29 @@ def _check_decision(settings: Settings, entry: HistoryEntry, decision: Decision)
     )
 
 
-def _check_evaluation(settings: Settings, decision: Decision, record: Model) -> Iterator[Step]:
-    key = f"models/{record.model}/evaluation"
+def _check_evaluation(store: ObjectStore, decision: Decision, record: Model) -> Iterator[Step]:
+    key = layout.evaluations(record.model)
     try:
-        evaluation = stored_evaluations.load_decided(settings, decision, record.model)
+        evaluation = stored_evaluations.load_decided(store, decision, record.model)
     except Refused as error:
         yield Step(key, "not what was decided on", (str(error),))
         return
     differs = _unlike(evaluation, "artefact_sha256", record.artefact_sha256)
-    differs += _unlike(evaluation, "dataset_sha256", versions.load_dataset(settings, decision.dataset).manifest_sha256)
+    differs += _unlike(evaluation, "dataset_sha256", versions.load_dataset(store, decision.dataset).manifest_sha256)
     said = f"of these weights and this dataset, and its SHA-256 is the one of the decision of {decision.run}"
     yield Step(key, said, tuple(differs))
     for file, sha256 in evaluation.files.items():
-        yield _check_file(settings, f"models/{record.model}/{file}", sha256, "the evaluation")
-    yield from _check_sheets(settings, evaluation)
+        yield _check_file(store, layout.model_file(record.model, file), sha256, "the evaluation")
+    yield from _check_sheets(store, evaluation)
 
 
-def _check_sheets(settings: Settings, evaluation: Evaluation) -> Iterator[Step]:
-    name = f"models/{evaluation.model}/explanation-d{evaluation.dataset}"
+def _check_sheets(store: ObjectStore, evaluation: Evaluation) -> Iterator[Step]:
+    name = layout.explanation(evaluation.model, evaluation.dataset).removesuffix(".json")
     try:
-        explanation = stored_explanations.load(settings, evaluation.model, evaluation.dataset)
+        explanation = stored_explanations.load(store, evaluation.model, evaluation.dataset)
         if explanation is None:  # of a model that was not evaluated as a candidate
             return
-        stored_explanations.sheets(settings, explanation)
+        stored_explanations.sheets(store, explanation)
     except Refused as error:
         yield Step(name, "not as recorded", (str(error),))
         return
@@ -168,20 +166,20 @@ def _unlike(record: object, field: str, expected: str) -> list[str]:
     return [] if value == expected else [f"{field} is {value}; {expected} was expected"]
 
 
-def _check_weights(settings: Settings, record: Model) -> Step:
+def _check_weights(store: ObjectStore, record: Model) -> Step:
     key = artifact_check.key(record.model)
-    gone = artifact_check.swept(settings, record.model)
-    if gone and not store.exists(settings, key):
+    gone = artifact_check.swept(store, record.model)
+    if gone and not store.exists(key):
         return Step(key, f"swept at {gone.at} by {gone.by}: {gone.why}")
     try:
-        artifact_check.check(settings, record)
+        artifact_check.check(store, record)
     except Refused as error:
         return Step(key, "not what model.json records", (str(error),))
     return Step(key, "its SHA-256 is the one of model.json")
 
 
-def _check_file(settings: Settings, key: str, sha256: str, where: str) -> Step:
-    digest = store.sha256(settings, key)
+def _check_file(store: ObjectStore, key: str, sha256: str, where: str) -> Step:
+    digest = store.sha256(key)
     received = f"its SHA-256 is {digest}" if digest else "it is missing"
     differs = () if digest == sha256 else (f"{received}; {where} records {sha256}",)
     return Step(key, f"its SHA-256 is the one of {where}", differs)
@@ -189,24 +187,24 @@ def _check_file(settings: Settings, key: str, sha256: str, where: str) -> Step:
 
 def _check_dataset(record: Model, dataset: Dataset) -> Step:
     differs = _unlike(dataset, "manifest_sha256", record.dataset_sha256)
-    return Step(f"datasets/{dataset.dataset}/dataset.json", "the one that model.json records", tuple(differs))
+    return Step(layout.dataset_record(dataset.dataset), "the one that model.json records", tuple(differs))
 
 
-def _check_images(settings: Settings, manifest: pd.DataFrame, on_image: Callable[[int, int], None]) -> Step:
+def _check_images(store: ObjectStore, manifest: pd.DataFrame, on_image: Callable[[int, int], None]) -> Step:
     total = len(manifest)
     differs: list[str] = []
     with ThreadPoolExecutor(_READERS) as pool:
         rows = zip(manifest["sha256"], manifest["format"], strict=True)
-        for done, problem in enumerate(pool.map(lambda row: _check_image(settings, *row), rows), 1):
+        for done, problem in enumerate(pool.map(lambda row: _check_image(store, *row), rows), 1):
             differs += [problem] if problem else []
             on_image(done, total)
-    return Step("images/", f"{total} images, each with the SHA-256 that the manifest names", tuple(differs))
+    return Step(layout.IMAGES, f"{total} images, each with the SHA-256 that the manifest names", tuple(differs))
 
 
-def _check_image(settings: Settings, sha256: str, format: str) -> str:
+def _check_image(store: ObjectStore, sha256: str, format: str) -> str:
     """What is wrong with an image, in a sentence; "" where nothing is."""
     key = image_key(sha256, format)
-    digest = store.sha256(settings, key)
+    digest = store.sha256(key)
     if digest is None:
         return f"{key} is missing"
     return "" if digest == sha256 else f"{key} holds other bytes: their SHA-256 is {digest}"

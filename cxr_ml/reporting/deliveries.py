@@ -9,47 +9,47 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.records import Mailed, Unsent
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 
 def _mark_key(run: str, kind: str, address: str) -> str:
     digest = hashlib.sha256(address.casefold().encode()).hexdigest()[:16]
-    return f"reports/{run}/mailed/{kind}-{digest}.json"
+    return layout.sent_mail(run, kind, digest)
 
 
 def _unsent_key(run: str, kind: str) -> str:
-    return f"reports/{run}/unsent/{kind}.json"
+    return layout.unsent_mail(run, kind)
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def is_sent(settings: Settings, run: str, kind: str, address: str) -> bool:
+def is_sent(store: ObjectStore, run: str, kind: str, address: str) -> bool:
     """Returns whether the mail server accepted this mail for the address."""
-    return store.exists(settings, _mark_key(run, kind, address))
+    return store.exists(_mark_key(run, kind, address))
 
 
-def mark_sent(settings: Settings, run: str, kind: str, address: str) -> None:
+def mark_sent(store: ObjectStore, run: str, kind: str, address: str) -> None:
     """Records that the mail server accepted this mail for the address."""
     mark = Mailed(kind=kind, to=address, at=_now())
-    store.put_if_absent(settings, _mark_key(run, kind, address), mark.to_bytes(), "application/json")
+    store.put_if_absent(_mark_key(run, kind, address), mark.to_bytes(), "application/json")
 
 
-def mark_unsent(settings: Settings, run: str, kind: str, waiting: Sequence[str], why: str) -> None:
+def mark_unsent(store: ObjectStore, run: str, kind: str, waiting: Sequence[str], why: str) -> None:
     """Records who did not get this mail at the last try, and why."""
     missed = Unsent(kind=kind, to=tuple(waiting), why=why, at=_now())
-    store.put_uncommitted(settings, _unsent_key(run, kind), missed.to_bytes(), "application/json")
+    store.put_uncommitted(_unsent_key(run, kind), missed.to_bytes(), "application/json")
 
 
-def was_unsent(settings: Settings, run: str, kind: str) -> bool:
+def was_unsent(store: ObjectStore, run: str, kind: str) -> bool:
     """Returns whether an earlier try to send this mail failed."""
-    return store.exists(settings, _unsent_key(run, kind))
+    return store.exists(_unsent_key(run, kind))
 
 
-def find_unsent(settings: Settings, run: str) -> list[Unsent]:
+def find_unsent(store: ObjectStore, run: str) -> list[Unsent]:
     """Returns the mails about a run that somebody still waits for."""
-    missed = (store.load(settings, key, Unsent) for key in store.keys(settings, f"reports/{run}/unsent/"))
-    return [mail for mail in missed if not all(is_sent(settings, run, mail.kind, a) for a in mail.to)]
+    missed = (store.load(key, Unsent) for key in store.keys(layout.unsent_mails(run)))
+    return [mail for mail in missed if not all(is_sent(store, run, mail.kind, a) for a in mail.to)]

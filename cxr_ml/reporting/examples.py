@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cxr_ml import store
 from cxr_ml.records import Batch
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ValidationSettings
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import committed_batches, reasons, thumbnails
 
 MAX_REASONS = 8  # of a run that are shown with examples, the most frequent
@@ -29,11 +29,12 @@ class Refusal(NamedTuple):
     examples: list[Example]
 
 
-def find_examples(settings: Settings, batches: Sequence[Batch]) -> list[Refusal]:
+def find_examples(store: ObjectStore, settings: ValidationSettings, batches: Sequence[Batch]) -> list[Refusal]:
     """Returns the most frequent reasons for which files of a run were refused, each with its first files.
 
     Args:
-        settings: the store and the suites.
+        store: the object store.
+        settings: the suites.
         batches: those of the run.
     """
     counts: dict[str, int] = {}
@@ -44,13 +45,13 @@ def find_examples(settings: Settings, batches: Sequence[Batch]) -> list[Refusal]
     examples: dict[str, list[Example]] = {code: [] for code in codes}
     meanings: dict[str, str] = {}
     for batch in batches:
-        for _, row in committed_batches.read_refused(settings, batch.batch).to_pandas().iterrows():
+        for _, row in committed_batches.read_refused(store, batch.batch).to_pandas().iterrows():
             for code in row["reasons"]:
                 if code not in examples or len(examples[code]) == MAX_EXAMPLES:
                     continue
                 rejected = batch.rejected_classes.get(row["label"], "")
                 meanings.setdefault(code, reasons.explain(code, row, rejected, settings))
-                thumbnail = store.find(settings, thumbnails.key(row["sha256"])) if row["sha256"] else None
+                thumbnail = store.get_or_none(thumbnails.key(row["sha256"])) if row["sha256"] else None
                 examples[code].append(Example(row["file"], row["label"], thumbnail[0] if thumbnail else b""))
             if all(len(e) == min(MAX_EXAMPLES, counts[code]) for code, e in examples.items()):
                 break

@@ -5,12 +5,13 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.records import FailedStep, Unsent
 from cxr_ml.registry.promotion import slug
 from cxr_ml.reporting import deliveries, formatting, html_pages, links, narrative, report
 from cxr_ml.reporting.troubleshooting import advise
-from cxr_ml.settings import Settings
+from cxr_ml.settings import MailSettings, Settings
+from cxr_ml.store import ObjectStore
 
 MAX_CHARACTERS, MAX_LINES = 4000, 30  # of an error that are shown
 
@@ -40,7 +41,7 @@ def describe_failure(
         step=formatting.plain(step, 120),
         kind="" if isinstance(error, str) else type(error).__name__,
         said=tuple(lines) or ("(the error came without a message)",),
-        advice=advise(error, settings.batch_size),
+        advice=advise(error, settings.training.batch_size),
         log_link=log_link,
         run_link=run_link,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -48,13 +49,13 @@ def describe_failure(
 
 
 def _without_secrets(text: str, settings: Settings) -> str:
-    secrets = (settings.smtp_password, settings.patient_salt, os.environ.get("AWS_SECRET_ACCESS_KEY", ""))
+    secrets = (settings.mail.smtp_password, settings.inbox.patient_salt, os.environ.get("AWS_SECRET_ACCESS_KEY", ""))
     for secret in filter(None, secrets):
         text = text.replace(secret, "***")
     return re.sub(r"(\w+://[^\s/:@]*):[^\s/@]+@", r"\1:***@", text)
 
 
-def save_failure(settings: Settings, failed: FailedStep) -> str:
+def save_failure(store: ObjectStore, settings: MailSettings, failed: FailedStep) -> str:
     """Stores the failure of a step, and the page of its run with all failures so far.
 
     The page stays until the run goes on and ends well: its report then takes the place. A report is never replaced.
@@ -63,38 +64,39 @@ def save_failure(settings: Settings, failed: FailedStep) -> str:
         The key of the page.
     """
     run = slug(failed.run)
-    key = f"reports/{run}/failed/{slug(failed.step)}.json"
-    store.put_uncommitted(settings, key, failed.to_bytes(), "application/json")
-    return write_page(settings, run)
+    key = layout.failed_step(run, slug(failed.step))
+    store.put_uncommitted(key, failed.to_bytes(), "application/json")
+    return write_page(store, settings, run)
 
 
-def write_page(settings: Settings, run: str) -> str:
+def write_page(store: ObjectStore, settings: MailSettings, run: str) -> str:
     """Renders and stores the page of a run that failed, `reports/<run>/index.html`, unless it has its report.
 
     Args:
-        settings: the store.
+        store: the object store.
+        settings: those of [mail].
         run: name of the run as it is used in keys.
 
     Returns:
         The key of the page.
     """
-    key = f"reports/{run}/index.html"
+    key = layout.report_page(run)
     # Two steps may fail at once, and each shows the failures that it finds: the later one looks again.
-    while report.load_ended(settings, run) is None:
-        stored = store.find(settings, key)
-        html = render(settings, _load_failures(settings, run), deliveries.find_unsent(settings, run)).encode()
-        if store.swap(settings, key, html, stored and stored[1], "text/html; charset=utf-8"):
+    while report.load_ended(store, run) is None:
+        stored = store.get_or_none(key)
+        html = render(settings, _load_failures(store, run), deliveries.find_unsent(store, run)).encode()
+        if store.swap(key, html, stored and stored[1], "text/html; charset=utf-8"):
             break
     return key
 
 
-def _load_failures(settings: Settings, run: str) -> list[FailedStep]:
+def _load_failures(store: ObjectStore, run: str) -> list[FailedStep]:
     """Returns the failures of a run, the newest first."""
-    failures = [store.load(settings, key, FailedStep) for key in store.keys(settings, f"reports/{run}/failed/")]
+    failures = [store.load(key, FailedStep) for key in store.keys(layout.failed_steps(run))]
     return sorted(failures, key=lambda failed: failed.at, reverse=True)
 
 
-def render(settings: Settings, failures: Sequence[FailedStep], unsent: Sequence[Unsent] = ()) -> str:
+def render(settings: MailSettings, failures: Sequence[FailedStep], unsent: Sequence[Unsent] = ()) -> str:
     """Returns the page of a run that failed as one self-contained HTML page.
 
     Args:

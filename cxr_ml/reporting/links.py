@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from cxr_ml.settings import Settings
+from cxr_ml.settings import MailSettings
 
 
-def console(settings: Settings, *path: str) -> str:
+def console(settings: MailSettings, *path: str) -> str:
     """Address of a page of the console, such as `runs`, a run; "" where the address of the UI is not known."""
     base = settings.ui_url.rstrip("/")
     return "/".join([base, "cxr", *(quote(part, safe="") for part in path)]) if base else ""
 
 
-def of_run(settings: Settings, run: str, run_link: str, models: Sequence[str] = ()) -> dict[str, str]:
+def of_run(settings: MailSettings, run: str, run_link: str, models: Sequence[str] = ()) -> dict[str, str]:
     """Title -> address, of the pages about a run; empty where the address of the UI is not known.
 
     Args:

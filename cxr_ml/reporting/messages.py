@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cxr_ml.errors import Refused
 from cxr_ml.records import Evaluation, FailedStep, HistoryEntry, Run
 from cxr_ml.reporting import figures, formatting, html_pages, narrative
-from cxr_ml.settings import Settings
+from cxr_ml.settings import GateSettings, MailSettings, Settings
 
 MAX_BYTES = 1_000_000  # of a whole mail; many servers and phones load larger ones late or not at all
 MAX_LINES = 12  # of a table; the report has them all
@@ -19,37 +19,39 @@ MAX_MISTAKES = 5
 MAX_SUBJECT = 150  # characters; phones show about 60
 
 
-def allowed(recipients: tuple[str, ...], settings: Settings) -> tuple[str, ...]:
-    """Returns the recipients, each once, spelled as in `mail_allowed`.
+def allowed(recipients: tuple[str, ...], settings: MailSettings) -> tuple[str, ...]:
+    """Returns the recipients, each once, spelled as in `mail.allowed`.
 
     Raises:
-        Refused: an address that is not in `mail_allowed`.
+        Refused: an address that is not in `mail.allowed`.
     """
-    known = {address.casefold(): address for address in settings.mail_allowed}
+    known = {address.casefold(): address for address in settings.allowed}
     for address in recipients:
         if address.strip(" ").casefold() not in known:
             raise Refused(
-                f"Mail goes only to addresses in mail_allowed ({', '.join(settings.mail_allowed) or 'none'}). "
-                f"Received: {address!r}. Choose one of these, or add it to mail_allowed (CXR_MAIL_ALLOWED)."
+                f"Mail goes only to addresses in mail.allowed ({', '.join(settings.allowed) or 'none'}). "
+                f"Received: {address!r}. Choose one of these, or add it to mail.allowed (CXR_MAIL__ALLOWED)."
             )
     return tuple(dict.fromkeys(known[address.strip(" ").casefold()] for address in recipients))
 
 
 def _message(
-    settings: Settings, recipients: tuple[str, ...], subject: str, run: str, kind: str, text: str, html: str
+    settings: MailSettings, recipients: tuple[str, ...], subject: str, run: str, kind: str, text: str, html: str
 ) -> EmailMessage:
     to = allowed(recipients, settings)
     if not to:
-        raise Refused("A mail needs at least one recipient. Received: none. Set CXR_MAIL_TO or choose one in the form.")
+        raise Refused(
+            "A mail needs at least one recipient. Received: none. Set CXR_MAIL__RECIPIENTS or choose one in the form."
+        )
     message = EmailMessage(policy=SMTP)
     try:
-        sender = Address(addr_spec=settings.mail_from)
+        sender = Address(addr_spec=settings.sender)
         message["From"] = sender
         message["To"] = [Address(addr_spec=address) for address in to]
     except (ValueError, IndexError) as error:
         raise Refused(
-            f"mail_from and mail_allowed must hold plain addresses such as team@hospital.example ({error}). "
-            f"Received: {settings.mail_from!r}, {to!r}"
+            f"mail.sender and mail.allowed must hold plain addresses such as team@hospital.example ({error}). "
+            f"Received: {settings.sender!r}, {to!r}"
         ) from None
     message["Subject"] = formatting.plain(subject, MAX_SUBJECT)
     message["Date"] = formatdate()
@@ -68,7 +70,7 @@ def _attach(message: EmailMessage, pictures: dict[str, bytes]) -> None:
         html.add_related(png, "image", "png", cid=f"<{name}>", filename=f"{name}.png", disposition="inline")
 
 
-def subject(run: Run, settings: Settings) -> str:
+def subject(run: Run, settings: GateSettings) -> str:
     """Returns the subject of a mail about a run that ended: its figures, or the first failed check.
 
     `[cxr] PROMOTED inception_v3 v12: COVID19 98.7 %, PNEUMONIA 93.1 %, macro F1 0.91`.
@@ -129,17 +131,17 @@ def outcome_message(
     Args:
         run: everything that happened.
         settings: the floors, the sender and who may receive.
-        recipients: addresses from `mail_allowed`.
+        recipients: addresses from `mail.allowed`.
         report_link: where the page of the run is.
         links: title -> address of pages about the run.
 
     Raises:
         Refused: no recipient, one that is not allowed, or an address that is none.
     """
-    evaluation, summary = narrative.chosen(run), narrative.summarize(run, settings)
+    evaluation, summary = narrative.chosen(run), narrative.summarize(run, settings.gate)
     pictures = {}
     if evaluation is not None:
-        pictures["recalls"] = figures.recalls(run, settings.recall_floors)
+        pictures["recalls"] = figures.recalls(run, settings.gate.recall_floors)
         if len(evaluation.test.classes) <= MAX_MATRIX_CLASSES:
             pictures["confusion"] = figures.confusion(evaluation.test, tuple(evaluation.test.classes))
     values = summary._asdict() | {
@@ -155,13 +157,13 @@ def outcome_message(
         "note": narrative.NOTE,
         "pictures": list(pictures),
     }
-    line = subject(run, settings)
+    line = subject(run, settings.gate)
     text, html = _render("outcome", values)
-    message = _message(settings, recipients, line, run.run, run.outcome, text, html)
+    message = _message(settings.mail, recipients, line, run.run, run.outcome, text, html)
     _attach(message, pictures)
     if len(bytes(message)) > MAX_BYTES:
         text, html = _render("outcome", values | {"pictures": []})
-        message = _message(settings, recipients, line, run.run, run.outcome, text, html)
+        message = _message(settings.mail, recipients, line, run.run, run.outcome, text, html)
     return message
 
 
@@ -174,13 +176,13 @@ def _render(name: str, values: dict[str, object]) -> tuple[str, str]:
 
 
 def rollback_message(
-    settings: Settings, recipients: tuple[str, ...], entry: HistoryEntry, links: dict[str, str] | None = None
+    settings: MailSettings, recipients: tuple[str, ...], entry: HistoryEntry, links: dict[str, str] | None = None
 ) -> EmailMessage:
     """Returns the mail about a rollback: which model is champion again, by whom and why.
 
     Args:
         settings: the sender and who may receive.
-        recipients: addresses from `mail_allowed`.
+        recipients: addresses from `mail.allowed`.
         entry: what the history says of it.
         links: title -> address of pages about it.
 
@@ -194,7 +196,7 @@ def rollback_message(
 
 
 def failure_message(
-    settings: Settings,
+    settings: MailSettings,
     recipients: tuple[str, ...],
     failed: FailedStep,
     report_link: str,
@@ -204,7 +206,7 @@ def failure_message(
 
     Args:
         settings: the sender and who may receive.
-        recipients: addresses from `mail_allowed`.
+        recipients: addresses from `mail.allowed`.
         failed: what happened.
         report_link: where the page of the run is, "" where none could be written.
         links: title -> address of pages about the run.

@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.dataset import versions
 from cxr_ml.evaluation import metrics
 from cxr_ml.records import Batch, Dataset, Decision, Evaluation, HistoryEntry, Run
 from cxr_ml.reporting import formatting, html_pages, narrative
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 
 class Row(NamedTuple):
@@ -28,13 +28,13 @@ class Version(NamedTuple):
     new_batches: list[str]
 
 
-def write_cards(settings: Settings, run: Run, dataset: Dataset, decision: Decision, entry: HistoryEntry) -> None:
+def write_cards(store: ObjectStore, run: Run, dataset: Dataset, decision: Decision, entry: HistoryEntry) -> None:
     """Stores the card of each candidate of a concluded run, `models/<model>/card.md`. A card is never changed.
 
     The same data and settings make the same model; what a later run decides about it goes into `card-<run>.md`.
 
     Args:
-        settings: the store.
+        store: the object store.
         run: the run.
         dataset: what the candidates were trained on.
         decision: the gate's.
@@ -43,9 +43,9 @@ def write_cards(settings: Settings, run: Run, dataset: Dataset, decision: Decisi
     Raises:
         Refused: a dataset or a batch that the model descends from is not in the store, or was changed.
     """
-    ancestors = lineage(settings, dataset)
-    batches = [store.load(settings, f"batches/{name}/batch.json", Batch) for name in dataset.batches]
-    manifest = versions.load_manifest(settings, dataset)
+    ancestors = lineage(store, dataset)
+    batches = [store.load(layout.batch_record(name), Batch) for name in dataset.batches]
+    manifest = versions.load_manifest(store, dataset)
     for model in run.models:
         evaluation = next(e for e in run.evaluations if e.model == model.model)
         card = html_pages.render_template(
@@ -66,10 +66,10 @@ def write_cards(settings: Settings, run: Run, dataset: Dataset, decision: Decisi
             disguises=narrative.disguises(evaluation),
             lineage=ancestors,
         ).encode()
-        key = f"models/{model.model}/card.md"
+        key = layout.model_card(model.model)
         media_type = "text/markdown; charset=utf-8"
-        if not store.put_if_absent(settings, key, card, media_type) and store.get(settings, key) != card:
-            store.put_if_absent(settings, f"models/{model.model}/card-{run.run}.md", card, media_type)
+        if not store.put_if_absent(key, card, media_type) and store.get(key) != card:
+            store.put_if_absent(layout.model_card_of_run(model.model, run.run), card, media_type)
 
 
 def _counts(dataset: Dataset) -> tuple[list[str], list[tuple[str, list[int]]]]:
@@ -85,11 +85,11 @@ def _sources(manifest: pd.DataFrame) -> list[tuple[str, str, int]]:
     return [(source, label, int(images)) for (source, label), images in sizes.items()]
 
 
-def lineage(settings: Settings, dataset: Dataset) -> list[Version]:
+def lineage(store: ObjectStore, dataset: Dataset) -> list[Version]:
     """Returns the dataset and those that it descends from, newest first."""
     chain = [dataset]
     while chain[-1].parent is not None:
-        chain.append(versions.load_dataset(settings, chain[-1].parent))
+        chain.append(versions.load_dataset(store, chain[-1].parent))
     before = [set(parent.batches) for parent in chain[1:]] + [set()]
     return [Version(d, [name for name in d.batches if name not in old]) for d, old in zip(chain, before, strict=True)]
 

@@ -7,7 +7,7 @@ from cxr_ml.evaluation import metrics
 from cxr_ml.evaluation.perturbations import LUNGS_HIDDEN
 from cxr_ml.records import Batch, Check, Dataset, Evaluation, Metrics, Ruling, Run
 from cxr_ml.reporting import formatting
-from cxr_ml.settings import Settings
+from cxr_ml.settings import GateSettings
 
 NOTE = (
     "Not a diagnostic device: no figure here says how the model does on your patients. "
@@ -108,7 +108,7 @@ def _champion(run: Run, value: float | None) -> str:
     return formatting.NOT_EVALUATED if value is None else ""
 
 
-def headline(run: Run, settings: Settings) -> list[Line]:
+def headline(run: Run, settings: GateSettings) -> list[Line]:
     """Test recall of the classes with a floor, macro F1, recall of the others; empty where no candidate was chosen."""
     evaluation = chosen(run)
     if evaluation is None:
@@ -159,7 +159,7 @@ class Summary(NamedTuple):
     chosen: Evaluation | None
 
 
-def summarize(run: Run, settings: Settings) -> Summary:
+def summarize(run: Run, settings: GateSettings) -> Summary:
     """Returns what report and mail say first about a run, judged by the floors of the settings."""
     return Summary(
         outcome(run),

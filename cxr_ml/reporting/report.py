@@ -8,12 +8,13 @@ from typing import NamedTuple
 import pandas as pd
 from markupsafe import Markup
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.records import Dataset, Evaluation, Explanation, Metrics, OperatingPoint, Run, Unsent
 from cxr_ml.reporting import data_figures, durations, figures, html_pages, links, narrative
 from cxr_ml.reporting.examples import Example, Refusal
-from cxr_ml.settings import Settings
+from cxr_ml.settings import GateSettings, Settings
+from cxr_ml.store import ObjectStore
 
 NOTHING_NEW = "nothing_new"
 _RUN = re.compile(r"[A-Za-z0-9_.~:+-]{1,200}")  # Airflow's allowed_run_id_pattern, and a length
@@ -74,10 +75,10 @@ def render(run: Run, settings: Settings, context: ReportContext = ReportContext(
     return html_pages.render_template(
         "report.html.j2",
         run=run,
-        **narrative.summarize(run, settings)._asdict(),
+        **narrative.summarize(run, settings.gate)._asdict(),
         note=narrative.NOTE,
-        candidates=_candidates(run, settings),
-        plots=_draw(run, settings, context, reasons),
+        candidates=_candidates(run, settings.gate),
+        plots=_draw(run, settings.gate, context, reasons),
         kept={name: figures.best_epochs(h) for name, h in context.histories.items() if not h.empty},
         explained=context.explanation,
         batches=[(batch, *narrative.table(batch)) for batch in run.batches],
@@ -86,10 +87,10 @@ def render(run: Run, settings: Settings, context: ReportContext = ReportContext(
         rulings=[narrative.ruled(ruling) for ruling in run.rulings],
         reasons=sorted(reasons, key=lambda code: (-reasons[code], code)),
         refusals=[(refusal, [(e, _thumbnail(e)) for e in refusal.examples]) for refusal in context.refusals],
-        quarantine_link=links.console(settings, "quarantine"),
+        quarantine_link=links.console(settings.mail, "quarantine"),
         gpu=durations.gpu(run),
         documents=context.documents,
-        links=links.of_run(settings, run.run, context.run_link, [m.model for m in run.models]),
+        links=links.of_run(settings.mail, run.run, context.run_link, [m.model for m in run.models]),
         unsent=context.unsent,
     )
 
@@ -103,7 +104,7 @@ def _count_reasons(run: Run) -> dict[str, int]:
     return totals
 
 
-def _candidates(run: Run, settings: Settings) -> list[_Candidate]:
+def _candidates(run: Run, settings: GateSettings) -> list[_Candidate]:
     points = {m.model: m.operating_point for m in run.models}
     chosen = narrative.chosen(run)
     differences = narrative.differences(chosen) if chosen is not None else []
@@ -119,7 +120,7 @@ def _candidates(run: Run, settings: Settings) -> list[_Candidate]:
     ]
 
 
-def _draw(run: Run, settings: Settings, context: ReportContext, reasons: dict[str, int]) -> _Plots:
+def _draw(run: Run, settings: GateSettings, context: ReportContext, reasons: dict[str, int]) -> _Plots:
     chosen = narrative.chosen(run)
     recalls = difference = None
     matrices = []
@@ -148,13 +149,13 @@ def _thumbnail(example: Example) -> Markup | None:
     return _data_url(example.thumbnail, "jpeg") if example.thumbnail else None
 
 
-def load_ended(settings: Settings, run: str) -> Run | None:
+def load_ended(store: ObjectStore, run: str) -> Run | None:
     """Returns the record of a run that has its report; None where nothing was new, for such a run may go on."""
-    stored = store.find_record(settings, f"reports/{run}/run.json", Run)
+    stored = store.load_or_none(layout.run_record(run), Run)
     return stored[0] if stored is not None and stored[0].outcome != NOTHING_NEW else None
 
 
-def write(settings: Settings, run: Run, context: ReportContext = ReportContext()) -> str:  # noqa: B008 - immutable
+def write(store: ObjectStore, settings: Settings, run: Run, context: ReportContext = ReportContext()) -> str:  # noqa: B008 - immutable
     """Stores `reports/<run>/index.html`, then `reports/<run>/run.json`, each once; doing it again changes nothing.
 
     The page of an earlier failure is replaced, and so is that of a run with nothing new: the run went on, and has ended
@@ -171,9 +172,9 @@ def write(settings: Settings, run: Run, context: ReportContext = ReportContext()
             "A run id must consist of 1 to 200 letters, digits, and _ . ~ : + - (Airflow's own rule). "
             f"Received: {run.run!r}"
         )
-    folder = f"reports/{run.run}/"
+    folder = layout.report_folder(run.run)
     key = folder + "index.html"
-    stored, etag = store.find_record(settings, folder + "run.json", Run) or (None, None)
+    stored, etag = store.load_or_none(folder + "run.json", Run) or (None, None)
     # Between two tries of the same report, a rollback may have moved the champion, and another run may have taken in
     # what was left out; and Airflow counts the seconds of these. Nothing else may differ.
     passing = {"champion": run.champion, "seconds": run.seconds, "left_out": run.left_out}
@@ -186,6 +187,6 @@ def write(settings: Settings, run: Run, context: ReportContext = ReportContext()
             "new run instead of clearing tasks of an old one."
         )
     html = render(run, settings, context).encode()
-    store.put_uncommitted(settings, key, html, "text/html; charset=utf-8")
-    store.swap(settings, folder + "run.json", run.to_bytes(), etag)
+    store.put_uncommitted(key, html, "text/html; charset=utf-8")
+    store.swap(folder + "run.json", run.to_bytes(), etag)
     return key

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from email.message import EmailMessage
 
 from cxr_ml.errors import Refused
-from cxr_ml.settings import Settings
+from cxr_ml.settings import MailSettings
 
 MAX_TIMEOUTS = 6  # a session, all its commands together, may take this many times `smtp_timeout`
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -46,7 +46,7 @@ class _Session(smtplib.SMTP):
 
 def send(
     message: EmailMessage,
-    settings: Settings,
+    settings: MailSettings,
     to: Sequence[str] | None = None,
     on_accepted: Callable[[str], object] | None = None,
 ) -> None:
@@ -67,7 +67,7 @@ def send(
     if settings.smtp_user and not settings.smtp_starttls and settings.smtp_host not in _LOOPBACK:
         raise Refused(
             "A login to a mail server needs STARTTLS, or the password travels in the clear. Received: "
-            f"smtp_user {settings.smtp_user!r} at {settings.smtp_host!r} without it. Set CXR_SMTP_STARTTLS=true."
+            f"smtp_user {settings.smtp_user!r} at {settings.smtp_host!r} without it. Set CXR_MAIL__SMTP_STARTTLS=true."
         )
     recipients = list(to) if to is not None else [address.addr_spec for address in message["To"].addresses]
     try:
@@ -86,7 +86,7 @@ def send(
         raise Refused(_permanently(settings, describe_error(refused)))
 
 
-def _deliver(message: EmailMessage, settings: Settings, recipients: list[str]) -> Refusals:
+def _deliver(message: EmailMessage, settings: MailSettings, recipients: list[str]) -> Refusals:
     """Returns the recipients that the server refused, each with its answer."""
     session = _Session(settings.smtp_host, settings.smtp_port, settings.smtp_timeout)
     try:
@@ -133,9 +133,9 @@ def _decode(text: bytes | str) -> str:
     return text.decode(errors="replace") if isinstance(text, bytes) else text
 
 
-def _permanently(settings: Settings, received: str) -> str:
+def _permanently(settings: MailSettings, received: str) -> str:
     return (
         f"The mail server {settings.smtp_host}:{settings.smtp_port} does not take this mail, and trying again cannot "
-        f"help. Received: {received.rstrip('.')}. Check CXR_SMTP_* (or the Airflow connection of CXR_SMTP_CONN_ID), "
-        "CXR_MAIL_FROM and CXR_MAIL_ALLOWED."
+        f"help. Received: {received.rstrip('.')}. Check CXR_MAIL__SMTP_* (or the Airflow connection of "
+        "CXR_MAIL__SMTP_CONN_ID), CXR_MAIL__SENDER and CXR_MAIL__ALLOWED."
     )

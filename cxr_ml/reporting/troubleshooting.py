@@ -3,17 +3,18 @@
 import re
 
 _STORE = (
-    "Check that the object store answers (CXR_S3_ENDPOINT_URL, the network, its disk). The step has used up its "
+    "Check that the object store answers (CXR_STORE__ENDPOINT_URL, the network, its disk). The step has used up its "
     "retries: once the store answers, clear the failed task in Airflow, and the run goes on from there."
 )
 _RIGHTS = (
     "The object store did not accept these credentials or rights. Check the keys (boto3's own chain, or the Airflow "
-    "connection named by CXR_AWS_CONN_ID) and the bucket's policy, then clear the failed task. Waiting does not help."
+    "connection named by CXR_STORE__AWS_CONN_ID) and the bucket's policy, then clear the failed task. Waiting does not "
+    "help."
 )
 _MEMORY = (
     "The step was stopped from outside or ran out of memory. Look whether the machine or its accelerator was full. "
     "Give the worker more memory and clear the failed task: training goes on from what was stored. Or lower the batch "
-    "size: start a new run with CXR_BATCH_SIZE={half} (or in the form; now {now}), which trains anew."
+    "size: start a new run with CXR_TRAINING__BATCH_SIZE={half} (or in the form; now {now}), which trains anew."
 )
 _SLOW = (
     "The step took longer than its time-out. See in the log how far it came: a slow network or a busy machine is worth "

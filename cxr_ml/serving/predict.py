@@ -20,7 +20,8 @@ from cxr_ml.ingest import drop_files, memory_budget, process_file
 from cxr_ml.records import Model, Prediction
 from cxr_ml.registry import promotion, queries
 from cxr_ml.serving import overlays
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ImageSettings, Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import calibration, inputs, ood, predictions
 from cxr_ml.validation import single_image
 
@@ -43,7 +44,7 @@ class _Look(NamedTuple):
     film: np.ndarray | None = None  # uint8 (height, width), for a person
 
 
-def load_predictor(settings: Settings, model: str | None = None) -> Predict:
+def load_predictor(store: ObjectStore, settings: Settings, model: str | None = None) -> Predict:
     """Returns a function that predicts images, each on its own, with a model that is loaded and verified once.
 
     It takes images, each a path or the bytes of a file (PNG, JPEG or DICOM), as a list or one by one, and a folder for
@@ -53,33 +54,34 @@ def load_predictor(settings: Settings, model: str | None = None) -> Predict:
     "unlike_training".
 
     Args:
-        settings: the store, the limits on files, and the suites.
+        store: the object store.
+        settings: the limits on files, and the suites.
         model: name of a stored model, or a champion version such as v3; None: the champion.
 
     Raises:
         Refused: there is no champion or no such model, the stored model cannot be trusted, or a suite cannot be used.
     """
-    champion = promotion.champion(settings) if model is None else None
+    champion = promotion.champion(store) if model is None else None
     if model is not None:
-        name = queries.resolve(settings, model)
+        name = queries.resolve(store, model)
     elif champion is not None:
         name = champion.model
     else:
         raise Refused("There is no champion yet. Run a retraining, or name a model.")
-    record, network = predictions.load_model(settings, name)
+    record, network = predictions.load_model(store, name)
     if champion is not None and champion.artefact_sha256 != record.artefact_sha256:
         raise Refused(
             f"The champion's pointer and models/{champion.model}/model.json must name the same file. Received: SHA-256 "
             f"{champion.artefact_sha256} and {record.artefact_sha256}. Run `cxr-ml models verify {champion.model}`."
         )
-    known = ood.load(settings, record)
-    judge = single_image.load_screen(settings.expectations)
+    known = ood.load(store, record)
+    judge = single_image.load_screen(settings.validation.expectations)
     wanted = [network.output, network.get_layer("features").output]
     plain, explained = (keras.Model(network.input, w) for w in (wanted, [*wanted, gradcam.class_maps(network)]))
 
     def predict(sources: Iterable[Source], explain: Path | None = None) -> Iterator[Prediction]:
         def look(source: Source) -> _Look:
-            return _look(settings, judge, record.image_size, explain is not None, source)
+            return _look(store, settings.images, judge, record.image_size, explain is not None, source)
 
         looked = _ahead(look, sources)
         while looks := tuple(islice(looked, _BATCH)):
@@ -102,22 +104,26 @@ def _ahead(look: Callable[[Source], _Look], sources: Iterable[Source]) -> Iterat
         pool.shutdown(cancel_futures=True)
 
 
-def _look(settings: Settings, judge: single_image.Screen, size: int, film: bool, source: Source) -> _Look:
+def _look(
+    store: ObjectStore, settings: ImageSettings, judge: single_image.Screen, size: int, film: bool, source: Source
+) -> _Look:
     name = "" if isinstance(source, bytes) else str(source)
     try:
-        data = source if isinstance(source, bytes) else _read(settings, Path(source))
+        data = source if isinstance(source, bytes) else _read(store, settings, Path(source))
         with _one_large if process_file.count_pixels(data) > memory_budget.LARGE_PIXELS else nullcontext():
             measured, grey = measure.measure_and_decode(data, settings)
-            if refused := judge(measured):
+            if refused := judge(dict(measured)):
                 return _Look(name, refused)
     except formats.BadImage as error:
         return _Look(name, (error.code,))
     return _Look(name, (), inputs.resize(grey, size), decode.shrink(grey, _MAX_SIDE) if film else None)
 
 
-def _read(settings: Settings, path: Path) -> bytes:
+def _read(store: ObjectStore, settings: ImageSettings, path: Path) -> bytes:
     try:
-        return drop_files.read_file(settings, drop_files.make_entry(str(path), os.path.realpath(path), path.stat()))
+        return drop_files.read_file(
+            store, settings, drop_files.make_entry(str(path), os.path.realpath(path), path.stat())
+        )
     except (FileNotFoundError, ValueError):  # ValueError: a name with a NUL byte
         raise formats.BadImage("file_missing", f"A file was expected. Received: {str(path)!r}, which is none") from None
     except (OSError, Refused) as error:  # a broken disk, or a file that changes at this moment
@@ -125,7 +131,7 @@ def _read(settings: Settings, path: Path) -> bytes:
 
 
 def _answers(
-    record: Model, known: ood.Detector | None, network: keras.Model, looks: tuple[_Look, ...], folder: Path | None
+    record: Model, known: ood.Detector, network: keras.Model, looks: tuple[_Look, ...], folder: Path | None
 ) -> Iterator[Prediction]:
     fit = [look for look in looks if look.pixels is not None]
     rows: Iterator[Prediction] = iter(())
@@ -142,17 +148,17 @@ def _answers(
 
 
 def _predicted(
-    record: Model, known: ood.Detector | None, network: keras.Model, fit: list[_Look], folder: Path | None
+    record: Model, known: ood.Detector, network: keras.Model, fit: list[_Look], folder: Path | None
 ) -> Iterator[Prediction]:
     pixels = np.stack([look.pixels for look in fit if look.pixels is not None])
     raw, features, *maps = network.predict_on_batch(pixels)
     if not np.isfinite(raw).all():
         raise Refused(f"Probabilities must be numbers. Received: NaN or infinity; {record.model} cannot be used.")
     probabilities, decided = calibration.apply(raw, record.operating_point, record.classes)
-    distance = None if known is None else ood.ood_score(known, features, pixels)
+    distance = ood.ood_score(known, features, pixels)
     heat = None if folder is None else gradcam.relative(maps[0], decided)
     for i, look in enumerate(fit):
-        unlike = distance is not None and distance[i] > 1
+        unlike = distance[i] > 1
         by_class = {c: round(float(p), 6) for c, p in zip(record.classes, probabilities[i], strict=True)}
         overlay = None
         if folder is not None and heat is not None and look.film is not None and not unlike:
@@ -163,7 +169,7 @@ def _predicted(
             predicted=None if unlike else record.classes[decided[i]],
             confidence=None if unlike else by_class[record.classes[decided[i]]],
             probabilities=None if unlike else by_class,
-            unlikeness=None if distance is None else round(float(distance[i]), 3),
+            unlikeness=round(float(distance[i]), 3),
             refused=(UNLIKE,) if unlike else (),
             overlay=overlay,
         )

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from cxr_ml.errors import Refused
-from cxr_ml.settings import Settings
+from cxr_ml.settings import TrainingSettings
 from cxr_ml.training.backbones import ARCHITECTURES, find_weights
 
 
@@ -51,14 +51,14 @@ def build_light(
     return keras.Model(inputs, x, name="light")
 
 
-def build_backbone(settings: Settings, architecture: str) -> Backbone:
+def build_backbone(settings: TrainingSettings, weights_dir: Path | None, architecture: str) -> Backbone:
     """Returns the named backbone with the weights that the settings ask for; never silently random ones.
 
     Raises:
         Refused: unknown architecture, an image size it cannot take, a weights file that is missing or does not fit.
         ConnectionError: Keras could not download its ImageNet weights.
     """
-    file = find_weights(settings, architecture)
+    file = find_weights(settings, weights_dir, architecture)
     entry = ARCHITECTURES[architecture]
     build = getattr(keras.applications, entry.application) if entry.application else build_light
     shape = (settings.image_size, settings.image_size, 3)
@@ -93,7 +93,7 @@ def _download(build: Callable[..., keras.Model], shape: tuple[int, int, int], ar
         raise ConnectionError(
             f"Keras could not download the ImageNet weights of {architecture} ({error}). Either let this machine "
             f"reach storage.googleapis.com, or set CXR_WEIGHTS_DIR to a folder that holds {architecture}_notop"
-            '.weights.h5 (CXR_WEIGHTS="none" trains from scratch, which needs far more images).'
+            '.weights.h5 (CXR_TRAINING__WEIGHTS="none" trains from scratch, which needs far more images).'
         ) from error
 
 

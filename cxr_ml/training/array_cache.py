@@ -18,9 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 _log = logging.getLogger(__name__)
 MAX_BLOCK_ROWS = 512  # what a run that is killed computes again at most
@@ -75,7 +74,8 @@ def split_into_blocks(manifest: pd.DataFrame, max_rows: int) -> list[Block]:
 
 
 def load_array(
-    settings: Settings,
+    store: ObjectStore,
+    cache_dir: Path,
     manifest: pd.DataFrame,
     sources: Sequence[Source],
     shape: tuple[int, ...],
@@ -86,7 +86,8 @@ def load_array(
     """Returns an array of all rows of a manifest by each source: from `path`, else from the store, else computed.
 
     Args:
-        settings: the store.
+        store: the object store.
+        cache_dir: folder of what may be deleted between runs.
         manifest: one row per image, with sha256 and batch.
         sources: what the rows come from; those of the first source come first.
         shape: of one row.
@@ -103,11 +104,11 @@ def load_array(
     layout = _Layout((len(sources) * len(manifest), *shape), np.dtype(dtype))
     if path and (existing := _open_existing(path, layout)) is not None:
         return existing
-    settings.cache_dir.mkdir(parents=True, exist_ok=True)
+    cache_dir.mkdir(parents=True, exist_ok=True)
     # Not named by the process id: containers that share the folder have the same ones.
-    part = settings.cache_dir / f"{uuid.uuid4().hex}.part.npy"
+    part = cache_dir / f"{uuid.uuid4().hex}.part.npy"
     try:
-        _write_array(settings, manifest, sources, part, layout, on_rows)
+        _write_array(store, manifest, sources, part, layout, on_rows)
         array = np.load(part, mmap_mode="r")
         if path:
             part.replace(path)
@@ -132,7 +133,7 @@ def _open_existing(path: Path, layout: _Layout) -> np.ndarray | None:
 
 
 def _write_array(
-    settings: Settings, manifest: pd.DataFrame, sources: Sequence[Source], part: Path, layout: _Layout, on_rows: OnRows
+    store: ObjectStore, manifest: pd.DataFrame, sources: Sequence[Source], part: Path, layout: _Layout, on_rows: OnRows
 ) -> None:
     for other in part.parent.glob("*.part.npy"):
         if time.time() - other.stat().st_mtime > MAX_PART_AGE:
@@ -146,7 +147,7 @@ def _write_array(
     with part.open("r+b") as file:
         for number, source in enumerate(sources):
             for block in blocks:
-                rows = _load_or_compute(settings, source, block, layout)
+                rows = _load_or_compute(store, source, block, layout)
                 # Written, not assigned to a memory map: its pages would count as this process's memory.
                 for i, values in zip(block.rows + number * len(manifest), rows, strict=True):
                     os.pwrite(file.fileno(), values.tobytes(), offset + int(i) * row_bytes)
@@ -165,9 +166,9 @@ def _check_free_space(folder: Path, needed: int) -> None:
         )
 
 
-def _load_or_compute(settings: Settings, source: Source, block: Block, layout: _Layout) -> np.ndarray:
+def _load_or_compute(store: ObjectStore, source: Source, block: Block, layout: _Layout) -> np.ndarray:
     key = f"{source.folder}/{block.digest}.npy"
-    stored = store.find(settings, key)
+    stored = store.get_or_none(key)
     if stored:
         rows = _parse_block(stored[0])
         if rows is not None and rows.shape == (len(block.rows), *layout.shape[1:]) and rows.dtype == layout.dtype:
@@ -178,9 +179,9 @@ def _load_or_compute(settings: Settings, source: Source, block: Block, layout: _
     np.save(buffer, rows, allow_pickle=False)
     buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
     if stored:
-        store.swap(settings, key, buffer.getvalue(), stored[1], "application/octet-stream")
+        store.swap(key, buffer.getvalue(), stored[1], "application/octet-stream")
     else:
-        store.put_if_absent(settings, key, buffer.getvalue())
+        store.put_if_absent(key, buffer.getvalue())
     return rows
 
 

@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.records import HistoryEntry, Model
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 # What Keras raises for a file that is damaged, of another version, or would run code.
 OPEN_ERRORS = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError)
@@ -16,35 +16,35 @@ OPEN_ERRORS = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSE
 
 def key(model: str) -> str:
     """Returns the key of the network of a model, with its weights."""
-    return f"models/{model}/model.keras"
+    return layout.model_weights(model)
 
 
-def read(settings: Settings, record: Model) -> bytes:
+def read(store: ObjectStore, record: Model) -> bytes:
     """Returns the bytes of model.keras, after a check of their SHA-256.
 
     Raises:
         Refused: the weights were deleted, the file is missing, or it is not the one that model.json records.
     """
-    stored = store.find(settings, key(record.model))
+    stored = store.get_or_none(key(record.model))
     if stored is None:
-        raise _missing(settings, record.model)
+        raise _missing(store, record.model)
     return check_bytes(key(record.model), stored[0], record.artefact_sha256)
 
 
-def check(settings: Settings, record: Model) -> None:
+def check(store: ObjectStore, record: Model) -> None:
     """Checks that model.keras is the recorded file, as `read` does, without holding it in memory.
 
     Raises:
         Refused: as `read`.
     """
-    digest = store.sha256(settings, key(record.model))
+    digest = store.sha256(key(record.model))
     if digest is None:
-        raise _missing(settings, record.model)
+        raise _missing(store, record.model)
     _compare(key(record.model), digest, record.artefact_sha256)
 
 
-def _missing(settings: Settings, model: str) -> Refused:
-    if entry := swept(settings, model):
+def _missing(store: ObjectStore, model: str) -> Refused:
+    if entry := swept(store, model):
         return Refused(
             f"{key(model)} was expected. Received: nothing, its weights were swept at {entry.at} by {entry.by} "
             f"({entry.why}). Use another model; to have this one again, train with another seed."
@@ -84,7 +84,7 @@ def open_network(data: bytes) -> Any:  # noqa: ANN401 - a keras.Model
         return keras.saving.load_model(path, compile=False, safe_mode=True)
 
 
-def swept(settings: Settings, model: str) -> HistoryEntry | None:
+def swept(store: ObjectStore, model: str) -> HistoryEntry | None:
     """Returns the history entry by which the weights of a model were deleted; None where they were not."""
-    stored = store.find_record(settings, f"models/{model}/swept.json", HistoryEntry)
+    stored = store.load_or_none(layout.removed_weights(model), HistoryEntry)
     return stored[0] if stored else None

@@ -10,13 +10,13 @@ import keras
 import numpy as np
 import pandas as pd
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.records import Dataset, Model, OperatingPoint
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, checkpoints, distribution, ood, provenance, tensorboard
 from cxr_ml.training.artifact_check import OPEN_ERRORS, open_network
 from cxr_ml.training.checkpoints import Progress
-from cxr_ml.training.model_naming import HYPERPARAMETERS
 
 
 class Trained(NamedTuple):
@@ -33,26 +33,26 @@ class Trained(NamedTuple):
     ood_detector: bytes
 
 
-def store_network(settings: Settings, name: str, classifier: keras.Model) -> str:
+def store_network(store: ObjectStore, name: str, classifier: keras.Model) -> str:
     """Stores `model.keras`. If another run of the same training has done so first, the classifier gets its weights.
 
     A file that can be opened is never replaced: the other run may write the record of it at any moment.
 
     Args:
-        settings: the store.
+        store: the object store.
         name: name of the model.
         classifier: with the best weights.
 
     Returns:
         SHA-256 of the file that is in the store, whose weights the classifier now has.
     """
-    key = f"models/{name}/model.keras"
+    key = layout.model_weights(name)
     data = _to_bytes(classifier)
-    if store.put_if_absent(settings, key, data):
+    if store.put_if_absent(key, data):
         return hashlib.sha256(data).hexdigest()
-    if _read_weights(store.get(settings, key)) is None:
-        store.put_uncommitted(settings, key, data)
-    data = store.get(settings, key)
+    if _read_weights(store.get(key)) is None:
+        store.put_uncommitted(key, data)
+    data = store.get(key)
     classifier.set_weights(_read_weights(data))
     return hashlib.sha256(data).hexdigest()
 
@@ -73,33 +73,34 @@ def _read_weights(data: bytes) -> list[np.ndarray] | None:
         return None
 
 
-def store_model(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
+def store_model(store: ObjectStore, settings: Settings, dataset: Dataset, trained: Trained) -> Model:
     """Stores the files beside `model.keras`, the record last.
 
     Args:
-        settings: the store.
+        store: the object store.
+        settings: all settings.
         dataset: what the model was trained on.
         trained: the result of the training.
 
     Returns:
         The record that is in the store: that of another run of the same training, if it was faster.
     """
-    key = f"models/{trained.name}/model.json"
-    if not store.exists(settings, key):
-        record = _store_files(settings, dataset, trained)
-        store.put_if_absent(settings, key, record.to_bytes(), "application/json")
-    checkpoints.delete_all(settings, trained.name)
-    return store.load(settings, key, Model)
+    key = layout.model_record(trained.name)
+    if not store.exists(key):
+        record = _store_files(store, settings, dataset, trained)
+        store.put_if_absent(key, record.to_bytes(), "application/json")
+    checkpoints.delete_all(store, trained.name)
+    return store.load(key, Model)
 
 
-def _store_files(settings: Settings, dataset: Dataset, trained: Trained) -> Model:
+def _store_files(store: ObjectStore, settings: Settings, dataset: Dataset, trained: Trained) -> Model:
     """Stores all files of the model but the record, which is returned."""
-    model, stages = f"models/{trained.name}", trained.stages
+    stages = trained.stages
     probabilities = io.BytesIO()
     np.save(probabilities, trained.validation_probabilities)
     history = _make_history(stages)
     for name, data in tensorboard.make_event_files(history).items():
-        store.put_uncommitted(settings, f"{model}/{name}", data)
+        store.put_uncommitted(layout.model_file(trained.name, name), data)
     images = {stage: sum(e.images_per_second * e.seconds for e in p.epochs) for stage, p in stages.items()}
     seconds = {stage: sum(e.seconds for e in p.epochs) for stage, p in stages.items()}
     return Model(
@@ -109,10 +110,10 @@ def _store_files(settings: Settings, dataset: Dataset, trained: Trained) -> Mode
         dataset_sha256=dataset.manifest_sha256,
         artefact_sha256=trained.artifact_sha256,
         classes=settings.classes,
-        image_size=settings.image_size,
+        image_size=settings.training.image_size,
         weights=trained.backbone.weights,
         weights_sha256=trained.backbone.weights_sha256,
-        settings={k: getattr(settings, k) for k in (*HYPERPARAMETERS, "warm_start")}
+        settings=settings.training.model_dump(exclude={"architectures"})
         | {"precision": distribution.choose_precision()},
         epochs={stage: len(p.epochs) for stage, p in stages.items()},
         seconds={k: round(s, 1) for k, s in trained.seconds.items()}
@@ -122,15 +123,15 @@ def _store_files(settings: Settings, dataset: Dataset, trained: Trained) -> Mode
         packages=provenance.list_packages(),
         hardware=provenance.describe_hardware(),
         operating_point=trained.operating_point,
-        validation_sha256=_store_once(settings, f"{model}/validation.npy", probabilities.getvalue()),
-        likeness_sha256=_store_once(settings, f"{model}/{ood.FILE}", trained.ood_detector),
-        history_sha256=_store_once(settings, f"{model}/history.csv", history.to_csv(index=False).encode()),
+        validation_sha256=_store_once(store, layout.validation_predictions(trained.name), probabilities.getvalue()),
+        likeness_sha256=_store_once(store, layout.model_file(trained.name, ood.FILE), trained.ood_detector),
+        history_sha256=_store_once(store, layout.training_curves(trained.name), history.to_csv(index=False).encode()),
     )
 
 
-def _store_once(settings: Settings, key: str, data: bytes) -> str:
+def _store_once(store: ObjectStore, key: str, data: bytes) -> str:
     """Returns the SHA-256 of the file under a key, which is never replaced: another run may already record it."""
-    stored = data if store.put_if_absent(settings, key, data) else store.get(settings, key)
+    stored = data if store.put_if_absent(key, data) else store.get(key)
     return hashlib.sha256(stored).hexdigest()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cxr_ml.errors import Refused
-from cxr_ml.settings import Settings
+from cxr_ml.settings import TrainingSettings
 
 
 class Architecture(NamedTuple):
@@ -47,22 +47,22 @@ ARCHITECTURES = {
 }
 
 
-def check(settings: Settings) -> None:
+def check(settings: TrainingSettings, weights_dir: Path | None) -> None:
     """Checks that the architectures of the settings can be built for their image size, with their weights.
 
     Raises:
         Refused: an unknown architecture, images too small for one, or a file of weights that is missing.
     """
     for name in settings.architectures:
-        find_weights(settings, name)
+        find_weights(settings, weights_dir, name)
         if settings.image_size < (min_size := ARCHITECTURES[name].min_size):
             raise Refused(
                 f"{name} needs images of at least {min_size} pixels. Received: image_size = {settings.image_size}. "
-                "Set CXR_IMAGE_SIZE, or choose another architecture."
+                "Set CXR_TRAINING__IMAGE_SIZE, or choose another architecture."
             )
 
 
-def find_weights(settings: Settings, architecture: str) -> WeightsFile | None:
+def find_weights(settings: TrainingSettings, weights_dir: Path | None, architecture: str) -> WeightsFile | None:
     """Returns the file of a backbone's first weights; None where they come from no file.
 
     Raises:
@@ -74,12 +74,12 @@ def find_weights(settings: Settings, architecture: str) -> WeightsFile | None:
             f"The architecture must be one of {sorted(ARCHITECTURES)}. Received: {architecture!r}"
             + (f". Was {close[0]} meant?" if close else "")
         )
-    if not ARCHITECTURES[architecture].pretrained or settings.weights == "none" or settings.weights_dir is None:
+    if not ARCHITECTURES[architecture].pretrained or settings.weights == "none" or weights_dir is None:
         return None
-    path = settings.weights_dir / f"{architecture}_notop.weights.h5"
+    path = weights_dir / f"{architecture}_notop.weights.h5"
     if not path.is_file():
-        files = sorted(p.name for p in settings.weights_dir.glob("*.h5"))
-        raise Refused(f"CXR_WEIGHTS_DIR must hold {path.name}. Received: {settings.weights_dir}, there: {files}")
+        files = sorted(p.name for p in weights_dir.glob("*.h5"))
+        raise Refused(f"CXR_WEIGHTS_DIR must hold {path.name}. Received: {weights_dir}, there: {files}")
     stat = path.stat()
     return WeightsFile(path, _hash_file(path, stat.st_mtime_ns, stat.st_size))
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import ValidationError
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.records import Record
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 _KEY = re.compile(r".*/(?P<stage>[a-z_]+)-(?P<epoch>\d{5})-(?P<sha256>[0-9a-f]{64})\.npz")
 
@@ -69,24 +69,24 @@ def best_epoch(progress: Progress) -> int:
 
 
 def _folder(model: str) -> str:
-    return f"models/{model}/checkpoints/"
+    return layout.checkpoints(model)
 
 
-def _keys(settings: Settings, model: str, stage: str) -> list[tuple[int, str]]:
+def _keys(store: ObjectStore, model: str, stage: str) -> list[tuple[int, str]]:
     """Returns (epoch, key) of the checkpoints of a stage, oldest first."""
-    matches = [(_KEY.fullmatch(key), key) for key in store.keys(settings, _folder(model))]
+    matches = [(_KEY.fullmatch(key), key) for key in store.keys(_folder(model))]
     return sorted((int(match["epoch"]), key) for match, key in matches if match and match["stage"] == stage)
 
 
 def save(
-    settings: Settings, model: str, progress: Progress, weights: list[np.ndarray], optimizer: list[np.ndarray]
+    store: ObjectStore, model: str, progress: Progress, weights: list[np.ndarray], optimizer: list[np.ndarray]
 ) -> str:
     """Stores the state after the last epoch of `progress`, and removes checkpoints that are no longer needed.
 
     The newest two of a stage remain, and the one of the best epoch. The name holds the SHA-256 of the bytes.
 
     Args:
-        settings: the store.
+        store: the object store.
         model: name of the model.
         progress: the epochs of the stage so far.
         weights: of the network, in its order.
@@ -103,39 +103,39 @@ def save(
     data = buffer.getvalue()
     number = len(progress.epochs)
     key = f"{_folder(model)}{progress.stage}-{number:05d}-{hashlib.sha256(data).hexdigest()}.npz"
-    store.put_if_absent(settings, key, data)
-    for epoch, other in _keys(settings, model, progress.stage):
+    store.put_if_absent(key, data)
+    for epoch, other in _keys(store, model, progress.stage):
         if epoch < number - 1 and epoch != best_epoch(progress):
-            store.remove(settings, other)
+            store.remove(other)
     return key
 
 
-def load_newest(settings: Settings, model: str, start: Progress, shapes: list[tuple[int, ...]]) -> Checkpoint | None:
+def load_newest(store: ObjectStore, model: str, start: Progress, shapes: list[tuple[int, ...]]) -> Checkpoint | None:
     """Returns the newest checkpoint of a stage that fits and is intact, or None. Others are skipped with a warning.
 
     Args:
-        settings: the store.
+        store: the object store.
         model: name of the model.
         start: the stage before its first epoch: its name, and the weights of its backbone.
         shapes: shapes of the network's weights.
     """
-    keys = _keys(settings, model, start.stage)
+    keys = _keys(store, model, start.stage)
     for number, key in reversed(keys):
-        checkpoint = _read(settings, key, start, shapes)
+        checkpoint = _read(store, key, start, shapes)
         if checkpoint is None:
             continue
         best = best_epoch(checkpoint.progress)
         if best == number:
             return checkpoint
         for epoch, other in keys:
-            if epoch == best and (of_best := _read(settings, other, start, shapes)):
+            if epoch == best and (of_best := _read(store, other, start, shapes)):
                 return checkpoint._replace(best_weights=of_best.weights)
         _warn(key, f"that of the epoch to be kept, {best}, is missing or broken")
     return None
 
 
-def _read(settings: Settings, key: str, start: Progress, shapes: list[tuple[int, ...]]) -> Checkpoint | None:
-    data = store.get(settings, key)
+def _read(store: ObjectStore, key: str, start: Progress, shapes: list[tuple[int, ...]]) -> Checkpoint | None:
+    data = store.get(key)
     digest = hashlib.sha256(data).hexdigest()
     if digest not in key:
         _warn(key, f"its bytes are not those that were written: their SHA-256 is {digest}")
@@ -163,7 +163,7 @@ def _warn(key: str, why: str) -> None:
     logging.getLogger(__name__).warning("The checkpoint %s is not used: %s. Looking for the one before.", key, why)
 
 
-def delete_all(settings: Settings, model: str) -> None:
+def delete_all(store: ObjectStore, model: str) -> None:
     """Removes all checkpoints of a model, once its model.json is written."""
-    for key in list(store.keys(settings, _folder(model))):
-        store.remove(settings, key)
+    for key in list(store.keys(_folder(model))):
+        store.remove(key)

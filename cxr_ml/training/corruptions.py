@@ -1,7 +1,8 @@
 """Image corruptions, as scanners, software and uploads make them: of sharpness, resolution, grey levels and encoding.
 
 The sources of chest X-rays differ in these, and a model that relies on them recognises the source, not the disease.
-Training draws corruptions from wide ranges (the setting `disguised`); evaluation tests a model with the two fixed ones.
+Training draws corruptions from wide ranges (the setting `training.corrupted_share`); evaluation tests a model with
+the two fixed ones.
 """
 
 import io

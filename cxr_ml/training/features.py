@@ -3,20 +3,25 @@
 import hashlib
 import json
 from functools import partial
+from pathlib import Path
 
 import keras
 import numpy as np
 import pandas as pd
 
+from cxr_ml import layout
 from cxr_ml.progress import OnProgress, counted, nobody
-from cxr_ml.settings import Settings
+from cxr_ml.settings import TrainingSettings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import array_cache, augment, corruptions, inputs, out_of_memory
 
 _SEED = 1  # separates the random numbers of these views from those of fine-tuning
 
 
 def load(
-    settings: Settings,
+    store: ObjectStore,
+    settings: TrainingSettings,
+    cache_dir: Path,
     classifier: keras.Model,
     manifest: pd.DataFrame,
     images: np.ndarray,
@@ -31,7 +36,9 @@ def load(
     that another dataset version contains too.
 
     Args:
-        settings: the store, the cache folder, batch size and seed.
+        store: the object store.
+        settings: the cache folder, batch size and seed.
+        cache_dir: folder of what may be deleted between runs.
         classifier: the output of its layer "features" is computed, with its present weights.
         manifest: of the dataset.
         images: uint8 (images, size, size, 1), row for row.
@@ -45,7 +52,7 @@ def load(
     """
     network = keras.Model(classifier.input, classifier.get_layer("features").output)
     subset = manifest.iloc[rows].reset_index(drop=True)
-    folder = f"features/{_hash_network(network)}-{inputs.VERSION}-{images.shape[1]}"
+    folder = layout.features(_hash_network(network), inputs.VERSION, images.shape[1])
 
     report, done = counted(on_progress, "images", "features"), 0
 
@@ -60,7 +67,7 @@ def load(
             # Seeded by the images themselves, so that other images of the dataset change nothing.
             content = hashlib.sha256("\n".join(subset["sha256"].iloc[block]).encode()).digest()
             seed = [settings.seed, _SEED, view, int.from_bytes(content[:8], "big")]
-            pixels = inputs.draw_views(pixels, np.random.default_rng(seed), settings.disguised)
+            pixels = inputs.draw_views(pixels, np.random.default_rng(seed), settings.corrupted_share)
         if verbose:
             print(f"features: view {view + 1} of {views}, {len(block)} of {len(rows)} images", flush=True)
 
@@ -70,10 +77,12 @@ def load(
 
         return out_of_memory.predict_in_fitting_batches(predict, min(settings.batch_size, 32))
 
-    drawn = f"view-{augment.VERSION}-{corruptions.VERSION}-{settings.disguised:g}-{settings.seed}"
+    drawn = f"view-{augment.VERSION}-{corruptions.VERSION}-{settings.corrupted_share:g}-{settings.seed}"
     names = ["as-is", *(f"{drawn}-{view}" for view in range(1, views))]
     sources = [array_cache.Source(f"{folder}/{name}", partial(compute, view)) for view, name in enumerate(names)]
-    return array_cache.load_array(settings, subset, sources, network.output_shape[1:], np.float32, on_rows=on_rows)
+    return array_cache.load_array(
+        store, cache_dir, subset, sources, network.output_shape[1:], np.float32, on_rows=on_rows
+    )
 
 
 def _hash_network(network: keras.Model) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import keras
@@ -13,7 +14,7 @@ from cxr_ml.dataset import versions
 from cxr_ml.ingest.process_file import load_grey
 from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.records import Dataset
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import array_cache
 from cxr_ml.training.augment import augment_images
 from cxr_ml.training.batching import ShuffledRows
@@ -29,12 +30,13 @@ def resize(grey: np.ndarray, size: int) -> np.ndarray:
 
 
 def load(
-    settings: Settings, dataset: Dataset, size: int, on_progress: OnProgress = nobody
+    store: ObjectStore, cache_dir: Path, dataset: Dataset, size: int, on_progress: OnProgress = nobody
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Returns all images of a dataset. The first worker decodes each of them, and the store keeps the pixels.
 
     Args:
-        settings: the store, and the cache folder.
+        store: the store, and the cache folder.
+        cache_dir: folder of what may be deleted between runs.
         dataset: the version.
         size: of a side, px.
         on_progress: called with the images that are done.
@@ -42,13 +44,13 @@ def load(
     Returns:
         uint8 (images, size, size, 1), memory-mapped from the cache folder, and the manifest, row for row.
     """
-    manifest = versions.load_manifest(settings, dataset)
+    manifest = versions.load_manifest(store, dataset)
     kind = f"inputs-{VERSION}-{size}"
-    path = settings.cache_dir / f"{kind}-{dataset.manifest_sha256[:16]}.npy"
+    path = cache_dir / f"{kind}-{dataset.manifest_sha256[:16]}.npy"
 
     def decode(rows: np.ndarray) -> np.ndarray:
         def decode_image(sha256: str, format: str) -> np.ndarray:
-            return resize(load_grey(settings, sha256, format), size)
+            return resize(load_grey(store, sha256, format), size)
 
         files = manifest.iloc[rows]
         with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
@@ -56,8 +58,8 @@ def load(
 
     source = array_cache.Source(f"inputs/{VERSION}-{size}", decode)
     on_rows = counted(on_progress, "images", "inputs")
-    images = array_cache.load_array(settings, manifest, [source], (size, size, 1), np.uint8, path, on_rows)
-    for other in settings.cache_dir.glob(f"{kind}-*.npy"):
+    images = array_cache.load_array(store, cache_dir, manifest, [source], (size, size, 1), np.uint8, path, on_rows)
+    for other in cache_dir.glob(f"{kind}-*.npy"):
         if other != path and not other.name.endswith(".part.npy"):
             other.unlink(missing_ok=True)  # of another dataset version; a process that has it mapped keeps it
     return images, manifest
@@ -68,20 +70,20 @@ def targets(manifest: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
     return manifest["label"].map({label: i for i, label in enumerate(classes)}).to_numpy(dtype=np.int64)
 
 
-def draw_views(images: np.ndarray, rng: np.random.Generator, disguised: float) -> np.ndarray:
+def draw_views(images: np.ndarray, rng: np.random.Generator, corrupted_share: float) -> np.ndarray:
     """Returns one random view of each image, which training uses in its place.
 
     Args:
         images: uint8 (n, size, size, 1).
         rng: source of all randomness.
-        disguised: share of the views that are corrupted as well, 0 to 1.
+        corrupted_share: share of the views that are corrupted as well, 0 to 1.
 
     Returns:
         uint8 of the same shape.
     """
     views = augment_images(images, rng)
-    if disguised:
-        corrupted = rng.random(len(views)) < disguised
+    if corrupted_share:
+        corrupted = rng.random(len(views)) < corrupted_share
         views[corrupted] = corrupt_images(views[corrupted], rng)
     return views
 
@@ -134,13 +136,13 @@ class AugmentedBatches(ShuffledRows):
         weights: np.ndarray,
         batch_size: int,
         seed: int,
-        disguised: float = 0.0,
+        corrupted_share: float = 0.0,
     ) -> None:
         super().__init__(images, y, weights, batch_size, seed, workers=2, max_queue_size=8)
-        self.images, self.rows, self.disguised = images, rows, disguised
+        self.images, self.rows, self.corrupted_share = images, rows, corrupted_share
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = self.select_rows(index)
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        views = draw_views(self.images[self.rows[chosen]], rng, self.disguised)
+        views = draw_views(self.images[self.rows[chosen]], rng, self.corrupted_share)
         return views, self.y[chosen], self.weights[chosen]

@@ -17,6 +17,7 @@ from cxr_ml.errors import Refused
 from cxr_ml.progress import OnProgress, nobody, now
 from cxr_ml.records import StepProgress
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import checkpoints
 from cxr_ml.training.batching import MicroBatches, PaddedBatches
 from cxr_ml.training.checkpoints import Checkpoint, Epoch, Progress, best_epoch
@@ -74,6 +75,7 @@ def is_finished(progress: Progress, stage: Stage, patience: int) -> bool:
 
 
 def train_stage(
+    store: ObjectStore,
     settings: Settings,
     model: str,
     network: keras.Model,
@@ -88,6 +90,7 @@ def train_stage(
     An epoch that is stored is never repeated: a killed training resumes after it. Returns all epochs of the stage.
 
     Args:
+        store: the object store.
         settings: batch size, patience, seed, and the store.
         model: name of the model, whose checkpoints are read and written.
         network: from the x of the batches to probabilities (n, classes).
@@ -102,11 +105,11 @@ def train_stage(
     """
     start = Progress(stage=stage.name, backbone_sha256=backbone_sha256, decay=stage.decay)
     shapes = [tuple(weight.shape) for weight in network.weights]
-    checkpoint = checkpoints.load_newest(settings, model, start, shapes)
+    checkpoint = checkpoints.load_newest(store, model, start, shapes)
     if checkpoint and verbose:
         n = len(checkpoint.progress.epochs)
         print(f"{stage.name}: {n} epochs were stored before; going on from there", flush=True)
-    if checkpoint and is_finished(checkpoint.progress, stage, settings.patience):
+    if checkpoint and is_finished(checkpoint.progress, stage, settings.training.patience):
         network.set_weights(checkpoint.best_weights)
         return checkpoint.progress
     started = time.monotonic()
@@ -118,12 +121,12 @@ def train_stage(
         _prepare(network, stage, checkpoint, micro_batches)
         update = {"micro_batches": micro_batches, "preparation_seconds": preparation}
         progress, best = checkpoint.progress.model_copy(update=update), checkpoint.best_weights
-        callback = _EpochCallback(settings, model, stage, progress, best, images, verbose, on_progress)
+        callback = _EpochCallback(store, settings, model, stage, progress, best, images, verbose, on_progress)
         try:
-            _fit(network, batches, callback, settings.batch_size, verbose)
+            _fit(network, batches, callback, settings.training.batch_size, verbose)
         except Exception as error:
-            micro_batches = double_micro_batches(error, settings, stage.name, micro_batches, images)
-            checkpoint = checkpoints.load_newest(settings, model, start, shapes) or checkpoint
+            micro_batches = double_micro_batches(error, settings.training, stage.name, micro_batches, images)
+            checkpoint = checkpoints.load_newest(store, model, start, shapes) or checkpoint
         else:
             network.set_weights(callback.best_weights)
             return callback.progress
@@ -177,6 +180,7 @@ class _EpochCallback(keras.callbacks.Callback):
 
     def __init__(
         self,
+        store: ObjectStore,
         settings: Settings,
         name: str,
         stage: Stage,
@@ -187,7 +191,7 @@ class _EpochCallback(keras.callbacks.Callback):
         on_progress: OnProgress,
     ) -> None:
         super().__init__()
-        self.settings, self.name, self.stage, self.images = settings, name, stage, images
+        self.store, self.settings, self.name, self.stage, self.images = store, settings, name, stage, images
         self.verbose, self.on_progress = verbose, on_progress
         self.progress, self.best_weights, self.max_loss = progress, best_weights, math.inf
         if self.progress.epochs:
@@ -201,7 +205,7 @@ class _EpochCallback(keras.callbacks.Callback):
         """Seeds dropout and the like by seed and epoch, so that a resumed training draws the same numbers."""
         weights = {id(w) for w in self.model.weights}
         for i, state in enumerate(v for v in self.model.variables if id(v) not in weights):
-            rng = np.random.default_rng([self.settings.seed, _SEED, epoch, i])
+            rng = np.random.default_rng([self.settings.training.seed, _SEED, epoch, i])
             state.assign([int(rng.integers(2**31)), 0])  # of a SeedGenerator: its seed, and how much it has drawn
         self.model.optimizer.learning_rate = compute_learning_rate(self.stage, epoch)
         self.started = time.monotonic()
@@ -233,8 +237,8 @@ class _EpochCallback(keras.callbacks.Callback):
         if best_epoch(self.progress) == epoch + 1:
             self.best_weights = weights
         optimizer = [keras.ops.convert_to_numpy(v) for v in _optimizer_state(self.model.optimizer)]
-        checkpoints.save(self.settings, self.name, self.progress, weights, optimizer)
-        self.model.stop_training = is_finished(self.progress, self.stage, self.settings.patience)
+        checkpoints.save(self.store, self.name, self.progress, weights, optimizer)
+        self.model.stop_training = is_finished(self.progress, self.stage, self.settings.training.patience)
         self._report_progress(None)
         if self.verbose:
             print(describe_last_epoch(self.stage, self.progress), flush=True)
@@ -265,7 +269,7 @@ class _EpochCallback(keras.callbacks.Callback):
             f"Expected: a loss that stays a number below {self.max_loss:.4g}. Received: {what} is {loss:.4g}.\n"
             f"Losses of the epochs before: {', '.join(f'{e.loss:.4f}' for e in epochs) or 'none'}. "
             f"Last good epoch, which is kept: {kept}. No model is written.\n"
-            f"Start a new run with a smaller {setting} (CXR_{setting.upper()}, or the form; now "
+            f"Start a new run with a smaller {setting} (CXR_TRAINING__{setting.upper()}, or the form; now "
             f"{self.stage.learning_rate:g})."
         )
 

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
+from typing import Any
 
 import cxr_ml
 from cxr_ml.records import Dataset, Model
-from cxr_ml.settings import Settings
+from cxr_ml.settings import Settings, TrainingSettings
 from cxr_ml.training import backbones, distribution
 
-# Settings that make a model what it is: its name depends on them, and its record holds them.
-HYPERPARAMETERS = (
-    "image_size", "batch_size", "head_epochs", "fine_tune_epochs", "head_learning_rate", "fine_tune_learning_rate",
-    "fine_tune_decay", "patience", "dropout", "head_views", "freeze_normalisation", "disguised", "seed", "weights",
-)  # fmt: skip
+
+def hyperparameters(settings: TrainingSettings) -> dict[str, Any]:
+    """Returns the settings that make a model what it is: its name depends on them, and its record holds them."""
+    # Which networks are trained beside it, and whether one was to begin with the champion, do not change a model.
+    return settings.model_dump(exclude={"architectures", "warm_start"})
 
 
 def name_model(settings: Settings, dataset: Dataset, architecture: str, champion: Model | None = None) -> str:
@@ -30,15 +31,15 @@ def name_model(settings: Settings, dataset: Dataset, architecture: str, champion
     Raises:
         Refused: unknown architecture, or the file of its weights is missing.
     """
-    facts = {k: str(getattr(settings, k)) for k in HYPERPARAMETERS}
-    file = None if champion else backbones.find_weights(settings, architecture)
+    facts = {name: str(value) for name, value in hyperparameters(settings.training).items()}
+    file = None if champion else backbones.find_weights(settings.training, settings.weights_dir, architecture)
     facts |= {
         "weights_sha256": file.sha256 if file else "",
         "precision": distribution.choose_precision(),
         "version": cxr_ml.__version__,
         "dataset": dataset.manifest_sha256,
         "classes": ",".join(settings.classes),
-        "recall_floors": json.dumps(settings.recall_floors, sort_keys=True),  # the operating point depends on them
+        "recall_floors": json.dumps(settings.gate.recall_floors, sort_keys=True),  # the operating point depends on them
     }
     facts |= {"champion": champion.artefact_sha256} if champion else {}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

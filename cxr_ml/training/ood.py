@@ -11,10 +11,10 @@ import cv2
 import keras
 import numpy as np
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.progress import OnProgress, counted, nobody
 from cxr_ml.records import Model
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check, inputs, out_of_memory
 
 FILE = "likeness.npz"  # beside the model
@@ -43,7 +43,7 @@ class Detector(NamedTuple):
 
 def key(model: str) -> str:
     """Returns the key of the detector of a model."""
-    return f"models/{model}/{FILE}"
+    return layout.model_file(model, FILE)
 
 
 def fit(
@@ -135,14 +135,14 @@ def from_bytes(data: bytes) -> Detector:
     return Detector(*spaces)
 
 
-def load(settings: Settings, record: Model) -> Detector:
+def load(store: ObjectStore, record: Model) -> Detector:
     """Returns the detector of a stored model.
 
     Raises:
         Refused: what is stored is not what `model.json` records.
     """
     name = key(record.model)
-    return from_bytes(artifact_check.check_bytes(name, store.get(settings, name), record.likeness_sha256))
+    return from_bytes(artifact_check.check_bytes(name, store.get(name), record.likeness_sha256))
 
 
 def ood_score(detector: Detector, features: np.ndarray, images: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cxr_ml.errors import Refused
-from cxr_ml.settings import Settings
+from cxr_ml.settings import TrainingSettings
 
 _log = logging.getLogger(__name__)
 # By name: each backend raises a class of its own, TensorFlow, JAX or PyTorch.
@@ -42,7 +42,9 @@ def predict_in_fitting_batches(predict: Callable[[int], np.ndarray], batch_size:
         batch_size //= 2
 
 
-def double_micro_batches(error: Exception, settings: Settings, stage: str, micro_batches: int, images: int) -> int:
+def double_micro_batches(
+    error: Exception, settings: TrainingSettings, stage: str, micro_batches: int, images: int
+) -> int:
     """Returns twice the number of micro-batches after a training step that ran out of memory.
 
     The batch size is part of the method and stays: the gradients of the micro-batches add up to the same step.
@@ -64,7 +66,7 @@ def double_micro_batches(error: Exception, settings: Settings, stage: str, micro
         raise Refused(
             f"One image of {settings.image_size} pixels must fit into the memory of the device that trains. "
             f"Received: out of memory in {stage} with one image at a time. Set a smaller image_size "
-            f"(CXR_IMAGE_SIZE; now {settings.image_size}), a smaller architecture, or use a larger device."
+            f"(CXR_TRAINING__IMAGE_SIZE; now {settings.image_size}), a smaller architecture, or use a larger device."
         ) from error
     _log.warning("%s: out of memory; a batch now goes through it in %d pieces", stage, micro_batches)
     return micro_batches

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.records import Model
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check, distribution, inputs, out_of_memory
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -18,7 +18,7 @@ OnImages = Callable[[int], None]
 def _nobody(images: int) -> None: ...
 
 
-def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
+def load_model(store: ObjectStore, name: str) -> tuple[Model, keras.Model]:
     """Returns the record of a stored model, and the network, whose SHA-256 is checked before Keras opens it.
 
     Raises:
@@ -26,13 +26,13 @@ def load_model(settings: Settings, name: str) -> tuple[Model, keras.Model]:
             open them: they are of another version of it, or would run code.
     """
     distribution.warn_of_idle_gpu()
-    record = store.load(settings, f"models/{name}/model.json", Model)
-    data = artifact_check.read(settings, record)
+    record = store.load(layout.model_record(name), Model)
+    data = artifact_check.read(store, record)
     try:
         return record, artifact_check.open_network(data)
     except artifact_check.OPEN_ERRORS as error:
         raise Refused(
-            f"models/{name}/model.keras is the file that was recorded, but Keras {keras.__version__} does not open "
+            f"{layout.model_weights(name)} is the file that was recorded, but Keras {keras.__version__} does not open "
             f"it, which it was written with {record.packages.get('keras', 'an unknown version')}. Received: {error}"
         ) from error
 

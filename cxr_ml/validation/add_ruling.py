@@ -7,10 +7,11 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Ruling
-from cxr_ml.settings import Settings
+from cxr_ml.settings import InboxSettings
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import committed_batches, quarantine, rulings
 from cxr_ml.validation.rulings import NewRuling, RulingRefused, RulingsRefused
 
@@ -49,11 +50,20 @@ class _Labels(NamedTuple):
     wanted: str  # from now on
 
 
-def rule_on_image(settings: Settings, withheld: Collection[str], name: str, request: Request) -> Outcome:
+def rule_on_image(
+    store: ObjectStore,
+    settings: InboxSettings,
+    classes: tuple[str, ...],
+    withheld: Collection[str],
+    name: str,
+    request: Request,
+) -> Outcome:
     """Records a ruling on one image; the next dataset honours it.
 
     Args:
-        settings: the store, the classes, the spellings of labels.
+        store: the object store.
+        settings: the classes, the spellings of labels.
+        classes: the model's classes, in the order of its outputs.
         withheld: SHA-256 of the images that stay out for good, by the newest dataset.
         name: as for `quarantine.find_file`.
         request: the action, who asks for it and why.
@@ -62,11 +72,11 @@ def rule_on_image(settings: Settings, withheld: Collection[str], name: str, requ
         Refused: there is no such file.
         RulingRefused: the action is not possible for this file.
     """
-    frame = quarantine.list_files(settings)
+    frame = quarantine.list_files(store)
     row = quarantine.find_file(frame, name, settings)
-    labels = _check(settings, frame, withheld, row, request)
+    labels = _check(store, settings, classes, frame, withheld, row, request)
     new = NewRuling(row, request.action, labels.wanted)
-    (ruling,) = rulings.append(settings, [new], request.by, request.why)
+    (ruling,) = rulings.append(store, [new], request.by, request.why)
     if request.action == "withdraw":
         return Outcome(ruling, "", [])
     others = quarantine.select_same_picture(frame, row)
@@ -78,17 +88,21 @@ def rule_on_image(settings: Settings, withheld: Collection[str], name: str, requ
 
 
 def rule_on_images(
-    settings: Settings,
+    store: ObjectStore,
+    settings: InboxSettings,
+    classes: tuple[str, ...],
     withheld: Collection[str],
     names: Sequence[str],
     request: Request,
-    read: Callable[[Settings, str], pa.Table] = committed_batches.read_outcomes,
+    read: Callable[[ObjectStore, str], pa.Table] = committed_batches.read_outcomes,
     known: Sequence[Ruling] | None = None,
 ) -> list[Ruling]:
     """Records a ruling on each of several images, with one reason; on all, or, where one is not possible, on none.
 
     Args:
+        store: the object store.
         settings: as for `rule_on_image`.
+        classes: the model's classes, in the order of its outputs.
         withheld: likewise.
         names: a batch, "/" and a file of it, each.
         request: as for `rule_on_image`.
@@ -98,25 +112,27 @@ def rule_on_images(
     Raises:
         RulingsRefused: the action is not possible for some; it names each with its reason. Nothing is recorded then.
     """
-    known = rulings.read(settings) if known is None else known
-    frame = quarantine.list_files(settings, names, read, known)
+    known = rulings.read(store) if known is None else known
+    frame = quarantine.list_files(store, names, read, known)
     new: dict[str, NewRuling] = {}
     refusals = []
     places = dict(zip(frame["batch"] + "/" + frame["file"], frame.index, strict=True))
     for name in names:
         try:
             row = frame.loc[places[name]] if name in places else quarantine.find_file(frame, name, settings)
-            labels = _check(settings, frame, withheld, row, request)
+            labels = _check(store, settings, classes, frame, withheld, row, request)
             new.setdefault(row["sha256"], NewRuling(row, request.action, labels.wanted))
         except Refused as error:
             refusals.append(error)
     if refusals:
         raise RulingsRefused(len(names), refusals)
-    return rulings.append(settings, list(new.values()), request.by, request.why, known)
+    return rulings.append(store, list(new.values()), request.by, request.why, known)
 
 
 def find_releasable(
-    settings: Settings,
+    store: ObjectStore,
+    settings: InboxSettings,
+    classes: tuple[str, ...],
     withheld: Collection[str],
     reason: str,
     label: str | None = None,
@@ -126,15 +142,17 @@ def find_releasable(
     """Returns which of the files that `quarantine.list_refused` returns can be released at once.
 
     Args:
-        settings: the store and the classes.
+        store: the object store.
+        settings: the classes.
+        classes: the model's classes, in the order of its outputs.
         withheld: as for `rule_on_image`.
         reason: as for `quarantine.list_refused`, as are `label` and `drop`.
         label: only of this label.
         drop: only of this drop or batch.
         rejected_too: as in Request.
     """
-    frame = quarantine.list_files(settings)
-    rows = quarantine.select_refused(settings, frame, reason, label, drop)
+    frame = quarantine.list_files(store)
+    rows = quarantine.select_refused(settings, classes, frame, reason, label, drop)
     labels_of = frame[frame["label"] != ""].groupby("sha256")["label"].agg(set).to_dict()
     entering = set(frame.loc[frame["now"] != "", "sha256"])
     chosen = []
@@ -142,7 +160,7 @@ def find_releasable(
     for place, row in rows.iterrows():
         code = "already_in" if row["sha256"] in entering else ""
         labels = labels_of.get(row["sha256"], set())
-        code = code or _why_not_releasable(settings, labels, withheld, row, rejected_too)
+        code = code or _why_not_releasable(classes, labels, withheld, row, rejected_too)
         if code:
             skipped[code] += 1
         else:
@@ -151,17 +169,23 @@ def find_releasable(
     return Releasable(rows.loc[chosen], dict(skipped))
 
 
-def release_images(settings: Settings, rows: pd.DataFrame, by: str, why: str) -> list[Ruling]:
+def release_images(store: ObjectStore, rows: pd.DataFrame, by: str, why: str) -> list[Ruling]:
     """Releases the rows that `find_releasable` returned, each image by a ruling of its own.
 
     Raises:
         RulingRefused: no reason, or nobody who gives it.
     """
-    return rulings.append(settings, [NewRuling(row, "release", row["label"]) for _, row in rows.iterrows()], by, why)
+    return rulings.append(store, [NewRuling(row, "release", row["label"]) for _, row in rows.iterrows()], by, why)
 
 
 def _check(
-    settings: Settings, frame: pd.DataFrame, withheld: Collection[str], row: pd.Series, request: Request
+    store: ObjectStore,
+    settings: InboxSettings,
+    classes: tuple[str, ...],
+    frame: pd.DataFrame,
+    withheld: Collection[str],
+    row: pd.Series,
+    request: Request,
 ) -> _Labels:
     """The labels of the row's image, if the request is possible. Raises RulingRefused otherwise."""
     facts = {"file": row["file"], "batch": row["batch"], "action": request.action}
@@ -172,45 +196,45 @@ def _check(
         if not now:
             raise RulingRefused("already_out", **facts)
         return _Labels(now, now)
-    classes = ", ".join(settings.classes)
+    listed = ", ".join(classes)
     wanted = row["label"]
     labels = set(frame.loc[frame["sha256"] == row["sha256"], "label"]) - {""}
     if request.action == "relabel":
-        wanted = quarantine.parse_label(settings, request.label)
-        if wanted not in settings.classes:
-            raise RulingRefused("unknown_class", classes=classes, label=request.label, **facts)
-    elif code := _why_no_label(settings, labels, row):
+        wanted = quarantine.parse_label(settings, classes, request.label)
+        if wanted not in classes:
+            raise RulingRefused("unknown_class", classes=listed, label=request.label, **facts)
+    elif code := _why_no_label(classes, labels, row):
         known = ", ".join(sorted(labels)) or "none"
-        raise RulingRefused(code, classes=classes, label=wanted, label_raw=row["label_raw"], known=known, **facts)
+        raise RulingRefused(code, classes=listed, label=wanted, label_raw=row["label_raw"], known=known, **facts)
     if now == wanted and not row["ruling"]:
         raise RulingRefused("already_in", label=wanted, **facts)
     if row["sha256"] in withheld:
         raise RulingRefused("withheld", **facts)
     if _is_of_rejected_class(row) and not request.rejected_too:
-        record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
+        record = store.load(layout.batch_record(row["batch"]), Batch)
         why = record.rejected_classes.get(row["label"], "")
         raise RulingRefused("rejected_class", label=row["label"], why=why, **facts)
     return _Labels(now, wanted)
 
 
 def _why_not_releasable(
-    settings: Settings, labels: set[str], withheld: Collection[str], row: pd.Series, rejected_too: bool
+    classes: tuple[str, ...], labels: set[str], withheld: Collection[str], row: pd.Series, rejected_too: bool
 ) -> str:
     """Code of the reason why a refused image cannot be released with its own label; "" where it can."""
     if not row["sha256"]:
         return "no_image"
-    if code := _why_no_label(settings, labels, row):
+    if code := _why_no_label(classes, labels, row):
         return code
     if row["sha256"] in withheld:
         return "withheld"
     return "rejected_class" if _is_of_rejected_class(row) and not rejected_too else ""
 
 
-def _why_no_label(settings: Settings, labels: set[str], row: pd.Series) -> str:
+def _why_no_label(classes: tuple[str, ...], labels: set[str], row: pd.Series) -> str:
     """Code of the reason why an image with these labels cannot enter with that of the row; "" where it can."""
     if not row["label"] or "conflicting_rows" in row["reasons"] or len(labels) > 1:
         return "no_single_label"
-    return "" if row["label"] in settings.classes else "untrained_label"
+    return "" if row["label"] in classes else "untrained_label"
 
 
 def _is_of_rejected_class(row: pd.Series) -> bool:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import pandas as pd
 import pyarrow as pa
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.ingest import tables
 from cxr_ml.progress import OnProgress, begun, nobody
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import committed_batches, thumbnails
 from cxr_ml.validation.mark_duplicates import mark_duplicates
 from cxr_ml.validation.suite_check import check_suites
@@ -18,14 +19,15 @@ from cxr_ml.validation.suite_check import check_suites
 _OWN_COLUMNS = ["file", "sha256", "format", "label", "verdict", "reasons"]
 
 
-def validate_batch(settings: Settings, batch: str, on_progress: OnProgress = nobody) -> Batch:
+def validate_batch(store: ObjectStore, settings: Settings, batch: str, on_progress: OnProgress = nobody) -> Batch:
     """Judges the batch with Great Expectations, refuses duplicates and commits it; once, however often it is called.
 
     A file ends as accepted; as quarantined (unreadable, unfit, or the same picture under two labels); as duplicate
     (of an image that the store has already, or of an earlier file of the batch); or as rejected_class.
 
     Args:
-        settings: the store, the suites, and what is taken for a duplicate.
+        store: the object store.
+        settings: the suites, and what is taken for a duplicate.
         batch: its name.
         on_progress: called when a part of the work begins, and as pictures are compared.
 
@@ -37,19 +39,19 @@ def validate_batch(settings: Settings, batch: str, on_progress: OnProgress = nob
     """
     from cxr_ml.validation import verdicts  # takes seconds to import; code that only reads batches should not wait
 
-    committed = store.find(settings, f"batches/{batch}/batch.json")
+    committed = store.get_or_none(layout.batch_record(batch))
     if committed is not None:
         return Batch.model_validate_json(committed[0])
     on_progress(begun(f"{batch}: judging images"))
-    check_suites(settings)
-    columns = dict.fromkeys([*_OWN_COLUMNS, *verdicts.columns(settings.expectations)])
-    frame = tables.read_batch(settings, batch, list(columns))
-    frame, image_failures, image_page = verdicts.judge_images(frame, settings.expectations)
+    check_suites(settings.validation, settings.cache_dir)
+    columns = dict.fromkeys([*_OWN_COLUMNS, *verdicts.columns(settings.validation.expectations)])
+    frame = tables.read_batch(store, batch, list(columns))
+    frame, image_failures, image_page = verdicts.judge_images(frame, settings.validation.expectations)
     frame = frame[[*_OWN_COLUMNS, *verdicts.CLASS_MEASURES]]  # frees the other columns before more is read
     on_progress(begun(f"{batch}: looking for copies"))
-    frame = mark_duplicates(settings, batch, frame, on_progress)
+    frame = mark_duplicates(store, settings.validation, settings.cache_dir, batch, frame, on_progress)
     on_progress(begun(f"{batch}: judging classes"))
-    frame, class_failures, rejected, class_page = verdicts.judge_classes(frame, settings.expectations)
+    frame, class_failures, rejected, class_page = verdicts.judge_classes(frame, settings.validation.expectations)
     counts = count_files(frame)
     record = Batch(
         batch=batch,
@@ -61,12 +63,12 @@ def validate_batch(settings: Settings, batch: str, on_progress: OnProgress = nob
         untrained={k: n for k, n in counts.get("accepted", {}).items() if k not in settings.classes},
     )
     for name, page in (("images", image_page), ("classes", class_page)):
-        store.put_uncommitted(settings, f"batches/{batch}/{name}.html", page.encode(), "text/html; charset=utf-8")
+        store.put_uncommitted(layout.batch_data_docs(batch, name), page.encode(), "text/html; charset=utf-8")
     on_progress(begun(f"{batch}: writing tables and thumbnails"))
-    thumbnails.write(settings, frame[frame["verdict"] != "accepted"])
-    tables.write_table(settings, f"batches/{batch}/measurements.parquet", _add_verdicts(settings, batch, frame))
-    committed_batches.write_refused(settings, batch)
-    store.put_if_absent(settings, f"batches/{batch}/batch.json", record.to_bytes(), "application/json")
+    thumbnails.write(store, settings.images, frame[frame["verdict"] != "accepted"])
+    tables.write_table(store, settings.cache_dir, layout.measurements(batch), _add_verdicts(store, batch, frame))
+    committed_batches.write_refused(store, settings.cache_dir, batch)
+    store.put_if_absent(layout.batch_record(batch), record.to_bytes(), "application/json")
     return record
 
 
@@ -79,7 +81,7 @@ def count_files(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _add_verdicts(settings: Settings, batch: str, frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
+def _add_verdicts(store: ObjectStore, batch: str, frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The measurements of the batch with its verdicts, tables.ROWS rows at a time, however it was cut into shards."""
     judged = frame[["file", "verdict", "reasons", "duplicate_of", "duplicate_file"]]
     waiting: list[pa.Table] = []
@@ -94,7 +96,7 @@ def _add_verdicts(settings: Settings, batch: str, frame: pd.DataFrame) -> Iterat
         done += len(measured)
         return measured.assign(**verdicts)
 
-    for part in tables.read_shards(settings, batch):
+    for part in tables.read_shards(store, batch):
         waiting.append(part)
         while sum(map(len, waiting)) > tables.ROWS:
             yield take(tables.ROWS)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from cxr_ml.errors import Refused
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ValidationSettings
 
 NOT_NULL = "expect_column_values_to_not_be_null"
 ABOUT_NULLS = {NOT_NULL, "expect_column_values_to_be_null"}
@@ -120,7 +120,7 @@ def _is_between(value: Any, kwargs: dict[str, Any]) -> bool:  # noqa: ANN401 - a
     return bool(above and (high is None or value < high or (value == high and not kwargs.get("strict_max"))))
 
 
-def compare_with_limits(row: Mapping[str, Any] | pd.Series, settings: Settings) -> list[Limit]:
+def compare_with_limits(row: Mapping[str, Any] | pd.Series, settings: ValidationSettings) -> list[Limit]:
     """Returns the expectations of images.json beside the measurements of a file.
 
     Args:

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
 import pandas as pd
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.imaging import decode
 from cxr_ml.ingest import memory_budget, process_file, tables
 from cxr_ml.progress import OnProgress, counted
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ValidationSettings
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import committed_batches, rulings
 from cxr_ml.validation.duplicates import search
 from cxr_ml.validation.duplicates.hash_columns import HASHES, pack_hashes
@@ -49,7 +51,14 @@ class _Marks:
         self.frame.at[place, "verdict"], self.frame.at[place, "reasons"] = "quarantined", ["conflicting_label"]
 
 
-def mark_duplicates(settings: Settings, batch: str, frame: pd.DataFrame, on_progress: OnProgress) -> pd.DataFrame:
+def mark_duplicates(
+    store: ObjectStore,
+    settings: ValidationSettings,
+    cache_dir: Path,
+    batch: str,
+    frame: pd.DataFrame,
+    on_progress: OnProgress,
+) -> pd.DataFrame:
     """Returns the table of a batch with new verdicts for images that show the picture of an earlier one.
 
     The earlier image (of any batch, or of this one) decides:
@@ -60,7 +69,9 @@ def mark_duplicates(settings: Settings, batch: str, frame: pd.DataFrame, on_prog
     label of this file. Without a known label: no consequence, since it contradicts nobody.
 
     Args:
-        settings: the store, and what is taken for a duplicate.
+        store: the object store.
+        settings: what is taken for a duplicate.
+        cache_dir: folder of what may be deleted between runs.
         batch: its name.
         frame: file, sha256, format, label, verdict, reasons of all files of the batch.
         on_progress: called as pictures are compared.
@@ -69,14 +80,14 @@ def mark_duplicates(settings: Settings, batch: str, frame: pd.DataFrame, on_prog
         `frame`, renumbered, with duplicate_of and duplicate_file ("" where an image repeats nothing).
     """
     marks = _Marks(batch, frame)
-    rows, unfit = _read_own(settings, batch, marks.frame)
-    earlier = pd.concat([unfit.iloc[:0].assign(verdict=""), *_read_earlier(settings, batch)], ignore_index=True)
+    rows, unfit = _read_own(store, batch, marks.frame)
+    earlier = pd.concat([unfit.iloc[:0].assign(verdict=""), *_read_earlier(store, cache_dir, batch)], ignore_index=True)
     is_accepted = earlier["verdict"] == "accepted"
     accepted = earlier.loc[is_accepted, _COMPARED]
     refused = pd.concat([earlier[~is_accepted].drop(columns="verdict"), unfit])
     del earlier
     refused = refused[refused["label"] != ""]
-    load = _make_loader(settings, [accepted, marks.frame.loc[rows.index, ["sha256", "format"]], refused])
+    load = _make_loader(store, [accepted, marks.frame.loc[rows.index, ["sha256", "format"]], refused])
     load = _count_loads(load, counted(on_progress, "pictures compared", f"{batch}: looking for copies"))
     _mark_repeats(marks, rows, accepted, search.find_duplicates(rows, accepted, load, settings))
     _mark_conflicts_with_refused(settings, marks, rows, unfit, refused, load)
@@ -104,7 +115,12 @@ def _mark_repeats(marks: _Marks, rows: pd.DataFrame, accepted: pd.DataFrame, dup
 
 
 def _mark_conflicts_with_refused(
-    settings: Settings, marks: _Marks, rows: pd.DataFrame, unfit: pd.DataFrame, refused: pd.DataFrame, load: _LoadGrey
+    settings: ValidationSettings,
+    marks: _Marks,
+    rows: pd.DataFrame,
+    unfit: pd.DataFrame,
+    refused: pd.DataFrame,
+    load: _LoadGrey,
 ) -> None:
     """Quarantines accepted images whose picture a refused one shows under another label, and their copies."""
     frame = marks.frame
@@ -130,10 +146,10 @@ def _mark_conflicts_with_refused(
                 marks.quarantine(copy)
 
 
-def _read_own(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _read_own(store: ObjectStore, batch: str, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """sha256 and hashes of the accepted images of the batch; _COMPARED of its other images, with `disputed`."""
     accepted, unfit, done = [], [], 0
-    for table in tables.read_shards(settings, batch, list(HASHES)):
+    for table in tables.read_shards(store, batch, list(HASHES)):
         judged = frame.iloc[done : done + len(table)]
         done += len(table)
         part = pack_hashes(table.to_pandas().set_axis(judged.index))
@@ -147,16 +163,16 @@ def _read_own(settings: Settings, batch: str, frame: pd.DataFrame) -> tuple[pd.D
     return pd.concat(accepted), pd.concat(unfit)
 
 
-def _read_earlier(settings: Settings, own_batch: str) -> Iterator[pd.DataFrame]:
+def _read_earlier(store: ObjectStore, cache_dir: Path, own_batch: str) -> Iterator[pd.DataFrame]:
     """The measured images of the other committed batches, but not those that repeat an earlier one.
 
     Images that humans let in count as accepted, and labels are those in force. `disputed`: quarantined for its labels.
     """
-    in_force = rulings.in_force(rulings.read(settings))
-    for batch in committed_batches.list_names(settings):
+    in_force = rulings.in_force(rulings.read(store))
+    for batch in committed_batches.list_names(store):
         if batch != own_batch:
-            key = f"batches/{batch}/measurements.parquet"
-            parts = tables.scan_columns(settings, key, [*_COMPARED, "verdict", "reasons"])
+            key = layout.measurements(batch)
+            parts = tables.scan_columns(store, cache_dir, key, [*_COMPARED, "verdict", "reasons"])
             table = pd.concat([pack_hashes(part.to_pandas()) for part in parts], ignore_index=True)
             table["disputed"] = committed_batches.is_disputed(table.pop("reasons"))
             entering = rulings.select_known(table, in_force).assign(verdict="accepted")
@@ -166,7 +182,7 @@ def _read_earlier(settings: Settings, own_batch: str) -> Iterator[pd.DataFrame]:
             yield table.assign(file=batch + "/" + table["file"])
 
 
-def _make_loader(settings: Settings, images: list[pd.DataFrame]) -> _LoadGrey:
+def _make_loader(store: ObjectStore, images: list[pd.DataFrame]) -> _LoadGrey:
     """A function that returns the grey picture of any of the images (sha256, format).
 
     A dict of all formats would take 200 bytes for each image.
@@ -178,7 +194,7 @@ def _make_loader(settings: Settings, images: list[pd.DataFrame]) -> _LoadGrey:
 
     def load(sha256: str) -> np.ndarray:
         place = np.searchsorted(starts, int(sha256[:15], 16), sorter=order)
-        data = store.get(settings, process_file.image_key(sha256, formats.iat[order[place]]))
+        data = store.get(process_file.image_key(sha256, formats.iat[order[place]]))
         if process_file.count_pixels(data) <= memory_budget.LARGE_PIXELS:
             return decode.decode_grey(data)
         with large_images:

@@ -9,11 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import deidentify, labels, labels_csv, process_file
 from cxr_ml.records import Batch, Ruling
-from cxr_ml.settings import Settings
+from cxr_ml.settings import InboxSettings, Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import committed_batches, limits, reasons, rulings, thumbnails
 
 _MAX_READ_AT_ONCE = 8  # tables
@@ -49,15 +50,15 @@ class FileDetails(TypedDict):
 
 
 def list_files(
-    settings: Settings,
+    store: ObjectStore,
     names: Collection[str] = (),
-    read: Callable[[Settings, str], pa.Table] = committed_batches.read_outcomes,
+    read: Callable[[ObjectStore, str], pa.Table] = committed_batches.read_outcomes,
     known_rulings: Sequence[Ruling] | None = None,
 ) -> pd.DataFrame:
     """Returns all files of all committed batches, or those that rulings on some of them depend on.
 
     Args:
-        settings: the store.
+        store: the object store.
         names: a batch, "/" and a file of it, each; then only rows that bear the images of these, or that repeat or
             contradict them. All rows, where one of these files does not exist.
         read: reads the outcomes of a batch.
@@ -68,9 +69,9 @@ def list_files(
         duplicate, contradicted (by a later drop) or withdrawn; ruling: number of the ruling in force, 0 without one;
         now: the label under which the next dataset takes the image, "" where it does not.
     """
-    batches = committed_batches.list_names(settings)
+    batches = committed_batches.list_names(store)
     with ThreadPoolExecutor(_MAX_READ_AT_ONCE) as pool:
-        tables = dict(zip(batches, pool.map(lambda batch: read(settings, batch), batches), strict=True))
+        tables = dict(zip(batches, pool.map(lambda batch: read(store, batch), batches), strict=True))
     if names:
         tables = _select_related(tables, set(names))
     if not tables:
@@ -83,7 +84,7 @@ def list_files(
         for batch, table in tables.items()
     ]
     frame = _mark_contradicted(pd.concat(frames, ignore_index=True))
-    in_force = rulings.in_force(rulings.read(settings) if known_rulings is None else known_rulings)
+    in_force = rulings.in_force(rulings.read(store) if known_rulings is None else known_rulings)
     return _add_rulings(frame, in_force)
 
 
@@ -137,21 +138,33 @@ def _select_related(tables: dict[str, pa.Table], names: set[str]) -> dict[str, p
 
 
 def list_refused(
-    settings: Settings, reason: str | None = None, label: str | None = None, drop: str | None = None
+    store: ObjectStore,
+    settings: InboxSettings,
+    classes: tuple[str, ...],
+    reason: str | None = None,
+    label: str | None = None,
+    drop: str | None = None,
 ) -> pd.DataFrame:
     """Returns the rows of `list_files` that were refused, or fell out later.
 
     Args:
-        settings: the store, the spellings of labels.
+        store: the object store.
+        settings: the spellings of labels.
+        classes: the model's classes, in the order of its outputs.
         reason: only of this code.
         label: only of this label, in any known spelling.
         drop: only of this drop or batch.
     """
-    return select_refused(settings, list_files(settings), reason, label, drop)
+    return select_refused(settings, classes, list_files(store), reason, label, drop)
 
 
 def select_refused(
-    settings: Settings, rows: pd.DataFrame, reason: str | None, label: str | None, drop: str | None
+    settings: InboxSettings,
+    classes: tuple[str, ...],
+    rows: pd.DataFrame,
+    reason: str | None,
+    label: str | None,
+    drop: str | None,
 ) -> pd.DataFrame:
     """Returns those of the rows of `list_files` that `list_refused` would return."""
     rows = rows[rows["state"] != "accepted"]
@@ -160,19 +173,19 @@ def select_refused(
         matches = [any(c in wanted or c.startswith(f"{reason}:") for c in codes) for codes in rows["reasons"]]
         rows = rows[np.array(matches, bool)]
     if label is not None:
-        rows = rows[(rows["label"] == parse_label(settings, label)) | (rows["label_raw"] == label)]
+        rows = rows[(rows["label"] == parse_label(settings, classes, label)) | (rows["label_raw"] == label)]
     if drop is not None:
         rows = rows[(rows["drop"] == drop) | (rows["batch"] == drop)]
     return rows
 
 
-def parse_label(settings: Settings, text: str) -> str:
+def parse_label(settings: InboxSettings, classes: tuple[str, ...], text: str) -> str:
     """Returns the label that a spelling means; the text itself where none is known."""
-    known = labels.known_labels(settings) | {labels_csv.normalize(name): name for name in settings.classes}
+    known = labels.known_labels(settings) | {labels_csv.normalize(name): name for name in classes}
     return known.get(labels_csv.normalize(text), text)
 
 
-def find_file(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
+def find_file(frame: pd.DataFrame, name: str, settings: InboxSettings) -> pd.Series:
     """Returns the row of `list_files` that a name means.
 
     Args:
@@ -204,7 +217,7 @@ def find_file(frame: pd.DataFrame, name: str, settings: Settings) -> pd.Series:
     return rows.sort_values("verdict", key=lambda v: v != "accepted", kind="stable").iloc[0]
 
 
-def _select_by_original_name(frame: pd.DataFrame, name: str, settings: Settings) -> pd.DataFrame:
+def _select_by_original_name(frame: pd.DataFrame, name: str, settings: InboxSettings) -> pd.DataFrame:
     stored = frame["file"].str.replace(".*/", "", regex=True)
     top, _, below = name.partition("/")
     in_drop = (frame["drop"] == top) | (frame["batch"] == top)
@@ -214,33 +227,35 @@ def _select_by_original_name(frame: pd.DataFrame, name: str, settings: Settings)
     return frame[matches]
 
 
-def describe_file(settings: Settings, name: str) -> FileDetails:
+def describe_file(store: ObjectStore, settings: Settings, name: str) -> FileDetails:
     """Returns all that is known of one file.
 
     Raises:
         Refused: as `find_file`.
     """
-    frame = list_files(settings)
-    row = find_file(frame, name, settings)
+    frame = list_files(store)
+    row = find_file(frame, name, settings.inbox)
     sha = row["sha256"]
-    record = store.load(settings, f"batches/{row['batch']}/batch.json", Batch)
+    record = store.load(layout.batch_record(row["batch"]), Batch)
     rejected = record.rejected_classes.get(row["label"], "")
     others = select_same_picture(frame, row)
-    table = committed_batches.read_measurements(settings, row["batch"])
+    table = committed_batches.read_measurements(store, row["batch"])
     measured = table[table["file"] == row["file"]].iloc[0]
-    pictures = {s: _find_thumbnail(settings, s) for s in {sha, *others["sha256"]}}
+    pictures = {s: _find_thumbnail(store, s) for s in {sha, *others["sha256"]}}
     return FileDetails(
         file=str(row["file"]),
         sha256=sha,
         batch=str(row["batch"]),
         drop=str(row["drop"]),
-        at=store.written(settings, f"batches/{row['batch']}/batch.json"),
+        at=store.last_modified(layout.batch_record(row["batch"])),
         label=str(row["label"]),
         label_raw=str(row["label_raw"]),
         state=str(row["state"]),
         now=str(row["now"]),
-        reasons={code: reasons.explain(code, measured, rejected, settings) for code in row["reasons"]},
-        limits=[x._asdict() for x in limits.compare_with_limits(measured, settings) if x.limit] if sha else [],
+        reasons={code: reasons.explain(code, measured, rejected, settings.validation) for code in row["reasons"]},
+        limits=[x._asdict() for x in limits.compare_with_limits(measured, settings.validation) if x.limit]
+        if sha
+        else [],
         image=process_file.image_key(sha, row["format"]) if sha else "",
         thumbnail=pictures[sha],
         others=[
@@ -248,21 +263,21 @@ def describe_file(settings: Settings, name: str) -> FileDetails:
             | {"thumbnail": pictures[other["sha256"]]}
             for other in others.to_dict("records")
         ],
-        rulings=[r.model_dump(mode="json") for r in rulings.read(settings) if sha and r.sha256 == sha],
+        rulings=[r.model_dump(mode="json") for r in rulings.read(store) if sha and r.sha256 == sha],
     )
 
 
-def add_dates(settings: Settings, rows: pd.DataFrame) -> pd.DataFrame:
+def add_dates(store: ObjectStore, rows: pd.DataFrame) -> pd.DataFrame:
     """Returns rows of `list_files` with at (when their batch was committed) and thumbnail (its key, "" without one)."""
-    stored = set(store.keys(settings, "thumbnails/")) if len(rows) else ()
-    at = {b: store.written(settings, f"batches/{b}/batch.json") for b in rows["batch"].unique()}
+    stored = set(store.keys(layout.THUMBNAILS)) if len(rows) else ()
+    at = {b: store.last_modified(layout.batch_record(b)) for b in rows["batch"].unique()}
     pictures = [key if (key := thumbnails.key(sha)) in stored else "" for sha in rows["sha256"]]
     return rows.assign(at=rows["batch"].map(at), thumbnail=pictures)
 
 
-def _find_thumbnail(settings: Settings, sha256: str) -> str:
+def _find_thumbnail(store: ObjectStore, sha256: str) -> str:
     key = thumbnails.key(sha256) if sha256 else ""
-    return key if key and store.exists(settings, key) else ""
+    return key if key and store.exists(key) else ""
 
 
 def select_same_picture(frame: pd.DataFrame, row: pd.Series) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ValidationSettings
 from cxr_ml.validation.limits import compare_with_limits
 
 _WORDS = {
@@ -48,7 +48,7 @@ _WORDS = {
 }
 
 
-def explain(code: str, row: Mapping[str, Any] | pd.Series, rejected: str, settings: Settings) -> str:
+def explain(code: str, row: Mapping[str, Any] | pd.Series, rejected: str, settings: ValidationSettings) -> str:
     """Returns a reason code in plain words.
 
     Args:

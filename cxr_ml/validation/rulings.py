@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.records import Ruling
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 FOLD = 100  # rulings that are also kept in one object, so that reading thousands takes a request per hundred
 _RULINGS = TypeAdapter(list[Ruling])
@@ -72,41 +72,41 @@ class NewRuling(NamedTuple):
     label: str  # of the image from now on
 
 
-def read(settings: Settings, after: int = 0) -> list[Ruling]:
+def read(store: ObjectStore, after: int = 0) -> list[Ruling]:
     """Returns the rulings with a number above `after`, in their order.
 
     Raises:
         Refused: the store holds something else under their keys.
     """
-    if after and not store.exists(settings, _key(after + 1)):
+    if after and not store.exists(_key(after + 1)):
         return []
-    tags = _tags(settings)
+    tags = _tags(store)
     parts = [p for p in _parts(tags) if p[-1] > after]
     with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
-        folded = list(pool.map(lambda part: _read_fold(settings, part, tags), parts))
+        folded = list(pool.map(lambda part: _read_fold(store, part, tags), parts))
         alone = [n for part, fold in zip(parts, folded, strict=True) if fold is None for n in part if n > after]
-        singles = list(pool.map(lambda n: store.load(settings, _key(n), Ruling), alone))
+        singles = list(pool.map(lambda n: store.load(_key(n), Ruling), alone))
     together = [r for fold in folded if fold for r in fold if r.number > after]
     return sorted(together + singles, key=lambda r: r.number)
 
 
-def fold(settings: Settings) -> None:
+def fold(store: ObjectStore) -> None:
     """Writes the objects that hold FOLD rulings each, where they are missing. The single objects remain the truth."""
-    tags = _tags(settings)
+    tags = _tags(store)
     for part in _parts(tags):
-        if len(part) == FOLD and not store.exists(settings, _fold_key(part, tags)):
+        if len(part) == FOLD and not store.exists(_fold_key(part, tags)):
             with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
-                singles = list(pool.map(lambda n: store.get(settings, _key(n)), part))
-            store.put_if_absent(settings, _fold_key(part, tags), b"[" + b",".join(singles) + b"]", "application/json")
+                singles = list(pool.map(lambda n: store.get(_key(n)), part))
+            store.put_if_absent(_fold_key(part, tags), b"[" + b",".join(singles) + b"]", "application/json")
 
 
 def _key(number: int) -> str:
-    return f"rulings/{number:05d}.json"
+    return layout.ruling(number)
 
 
-def _tags(settings: Settings) -> list[str]:
+def _tags(store: ObjectStore) -> list[str]:
     """The ETag of each ruling, in their order."""
-    tags = dict(store.etags(settings, "rulings/"))
+    tags = dict(store.etags(layout.RULINGS))
     return [tags[_key(number)] for number in range(1, len(tags) + 1)]
 
 
@@ -121,8 +121,8 @@ def _fold_key(part: range, tags: list[str]) -> str:
     return f"rulings-folded/{part[0]:05d}-{digest[:32]}.json"
 
 
-def _read_fold(settings: Settings, part: range, tags: list[str]) -> list[Ruling] | None:
-    stored = store.find(settings, _fold_key(part, tags)) if len(part) == FOLD else None
+def _read_fold(store: ObjectStore, part: range, tags: list[str]) -> list[Ruling] | None:
+    stored = store.get_or_none(_fold_key(part, tags)) if len(part) == FOLD else None
     if stored is None:
         return None
     try:
@@ -137,9 +137,9 @@ def _read_fold(settings: Settings, part: range, tags: list[str]) -> list[Ruling]
     return entries
 
 
-def count(settings: Settings) -> int:
+def count(store: ObjectStore) -> int:
     """Returns how many rulings there are, which is the number of the last one."""
-    return sum(1 for _ in store.keys(settings, "rulings/"))
+    return sum(1 for _ in store.keys(layout.RULINGS))
 
 
 def in_force(entries: Sequence[Ruling]) -> dict[str, Ruling]:
@@ -148,12 +148,12 @@ def in_force(entries: Sequence[Ruling]) -> dict[str, Ruling]:
 
 
 def append(
-    settings: Settings, new: Sequence[NewRuling], by: str, why: str, known: Sequence[Ruling] = ()
+    store: ObjectStore, new: Sequence[NewRuling], by: str, why: str, known: Sequence[Ruling] = ()
 ) -> list[Ruling]:
     """Records rulings under the next free numbers. A ruling that is in force already is not written again.
 
     Args:
-        settings: the store.
+        store: the object store.
         new: one for each image.
         by: who rules.
         why: the reason.
@@ -169,7 +169,7 @@ def append(
     if not why or not by:
         raise RulingRefused("no_reason", why=why, by=by)
     last = in_force(known)
-    later = read(settings, len(known))
+    later = read(store, len(known))
     last.update(in_force(later))
     newest = len(known) + len(later)
     entries = []
@@ -185,13 +185,13 @@ def append(
             entry = Ruling(
                 number=newest + 1, action=action, label=label, by=by, why=why, at=at, reasons=reasons, **named
             )
-            written = store.put_if_absent(settings, _key(entry.number), entry.to_bytes(), "application/json")
+            written = store.put_if_absent(_key(entry.number), entry.to_bytes(), "application/json")
             # Where it was not written, somebody else has ruled meanwhile, perhaps on the same image.
-            later = [entry] if written else read(settings, newest)
+            later = [entry] if written else read(store, newest)
             last.update(in_force(later))
             newest += len(later)
     if newest // FOLD and newest % FOLD < len(entries):
-        fold(settings)
+        fold(store)
     return entries
 
 

@@ -15,8 +15,8 @@ from cxr_ml.ingest.tables import COLUMNS
 from cxr_ml.validation import limits
 from cxr_ml.validation.limits import Expectation
 
-if TYPE_CHECKING:
-    import great_expectations as gx
+if TYPE_CHECKING:  # it takes seconds to import
+    from cxr_ml.validation.suites import Suite
 
 # Known of images in a drop only: expectations on these are not asked of an image that comes alone.
 _OF_DROPS = {"file", "label", "label_raw", "split_hint", "patient", "source", "view"}
@@ -78,7 +78,7 @@ def _judge_by_limits(expectations: list[Expectation], measured: dict[str, Any]) 
     return tuple(dict.fromkeys(e.reason for e in expectations if e.critical and not limits.is_met(e, values)))
 
 
-def _judge_by_expectations(suite: "gx.ExpectationSuite", measured: dict[str, Any]) -> tuple[str, ...]:
+def _judge_by_expectations(suite: "Suite", measured: dict[str, Any]) -> tuple[str, ...]:
     import pandas as pd
 
     from cxr_ml.validation.suites import evaluate

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import cxr_ml
 from cxr_ml.ingest.tables import COLUMNS
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ValidationSettings
 
 SUITES = ("images", "classes", "dataset")
 # `_digest` of the suites as they are shipped, which the tests try; where it is another one, they are tried like any.
 SHIPPED = "ba44ea07da40d02e090d3609880474ea"
 
 
-def check_suites(settings: Settings) -> None:
+def check_suites(settings: ValidationSettings, cache_dir: Path) -> None:
     """Makes sure that the three suites can be used, so that one that cannot be is told before any work.
 
     To import Great Expectations takes seconds, so suites that passed leave a mark in `cache_dir`, named by all that the
@@ -23,7 +23,7 @@ def check_suites(settings: Settings) -> None:
         Refused: with file and line.
     """
     digest = _digest(settings.expectations)
-    mark = settings.cache_dir / f"suites-{digest}.checked"
+    mark = cache_dir / f"suites-{digest}.checked"
     if digest == SHIPPED or mark.is_file():
         return
     from cxr_ml.validation import verdicts  # takes seconds to import

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import great_expectations as gx
 import pandas as pd
@@ -49,7 +49,13 @@ class Unmet(NamedTuple):
     critical: bool  # severity; "warning" and "info" are shown in Data Docs and have no consequence
 
 
-def load_suite(folder: Path, name: str) -> gx.ExpectationSuite:
+class Suite(gx.ExpectationSuite):
+    """A suite that knows where in its file each expectation is."""
+
+    places: dict[str, str]  # by `_identity`: file, line and number, for refusals
+
+
+def load_suite(folder: Path, name: str) -> Suite:
     """The suite `<folder>/<name>.json`, in Great Expectations' own JSON.
 
     Raises:
@@ -59,7 +65,8 @@ def load_suite(folder: Path, name: str) -> gx.ExpectationSuite:
     try:
         data = path.read_bytes()
         text = data.decode()
-        found = json.loads(text, **_hooks(text))
+        reject_duplicates, reject_constants = _make_json_hooks(text)
+        found = json.loads(text, object_pairs_hook=reject_duplicates, parse_constant=reject_constants)
     except OSError as error:
         raise Refused(f"A Great Expectations suite was expected at {path}. Received: {error.strerror}") from None
     except json.JSONDecodeError as error:
@@ -85,10 +92,10 @@ def load_suite(folder: Path, name: str) -> gx.ExpectationSuite:
     if not isinstance(meta, dict):
         raise Refused(f'{path}: an object was expected under "meta". Received: {meta!r}')
     # GX's own loader only logs an entry that it cannot build, and goes on without it.
-    places = [_where(path, text, entries, i) for i in range(len(entries))]
+    places = [_locate(path, text, entries, i) for i in range(len(entries))]
     built = [_build(entry, where) for entry, where in zip(entries, places, strict=True)]
-    suite = gx.ExpectationSuite(name=name, expectations=built, meta=meta)
-    suite.places = dict(zip(map(_identity, (e.configuration for e in built)), places, strict=True))  # for refusals
+    suite = Suite(name=name, expectations=built, meta=meta)
+    suite.places = dict(zip(map(_identity, (e.configuration for e in built)), places, strict=True))
     return suite
 
 
@@ -98,7 +105,7 @@ def reason_of(expectation: Expectation) -> str:
     return given or f"{expectation.expectation_type}:{', '.join(columns_of(expectation.configuration.kwargs))}"
 
 
-def evaluate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise: bool) -> tuple[list[Unmet], str]:
+def evaluate(suite: Suite, table: pd.DataFrame, key: str, row_wise: bool) -> tuple[list[Unmet], str]:
     """Judges a table.
 
     Args:
@@ -120,7 +127,7 @@ def evaluate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise
 
 
 def judged(
-    suite: gx.ExpectationSuite, table: pd.DataFrame, key: str, row_wise: bool
+    suite: Suite, table: pd.DataFrame, key: str, row_wise: bool
 ) -> tuple[list[Unmet], ExpectationSuiteValidationResult]:
     """As `evaluate`, without its page, which takes longer than the judging of a small table."""
     for expectation in suite.expectations:
@@ -132,25 +139,25 @@ def judged(
             )
     validated = _validate(suite, table, key)
     order = {_identity(e.configuration): i for i, e in enumerate(suite.expectations)}
-    results = sorted(validated.results, key=lambda r: order[_identity(r.expectation_config)])
+    results = sorted(validated.results, key=lambda r: order[_identity(_configuration(r))])
     if len(results) != len(suite.expectations):
         raise Refused(f"{suite.name}.json has {len(suite.expectations)} expectations. Evaluated: {len(results)}")
-    unmet = [_unmet(suite.places[_identity(r.expectation_config)], r, len(table), key) for r in results]
+    unmet = [_unmet(suite.places[_identity(_configuration(r))], r, len(table), key) for r in results]
     found = [u for u in unmet if u is not None]
     _refuse_nulls(suite.name, results, found, table, key)
     validated.results = results
     return found, validated
 
 
-def _hooks(text: str) -> dict[str, Callable]:
-    """For `json.loads` of the text: refuse what JSON allows or lacks, and no suite may have, with its line."""
+def _make_json_hooks(text: str) -> tuple[Callable[[list[tuple[str, Any]]], dict[str, Any]], Callable[[str], float]]:
+    """For `json.loads` of the text: they reject a key given twice and a number such as NaN, with the line."""
     ended = itertools.count()  # objects are handed over in the order of their closing brackets
 
     def lines(token: str) -> list[int]:
         found = re.finditer(rf'"(?:[^"\\]|\\.)*"|({token})', text)
         return [text.count("\n", 0, m.start()) + 1 for m in found if m[1]]
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         number, found = next(ended), dict(pairs)
         if len(found) != len(pairs):
             keys = [k for k, _ in pairs]
@@ -158,13 +165,13 @@ def _hooks(text: str) -> dict[str, Callable]:
             raise ValueError(f"the key {twice!r} twice in the object that ends in line {lines('}')[number]}")
         return found
 
-    def no_constant(name: str) -> float:
+    def reject_constants(name: str) -> float:
         raise ValueError(f"{name} in line {lines('NaN|-?Infinity')[0]}, which JSON does not have")
 
-    return {"object_pairs_hook": unique, "parse_constant": no_constant}
+    return reject_duplicates, reject_constants
 
 
-def _where(path: Path, text: str, entries: list[Any], index: int) -> str:
+def _locate(path: Path, text: str, entries: list[Any], index: int) -> str:
     kind = entries[index].get("type") if isinstance(entries[index], dict) else None
     before = sum(isinstance(e, dict) and e.get("type") == kind for e in entries[:index])
     places = list(re.finditer(r'"type"\s*:\s*' + re.escape(json.dumps(kind)), text))
@@ -185,7 +192,8 @@ def _build(entry: object, where: str) -> Expectation:
         if isinstance(kwargs, dict) and _QUOTED.fullmatch(str(kwargs.get(name))) and isinstance(kwargs[name], str):
             raise Refused(f"{where}: a number without quotes was expected as {name}. Received: {kwargs!r}")
     try:
-        return ExpectationConfiguration(**({"kwargs": {}} | entry)).to_domain_obj()
+        arguments: dict[str, Any] = {"kwargs": {}} | entry
+        return ExpectationConfiguration(**arguments).to_domain_obj()
     except ExpectationNotFoundError:
         raise Refused(
             f"{where}: an expectation of Great Expectations {gx.__version__} was expected. "
@@ -222,13 +230,17 @@ def _validate(suite: gx.ExpectationSuite, table: pd.DataFrame, key: str) -> Expe
         context.data_sources.delete("tables")  # GX keeps the last context, and with it the table
 
 
+def _configuration(result: ExpectationValidationResult) -> ExpectationConfiguration:
+    return cast(ExpectationConfiguration, result.expectation_config)  # GX leaves it out only where a rendering failed
+
+
 def _identity(configuration: ExpectationConfiguration) -> str:
     kwargs = {k: v for k, v in configuration.kwargs.items() if k not in ("batch_id", "result_format")}
     return json.dumps([configuration.type, kwargs, configuration.meta], sort_keys=True, default=str)
 
 
 def _unmet(where: str, result: ExpectationValidationResult, rows: int, key: str) -> Unmet | None:
-    configuration, details = result.expectation_config, result.result or {}
+    configuration, details = _configuration(result), result.result or {}
     columns = columns_of(configuration.kwargs)
     name = f"{configuration.type} on {', '.join(columns) or 'the table'}"
     if problem := next(_exceptions(result.exception_info or {}), None):
@@ -273,7 +285,7 @@ def _refuse_nulls(
     # GX leaves rows without a value out of the count: with no value at all, every limit is met.
     stopped = {row for u in found if u.critical for row in u.rows}
     for result in results:
-        configuration = result.expectation_config
+        configuration = _configuration(result)
         if configuration.type in ABOUT_NULLS or not (result.result or {}).get("missing_count"):
             continue
         columns = columns_of(configuration.kwargs)

@@ -8,10 +8,11 @@ import cv2
 import pandas as pd
 from PIL import Image
 
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.imaging import decode
 from cxr_ml.ingest import memory_budget, process_file, tables
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ImageSettings
+from cxr_ml.store import ObjectStore
 
 SIDE = 256  # px, long side
 QUALITY = 80  # JPEG
@@ -19,10 +20,10 @@ QUALITY = 80  # JPEG
 
 def key(sha256: str) -> str:
     """Key of the thumbnail of a refused image."""
-    return f"thumbnails/{sha256[:2]}/{sha256}.jpg"
+    return layout.thumbnail(sha256)
 
 
-def make(data: bytes, settings: Settings) -> bytes:
+def make(data: bytes, settings: ImageSettings) -> bytes:
     """JPEG of a stored image, at most SIDE px a side, in its colours and free of metadata; the same image, same bytes.
 
     Raises:
@@ -38,11 +39,12 @@ def make(data: bytes, settings: Settings) -> bytes:
     return buffer.getvalue()
 
 
-def write(settings: Settings, frame: pd.DataFrame) -> None:
+def write(store: ObjectStore, settings: ImageSettings, frame: pd.DataFrame) -> None:
     """Stores a thumbnail of each row's image and of the one that it repeats or contradicts, which have none yet.
 
     Args:
-        settings: the store.
+        store: the object store.
+        settings: those of [images].
         frame: sha256, format, duplicate_of; "" where there is no image.
     """
     rows = frame.loc[frame["sha256"] != ""]
@@ -51,17 +53,17 @@ def write(settings: Settings, frame: pd.DataFrame) -> None:
 
     def one(sha256: str, image: str) -> None:
         if not image:  # of another batch, perhaps, and its format is not known here
-            if store.exists(settings, key(sha256)):
+            if store.exists(key(sha256)):
                 return
-            image = next(store.keys(settings, process_file.image_key(sha256, "").removesuffix(".")))
-        data = store.get(settings, image)
+            image = next(store.keys(process_file.image_key(sha256, "").removesuffix(".")))
+        data = store.get(image)
         if process_file.count_pixels(data) > memory_budget.LARGE_PIXELS:
             with one_at_a_time:
                 small = make(data, settings)
                 tables.release_memory()
         else:
             small = make(data, settings)
-        store.put_if_absent(settings, key(sha256), small, "image/jpeg")
+        store.put_if_absent(key(sha256), small, "image/jpeg")
 
     tables.release_memory()
     one_at_a_time = Lock()

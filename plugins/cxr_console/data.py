@@ -10,13 +10,13 @@ from fastapi.responses import HTMLResponse
 
 from cxr_console import charts, pages, store_cache
 from cxr_console.access import User
-from cxr_ml.records import Dataset
+from cxr_ml.records import Batch, Dataset
 from cxr_ml.reporting import narrative
 
 router = APIRouter()
 _EXAMPLES = 12  # of a rejected class
-# What a class is rejected for, and the measure by which its images show it best.
-_SHOWN_BY = {"artefact": "white_box", "cast": "saturation", "border": "black_border"}
+# Column of classes.json for which a class is rejected -> the measure by which its images show it best.
+_SHOWN_BY = {"artefact_rate_low": "white_box", "cast_rate_low": "saturation", "border_rate_low": "black_border"}
 
 
 @router.get("/data")
@@ -85,13 +85,14 @@ def drop(request: Request, user: User, name: str) -> HTMLResponse:
         batch=record,
         columns=columns,
         counts=counts,
-        rejected=[(label, why, _examples(rows, label, why)) for label, why in record.rejected_classes.items()],
+        rejected=[(label, why, _examples(rows, label, record)) for label, why in record.rejected_classes.items()],
     )
 
 
-def _examples(rows: pa.Table, label: str, why: str) -> list[tuple[int, dict[str, Any]]]:
+def _examples(rows: pa.Table, label: str, batch: Batch) -> list[tuple[int, dict[str, Any]]]:
     """Rows of a rejected class with their number, those first that show best what it was rejected for."""
-    measure = next((m for word, m in _SHOWN_BY.items() if word in why), "white_box")
+    columns = [f.column for f in batch.failures if (f.suite, f.subject) == ("classes", label)]
+    measure = next((_SHOWN_BY[column] for column in columns if column in _SHOWN_BY), "white_box")
     measured = pc.and_(pc.not_equal(rows["sha256"], ""), pc.is_valid(rows[measure]))
     mine = np.flatnonzero(pc.and_(pc.equal(rows["label"], label), measured))
     mine = mine[np.argsort(-rows[measure].to_numpy()[mine], kind="stable")][:_EXAMPLES]

@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from cxr_console import pages, scheduler, store_cache
 from cxr_console.access import User, ask_form, may_answer, may_roll_back, may_trigger
-from cxr_ml import store
+from cxr_ml import layout
 from cxr_ml.records import Decision
 from cxr_ml.registry import promotion
 
@@ -26,7 +26,7 @@ def _meant(why: str, sure: bool) -> str:
 def rollback(request: Request, user: User) -> HTMLResponse:
     """The earlier champions, and the form that brings one back."""
     entries = store_cache.history()
-    champion = promotion.champion(store_cache.settings())
+    champion = promotion.champion(store_cache.store())
     rows = {row["model"]: row for row in store_cache.models(entries) if row["versions"]}
     earlier = [row for name, row in rows.items() if champion and name != champion.model]
     return pages.render(
@@ -37,7 +37,7 @@ def rollback(request: Request, user: User) -> HTMLResponse:
         champion=champion,
         now=rows.get(champion.model) if champion else None,
         earlier=earlier,
-        classes=list(store_cache.settings().recall_floors),
+        classes=list(store_cache.settings().gate.recall_floors),
     )
 
 
@@ -47,7 +47,7 @@ def roll_back(
 ) -> RedirectResponse:
     """Triggers the rollback."""
     reason = _meant(why, sure)
-    champion = promotion.champion(store_cache.settings())
+    champion = promotion.champion(store_cache.store())
     known = {e.model for e in store_cache.history() if e.version is not None} - {champion.model if champion else None}
     if to not in known:
         raise HTTPException(400, f"A rollback goes to an earlier champion. Received: {to[:200]!r}")
@@ -59,7 +59,7 @@ def roll_back(
 def approval(request: Request, user: User, name: str) -> HTMLResponse:
     """The decision of a waiting run, and the form that answers it."""
     run = _waiting(name)
-    found = store.find_record(store_cache.settings(), f"reports/{run.name}/decision.json", Decision)
+    found = store_cache.store().load_or_none(layout.decision(run.name), Decision)
     if found is None:
         raise HTTPException(404, "The run waits, but the store has no decision of it.")
     return pages.render(

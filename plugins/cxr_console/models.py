@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from cxr_console import pages, store_cache
 from cxr_console.access import User
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.registry import promotion, queries
 from cxr_ml.reporting import narrative
@@ -48,7 +49,7 @@ def models(
         "Models",
         rows=[*known, *(row for row in rows if _value(row, sort) is None)],
         total=len(everything),
-        classes=list(store_cache.settings().recall_floors),
+        classes=list(store_cache.settings().gate.recall_floors),
         architectures=sorted({row["architecture"] for row in everything}),
         outcomes=OUTCOMES,
         sort=sort,
@@ -92,13 +93,13 @@ def model(request: Request, user: User, name: str) -> HTMLResponse:
         "model.html",
         name,
         model=record,
-        fate=queries.fate(entries, promotion.champion(s), name),
+        fate=queries.fate(entries, promotion.champion(store_cache.store()), name),
         entries=[e for e in reversed(entries) if e.model == name],
         last=last,
         found=found,
         figures=queries.all_figures(found) if found else {},
         disguises=narrative.disguises(found) if found else [],
-        lungs=narrative.lungs(found, s.lungs_hidden_limit) if found else [],
+        lungs=narrative.lungs(found, s.gate.lungs_hidden_limit) if found else [],
         card=_html(card) if card else None,
         others=sorted(store_cache.model_names() - {name}),
     )
@@ -109,13 +110,13 @@ def _html(markdown: bytes) -> Markup:
     for token in tokens:
         if token.attrs.pop("style", None):  # of a column that is aligned; pages have no styles of their own
             token.attrs["class"] = "n"
-    return Markup(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
+    return Markup(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))  # noqa: S704 - `_MARKDOWN` lets no HTML through
 
 
 @router.get("/models/{name}/history.csv")
 def history(name: str, user: User) -> Response:
     """The epochs, as a table to download."""
     store_cache.model(name)
-    content = store_cache.object_bytes(f"models/{name}/history.csv")
+    content = store_cache.object_bytes(layout.training_curves(name))
     headers = {"Content-Disposition": "attachment; filename=history.csv"}
     return Response(content, media_type="text/csv; charset=utf-8", headers=headers)

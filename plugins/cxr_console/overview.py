@@ -8,10 +8,11 @@ from fastapi.responses import HTMLResponse
 
 from cxr_console import charts, pages, scheduler, store_cache
 from cxr_console.access import User
+from cxr_ml import layout
 from cxr_ml.evaluation import metrics
 from cxr_ml.records import Evaluation, HistoryEntry, Model
 from cxr_ml.registry import promotion
-from cxr_ml.settings import Settings
+from cxr_ml.settings import GateSettings
 
 router = APIRouter()
 _RUNS = 8
@@ -22,9 +23,9 @@ _VERSIONS = 30  # champion versions in the chart
 def overview(request: Request, user: User) -> HTMLResponse:
     """The page."""
     s, entries = store_cache.settings(), store_cache.history()
-    champion = promotion.champion(s)
+    champion = promotion.champion(store_cache.store())
     since = next((e for e in entries if champion and e.number == champion.history), None)
-    model = store_cache.record(f"models/{champion.model}/model.json", Model) if champion else None
+    model = store_cache.record(layout.model_record(champion.model), Model) if champion else None
     figures = store_cache.evaluation(champion.model, entries) if champion else None
     runs = scheduler.runs(_RUNS)
     steps = scheduler.steps(runs)
@@ -38,12 +39,12 @@ def overview(request: Request, user: User) -> HTMLResponse:
         model=model,
         since=since,
         days=_days(since),
-        lines=headline(figures, s) if figures else [],
+        lines=headline(figures, s.gate) if figures else [],
         runs=list_outcomes(runs, entries),
         steps=steps,
         waiting=scheduler.waiting(),
         schedule=scheduler.schedule(),
-        chart=trend(entries, s),
+        chart=trend(entries, s.gate),
     )
 
 
@@ -51,7 +52,7 @@ def _days(since: HistoryEntry | None) -> int | None:
     return (datetime.now(UTC) - datetime.fromisoformat(since.at)).days if since else None
 
 
-def headline(found: Evaluation, s: Settings) -> list[dict[str, Any]]:
+def headline(found: Evaluation, s: GateSettings) -> list[dict[str, Any]]:
     """Recall of each class and macro F1 on the test images, each with interval, floor and whether it is met."""
     rows = []
     for name, one in found.test.classes.items():
@@ -86,7 +87,7 @@ def list_outcomes(runs: list[scheduler.AirflowRun], entries: list[HistoryEntry])
     return [RunOutcome(run, last.get(run.name), run.name in nothing_new) for run in runs]
 
 
-def trend(entries: list[HistoryEntry], s: Settings) -> dict[str, Any] | None:
+def trend(entries: list[HistoryEntry], s: GateSettings) -> dict[str, Any] | None:
     """Recalls and macro F1 of the champion versions, as the gate saw them when it let each through."""
     seen: dict[str, dict[str, float | None]] = {}
     versions = []

@@ -122,9 +122,18 @@ def judge(
     names = [f"{batch}/{row['file']}" for batch, _, row in map(_row, files)]
     try:
         settings = store_cache.settings()
-        withheld, known = versions.load_withheld(settings), store_cache.rulings()
+        withheld, known = versions.load_withheld(store_cache.store()), store_cache.rulings()
         ruling_request = add_ruling.Request(action, user.get_name(), why, label, rejected_too)
-        made = add_ruling.rule_on_images(settings, withheld, names, ruling_request, store_cache.named, known)
+        made = add_ruling.rule_on_images(
+            store_cache.store(),
+            settings.inbox,
+            settings.classes,
+            withheld,
+            names,
+            ruling_request,
+            store_cache.named,
+            known,
+        )
     except Refused as error:
         raise HTTPException(400, _explain_refusal(error)) from None
     store_cache.add_rulings(made)
@@ -166,8 +175,8 @@ def file(request: Request, user: User, batch: str, number: int) -> HTMLResponse:
         batch=record,
         number=number,
         row=row,
-        reasons={code: reasons.explain(code, row, why, s) for code in row["reasons"]},
-        limits=[x for x in limits.compare_with_limits(row, s) if x.limit] if row["sha256"] else [],
+        reasons={code: reasons.explain(code, row, why, s.validation) for code in row["reasons"]},
+        limits=[x for x in limits.compare_with_limits(row, s.validation) if x.limit] if row["sha256"] else [],
         ruling=store_cache.in_force().get(row["sha256"]) if row["sha256"] else None,
         classes=s.classes,
     )

@@ -7,7 +7,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from cxr_console import overview, pages, scheduler, store_cache
 from cxr_console.access import User
-from cxr_ml import store
+from cxr_ml import layout
 
 router = APIRouter()
 _PAGE = 50
@@ -40,7 +40,7 @@ def run(request: Request, user: User, name: str) -> HTMLResponse:
         raise HTTPException(404, f"There is no run of this name. Received: {name[:200]!r}")
     of_airflow = scheduler.run(name)
     entry = next((e for e in reversed(store_cache.history()) if e.run == name), None)
-    reported = store.exists(store_cache.settings(), f"reports/{name}/index.html")
+    reported = store_cache.store().exists(layout.report_page(name))
     if of_airflow is None and entry is None and not reported:
         raise HTTPException(404, f"There is no run of this name. Received: {name!r}")
     steps = scheduler.steps([of_airflow]) if of_airflow else {}
@@ -54,5 +54,5 @@ def report(name: str, path: str, user: User) -> Response:
     """The stored report, or a page beside it."""
     if not _RUN.fullmatch(name) or not _DOCUMENT.fullmatch(path):
         raise HTTPException(404, "There is no such page.")
-    content = store_cache.object_bytes(f"reports/{name}/{path}")
+    content = store_cache.object_bytes(layout.report_file(name, path))
     return Response(content, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": _POLICY})

@@ -27,7 +27,7 @@ from cxr_ml.registry.promotion import slug
 QUESTION = "decide.approval"  # the step that waits for a human
 _NAMES = {RETRAINING: "retraining", ROLLBACK: "rollback"}
 _GOING_ON = ("queued", "running")  # states of a run that has not ended
-_PROGRESS = "progress"  # key of the XCom in which a step tells how far it has come: dags/cxr_wiring.py
+_PROGRESS = "progress"  # key of the XCom in which a step tells how far it has come: dags/cxr_airflow/context.py
 _LATER = datetime.max.replace(tzinfo=UTC)
 _WORDS = {
     None: "waiting",

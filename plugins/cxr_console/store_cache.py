@@ -12,12 +12,13 @@ import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
 from fastapi import HTTPException
 
+from cxr_ml import layout
 from cxr_ml import settings as settings_module
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch, Dataset, Evaluation, HistoryEntry, Model, Record, Ruling, Run
 from cxr_ml.registry import promotion, queries
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import committed_batches
 from cxr_ml.validation import rulings as rulings_module
 
@@ -37,18 +38,27 @@ _batches: set[str] = set()  # names below batches/, which never go away
 
 @lru_cache(1)
 def settings() -> Settings:
-    """The settings of this process, with the credentials of the Airflow connection where one is named.
+    """Returns the settings of this process.
 
     Raises:
         Refused: a setting cannot be used.
     """
-    s = settings_module.load()
-    if s.aws_conn_id:
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    return settings_module.load()
 
-        hook = S3Hook(aws_conn_id=s.aws_conn_id)
-        store.use(hook.get_conn(), hook.get_credentials())
-    return s
+
+@lru_cache(1)
+def store() -> ObjectStore:
+    """Returns the store, with the credentials of the Airflow connection where one is named.
+
+    Raises:
+        Refused: a setting cannot be used.
+    """
+    own = settings().store
+    if not own.aws_conn_id:
+        return ObjectStore(own)
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    return ObjectStore(own, S3Hook(aws_conn_id=own.aws_conn_id))
 
 
 @lru_cache(4096)
@@ -58,15 +68,15 @@ def record(key: str, kind: type[R]) -> R:
     Raises:
         Refused: it is not there.
     """
-    return store.load(settings(), key, kind)
+    return store().load(key, kind)
 
 
 @lru_cache(32)  # one takes about a megabyte
 def _evaluation(key: str) -> Evaluation:
-    return store.load(settings(), key, Evaluation)
+    return store().load(key, Evaluation)
 
 
-def _load(_: Settings, key: str, kind: type[R]) -> R:
+def _load(key: str, kind: type[R]) -> R:
     """`store.load` for the library, which never reads a record twice."""
     return _evaluation(key) if kind is Evaluation else record(key, kind)
 
@@ -80,7 +90,7 @@ def read_ahead() -> None:
         rulings()
         for found, _ in batches()[:_DROPS_READ_AHEAD]:
             refused(found.batch)
-        champion = promotion.champion(settings())
+        champion = promotion.champion(store())
         if champion:
             evaluation(champion.model, entries)
     except (Refused, BotoCoreError, ClientError) as error:
@@ -95,10 +105,10 @@ def history() -> list[HistoryEntry]:
     """All entries of the registry's history, oldest first."""
     with _history_lock:
         if not _history:
-            keys = store.keys(settings(), "registry/history/")
-            _history.extend(_together(lambda key: store.load(settings(), key, HistoryEntry), keys))
+            keys = store().keys(layout.HISTORY)
+            _history.extend(_together(lambda key: store().load(key, HistoryEntry), keys))
         # Their numbers have no hole, so that asking for the next one tells whether there are more.
-        while found := store.find_record(settings(), f"registry/history/{len(_history) + 1:05d}.json", HistoryEntry):
+        while found := store().load_or_none(layout.history_entry(len(_history) + 1), HistoryEntry):
             _history.append(found[0])
         return list(_history)
 
@@ -107,18 +117,18 @@ def found_nothing_new(runs: Iterable[str]) -> set[str]:
     """Names of those of the runs whose stored record says that they had nothing to do."""
     names = list(runs)
     # A record that says so is replaced only when its run is cleared and comes to a decision, which the history tells.
-    records = _together(lambda name: _if_there(record, f"reports/{name}/run.json", Run), names)
+    records = _together(lambda name: _if_there(record, layout.run_record(name), Run), names)
     return {name for name, run in zip(names, records, strict=True) if run and run.outcome == "nothing_new"}
 
 
 def model_names() -> set[str]:
     """Folders below models/, also of models that are being trained."""
-    return set(store.folders(settings(), "models/"))
+    return set(store().folders(layout.MODELS))
 
 
 def models(entries: list[HistoryEntry]) -> list[dict[str, Any]]:
     """All stored models, newest first, as `queries.models` gives them."""
-    now = promotion.champion(settings())
+    now = promotion.champion(store())
     rows = [facts for facts in _together(_model_facts, model_names()) if facts]
     rows.sort(key=lambda row: (row["at"], row["model"]), reverse=True)
     return [row | queries.fate(entries, now, row["model"]) for row in rows]
@@ -126,7 +136,7 @@ def models(entries: list[HistoryEntry]) -> list[dict[str, Any]]:
 
 def _model_facts(name: str) -> dict[str, Any] | None:
     if name not in _facts:
-        found = _if_there(queries.facts, settings(), name)
+        found = _if_there(queries.facts, store(), name)
         if found is None or found["macro_f1"] is None:  # it is being trained, or may be evaluated yet
             return found
         _facts[name] = found
@@ -139,47 +149,47 @@ def model(name: str) -> Model:
     Raises:
         HTTPException: 404, there is none.
     """
-    return _named(name, model_names(), lambda: record(f"models/{name}/model.json", Model), "model")
+    return _named(name, model_names(), lambda: record(layout.model_record(name), Model), "model")
 
 
 def evaluation(name: str, entries: list[HistoryEntry]) -> Evaluation | None:
     """The evaluation of a stored model that it was decided on, else its first."""
-    return queries.evaluation(settings(), name, entries, _load)
+    return queries.evaluation(store(), name, entries, _load)
 
 
 def compare(first: str, second: str) -> dict[str, Any]:
     """Two stored models side by side, as `queries.compare` gives them."""
-    return queries.compare(settings(), first, second, _load)
+    return queries.compare(store(), first, second, _load)
 
 
 def card(name: str, run: str | None) -> bytes | None:
     """The card of a stored model that this run left, else its first; None before one is written."""
-    later = _if_there(_once, f"models/{name}/card-{run}.md") if run else None
-    return later or _if_there(_once, f"models/{name}/card.md")
+    later = _if_there(_once, layout.model_card_of_run(name, run)) if run else None
+    return later or _if_there(_once, layout.model_card(name))
 
 
 @lru_cache(64)
 def _once(key: str) -> bytes:
-    return store.get(settings(), key)
+    return store().get(key)
 
 
 def datasets() -> list[Dataset]:
     """All dataset versions, oldest first."""
-    numbers = sorted(int(n) for n in store.folders(settings(), "datasets/") if n.isdecimal())
-    found = _together(lambda n: _if_there(record, f"datasets/{n}/dataset.json", Dataset), numbers)
+    numbers = sorted(int(n) for n in store().folders(layout.DATASETS) if n.isdecimal())
+    found = _together(lambda n: _if_there(record, layout.dataset_record(n), Dataset), numbers)
     return [dataset for dataset in found if dataset]
 
 
 def batches() -> list[tuple[Batch, str]]:
     """All committed batches with when they were, newest first."""
-    names = store.folders(settings(), "batches/")
-    found = _together(lambda name: _if_there(_dated, f"batches/{name}/batch.json"), names)
+    names = store().folders(layout.BATCHES)
+    found = _together(lambda name: _if_there(_dated, layout.batch_record(name)), names)
     return sorted((b for b in found if b), key=lambda pair: (pair[1], pair[0].batch), reverse=True)
 
 
 @lru_cache(4096)
 def _dated(key: str) -> tuple[Batch, str]:
-    return store.load_dated(settings(), key, Batch)
+    return store().load_dated(key, Batch)
 
 
 def _if_there(read: Callable[..., T], *key: Any) -> T | None:  # noqa: ANN401 - whatever `read` takes
@@ -197,8 +207,8 @@ def batch(name: str) -> Batch:
         HTTPException: 404, there is none.
     """
     if name not in _batches:
-        _batches.update(store.folders(settings(), "batches/"))
-    return _named(name, _batches, lambda: _dated(f"batches/{name}/batch.json")[0], "drop")
+        _batches.update(store().folders(layout.BATCHES))
+    return _named(name, _batches, lambda: _dated(layout.batch_record(name))[0], "drop")
 
 
 def _named(name: str, known: set[str], read: Callable[[], R], what: str) -> R:
@@ -221,18 +231,18 @@ def refused_of(batches: Iterable[str]) -> list[pa.Table]:
     return _together(refused, batches)
 
 
-def named(_: Settings, batch: str) -> pa.Table:
+def named(_: ObjectStore, batch: str) -> pa.Table:
     """`committed_batches.read_outcomes` for the library, which a ruling needs of every batch."""
     return _kept("named", batch, committed_batches.read_outcomes)
 
 
-def _kept(kind: str, batch: str, read: Callable[[Settings, str], pa.Table]) -> pa.Table:
+def _kept(kind: str, batch: str, read: Callable[[ObjectStore, str], pa.Table]) -> pa.Table:
     """The table, from memory where it is there; those that were not asked for lately make way."""
     with _tables_lock:
         if (kind, batch) in _tables:
             _tables.move_to_end((kind, batch))
             return _tables[kind, batch]
-    found = read(settings(), batch).combine_chunks()
+    found = read(store(), batch).combine_chunks()
     with _tables_lock:
         _tables[kind, batch] = found
         while len(_tables) > 1 and sum(table.nbytes for table in _tables.values()) > _MAX_TABLE_BYTES:
@@ -243,7 +253,7 @@ def _kept(kind: str, batch: str, read: Callable[[Settings, str], pa.Table]) -> p
 def rulings() -> list[Ruling]:
     """All rulings, in their order."""
     with _rulings_lock:
-        _rulings.extend(rulings_module.read(settings(), len(_rulings)))
+        _rulings.extend(rulings_module.read(store(), len(_rulings)))
         return list(_rulings)
 
 
@@ -266,7 +276,7 @@ def object_bytes(key: str) -> bytes:
     Raises:
         HTTPException: 404, there is none.
     """
-    found = store.find(settings(), key)
+    found = store().get_or_none(key)
     if found is None:
         raise HTTPException(404, "The store has no such object.")
     return found[0]

@@ -9,11 +9,11 @@ import report_samples as samples
 import store_samples as stored
 from cli_calls import answer, call
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import stored_evaluations, stored_explanations
 from cxr_ml.records import Evaluation, Model
 from cxr_ml.registry import promotion, prune, queries
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check
 
 FAIR = ((84, 3, 3), (0, 88, 2), (2, 2, 86))
@@ -46,20 +46,20 @@ def objects(house):
 
 
 @pytest.fixture
-def own_house(objects, settings):
+def own_house(objects, store, settings):
     """The same in a store of the test's own, which it may change."""
     for key, data in objects.items():
-        store.put_if_absent(settings, key, data)
+        store.put_if_absent(key, data)
     return settings
 
 
 def snapshot(settings):
-    return {key: store.get(settings, key) for key in store.keys(settings, "")}
+    return {key: ObjectStore(settings.store).get(key) for key in ObjectStore(settings.store).keys("")}
 
 
 def overwrite(settings, key, data):
-    store.remove(settings, key)
-    assert store.put_if_absent(settings, key, data)
+    ObjectStore(settings.store).remove(key)
+    assert ObjectStore(settings.store).put_if_absent(key, data)
 
 
 def test_every_model_is_listed_with_what_became_of_it(house):
@@ -77,18 +77,18 @@ def test_every_model_is_listed_with_what_became_of_it(house):
     assert status == 0 and "v2 (now)" in " ".join(out.split())
 
 
-def test_the_newest_model_is_listed_first(settings, monkeypatch):
+def test_the_newest_model_is_listed_first(store, settings, monkeypatch):
     data = stored.put_dataset(settings)
     for name in ("a", "b", "c"):
         stored.put_model(settings, name, data)
     times = {"a": "2026-01-05T03:00:00", "b": "2026-01-19T03:00:00", "c": "2026-01-12T03:00:00"}
-    monkeypatch.setattr(store, "written", lambda _, key: times[key.split("/")[1]])
-    assert [row["model"] for row in queries.models(settings)] == ["b", "c", "a"]
+    monkeypatch.setattr(ObjectStore, "last_modified", lambda _, key: times[key.split("/")[1]])
+    assert [row["model"] for row in queries.models(store)] == ["b", "c", "a"]
 
 
-def test_a_model_without_an_evaluation_is_listed_as_not_evaluated(settings):
+def test_a_model_without_an_evaluation_is_listed_as_not_evaluated(store):
     record = samples.model().model_copy(update={"model": "bare"})
-    store.put_if_absent(settings, "models/bare/model.json", record.to_bytes())
+    store.put_if_absent("models/bare/model.json", record.to_bytes())
     (row,) = answer("models", "list")
     assert (row["macro_f1"], row["recalls"], row["outcome"]) == (None, None, "undecided")
     assert "not evaluated" in " ".join(call("models", "list")[1].split())
@@ -124,7 +124,7 @@ def test_a_name_that_is_no_model_and_no_version_is_refused(house):
 
 
 def test_the_history_tells_what_who_when_and_why(own_house):
-    promotion.rollback(own_house, None, "eve", "Misses [too] much.")
+    promotion.rollback(ObjectStore(own_house.store), None, "eve", "Misses [too] much.")
     entries = answer("models", "history")
     assert [(e["number"], e["action"], e["model"], e["version"], e["by"]) for e in entries] == [
         (1, "promoted", "first", 1, "ann"),
@@ -167,7 +167,7 @@ def test_models_of_different_images_are_compared_with_a_plain_warning(own_house)
 
 def test_a_model_that_was_never_evaluated_is_not_compared(own_house):
     record = samples.model().model_copy(update={"model": "bare"})
-    store.put_if_absent(own_house, "models/bare/model.json", record.to_bytes())
+    ObjectStore(own_house.store).put_if_absent("models/bare/model.json", record.to_bytes())
     status, _, err = call("models", "compare", "first", "bare")
     assert status == 2 and "bare, which was never evaluated" in err
 
@@ -195,7 +195,7 @@ def test_a_store_that_nobody_touched_is_verified_to_the_last_image(house):
 
 
 def test_a_pointer_that_was_moved_by_hand_is_named(own_house):
-    pointer = promotion.champion(own_house)
+    pointer = promotion.champion(ObjectStore(own_house.store))
     changed = pointer.model_copy(update={"model": "poor"})
     overwrite(own_house, "registry/champion.json", changed.to_bytes())
     assert (
@@ -207,22 +207,22 @@ def test_a_pointer_that_was_moved_by_hand_is_named(own_house):
     assert f"artefact_sha256 is {'0' * 64}" in differing()["registry/champion.json"]
     overwrite(own_house, "registry/champion.json", b'{"version": 2}')
     assert "registry/champion.json does not hold a Champion record" in differing()["what comes next"]
-    store.remove(own_house, "registry/champion.json")
+    ObjectStore(own_house.store).remove("registry/champion.json")
     assert "version 2, second, was expected; there is no pointer" in differing()["registry/champion.json"]
 
 
 def test_a_history_with_a_hole_or_another_story_is_named(own_house):
-    second = promotion.history(own_house)[1]
+    second = promotion.history(ObjectStore(own_house.store))[1]
     overwrite(own_house, "registry/history/00002.json", second.model_copy(update={"previous": "poor"}).to_bytes())
     assert "00002.json says that poor was champion before; it was first" in differing()["registry/history/"]
     overwrite(own_house, "registry/history/00002.json", second.model_copy(update={"version": 5}).to_bytes())
     assert "makes version 5; it was expected to make 2" in differing("second")["registry/history/"]
-    store.remove(own_house, "registry/history/00002.json")
+    ObjectStore(own_house.store).remove("registry/history/00002.json")
     assert "entry 2 was expected, and registry/history/00003.json" in differing("second")["registry/history/"]
 
 
 def test_a_decision_that_is_not_the_one_carried_out_is_named_field_by_field(own_house):
-    decision = promotion.load_decision(own_house, "run-3")
+    decision = promotion.load_decision(ObjectStore(own_house.store), "run-3")
     changed = decision.model_copy(update={"promote": True, "reason": "Trust me."})
     overwrite(own_house, "reports/run-3/decision.json", changed.to_bytes())
     said = differing("poor")["reports/run-3/decision.json"]
@@ -230,7 +230,7 @@ def test_a_decision_that_is_not_the_one_carried_out_is_named_field_by_field(own_
 
 
 def test_a_promotion_of_what_did_not_pass_is_named(own_house):
-    entry = promotion.history(own_house)[1]
+    entry = promotion.history(ObjectStore(own_house.store))[1]
     checks = (entry.decision.checks[0].model_copy(update={"passed": False}), *entry.decision.checks[1:])
     decision = entry.decision.model_copy(update={"checks": checks})
     overwrite(own_house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
@@ -244,7 +244,7 @@ def tampered(settings, name="first"):
     weights = b"weights that nobody judged"
     digest = hashlib.sha256(weights).hexdigest()
     for file, kind in (("model.json", Model), ("evaluation.json", Evaluation)):
-        record = store.load(settings, f"models/{name}/{file}", kind)
+        record = ObjectStore(settings.store).load(f"models/{name}/{file}", kind)
         overwrite(settings, f"models/{name}/{file}", record.model_copy(update={"artefact_sha256": digest}).to_bytes())
     overwrite(settings, f"models/{name}/model.keras", weights)
 
@@ -257,8 +257,11 @@ def test_a_past_champion_replaced_with_its_record_and_its_evaluation_is_named_an
     with pytest.raises(
         Refused, match=r"evaluation of first is not the one that run-1 was.*The champion stays as it is"
     ):
-        promotion.rollback(own_house, "first", "eve", "Misses too much.")
-    assert promotion.champion(own_house).model == "second" and len(promotion.history(own_house)) == 3
+        promotion.rollback(ObjectStore(own_house.store), "first", "eve", "Misses too much.")
+    assert (
+        promotion.champion(ObjectStore(own_house.store)).model == "second"
+        and len(promotion.history(ObjectStore(own_house.store))) == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,28 +272,30 @@ def test_a_past_champion_replaced_with_its_record_and_its_evaluation_is_named_an
     ],
 )
 def test_a_past_champion_that_is_not_what_its_evaluation_names_is_not_rolled_back_to(own_house, file, changes):
-    record = store.load(own_house, "models/first/model.json", Model)
+    record = ObjectStore(own_house.store).load("models/first/model.json", Model)
     overwrite(own_house, "models/first/model.json", record.model_copy(update=changes).to_bytes())
     if file == "model.keras":
         overwrite(own_house, "models/first/model.keras", b"weights that nobody judged")
     with pytest.raises(Refused, match=rf"models/first/{file} is not what run-1 was decided on.*The champion stays"):
-        promotion.rollback(own_house, "first", "eve", "Misses too much.")
-    assert promotion.champion(own_house).model == "second"
+        promotion.rollback(ObjectStore(own_house.store), "first", "eve", "Misses too much.")
+    assert promotion.champion(ObjectStore(own_house.store)).model == "second"
     assert "models/first/model.json" in differing("first")
 
 
 def test_faked_figures_are_named_also_those_of_a_decision_before_the_last(own_house):
     beside = stored.evaluate("second", stored.put_dataset(own_house), stored.BEST)
-    stored_evaluations.save(own_house, stored.evaluate("first", stored.put_dataset(own_house), FAIR, beside))
+    stored_evaluations.save(
+        ObjectStore(own_house.store), stored.evaluate("first", stored.put_dataset(own_house), FAIR, beside)
+    )
     stored.run(own_house, "run-4", ["first"])
-    found = store.load(own_house, "models/first/evaluation.json", Evaluation)
+    found = ObjectStore(own_house.store).load("models/first/evaluation.json", Evaluation)
     faked = found.model_copy(update={"test": found.test.model_copy(update={"macro_f1": 0.999})})
     overwrite(own_house, "models/first/evaluation.json", faked.to_bytes())
     assert "is not the one that run-1 was decided on" in differing("first")["models/first/evaluation"]
 
 
 def test_an_evaluation_that_no_decision_holds_a_hash_of_is_told_to_differ(own_house):
-    entry = promotion.history(own_house)[1]
+    entry = promotion.history(ObjectStore(own_house.store))[1]
     decision = entry.decision.model_copy(update={"evaluation_sha256": {}})
     overwrite(own_house, "registry/history/00002.json", entry.model_copy(update={"decision": decision}).to_bytes())
     overwrite(own_house, "reports/run-2/decision.json", decision.to_bytes())
@@ -302,16 +307,18 @@ def test_other_predictions_and_another_curve_are_named(own_house):
     for key in files:
         overwrite(own_house, key, b"other bytes")
     assert set(differing()) == files
-    store.remove(own_house, "models/second/history.csv")
+    ObjectStore(own_house.store).remove("models/second/history.csv")
     assert differing()["models/second/history.csv"].startswith("it is missing; model.json records")
 
 
 def test_a_contact_sheet_that_was_changed_is_named(own_house):
-    model = store.load(own_house, "models/second/model.json", Model)
+    model = ObjectStore(own_house.store).load("models/second/model.json", Model)
     sheets = {label: f"sheet of {label}".encode() for label in samples.CLASSES}
     facts = {"dataset": 1, "dataset_sha256": model.dataset_sha256, "artefact_sha256": model.artefact_sha256}
     facts["sheets"] = {label: hashlib.sha256(png).hexdigest() for label, png in sheets.items()}
-    stored_explanations.save(own_house, samples.explanation("second").model_copy(update=facts), sheets)
+    stored_explanations.save(
+        ObjectStore(own_house.store), samples.explanation("second").model_copy(update=facts), sheets
+    )
     steps = {s["name"]: s["said"] for s in answer("models", "verify", "second")}
     assert steps["models/second/explanation-d1"].startswith("its 3 contact sheets")
     overwrite(own_house, "models/second/explanation-d1-1.png", b"another sheet")
@@ -322,9 +329,9 @@ def test_other_weights_a_record_of_others_and_no_weights_are_named(own_house):
     key = "models/second/model.keras"
     overwrite(own_house, key, b"other weights")
     assert f"{key} is not the file that model.json records" in differing()[key]
-    store.remove(own_house, key)
+    ObjectStore(own_house.store).remove(key)
     assert "nobody swept it" in differing()[key]
-    record = store.load(own_house, "models/second/model.json", Model)
+    record = ObjectStore(own_house.store).load("models/second/model.json", Model)
     overwrite(own_house, key, b"weights of second")
     changed = record.model_copy(update={"artefact_sha256": "1" * 64})
     overwrite(own_house, "models/second/model.json", changed.to_bytes())
@@ -342,7 +349,7 @@ def test_other_predictions_of_the_training_process_and_another_likeness_are_name
 
 def test_an_evaluation_of_other_images_is_named(own_house):
     digest = stored.put_dataset(own_house).manifest_sha256
-    data = store.get(own_house, "models/poor/evaluation.json").replace(digest.encode(), b"f" * 64)
+    data = ObjectStore(own_house.store).get("models/poor/evaluation.json").replace(digest.encode(), b"f" * 64)
     overwrite(own_house, "models/poor/evaluation.json", data)
     assert "is not the one that run-3 was decided on" in differing("poor")["models/poor/evaluation"]
 
@@ -359,19 +366,19 @@ def test_another_dataset_record_or_manifest_is_named(own_house):
 
 
 def test_an_image_with_other_bytes_and_one_that_is_missing_are_named(own_house):
-    one, two = list(store.keys(own_house, "images/"))[:2]
+    one, two = list(ObjectStore(own_house.store).keys("images/"))[:2]
     overwrite(own_house, one, b"another film")
-    store.remove(own_house, two)
+    ObjectStore(own_house.store).remove(two)
     found = differing("first")
     assert set(found) == {"images/"}
     assert f"{one} holds other bytes" in found["images/"] and f"{two} is missing" in found["images/"]
 
 
-def test_of_many_differences_a_person_is_shown_some_and_a_machine_all(settings):
+def test_of_many_differences_a_person_is_shown_some_and_a_machine_all(store, settings):
     data = stored.put_dataset(settings, images_per_class=9)
     stored.put_model(settings, "first", data)
-    for key in list(store.keys(settings, "images/")):
-        store.remove(settings, key)
+    for key in list(store.keys("images/")):
+        store.remove(key)
     out = call("models", "verify", "first")[1]
     assert out.count("is missing") == 20 and "and 7 more; --json names them" in out
     assert differing("first")["images/"].count("is missing") == 27
@@ -396,8 +403,8 @@ def test_only_weights_of_old_refused_candidates_are_swept_and_all_evidence_stays
 
 
 def test_what_was_swept_is_told_by_whom_and_when_wherever_one_asks(own_house):
-    prune.delete_weights(own_house, "other", "bob", "Beyond the 1 refused candidates judged last.")
-    entry = promotion.history(own_house)[-1]
+    prune.delete_weights(ObjectStore(own_house.store), "other", "bob", "Beyond the 1 refused candidates judged last.")
+    entry = promotion.history(ObjectStore(own_house.store))[-1]
     said = f"swept at {entry.at} by bob"
     assert said in " ".join(call("models", "show", "other")[1].split())
     assert answer("models", "show", "other")["swept"]["by"] == "bob"
@@ -406,7 +413,9 @@ def test_what_was_swept_is_told_by_whom_and_when_wherever_one_asks(own_house):
     steps = {s["name"]: s for s in answer("models", "verify", "other")}
     assert said in steps["models/other/model.keras"]["said"]
     with pytest.raises(Refused, match=f"{re.escape(said)}.*train with another seed"):
-        artifact_check.read(own_house, store.load(own_house, "models/other/model.json", Model))
+        artifact_check.read(
+            ObjectStore(own_house.store), ObjectStore(own_house.store).load("models/other/model.json", Model)
+        )
 
 
 def test_no_candidate_whose_decision_waits_for_a_human_is_swept(own_house):
@@ -414,38 +423,38 @@ def test_no_candidate_whose_decision_waits_for_a_human_is_swept(own_house):
     beside = stored.evaluate("second", data, stored.BEST)
     stored.put_model(own_house, "waits", data, POOR, beside)
     stored.run(own_house, "run-4", ["waits"])
-    assert "waits" in prune.candidates(own_house, 0)
-    decision = promotion.load_decision(own_house, "run-4").model_copy(update={"run": "run-5"})
-    store.put_if_absent(own_house, "reports/run-5/decision.json", decision.to_bytes())
-    assert prune.candidates(own_house, 0) == ["poor", "other"]
+    assert "waits" in prune.candidates(ObjectStore(own_house.store), 0)
+    decision = promotion.load_decision(ObjectStore(own_house.store), "run-4").model_copy(update={"run": "run-5"})
+    ObjectStore(own_house.store).put_if_absent("reports/run-5/decision.json", decision.to_bytes())
+    assert prune.candidates(ObjectStore(own_house.store), 0) == ["poor", "other"]
 
 
 def test_a_champion_that_was_rolled_back_from_keeps_its_weights(own_house):
-    promotion.rollback(own_house, None, "ann", "Misses too much.")
-    assert prune.candidates(own_house, 0) == ["poor", "other"]
+    promotion.rollback(ObjectStore(own_house.store), None, "ann", "Misses too much.")
+    assert prune.candidates(ObjectStore(own_house.store), 0) == ["poor", "other"]
     for name in ("first", "second"):
         with pytest.raises(Refused, match="never swept"):
-            prune.delete_weights(own_house, name, "bob", "Old.")
-        assert store.exists(own_house, artifact_check.key(name))
+            prune.delete_weights(ObjectStore(own_house.store), name, "bob", "Old.")
+        assert ObjectStore(own_house.store).exists(artifact_check.key(name))
 
 
 @pytest.mark.parametrize("dies_at", ["put_if_absent", "remove"])
 def test_a_sweep_that_dies_leaves_a_true_state_and_is_ended_by_the_next(own_house, monkeypatch, dies_at):
-    real = getattr(store, dies_at)
+    real = getattr(ObjectStore, dies_at)
 
-    def dies(settings, key, *rest):
+    def dies(store, key, *rest):
         if key.startswith("models/other/"):
             raise ConnectionError("the line was cut")
-        return real(settings, key, *rest)
+        return real(store, key, *rest)
 
     with monkeypatch.context() as broken:
-        broken.setattr(store, dies_at, dies)
+        broken.setattr(ObjectStore, dies_at, dies)
         with pytest.raises(ConnectionError):
-            prune.delete_weights(own_house, "other", "bob", "Old.")
-    assert store.exists(own_house, artifact_check.key("other"))
-    assert promotion.history(own_house)[-1].action == "swept"
-    assert prune.candidates(own_house, 5) == ["other"]
-    prune.delete_weights(own_house, "other", "eve", "Old.")
-    assert not store.exists(own_house, artifact_check.key("other"))
-    assert [e.by for e in promotion.history(own_house) if e.action == "swept"] == ["bob"]
-    assert artifact_check.swept(own_house, "other").by == "bob"
+            prune.delete_weights(ObjectStore(own_house.store), "other", "bob", "Old.")
+    assert ObjectStore(own_house.store).exists(artifact_check.key("other"))
+    assert promotion.history(ObjectStore(own_house.store))[-1].action == "swept"
+    assert prune.candidates(ObjectStore(own_house.store), 5) == ["other"]
+    prune.delete_weights(ObjectStore(own_house.store), "other", "eve", "Old.")
+    assert not ObjectStore(own_house.store).exists(artifact_check.key("other"))
+    assert [e.by for e in promotion.history(ObjectStore(own_house.store)) if e.action == "swept"] == ["bob"]
+    assert artifact_check.swept(ObjectStore(own_house.store), "other").by == "bob"

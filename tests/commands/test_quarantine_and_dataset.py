@@ -4,8 +4,8 @@ import pytest
 from cli_calls import answer, call
 from drop_samples import boxed, put_drop, snapshot, week
 
-from cxr_ml import store
 from cxr_ml.records import Dataset, Ruling
+from cxr_ml.store import ObjectStore
 
 pytestmark = pytest.mark.usefixtures("handful")
 
@@ -13,8 +13,8 @@ pytestmark = pytest.mark.usefixtures("handful")
 @pytest.fixture
 def here(small, monkeypatch):
     """The settings for commands in this process."""
-    monkeypatch.setenv("CXR_EXPECTATIONS", str(small.expectations))
-    monkeypatch.setenv("CXR_VALIDATION_FRACTION", str(small.validation_fraction))
+    monkeypatch.setenv("CXR_VALIDATION__EXPECTATIONS", str(small.validation.expectations))
+    monkeypatch.setenv("CXR_DATASET__VALIDATION_FRACTION", str(small.dataset.validation_fraction))
     return small
 
 
@@ -34,14 +34,16 @@ def test_a_refused_image_is_listed_shown_released_and_in_the_next_version(here):
     ]
     assert answer("quarantine", "list", "--drop", "week-2") == []
     pictures = {r["file"]: r["thumbnail"] for r in listed}
-    assert pictures["train/NORMAL/page.png"] == "" and store.exists(here, pictures["train/NORMAL/boxed [red].png"])
-    assert {r["at"] for r in listed} == {store.written(here, f"batches/{batch}/batch.json")}
+    assert pictures["train/NORMAL/page.png"] == "" and ObjectStore(here.store).exists(
+        pictures["train/NORMAL/boxed [red].png"]
+    )
+    assert {r["at"] for r in listed} == {ObjectStore(here.store).last_modified(f"batches/{batch}/batch.json")}
     status, out, err = call("quarantine", "list", "--reason", "whit_box", "--json")
     assert (status, out.strip()) == (0, "[]") and "Reasons there are: not_an_image, white_box" in err
     _, out, _ = call("quarantine", "list")
     assert "boxed [red].png" in out and "not_an_image" in out and "2 files" in out
     _, out, _ = call("quarantine", "show", "boxed [red].png")
-    assert "white_box is 0." in out and "refused" in out and f"s3://{here.bucket}/thumbnails/" in out
+    assert "white_box is 0." in out and "refused" in out and f"s3://{here.store.bucket}/thumbnails/" in out
     told = answer("quarantine", "show", "boxed [red].png")  # strict JSON, its measurements too
     assert [x["column"] for x in told["limits"] if not x["met"]] == ["white_box"]
     told = answer("quarantine", "show", "page.png")
@@ -51,7 +53,7 @@ def test_a_refused_image_is_listed_shown_released_and_in_the_next_version(here):
     assert (status, out) == (2, "") and "needs an image in the store" in err
     assert call("quarantine", "release", "boxed [red].png")[0] == 2  # no reason
     ruling = answer("quarantine", "release", "boxed [red].png", "--why", "a collimator", "--by", "dr.b")
-    assert Ruling(**ruling) == store.load(here, "rulings/00001.json", Ruling) and ruling["by"] == "dr.b"
+    assert Ruling(**ruling) == ObjectStore(here.store).load("rulings/00001.json", Ruling) and ruling["by"] == "dr.b"
     _, out, _ = call("quarantine", "relabel", "boxed [red].png", "covid", "--why", "seen [twice]")
     assert (
         "Ruling 2" in out and "relabelled as COVID19" in out and "seen [twice]" in out and "Set aside: white_box" in out
@@ -69,7 +71,7 @@ def test_a_refused_image_is_listed_shown_released_and_in_the_next_version(here):
     assert [r["dataset"] for r in answer("dataset", "list")] == [1, 2]
     _, out, _ = call("dataset", "list")
     assert second["manifest_sha256"][:16] in out
-    assert Dataset(**answer("dataset", "show", 2)) == store.load(here, "datasets/2/dataset.json", Dataset)
+    assert Dataset(**answer("dataset", "show", 2)) == ObjectStore(here.store).load("datasets/2/dataset.json", Dataset)
     _, out, _ = call("dataset", "show", 2)
     # With a dozen images nothing is measured, and that is said.
     assert "rulings honoured" in out and "was not measured" in out and "needs 5 groups" in out

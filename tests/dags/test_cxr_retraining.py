@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pandas as pd
@@ -13,10 +14,11 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, P
 from dag_reading import HEAVY, read_dag
 from jinja2 import Template
 
-from cxr_ml import pipeline, store
+from cxr_ml import pipeline
 from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import Batch, Dataset, Decision, HistoryEntry, Ruling, Run
 from cxr_ml.reporting import publish
+from cxr_ml.store import ObjectStore
 
 EDGES = {
     "data.find_drops": ["data.ingest", "data.validate"],
@@ -42,11 +44,11 @@ def reads(tmp_path_factory):
     """What is read with the settings' defaults, with a profile of one's own, and with one that cannot be used."""
     home, profile = tmp_path_factory.mktemp("airflow"), tmp_path_factory.mktemp("profile") / "own.toml"
     profile.write_text(
-        'architectures = ["light"]\nseed = 9\napproval = true\nmail_to = []\nmail_allowed = ["a@b.example"]\n'
-        "[recall_floors]\nNORMAL = 0.5\n"
+        'training.architectures = ["light"]\ntraining.seed = 9\nmail.recipients = []\nmail.allowed = ["a@b.example"]\n'
+        "[gate]\napproval = true\n[gate.recall_floors]\nNORMAL = 0.5\nCOVID19 = 0.9\nPNEUMONIA = 0.9\n"
     )
-    own = {"CXR_CONFIG": str(profile), "CXR_BATCH_SIZE": "7"}
-    return read_dag("cxr_retraining", home, {}, own, {"CXR_BATCH_SIZE": "many"})
+    own = {"CXR_CONFIG": str(profile), "CXR_TRAINING__BATCH_SIZE": "7"}
+    return read_dag("cxr_retraining", home, {}, own, {"CXR_TRAINING__BATCH_SIZE": "many"})
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +183,8 @@ def test_another_profile_changes_the_form(reads):
     assert found["errors"] == {}
     form = {name: entry["value"] for name, entry in found["dag"]["form"].items()}
     assert (form["architectures"], form["seed"], form["batch_size"], form["approval"]) == (["light"], 9, 7, True)
-    assert [name for name in form if name.startswith("recall")] == ["recall_floor_NORMAL"]
+    floors = ["recall_floor_NORMAL", "recall_floor_COVID19", "recall_floor_PNEUMONIA"]
+    assert [name for name in form if name.startswith("recall")] == floors
     assert (form["recipients"], form["recall_floor_NORMAL"]) == ([], 0.5)
     assert found["dag"]["form"]["recipients"]["schema"]["items"]["enum"] == ["a@b.example"]
 
@@ -253,11 +256,11 @@ def test_the_form_refuses_what_does_not(dag, name, value):
 def data_task(settings):
     """A task of the group `data`, and its function with the values of the form that differ from its defaults."""
     import cxr_retraining
-    import cxr_wiring
+    from cxr_airflow import form as form_module
 
     def get(name):
         task = cxr_retraining.cxr_retraining().get_task(f"data.{name}")
-        form = {name: param.value for name, param in cxr_wiring.form().items()}
+        form = {name: param.value for name, param in form_module.make_form().items()}
         return task, lambda changed, **given: task.python_callable(params=form | changed, **given)
 
     return get
@@ -302,10 +305,11 @@ class Ti:
 @pytest.fixture
 def context(monkeypatch):
     """What Airflow tells the tasks of a run by hand."""
-    import cxr_retraining
+    from cxr_airflow import context
 
-    monkeypatch.setenv("CXR_UI_URL", "https://airflow.example")
-    monkeypatch.setattr(cxr_retraining, "get_current_context", lambda: {"run_id": "manual__1", "ti": Ti()})
+    run = SimpleNamespace(triggering_user_name="ann", run_type="manual")
+    monkeypatch.setenv("CXR_MAIL__UI_URL", "https://airflow.example")
+    monkeypatch.setattr(context, "get_current_context", lambda: {"run_id": "manual__1", "ti": Ti(), "dag_run": run})
 
 
 @pytest.fixture
@@ -316,7 +320,7 @@ def find_drops(data_task, context):
 
 
 def write_drop(settings, name, files=1):
-    folder = Path(settings.inbox) / name / "NORMAL"
+    folder = Path(settings.inbox.path) / name / "NORMAL"
     folder.mkdir(parents=True)
     for n in range(files):
         (folder / f"{n}.png").write_bytes(b"x")
@@ -324,7 +328,7 @@ def write_drop(settings, name, files=1):
 
 def write_dataset(settings, number):
     record = Dataset(dataset=number, parent=None, batches=("b",), counts={}, manifest_sha256="m")
-    store.put_if_absent(settings, f"datasets/{number}/dataset.json", record.to_bytes())
+    ObjectStore(settings.store).put_if_absent(f"datasets/{number}/dataset.json", record.to_bytes())
 
 
 def conclude(settings, dataset, number):
@@ -336,7 +340,7 @@ def conclude(settings, dataset, number):
         number=number, action="refused", model="m", previous=None, version=None, by="a", why=".", at="2026-01-05",
         run=f"r{number}", decision=decision,
     )  # fmt: skip
-    store.put_if_absent(settings, f"registry/history/{number:05d}.json", entry.to_bytes())
+    ObjectStore(settings.store).put_if_absent(f"registry/history/{number:05d}.json", entry.to_bytes())
 
 
 def test_all_new_drops_are_taken_or_the_one_that_the_form_names(settings, find_drops):
@@ -349,7 +353,7 @@ def test_all_new_drops_are_taken_or_the_one_that_the_form_names(settings, find_d
 def test_a_drop_is_ingested_in_shards_by_mapped_tasks_that_say_which_and_is_judged_once(
     settings, data_task, find_drops, monkeypatch
 ):
-    monkeypatch.setenv("CXR_SHARD_FILES", "2")
+    monkeypatch.setenv("CXR_INBOX__SHARD_FILES", "2")
     write_drop(settings, "2026-01-05", files=5)
     jobs = find_drops()
     task, ingest = data_task("ingest")
@@ -367,14 +371,14 @@ def test_a_drop_is_ingested_in_shards_by_mapped_tasks_that_say_which_and_is_judg
 
 
 def test_a_drop_that_cannot_be_used_stops_no_other_and_ends_the_run_red_with_what_is_wrong(
-    settings, data_task, find_drops, context, monkeypatch
+    store, settings, data_task, find_drops, context, monkeypatch
 ):
-    monkeypatch.setenv("CXR_PATIENT_SALT", "")
-    Path(settings.inbox, "a.zip").write_bytes(b"PK no archive")
+    monkeypatch.setenv("CXR_INBOX__PATIENT_SALT", "")
+    Path(settings.inbox.path, "a.zip").write_bytes(b"PK no archive")
     write_drop(settings, "b")
     for name, table in (("c", "filename,label\n0.png,NORMAL\n"), ("d", "filename,label,patient_id\n0.png,NORMAL,P7\n")):
         write_drop(settings, name)
-        Path(settings.inbox, name, "labels.csv").write_text(
+        Path(settings.inbox.path, name, "labels.csv").write_text(
             table.replace("0.png", '"0"x.png') if name == "c" else table
         )
     jobs = json.loads(json.dumps(find_drops()))
@@ -385,20 +389,20 @@ def test_a_drop_that_cannot_be_used_stops_no_other_and_ends_the_run_red_with_wha
     with pytest.raises(AirflowFailException) as caught:
         left_out(refusals)
     lines = str(caught.value).splitlines()[1:]
-    for line, words in zip(lines, ("a.zip: ", "c: labels.csv .* line 2", "d: .*CXR_PATIENT_SALT"), strict=True):
+    for line, words in zip(lines, ("a.zip: ", "c: labels.csv .* line 2", "d: .*CXR_INBOX__PATIENT_SALT"), strict=True):
         assert re.match(words, line)
     left_out(refusals[1:2])
     assert data_task("validate")[1]({}, shards=jobs) == [jobs[1]["batch"]]
     found = [ingest_drop.Shard(**job) for job in jobs]
-    assert pipeline.left_out(settings, found) == ["a.zip", "c", "d"]
+    assert pipeline.list_left_out(store, found) == ["a.zip", "c", "d"]
 
-    publish.publish_nothing_new(settings, "r", (), left_out=pipeline.left_out(settings, found))
-    assert "the drops a.zip, c, d." in store.get(settings, "reports/r/index.html").decode()
+    publish.publish_nothing_new(store, settings, "r", (), left_out=pipeline.list_left_out(store, found))
+    assert "the drops a.zip, c, d." in store.get("reports/r/index.html").decode()
 
 
 @pytest.mark.parametrize("data", [b"", b"PK no archive"])
 def test_a_drop_that_the_form_names_and_that_cannot_be_used_stops_the_run(settings, data_task, find_drops, data):
-    Path(settings.inbox, "a.zip").write_bytes(data)
+    Path(settings.inbox.path, "a.zip").write_bytes(data)
     with pytest.raises(AirflowFailException, match=r"a\.zip"):
         find_drops(drop="a.zip")
     (job,) = find_drops()
@@ -409,15 +413,15 @@ def test_a_drop_that_the_form_names_and_that_cannot_be_used_stops_the_run(settin
 
 
 def test_how_many_shards_are_ingested_at_once_is_a_setting(data_task, monkeypatch):
-    monkeypatch.setenv("CXR_INGEST_TASKS", "7")
+    monkeypatch.setenv("CXR_INBOX__INGEST_TASKS", "7")
     assert data_task("ingest")[0].partial_kwargs["max_active_tis_per_dagrun"] == 7
 
 
 def test_drops_of_more_shards_than_airflow_maps_are_left_to_the_next_run(settings, find_drops, monkeypatch, capsys):
     from cxr_ml import pipeline
 
-    monkeypatch.setattr(pipeline, "MOST_SHARDS", 4)
-    monkeypatch.setenv("CXR_SHARD_FILES", "1")
+    monkeypatch.setattr(pipeline, "MAX_SHARDS", 4)
+    monkeypatch.setenv("CXR_INBOX__SHARD_FILES", "1")
     for name, files in (("a", 3), ("b", 2), ("c", 1)):
         write_drop(settings, name, files)
     assert [job["drop"] for job in find_drops()] == ["a", "a", "a"]
@@ -428,9 +432,9 @@ def test_a_suite_that_cannot_be_used_stops_the_run_before_anything_is_ingested(
     settings, find_drops, monkeypatch, tmp_path
 ):
     write_drop(settings, "2026-01-05")
-    shutil.copytree(settings.expectations, tmp_path / "expectations")
+    shutil.copytree(settings.validation.expectations, tmp_path / "expectations")
     (tmp_path / "expectations" / "classes.json").write_text('{"name": "classes",\n "expectations": [}')
-    monkeypatch.setenv("CXR_EXPECTATIONS", str(tmp_path / "expectations"))
+    monkeypatch.setenv("CXR_VALIDATION__EXPECTATIONS", str(tmp_path / "expectations"))
     with pytest.raises(AirflowFailException, match=r"classes\.json, line 2, column 19"):
         find_drops()
 
@@ -448,31 +452,31 @@ def test_an_empty_inbox_skips_the_run_unless_training_is_wanted_anyway(find_drop
     assert find_drops(train_anyway=True) == []
 
 
-def test_a_run_with_nothing_new_leaves_a_report_that_says_so(settings, find_drops):
+def test_a_run_with_nothing_new_leaves_a_report_that_says_so(store, find_drops):
     with pytest.raises(AirflowSkipException):
         find_drops()
-    assert store.load(settings, "reports/manual-1/run.json", Run).seconds == {"data.ingest [0]": 12.3}
-    page = store.get(settings, "reports/manual-1/index.html").decode()
+    assert store.load("reports/manual-1/run.json", Run).seconds == {"data.ingest [0]": 12.3}
+    page = store.get("reports/manual-1/index.html").decode()
     assert "NOTHING NEW" in page and "data.ingest [0]" in page
     assert 'href="https://airflow.example/dags/cxr_retraining/runs/manual__1"' in page
 
 
 def test_a_drop_of_which_every_image_was_known_or_unfit_leaves_a_report_that_is_mailed(
-    settings, data_task, context, monkeypatch
+    store, settings, data_task, context, monkeypatch
 ):
     batch = Batch(batch="b-1", drop="b", counts={"duplicate": {"NORMAL": 9}}, reasons={}, rejected_classes={})
     for name in ("images", "classes"):
-        store.put_if_absent(settings, f"batches/b-1/{name}.html", b"Data Docs")
-    store.put_if_absent(settings, "batches/b-1/batch.json", batch.to_bytes())
+        store.put_if_absent(f"batches/b-1/{name}.html", b"Data Docs")
+    store.put_if_absent("batches/b-1/batch.json", batch.to_bytes())
     nothing = pd.DataFrame(columns=["file", "sha256", "label", "verdict", "reasons"])
-    store.put_if_absent(settings, "batches/b-1/refused.parquet", tables.to_parquet(nothing))
+    store.put_if_absent("batches/b-1/refused.parquet", tables.to_parquet(nothing))
     write_dataset(settings, 1)
     conclude(settings, dataset=1, number=1)
-    stored = store.load(settings, "datasets/1/dataset.json", Dataset)
+    stored = store.load("datasets/1/dataset.json", Dataset)
     monkeypatch.setattr("cxr_ml.dataset.build.build_dataset", lambda *_: (stored, False))
     with pytest.raises(AirflowSkipException, match="dataset 1 stays"):
         data_task("build_dataset")[1]({}, batches=["b-1"])
-    assert "None of the 9 files" in store.get(settings, "reports/manual-1/index.html").decode()
+    assert "None of the 9 files" in store.get("reports/manual-1/index.html").decode()
     sent = []
     monkeypatch.setattr("cxr_ml.reporting.smtp.send", lambda message, *_: sent.append(message["Subject"]))
     mail_task()
@@ -481,10 +485,10 @@ def test_a_drop_of_which_every_image_was_known_or_unfit_leaves_a_report_that_is_
 
 def mail_task():
     import cxr_retraining
-    import cxr_wiring
+    from cxr_airflow import form as form_module
 
     task = cxr_retraining.cxr_retraining().get_task("mail")
-    return task.python_callable(params={name: param.value for name, param in cxr_wiring.form().items()})
+    return task.python_callable(params={name: param.value for name, param in form_module.make_form().items()})
 
 
 def test_of_a_run_that_did_nothing_or_has_no_report_there_is_no_mail(settings, find_drops):
@@ -496,7 +500,7 @@ def test_of_a_run_that_did_nothing_or_has_no_report_there_is_no_mail(settings, f
         mail_task()
 
 
-def test_a_dataset_that_no_run_brought_before_the_gate_is_taken_up(settings, find_drops):
+def test_a_dataset_that_no_run_brought_before_the_gate_is_taken_up(store, settings, find_drops):
     # Its run was killed, or failed: its drop is no longer new, and without this nobody would ever train on it.
     write_dataset(settings, 1)
     assert find_drops() == []
@@ -507,13 +511,13 @@ def test_a_dataset_that_no_run_brought_before_the_gate_is_taken_up(settings, fin
     ruling = Ruling(
         number=1, sha256="a", batch="b", file="f", action="release", label="NORMAL", by="a", why=".", at="2026-01-05"
     )
-    store.put_if_absent(settings, "rulings/00001.json", ruling.to_bytes())
+    store.put_if_absent("rulings/00001.json", ruling.to_bytes())
     assert find_drops() == []
     write_dataset(settings, 2)
     assert find_drops() == []
 
 
 def test_a_store_that_cannot_be_used_fails_the_first_step_for_good(settings, find_drops, monkeypatch):
-    monkeypatch.setenv("CXR_BUCKET", "no-such-bucket")
+    monkeypatch.setenv("CXR_STORE__BUCKET", "no-such-bucket")
     with pytest.raises(AirflowFailException, match="no-such-bucket"):
         find_drops(train_anyway=True)

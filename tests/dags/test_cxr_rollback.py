@@ -11,9 +11,9 @@ from airflow.sdk.execution_time.context import OutletEventAccessors
 from dag_reading import HEAVY, read_dag
 from decision_samples import decision
 
-from cxr_ml import store
 from cxr_ml.records import HistoryEntry
 from cxr_ml.registry import promotion
+from cxr_ml.store import ObjectStore
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +73,14 @@ def test_the_form_asks_for_a_reason_and_takes_the_model_before_where_none_is_nam
 def roll_back(settings, monkeypatch):
     """The step's function, in a run by hand of the user eve: what the event of the asset holds then."""
     import cxr_rollback
+    from cxr_airflow import context as context_module
 
     context = {
         "run_id": "manual__1",
         "dag_run": SimpleNamespace(triggering_user_name="eve", run_type="manual"),
         "ti": SimpleNamespace(xcom_push=lambda key, value: None),
     }
-    monkeypatch.setattr(cxr_rollback, "get_current_context", lambda: context)
+    monkeypatch.setattr(context_module, "get_current_context", lambda: context)
 
     def call(**form):
         task = cxr_rollback.cxr_rollback().get_task("roll_back")
@@ -94,24 +95,24 @@ def put_champions(settings, *names):
     for number, name in enumerate(names, 1):
         facts = {"model": name, "artefact_sha256": hashlib.sha256(b"weights").hexdigest()}
         model = samples.model().model_copy(update=facts)
-        store.put_if_absent(settings, f"models/{name}/model.keras", b"weights")
-        store.put_if_absent(settings, f"models/{name}/model.json", model.to_bytes())
+        ObjectStore(settings.store).put_if_absent(f"models/{name}/model.keras", b"weights")
+        ObjectStore(settings.store).put_if_absent(f"models/{name}/model.json", model.to_bytes())
         entry = HistoryEntry(
             number=number, action="promoted", model=name, previous=names[number - 2] if number > 1 else None,
             version=number, by="ann", why=".", at="2026-01-05T03:00:00+00:00", run=f"run-{number}",
             decision=decision(settings, f"run-{number}", name),
         )  # fmt: skip
-        store.put_if_absent(settings, f"registry/history/{number:05d}.json", entry.to_bytes())
+        ObjectStore(settings.store).put_if_absent(f"registry/history/{number:05d}.json", entry.to_bytes())
 
 
 def test_the_champion_before_is_back_with_who_and_why_in_the_history_also_if_the_step_is_tried_again(
-    settings, roll_back
+    store, settings, roll_back
 ):
     put_champions(settings, "first", "second", "third")
     assert roll_back() == roll_back() == {"model": "second", "version": 4}
-    entry = promotion.history(settings)[-1]
+    entry = promotion.history(store)[-1]
     assert (entry.number, entry.action, entry.by, entry.why) == (4, "rolled_back", "eve", "Misses too much.")
-    assert promotion.champion(settings).model == "second"
+    assert promotion.champion(store).model == "second"
 
 
 def test_the_form_takes_a_champion_version(settings, roll_back):
@@ -119,8 +120,8 @@ def test_the_form_takes_a_champion_version(settings, roll_back):
     assert roll_back(to="v1") == {"model": "first", "version": 4}
 
 
-def test_a_model_that_was_never_champion_fails_the_step_for_good(settings, roll_back):
+def test_a_model_that_was_never_champion_fails_the_step_for_good(store, settings, roll_back):
     put_champions(settings, "first", "second")
     with pytest.raises(AirflowFailException, match=r"earlier champion, one of first\. Received: 'third'"):
         roll_back(to="third")
-    assert len(promotion.history(settings)) == 2
+    assert len(promotion.history(store)) == 2

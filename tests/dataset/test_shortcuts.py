@@ -30,11 +30,11 @@ def table(per_class=40, seed=0, images_per_group=1):
 
 
 def accuracies(rows, settings=SETTINGS):
-    return {p.sees: p.balanced_accuracy for p in shortcuts.fit_probes(rows, settings)}
+    return {p.sees: p.balanced_accuracy for p in shortcuts.fit_probes(rows, settings.dataset, settings.classes)}
 
 
 def test_without_a_shortcut_both_probes_are_near_chance():
-    border, encoding = shortcuts.fit_probes(table(120), SETTINGS)
+    border, encoding = shortcuts.fit_probes(table(120), SETTINGS.dataset, SETTINGS.classes)
     assert (border.sees, encoding.sees) == ("border", "encoding")
     for probe in (border, encoding):
         assert probe.chance == 0.3333 and probe.limit == 0.5 and probe.images == 360 and probe.why == ""
@@ -78,9 +78,9 @@ def test_a_border_shared_by_one_patient_is_no_shortcut_to_the_class():
 
 def test_the_same_images_in_any_order_give_the_same_record():
     rows = table()
-    first = [p.to_bytes() for p in shortcuts.fit_probes(rows, SETTINGS)]
+    first = [p.to_bytes() for p in shortcuts.fit_probes(rows, SETTINGS.dataset, SETTINGS.classes)]
     shuffled = rows.sample(frac=1, random_state=1)
-    assert [p.to_bytes() for p in shortcuts.fit_probes(shuffled, SETTINGS)] == first
+    assert [p.to_bytes() for p in shortcuts.fit_probes(shuffled, SETTINGS.dataset, SETTINGS.classes)] == first
 
 
 def test_with_too_few_groups_nothing_is_measured_and_the_record_says_why():
@@ -88,24 +88,24 @@ def test_with_too_few_groups_nothing_is_measured_and_the_record_says_why():
     one_patient = table().assign(group="patient:x")
     two_classes = table()[lambda r: r["label"] != "NORMAL"]
     for rows in (few, one_patient, two_classes, few.iloc[:0]):
-        for probe in shortcuts.fit_probes(rows, SETTINGS):
+        for probe in shortcuts.fit_probes(rows, SETTINGS.dataset, SETTINGS.classes):
             assert probe.balanced_accuracy is None and "needs 5 groups" in probe.why
 
 
 def test_large_data_is_sampled_the_same_way_each_time(monkeypatch):
     monkeypatch.setattr(shortcuts, "MAX_PER_CLASS", 30)
     rows = table(40)
-    border, encoding = shortcuts.fit_probes(rows, SETTINGS)
+    border, encoding = shortcuts.fit_probes(rows, SETTINGS.dataset, SETTINGS.classes)
     assert border.images == encoding.images == 90
     # The sample goes by the hash of the image, so that new images that fall outside it change nothing.
     least = rows.sort_values("sha256").groupby("label").head(30)
-    assert shortcuts.fit_probes(least, SETTINGS) == (border, encoding)
+    assert shortcuts.fit_probes(least, SETTINGS.dataset, SETTINGS.classes) == (border, encoding)
 
 
 def test_the_limit_lies_between_chance_and_certainty():
-    two = SETTINGS.model_copy(update={"classes": ("NORMAL", "COVID19"), "shortcut_limit": 0.5})
+    two = SETTINGS.replace(classes=("NORMAL", "COVID19"), dataset={"shortcut_limit": 0.5})
     rows = table()
-    border, _ = shortcuts.fit_probes(rows[rows["label"].isin(two.classes)], two)
+    border, _ = shortcuts.fit_probes(rows[rows["label"].isin(two.classes)], two.dataset, two.classes)
     assert (border.chance, border.limit) == (0.5, 0.75)
 
 

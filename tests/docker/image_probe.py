@@ -54,8 +54,8 @@ def main() -> None:
     tasks = [task for dag in bag.dags.values() for task in dag.tasks]
     seen = {
         "library": cxr_ml.__file__,
-        "expectations": sorted(path.name for path in settings.load().expectations.iterdir()),
-        "architectures": settings.load().architectures,
+        "expectations": sorted(path.name for path in settings.load().validation.expectations.iterdir()),
+        "architectures": settings.load().training.architectures,
         "dags": sorted(bag.dags),
         "import_errors": bag.import_errors,
         "queues": sorted({task.queue for task in tasks}),

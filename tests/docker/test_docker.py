@@ -24,7 +24,7 @@ from compose_reading import (
     sample,
 )
 
-from cxr_ml.settings import Settings
+from cxr_ml import settings
 from local import services, state
 
 PROCFILE = dict(
@@ -80,19 +80,20 @@ def test_a_service_has_the_command_of_the_procfile_but_for_host_and_folder(name,
 def test_airflow_and_the_library_get_the_variables_of_make_run_but_for_places(name, compose, tmp_path):
     values = sample()
     secrets = {name: values[f"CXR_{name.upper()}"] for name in state.load_secrets(tmp_path)}
-    config = REPOSITORY / "profiles" / "demo.toml"
+    files = services.SettingsFiles(REPOSITORY / "profiles" / "demo.toml", None)
     # CXR_AIRFLOW_DB is how `make run` is given Postgres.
     database = f"postgresql+psycopg2://airflow:{values['CXR_POSTGRES_PASSWORD']}@postgres/airflow"
     expected = services.environment(
-        Path(STATE), services.USUAL_PORTS, secrets, config, True, {"CXR_AIRFLOW_DB": database}
+        Path(STATE), services.USUAL_PORTS, secrets, files, True, {"CXR_AIRFLOW_DB": database}
     )
     for only_there in [n for n in expected if n.startswith("LOCAL_")] + ["PATH", "PYTHONPATH", "CXR_AIRFLOW_DB"]:
         del expected[only_there]
     store_only = {"GOMEMLIMIT": expected.pop("GOMEMLIMIT")}
     assert store_only.items() <= compose["store"]["environment"].items()
     expected = {n: v.replace(str(REPOSITORY), CODE) for n, v in expected.items()} | {
-        "CXR_S3_ENDPOINT_URL": "http://store:8333",
-        "CXR_SMTP_HOST": "smtp",
+        "CXR_STORE__ENDPOINT_URL": "http://store:8333",
+        "CXR_MAIL__SMTP_HOST": "smtp",
+        "CXR_PROFILE": "demo",
         "NO_PROXY": "127.0.0.1,localhost,api-server,store,smtp",
         "no_proxy": "127.0.0.1,localhost,api-server,store,smtp",
         "AIRFLOW__API__HOST": "0.0.0.0",
@@ -117,13 +118,13 @@ def test_the_store_asks_for_the_keys_that_the_library_has(compose):
 def test_every_cxr_variable_of_a_container_is_a_setting(compose):
     for name in AIRFLOW:
         ours = {n.removeprefix("CXR_").lower() for n in compose[name]["environment"] if n.startswith("CXR_")}
-        assert ours - set(Settings.model_fields) == {"config"}
+        assert {n.replace("__", ".") for n in ours} - set(settings.names()) == {"profile"}
         assert len(ours) >= 7
 
 
 def test_without_a_profile_the_settings_keep_their_defaults(raw):
     bare = resolved(raw, sample() | {"CXR_PROFILE": ""})["services"]
-    assert bare["worker"]["environment"]["CXR_CONFIG"] == ""
+    assert bare["worker"]["environment"]["CXR_PROFILE"] == ""
 
 
 @pytest.mark.slow
@@ -143,7 +144,7 @@ def test_the_dags_load_from_the_files_of_the_image(probe, image):
     assert probe["library"] == str(root / "code/cxr_ml/__init__.py")
     assert probe["expectations"] == ["classes.json", "dataset.json", "images.json"]
     demo = tomllib.loads((REPOSITORY / "profiles/demo.toml").read_text())
-    assert probe["architectures"] == demo["architectures"]
+    assert probe["architectures"] == demo["training"]["architectures"]
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import uuid
 
+import boto3
 import pytest
 from compose_reading import (
     AIRFLOW,
@@ -26,7 +27,6 @@ from compose_reading import (
 )
 from cryptography.fernet import Fernet
 
-from cxr_ml import store
 from local import airflow_api
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,11 @@ pytestmark = pytest.mark.slow
 def test_init_makes_database_pool_bucket_and_password(image, compose, seaweed, tmp_path):
     root, environment = image
     bucket, url = f"init-{uuid.uuid4().hex}", f"sqlite:///{tmp_path}/airflow.db"
-    given = environment(compose["init"]) | seaweed | {"CXR_BUCKET": bucket, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url}
+    given = (
+        environment(compose["init"])
+        | seaweed
+        | {"CXR_STORE__BUCKET": bucket, "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url}
+    )
     command = [sys.executable, *shlex.split(compose["init"]["command"])[1:]]
     result = subprocess.run(command, env=given, cwd=root / "code", capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -46,20 +50,20 @@ def test_init_makes_database_pool_bucket_and_password(image, compose, seaweed, t
     assert json.loads(passwords.read_text()) == {"admin": "sample-of-CXR_UI_PASSWORD"}
     assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
     keys = {"aws_access_key_id": "AWS_ACCESS_KEY_ID", "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY"}
-    client = store.boto3.client(
-        "s3", endpoint_url=seaweed["CXR_S3_ENDPOINT_URL"], region_name="us-east-1",
+    client = boto3.client(
+        "s3", endpoint_url=seaweed["CXR_STORE__ENDPOINT_URL"], region_name="us-east-1",
         **{argument: seaweed[name] for argument, name in keys.items()},
     )  # fmt: skip
     client.head_bucket(Bucket=bucket)
 
 
-def test_a_second_start_keeps_the_bucket_and_takes_the_new_password(settings, tmp_path, monkeypatch):
+def test_a_second_start_keeps_the_bucket_and_takes_the_new_password(store, settings, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(DOCKER)
     import init
 
-    assert store.put_if_absent(settings, "kept", b"1")
+    assert store.put_if_absent("kept", b"1")
     init.make_bucket(settings)
-    assert store.find(settings, "kept")[0] == b"1"
+    assert store.get_or_none("kept")[0] == b"1"
     path = tmp_path / "passwords.json"
     for password in ("first", "second"):
         init.write_passwords(path, "ann:admin,bob:viewer", password)
@@ -114,7 +118,7 @@ def unused_port() -> int:
 
 
 def test_the_health_check_of_the_store_tells_a_living_one_from_a_dead_one(compose, seaweed):
-    assert healthy(compose, "store", 8333, seaweed["CXR_S3_ENDPOINT_URL"].rpartition(":")[2])
+    assert healthy(compose, "store", 8333, seaweed["CXR_STORE__ENDPOINT_URL"].rpartition(":")[2])
     assert not healthy(compose, "store", 8333, unused_port())
 
 
@@ -169,7 +173,7 @@ def test_only_the_ui_has_a_port_and_only_on_the_loopback_interface(compose):
 def test_the_inbox_is_read_only_and_must_exist(compose):
     for name in ("worker", "worker-cpu", "worker-gpu"):
         (inbox,) = [volume for volume in compose[name]["volumes"] if isinstance(volume, dict)]
-        assert inbox["target"] == compose[name]["environment"]["CXR_INBOX"]
+        assert inbox["target"] == compose[name]["environment"]["CXR_INBOX__PATH"]
         assert inbox["read_only"] and inbox["bind"] == {"create_host_path": False}
         assert inbox["source"] == "./inbox"
 

@@ -7,13 +7,12 @@ import keras
 import numpy as np
 import pytest
 import report_samples as samples
-from model_samples import CLASSES, overwrite, put_dataset, quick
+from model_samples import CLASSES, put_dataset, quick
 from PIL import Image
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import contact_sheets, gradcam, stored_explanations
-from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, inputs
 
 NAMES = np.array([hashlib.sha256(bytes([i])).hexdigest() for i in range(40)])
@@ -49,19 +48,30 @@ def case(settings):
     """A network from scratch, and what `evaluate` would hand over of its test images."""
     s = quick(settings)
     dataset = put_dataset(s)
-    images, manifest = inputs.load(s, dataset, 32)
+    images, manifest = inputs.load(ObjectStore(s.store), s.cache_dir, dataset, 32)
     keras.utils.set_random_seed(2)
-    network = architectures.build_classifier(architectures.build_backbone(s, "light"), 3, 0.2)
+    network = architectures.build_classifier(architectures.build_backbone(s.training, s.weights_dir, "light"), 3, 0.2)
     rows = np.flatnonzero(manifest["split"] == "test")
     probabilities = network.predict(images[rows], verbose=0)
     facts = {"model": "light-d1-0a", "dataset": 1, "dataset_sha256": dataset.manifest_sha256, "classes": CLASSES}
     record = samples.model().model_copy(update=facts)
-    return s, record, dataset, network, images, manifest, rows, probabilities, probabilities.argmax(axis=1)
+    return (
+        ObjectStore(s.store),
+        s.training,
+        record,
+        dataset,
+        network,
+        images,
+        manifest,
+        rows,
+        probabilities,
+        probabilities.argmax(axis=1),
+    )
 
 
 def test_the_record_says_where_the_model_looked_and_what_is_shown(settings):
     given = case(settings)
-    _, _, dataset, network, images, manifest, rows, probabilities, predicted = given
+    _, _, _, dataset, network, images, manifest, rows, probabilities, predicted = given
     found = contact_sheets.write(*given)
     assert (found.model, found.dataset, found.dataset_sha256) == ("light-d1-0a", 1, dataset.manifest_sha256)
     assert found.evenly == 0.36
@@ -82,29 +92,30 @@ def test_the_record_says_where_the_model_looked_and_what_is_shown(settings):
 @pytest.mark.slow
 def test_what_is_stored_is_read_back_and_not_made_again(settings, monkeypatch):
     given = case(settings)
-    s, found = given[0], contact_sheets.write(*given)
-    before = {key: store.get(s, key) for key in store.keys(s, "models/light-d1-0a/explanation")}
-    assert len(before) == 4 and stored_explanations.load(s, "light-d1-0a", 1) == found
-    for png in stored_explanations.sheets(s, found).values():
+    store, found = given[0], contact_sheets.write(*given)
+    before = {key: store.get(key) for key in store.keys("models/light-d1-0a/explanation")}
+    assert len(before) == 4 and stored_explanations.load(store, "light-d1-0a", 1) == found
+    for png in stored_explanations.sheets(store, found).values():
         image = Image.open(io.BytesIO(png))
         assert image.format == "PNG" and image.width > 900 and not image.info.get("Software")
     monkeypatch.setattr(gradcam, "heat", None)
     assert contact_sheets.write(*given) == found
-    assert {key: store.get(s, key) for key in before} == before
+    assert {key: store.get(key) for key in before} == before
 
 
-def test_a_dataset_that_nobody_was_asked_about_has_no_explanation(settings: Settings):
-    assert stored_explanations.load(settings, "light-d1-0a", 7) is None
+def test_a_dataset_that_nobody_was_asked_about_has_no_explanation(store):
+    assert stored_explanations.load(store, "light-d1-0a", 7) is None
 
 
 @pytest.mark.slow
 def test_a_changed_sheet_is_not_shown(settings):
     given = case(settings)
     found = contact_sheets.write(*given)
-    (key, *_) = (k for k in store.keys(given[0], "models/light-d1-0a/") if k.endswith(".png"))
-    overwrite(given[0], key, store.get(given[0], key) + b"x")
+    (key, *_) = (k for k in given[0].keys("models/light-d1-0a/") if k.endswith(".png"))
+    store = given[0]
+    store.client.put_object(Bucket=store.bucket, Key=store.prefix + key, Body=store.get(key) + b"x")
     with pytest.raises(Refused, match="is not the sheet that was recorded"):
-        stored_explanations.sheets(given[0], found)
+        stored_explanations.sheets(store, found)
 
 
 def test_a_class_without_hits_or_misses_has_a_sheet_that_says_none():

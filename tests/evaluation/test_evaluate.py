@@ -12,21 +12,21 @@ import pytest
 import report_samples as samples
 from model_samples import CLASSES, overwrite, picture, put_dataset, quick
 
-from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import contact_sheets, evaluate, metrics, stored_evaluations
 from cxr_ml.ingest import tables
 from cxr_ml.records import Dataset, Evaluation, Model, OperatingPoint, StepProgress
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, corruptions, predictions
 
 
-def test_metrics_that_are_not_a_number_survive_storage(settings):
+def test_metrics_that_are_not_a_number_survive_storage(store):
     y = np.array([0] * 5 + [2] * 5)
     found = metrics.measure(y, y, np.eye(3)[y], CLASSES)
-    store.put_if_absent(settings, "metrics.json", found.to_bytes())
-    read = store.load(settings, "metrics.json", type(found))
+    store.put_if_absent("metrics.json", found.to_bytes())
+    read = store.load("metrics.json", type(found))
     assert math.isnan(read.macro_f1) and math.isnan(read.classes["COVID19"].recall)
 
 
@@ -53,8 +53,8 @@ def put_model(settings: Settings, dataset: Dataset, name: str, network: keras.Mo
         "validation_sha256": "",
     }  # fmt: skip
     record = samples.model().model_copy(update=facts)
-    store.put_if_absent(settings, f"models/{name}/model.keras", artefact)
-    store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
+    ObjectStore(settings.store).put_if_absent(f"models/{name}/model.keras", artefact)
+    ObjectStore(settings.store).put_if_absent(f"models/{name}/model.json", record.to_bytes())
 
 
 def put_models(settings: Settings, tmp_path) -> tuple[Settings, Dataset]:
@@ -93,7 +93,7 @@ def seen(lasting, blank_sheets, tmp_path_factory):
     """One for all tests that only look at it."""
     s, dataset = put_models(lasting, tmp_path_factory.mktemp("models"))
     progress = []
-    (found,) = evaluate.evaluate_models(s, 1, ["good"], "bad", progress.append)
+    (found,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], "bad", progress.append)
     return Seen(s, dataset, found, progress)
 
 
@@ -102,7 +102,7 @@ def test_a_candidate_is_measured_on_validation_and_on_test(seen):
     assert (found.model, found.dataset, found.dataset_sha256) == ("good", 1, dataset.manifest_sha256)
     assert found.validation.confusion == ((4, 0, 0), (0, 4, 0), (0, 0, 4))
     assert found.test.confusion == ((5, 0, 0), (0, 5, 0), (0, 0, 5))
-    record = store.load(s, "models/good/model.json", Model)
+    record = ObjectStore(s.store).load("models/good/model.json", Model)
     assert found.artefact_sha256 == record.artefact_sha256
 
 
@@ -138,7 +138,7 @@ def test_candidate_and_champion_are_measured_on_the_test_images_in_every_disguis
 def test_a_model_that_a_disguise_deceives_is_found_out_and_its_figures_as_is_stay(judged, monkeypatch):
     s, _ = judged
     monkeypatch.setattr(corruptions, "FIXED", {"bleached": lambda images: np.full_like(images, 200)})
-    (found,) = evaluate.evaluate_models(s, 1, ["good"], None)
+    (found,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], None)
     assert found.robustness["bleached"].confusion == ((0, 0, 5), (0, 0, 5), (0, 0, 5))
     assert found.test.macro_f1 == 1.0
 
@@ -147,7 +147,7 @@ def test_a_model_that_a_disguise_deceives_is_found_out_and_its_figures_as_is_sta
 def test_the_champion_is_measured_anew_on_a_new_dataset_not_remembered(judged):
     s, _ = judged
     newer = put_dataset(s, 2, {"train": 2, "validation": 2, "test": 7}, seed=3)
-    (found,) = evaluate.evaluate_models(s, 2, ["good"], "bad")
+    (found,) = evaluate.evaluate_models(ObjectStore(s.store), s, 2, ["good"], "bad")
     assert found.champion.dataset_sha256 == newer.manifest_sha256
     assert found.champion.test.classes["NORMAL"].support == 7
 
@@ -156,73 +156,78 @@ def test_the_champion_is_measured_anew_on_a_new_dataset_not_remembered(judged):
 def test_each_candidate_gets_the_champion_beside_it(judged, tmp_path):
     s, dataset = judged
     put_model(s, dataset, "third", by_level(0.01), tmp_path)
-    found = evaluate.evaluate_models(s, 1, ["good", "third"], "bad")
+    found = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good", "third"], "bad")
     assert [e.model for e in found] == ["good", "third"]
     assert [e.champion.model for e in found] == ["bad", "bad"]
 
 
 def test_the_evaluation_is_stored_and_read_back_by_dataset_and_champion(judged, seen):
     s, _ = judged
-    (alone,) = evaluate.evaluate_models(s, 1, ["good"], None)
+    (alone,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], None)
     assert alone.champion is None
     # Compared as bytes: the champion's precision of a class that it never predicts is NaN, which equals nothing.
-    assert store.load(s, "models/good/evaluation.json", Evaluation).to_bytes() == alone.to_bytes()
-    assert stored_evaluations.load(s, 1, "good", None).to_bytes() == alone.to_bytes()
-    assert stored_evaluations.load(seen.settings, 1, "good", "bad").to_bytes() == seen.found.to_bytes()
+    assert ObjectStore(s.store).load("models/good/evaluation.json", Evaluation).to_bytes() == alone.to_bytes()
+    assert stored_evaluations.load(ObjectStore(s.store), 1, "good", None).to_bytes() == alone.to_bytes()
+    assert (
+        stored_evaluations.load(ObjectStore(seen.settings.store), 1, "good", "bad").to_bytes() == seen.found.to_bytes()
+    )
     put_dataset(s, 2, seed=5)
     with pytest.raises(Refused, match="models/good/evaluation-d2-beside-bad"):
-        stored_evaluations.load(s, 2, "good", "bad")
-    stored = json.loads(store.get(s, "models/good/evaluation.json"))
+        stored_evaluations.load(ObjectStore(s.store), 2, "good", "bad")
+    stored = json.loads(ObjectStore(s.store).get("models/good/evaluation.json"))
     assert list(stored["test"]["classes"]) == list(CLASSES)
 
 
 def test_the_evaluation_holds_the_hashes_of_what_lies_beside_it(seen):
     s, _, found = seen[:3]
-    stored = {name: store.get(s, f"models/good/{name}") for name in found.files}
+    stored = {name: ObjectStore(s.store).get(f"models/good/{name}") for name in found.files}
     assert {"model.json", "predictions-d1.parquet", "explanation-d1.json"} == set(stored)
     assert found.files == {name: hashlib.sha256(data).hexdigest() for name, data in stored.items()}
 
 
 def test_evaluating_again_gives_the_same_figures_and_stores_nothing(seen):
     s, _, found = seen[:3]
-    before = {key: store.find(s, key) for key in store.keys(s, "models/")}
+    before = {key: ObjectStore(s.store).get_or_none(key) for key in ObjectStore(s.store).keys("models/")}
     assert sum("evaluation" in key for key in before) == 1
     keras.utils.set_random_seed(5)
-    (again,) = evaluate.evaluate_models(s, 1, ["good"], "bad")
+    (again,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], "bad")
     assert again.to_bytes() == found.to_bytes()
-    assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
+    assert {key: ObjectStore(s.store).get_or_none(key) for key in ObjectStore(s.store).keys("models/")} == before
 
 
 def test_a_model_file_that_was_changed_is_refused_before_keras_opens_it(judged, monkeypatch):
     s, _ = judged
-    overwrite(s, "models/good/model.keras", store.get(s, "models/bad/model.keras"))
+    overwrite(s, "models/good/model.keras", ObjectStore(s.store).get("models/bad/model.keras"))
     monkeypatch.setattr(keras.saving, "load_model", lambda *a, **k: pytest.fail("opened"))
     with pytest.raises(Refused, match=r"models/good/model\.keras is not the file .*Received: [0-9a-f]{64}"):
-        evaluate.evaluate_models(s, 1, ["good"], None)
+        evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], None)
 
 
 @pytest.mark.parametrize("champion", ["bad", "gone"])
 def test_a_champion_that_cannot_be_evaluated_is_reported_and_the_candidate_evaluated(judged, champion):
     s, _ = judged
     overwrite(s, "models/bad/model.keras", b"PK")
-    (found,) = evaluate.evaluate_models(s, 1, ["good"], champion)
+    (found,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], champion)
     assert found.champion is None and found.difference is None
     assert found.champion_problem.startswith(f"The champion {champion} could not be evaluated: ")
     assert found.test.macro_f1 == 1.0
-    assert stored_evaluations.load(s, 1, "good", champion).to_bytes() == found.to_bytes()
+    assert stored_evaluations.load(ObjectStore(s.store), 1, "good", champion).to_bytes() == found.to_bytes()
 
 
 @pytest.mark.slow
 def test_a_champion_that_is_mended_is_evaluated_after_all(judged):
     s, _ = judged
-    whole = store.get(s, "models/bad/model.keras")
-    evaluate.evaluate_models(s, 1, ["good"], None)
+    whole = ObjectStore(s.store).get("models/bad/model.keras")
+    evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], None)
     overwrite(s, "models/bad/model.keras", b"PK")
-    (failed,) = evaluate.evaluate_models(s, 1, ["good"], "bad")
-    assert stored_evaluations.load(s, 1, "good", "bad").to_bytes() == failed.to_bytes()
+    (failed,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], "bad")
+    assert stored_evaluations.load(ObjectStore(s.store), 1, "good", "bad").to_bytes() == failed.to_bytes()
     overwrite(s, "models/bad/model.keras", whole)
-    (found,) = evaluate.evaluate_models(s, 1, ["good"], "bad")
-    assert found.champion.model == "bad" and stored_evaluations.load(s, 1, "good", "bad").to_bytes() == found.to_bytes()
+    (found,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], "bad")
+    assert (
+        found.champion.model == "bad"
+        and stored_evaluations.load(ObjectStore(s.store), 1, "good", "bad").to_bytes() == found.to_bytes()
+    )
 
 
 def test_the_difference_to_the_champion_is_paired(seen):
@@ -237,7 +242,7 @@ def test_the_difference_to_the_champion_is_paired(seen):
 def test_a_model_beside_itself_differs_in_nothing(judged, tmp_path):
     s, dataset = judged
     put_model(s, dataset, "twin", by_level(), tmp_path)
-    (found,) = evaluate.evaluate_models(s, 1, ["good"], "twin")
+    (found,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], "twin")
     assert set(found.difference.figures.values()) == {0.0} and found.difference.mcnemar == 1.0
     assert set(found.difference.intervals.values()) == {(0.0, 0.0)}
 
@@ -254,11 +259,11 @@ def test_a_model_that_reads_the_middle_loses_everything_with_the_lungs_hidden(se
 def test_the_operating_point_of_a_model_decides_and_its_figures_without_are_kept(judged, tmp_path):
     s, dataset = judged
     put_model(s, dataset, "careful", by_level(), tmp_path)
-    record = store.load(s, "models/careful/model.json", Model)
+    record = ObjectStore(s.store).load("models/careful/model.json", Model)
     point = OperatingPoint(temperature=2.0, offsets={"NORMAL": 0, "COVID19": 50, "PNEUMONIA": 0}, floors={}, images=9)
     changed = record.model_copy(update={"operating_point": point})
     overwrite(s, "models/careful/model.json", changed.to_bytes())
-    (found,) = evaluate.evaluate_models(s, 1, ["careful"], None)
+    (found,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["careful"], None)
     assert found.test.confusion == ((0, 5, 0), (0, 5, 0), (0, 5, 0))
     assert found.plain.confusion == ((5, 0, 0), (0, 5, 0), (0, 0, 5))
     assert found.test.log_loss > found.plain.log_loss  # twice as doubtful about what it has right
@@ -266,18 +271,18 @@ def test_the_operating_point_of_a_model_decides_and_its_figures_without_are_kept
 
 def test_what_a_candidate_says_of_each_image_is_stored(seen):
     s = seen.settings
-    table = tables.read_parquet(s, "models/good/predictions-d1.parquet")
+    table = tables.read_parquet(ObjectStore(s.store), "models/good/predictions-d1.parquet")
     assert table["split"].value_counts().to_dict() == {"test": 15, "validation": 12}
     assert (table["decided"] == table["label"]).all()
     np.testing.assert_allclose(table[[f"p_{c}" for c in CLASSES]].sum(axis=1), 1, rtol=1e-6)
-    assert not store.exists(s, "models/bad/predictions-d1.parquet")
+    assert not ObjectStore(s.store).exists("models/bad/predictions-d1.parquet")
 
 
 def left_by_training(s, name, p):
     """`validation.npy` as the training process leaves it."""
     data = io.BytesIO()
     np.save(data, p)
-    record = store.load(s, f"models/{name}/model.json", Model)
+    record = ObjectStore(s.store).load(f"models/{name}/model.json", Model)
     digest = hashlib.sha256(data.getvalue()).hexdigest()
     overwrite(s, f"models/{name}/model.json", record.model_copy(update={"validation_sha256": digest}).to_bytes())
     overwrite(s, f"models/{name}/validation.npy", data.getvalue())
@@ -286,18 +291,18 @@ def left_by_training(s, name, p):
 @pytest.mark.slow
 def test_the_loaded_model_is_held_against_what_the_training_process_predicted(judged):
     s, _ = judged
-    evaluate.evaluate_models(s, 1, ["good"], None)
-    table = tables.read_parquet(s, "models/good/predictions-d1.parquet")
+    evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], None)
+    table = tables.read_parquet(ObjectStore(s.store), "models/good/predictions-d1.parquet")
     p = table.loc[table["split"] == "validation", [f"p_{c}" for c in CLASSES]].to_numpy(np.float32)
     left_by_training(s, "good", p)
     left_by_training(s, "bad", p)
-    good, bad = evaluate.evaluate_models(s, 1, ["good", "bad"], "gone")
+    good, bad = evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good", "bad"], "gone")
     assert good.reload_difference < 1e-6 and bad.reload_difference > 0.5
     left_by_training(s, "good", p[:-1])
-    assert evaluate.evaluate_models(s, 1, ["good"], "absent")[0].reload_difference is None
+    assert evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], "absent")[0].reload_difference is None
     overwrite(s, "models/good/validation.npy", b"other")
     with pytest.raises(Refused, match=r"models/good/validation\.npy is not the file"):
-        evaluate.evaluate_models(s, 1, ["good"], None)
+        evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["good"], None)
 
 
 def test_a_model_that_would_run_code_when_opened_is_not_run(judged, tmp_path):
@@ -306,26 +311,32 @@ def test_a_model_that_would_run_code_when_opened_is_not_run(judged, tmp_path):
     mean = keras.layers.Lambda(lambda x: x[:, 0, 0, :])(keras.layers.Rescaling(1.0)(pixels))
     put_model(s, dataset, "hostile", keras.Model(pixels, keras.layers.Dense(3)(mean)), tmp_path)
     with pytest.raises(Refused, match=r"(?s)Keras [\d.]+ does not open it.*ambda"):
-        evaluate.evaluate_models(s, 1, ["hostile"], None)
+        evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["hostile"], None)
 
 
 def test_a_model_that_is_not_there_is_refused_by_name(seen):
     with pytest.raises(Refused, match=r"models/absent/model\.json"):
-        evaluate.evaluate_models(seen.settings, 1, ["absent"], None)
+        evaluate.evaluate_models(ObjectStore(seen.settings.store), seen.settings, 1, ["absent"], None)
 
 
 @pytest.mark.parametrize("classes", [("COVID19", "NORMAL", "PNEUMONIA"), (*CLASSES, "TUBERCULOSIS"), CLASSES[:2]])
 def test_a_model_of_other_classes_or_another_order_is_refused(seen, classes):
     s = seen.settings
     with pytest.raises(Refused, match="good must know the classes"):
-        evaluate.evaluate_models(s.model_copy(update={"classes": classes}), 1, ["good"], None)
+        evaluate.evaluate_models(
+            ObjectStore(s.replace(classes=classes).store),
+            s.replace(classes=classes),
+            1,
+            ["good"],
+            None,
+        )
 
 
 def test_a_dataset_without_test_images_is_not_evaluated(judged):
     s, _ = judged
     put_dataset(s, 2, {"train": 2, "validation": 2}, seed=1)
     with pytest.raises(Refused, match="at least one image"):
-        evaluate.evaluate_models(s, 2, ["good"], None)
+        evaluate.evaluate_models(ObjectStore(s.store), s, 2, ["good"], None)
 
 
 def test_probabilities_that_are_not_numbers_are_refused(judged, tmp_path):
@@ -334,18 +345,18 @@ def test_probabilities_that_are_not_numbers_are_refused(judged, tmp_path):
     broken.get_layer("head").set_weights([np.full((3, 3), np.nan), np.zeros(3)])
     put_model(s, dataset, "broken", broken, tmp_path)
     with pytest.raises(Refused, match="NaN or infinity"):
-        evaluate.evaluate_models(s, 1, ["broken"], None)
-    assert not store.exists(s, "models/broken/evaluation.json")
+        evaluate.evaluate_models(ObjectStore(s.store), s, 1, ["broken"], None)
+    assert not ObjectStore(s.store).exists("models/broken/evaluation.json")
 
 
 def test_an_image_of_the_training_split_has_no_say(seen):
     s, dataset, found = seen[:3]
-    manifest = versions.load_manifest(s, dataset)
+    manifest = versions.load_manifest(ObjectStore(s.store), dataset)
     assert (manifest["split"] == "train").sum() == 36
     assert np.sum(found.test.confusion) == 15 and np.sum(found.validation.confusion) == 12
 
 
 def test_predictions_follow_the_picture(seen):
-    _, network = predictions.load_model(seen.settings, "good")
+    _, network = predictions.load_model(ObjectStore(seen.settings.store), "good")
     pictures = np.stack([picture(label, 5, side=32)[..., None] for label in CLASSES])
     np.testing.assert_array_equal(predictions.predict_probabilities(network, pictures).argmax(axis=1), [0, 1, 2])

@@ -12,8 +12,10 @@ from cxr_ml.training import architectures
 
 def classifier(architecture, size=96, seed=3):
     keras.utils.set_random_seed(seed)
-    settings = Settings(weights="none", image_size=size)
-    return architectures.build_classifier(architectures.build_backbone(settings, architecture), 3, 0.5)
+    settings = Settings(training={"weights": "none", "image_size": size})
+    return architectures.build_classifier(
+        architectures.build_backbone(settings.training, settings.weights_dir, architecture), 3, 0.5
+    )
 
 
 def films(n=5, size=96):

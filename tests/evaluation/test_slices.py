@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from cxr_ml.evaluation import metrics, slices
+from cxr_ml.evaluation import slices
 from cxr_ml.settings import Settings
+from cxr_ml.training import calibration
 
-SETTINGS = Settings(min_test_support=10)
+SETTINGS = Settings(gate={"min_test_support": 10})
 
 
 def measured(n: int = 60, **columns) -> dict[tuple[str, str], slices.Slice]:
@@ -14,7 +15,9 @@ def measured(n: int = 60, **columns) -> dict[tuple[str, str], slices.Slice]:
     described = pd.DataFrame({k: np.broadcast_to(columns.get(k, v), n) for k, v in facts.items()})
     y = np.arange(n) % 3
     decided = np.where(np.arange(n) < n // 2, y, 0)
-    found = slices.measure(described, y, metrics.Predictions(np.eye(3)[decided], decided), SETTINGS)
+    found = slices.measure(
+        described, y, calibration.Predictions(np.eye(3)[decided], decided), SETTINGS.gate, SETTINGS.classes
+    )
     assert {by: sum(s.images for s in found if s.by == by) for by in ("source", "view", "format", "size", "batch")} == (
         dict.fromkeys(("source", "view", "format", "size", "batch"), n)
     )

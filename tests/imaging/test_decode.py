@@ -18,9 +18,9 @@ def test_limits_are_checked_before_any_pixel_is_decoded(monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_, **__: pytest.fail("decoded"))
     monkeypatch.setattr(kornia_rs.io, "decode_image_png_u8", lambda *_: pytest.fail("decoded"))
-    assert refused(PNG, Settings(max_pixels=100)) == "too_many_pixels"
-    assert refused(JPEG, Settings(max_pixels=100)) == "too_many_pixels"
-    assert refused(PNG, Settings(max_file_bytes=100)) == "too_large"
+    assert refused(PNG, Settings(images={"max_pixels": 100})) == "too_many_pixels"
+    assert refused(JPEG, Settings(images={"max_pixels": 100})) == "too_many_pixels"
+    assert refused(PNG, Settings(images={"max_file_bytes": 100})) == "too_large"
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}, {"quality": 20}])
@@ -28,7 +28,7 @@ def test_limits_are_checked_before_any_pixel_is_decoded(monkeypatch):
 def test_a_jpeg_gives_the_pixels_that_pillow_gives(mode, options):
     colours = np.random.default_rng(3).integers(0, 60, (1, 1, 3)) + film()[..., None] // 2
     data = encoded(film() if mode == "L" else colours.astype(np.uint8), "JPEG", **options)
-    opened = decode.decode_image(data, SETTINGS)
+    opened = decode.decode_image(data, SETTINGS.images)
     assert opened.mode == mode
     np.testing.assert_array_equal(opened.pixels, np.asarray(Image.open(io.BytesIO(data))))
 
@@ -41,7 +41,7 @@ def test_a_png_gives_the_pixels_that_pillow_gives_without_pillow(monkeypatch, mo
     picture = Image.fromarray(noise).convert(mode)
     data = encoded(picture, **options)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was asked"))
-    opened = decode.decode_image(data, SETTINGS)
+    opened = decode.decode_image(data, SETTINGS.images)
     assert opened.mode == mode
     np.testing.assert_array_equal(opened.pixels, np.asarray(picture.convert("L" if mode == "L" else "RGB")))
 
@@ -54,7 +54,7 @@ def test_a_fault_in_the_decoder_of_png_is_left_to_pillow(monkeypatch):
         raise Panic
 
     monkeypatch.setattr(kornia_rs.io, "decode_image_png_u8", fail)
-    np.testing.assert_array_equal(decode.decode_image(PNG, SETTINGS).pixels, film())
+    np.testing.assert_array_equal(decode.decode_image(PNG, SETTINGS.images).pixels, film())
 
 
 @pytest.mark.parametrize("kind", [b"PLTE", b"tRNS"])
@@ -78,7 +78,9 @@ def test_a_truncated_large_jpeg_is_refused_although_it_is_decoded_in_part(kind, 
 @pytest.mark.parametrize("share", [0.3, 0.95, 0.999])
 def test_missing_data_inside_a_large_jpeg_are_left_to_pillow(kind, share):
     ended = LARGE_JPEGS[kind][: int(len(LARGE_JPEGS[kind]) * share)] + b"\xff\xd9"
-    np.testing.assert_array_equal(decode.decode_image(ended, SETTINGS, decode.MEASURED_SIDE).pixels, pixels(ended))
+    np.testing.assert_array_equal(
+        decode.decode_image(ended, SETTINGS.images, decode.MEASURED_SIDE).pixels, pixels(ended)
+    )
 
 
 @pytest.mark.parametrize("kind", LARGE_JPEGS)
@@ -92,7 +94,7 @@ def test_a_damaged_large_jpeg_has_the_verdict_of_its_full_decode(kind):
         outcome = []
         for side in (None, decode.MEASURED_SIDE):
             try:
-                decode.decode_image(bytes(damaged), SETTINGS, side)
+                decode.decode_image(bytes(damaged), SETTINGS.images, side)
                 outcome.append("opened")
             except formats.BadImage as error:
                 outcome.append(error.code)
@@ -109,16 +111,16 @@ def test_a_side_up_to_a_third_too_long_is_not_shrunk(longest, shrunk):
 def test_a_picture_with_an_opaque_alpha_channel_shows_its_colours():
     colours = np.dstack([film(), film(seed=1), film(seed=2)])
     opaque = np.dstack([colours, np.full(colours.shape[:2], 255, np.uint8)])
-    np.testing.assert_array_equal(decode.decode_image(encoded(opaque), SETTINGS).pixels, colours)
+    np.testing.assert_array_equal(decode.decode_image(encoded(opaque), SETTINGS.images).pixels, colours)
     opaque[0, 0, 3] = 0
-    assert not decode.decode_image(encoded(opaque), SETTINGS).pixels[0, 0].any()
+    assert not decode.decode_image(encoded(opaque), SETTINGS.images).pixels[0, 0].any()
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 def test_sixteen_bit_files_keep_the_contrast_of_their_depth(bits):
     deep = (film().astype(np.uint16) << (bits - 8)) + 1
     data = encoded(deep | (1 << (bits - 1)))
-    measured, _ = measure.measure_image(data, SETTINGS)
+    measured, _ = measure.measure_image(data, SETTINGS.images)
     assert (measured["bits"], measured["format"]) == (16, "png")
     assert decode.decode_grey(data).dtype == np.uint8
     np.testing.assert_array_equal(decode.decode_grey(data), (film() + (1 if bits == 8 else 0)) | 128)
@@ -128,7 +130,7 @@ def test_sixteen_bit_files_keep_the_contrast_of_their_depth(bits):
 def test_every_png_mode_becomes_grey_of_the_same_size(mode):
     source = Image.fromarray(film()).convert("RGB") if mode in ("P", "RGBA") else Image.fromarray(film())
     data = encoded(source.convert(mode))
-    measured, _ = measure.measure_image(data, SETTINGS)
+    measured, _ = measure.measure_image(data, SETTINGS.images)
     assert measured["mode"] == mode
     grey = decode.decode_grey(data)
     assert grey.shape == (200, 160) and grey.dtype == np.uint8
@@ -138,7 +140,7 @@ def test_every_png_mode_becomes_grey_of_the_same_size(mode):
 
 def test_cmyk_jpeg_becomes_the_grey_it_shows():
     data = encoded(Image.fromarray(film()).convert("RGB").convert("CMYK"), "JPEG", quality=95)
-    measured, _ = measure.measure_image(data, SETTINGS)
+    measured, _ = measure.measure_image(data, SETTINGS.images)
     assert measured["mode"] == "CMYK"
     assert np.abs(decode.decode_grey(data).astype(int) - film()).mean() < 4
 
@@ -146,9 +148,9 @@ def test_cmyk_jpeg_becomes_the_grey_it_shows():
 def test_a_large_cmyk_jpeg_is_decoded_at_a_fraction_of_its_size():
     grey = np.kron(film(), np.ones((8, 8), np.uint8))  # 1600 × 1280 px
     data = encoded(Image.fromarray(grey).convert("RGB").convert("CMYK"), "JPEG", quality=95, progressive=True)
-    opened = decode.decode_image(data, SETTINGS, decode.MEASURED_SIDE)
+    opened = decode.decode_image(data, SETTINGS.images, decode.MEASURED_SIDE)
     assert (opened.height, opened.width, opened.pixels.shape) == (1600, 1280, (400, 320, 3))
-    measured, whole = measure.measure_image(data, SETTINGS)[0], decode.decode_grey(data)
+    measured, whole = measure.measure_image(data, SETTINGS.images)[0], decode.decode_grey(data)
     assert whole.shape == (1600, 1280)
     assert measured["mean"] == pytest.approx(whole.mean(), abs=0.5)
 
@@ -170,10 +172,10 @@ def test_data_after_the_last_row_of_a_png_are_never_unpacked():
 def peak_of(data):
     """MB by which a process grows at most while it opens a picture."""
     code = (
-        "import resource, sys; from cxr_ml.imaging import decode; from cxr_ml.settings import Settings\n"
+        "import resource, sys; from cxr_ml.imaging import decode; from cxr_ml.settings import ImageSettings\n"
         "data, peak = sys.stdin.buffer.read(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
-        "decode.decode_image(data, Settings())\n"
+        "decode.decode_image(data, ImageSettings())\n"
         "print((peak() - before) / (2**20 if sys.platform == 'darwin' else 2**10))"
     )
     return float(subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True).stdout)
@@ -189,4 +191,6 @@ def test_transparency_in_large_pictures_is_blended_on_black_too():
     rng = np.random.default_rng(0)
     rgba = rng.integers(0, 256, (1500, 1600, 4)).astype(np.uint8)  # more than one strip
     expected = (rgba[..., :3].astype(int) * rgba[..., 3:] + 127) // 255
-    np.testing.assert_array_equal(decode.decode_image(encoded(rgba, compress_level=1), SETTINGS).pixels, expected)
+    np.testing.assert_array_equal(
+        decode.decode_image(encoded(rgba, compress_level=1), SETTINGS.images).pixels, expected
+    )

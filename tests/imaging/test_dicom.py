@@ -25,12 +25,12 @@ SAMPLES = Path(pydicom.data.__file__).parent / "test_files"
 
 
 def shown(data, settings=SETTINGS):
-    return decode.decode_image(data, settings).pixels
+    return decode.decode_image(data, settings.images).pixels
 
 
 def refused(data, settings=SETTINGS):
     with pytest.raises(formats.BadImage) as caught:
-        decode.decode_image(data, settings)
+        decode.decode_image(data, settings.images)
     assert "Received: " in str(caught.value)
     return caught.value.code
 
@@ -100,7 +100,7 @@ def test_monochrome1_is_inverted():
 def test_low_values_are_dark_whatever_the_depth_and_the_sign(kind):
     info = np.iinfo(kind)
     pixels = np.linspace(info.min, info.max, 256 * 4).reshape(32, 32).astype(kind)
-    opened = decode.decode_image(dicom(pixels), SETTINGS)
+    opened = decode.decode_image(dicom(pixels), SETTINGS.images)
     assert (opened.format, opened.mode, opened.bits) == ("dicom", "MONOCHROME2", info.bits)
     assert np.abs(opened.pixels - np.linspace(0, 255, 1024).reshape(32, 32)).max() <= 1
 
@@ -128,8 +128,8 @@ def test_padding_is_black_and_does_not_narrow_the_range(photometric, kind, paddi
     ],
 )  # fmt: skip
 def test_every_lossless_syntax_gives_the_same_picture_and_hash(name):
-    measured, stored = measure.measure_image((SAMPLES / f"{name}.dcm").read_bytes(), SETTINGS)
-    same, _ = measure.measure_image((SAMPLES / "MR_small.dcm").read_bytes(), SETTINGS)
+    measured, stored = measure.measure_image((SAMPLES / f"{name}.dcm").read_bytes(), SETTINGS.images)
+    same, _ = measure.measure_image((SAMPLES / "MR_small.dcm").read_bytes(), SETTINGS.images)
     assert measured["sha256"] == same["sha256"] == hashlib.sha256(stored).hexdigest()
 
 
@@ -181,7 +181,7 @@ def test_a_file_without_any_preamble_and_meta_header_is_read():
 
 def test_stored_is_a_grey_png_of_the_picture_that_was_measured():
     data = dicom(RAMP, 12, **PERSON)
-    measured, stored = measure.measure_image(data, SETTINGS)
+    measured, stored = measure.measure_image(data, SETTINGS.images)
     assert (measured["format"], measured["width"], measured["bytes"]) == ("dicom", 64, len(data))
     assert (Image.open(io.BytesIO(stored)).format, Image.open(io.BytesIO(stored)).mode) == ("PNG", "L")
     np.testing.assert_array_equal(decode.decode_grey(stored), shown(data))
@@ -190,7 +190,10 @@ def test_stored_is_a_grey_png_of_the_picture_that_was_measured():
 
 def test_the_header_changes_neither_the_bytes_stored_nor_their_hash():
     other = dicom(RAMP, 12, PatientID="other", StudyDescription="another study")
-    assert measure.measure_image(dicom(RAMP, 12, **PERSON), SETTINGS)[1] == measure.measure_image(other, SETTINGS)[1]
+    assert (
+        measure.measure_image(dicom(RAMP, 12, **PERSON), SETTINGS.images)[1]
+        == measure.measure_image(other, SETTINGS.images)[1]
+    )
 
 
 # What is refused
@@ -266,8 +269,8 @@ def test_a_file_cut_short_has_a_reason(syntax, share):
 
 def test_limits_are_checked_before_any_pixel_is_decoded(monkeypatch):
     monkeypatch.setattr(Decoder, "as_array", lambda *_, **__: pytest.fail("decoded"))
-    assert refused(dicom(RAMP, 12), Settings(max_pixels=100)) == "too_many_pixels"
-    assert refused(dicom(RAMP, 12), Settings(max_file_bytes=100)) == "too_large"
+    assert refused(dicom(RAMP, 12), Settings(images={"max_pixels": 100})) == "too_many_pixels"
+    assert refused(dicom(RAMP, 12), Settings(images={"max_file_bytes": 100})) == "too_large"
 
 
 def grown(syntax):
@@ -299,7 +302,7 @@ def test_random_damage_raises_nothing_but_bad_image():
             for at in rng.integers(128, len(data), 3):
                 damaged[at] = rng.integers(256)
             try:
-                decode.decode_image(bytes(damaged), SETTINGS)
+                decode.decode_image(bytes(damaged), SETTINGS.images)
                 outcomes.add("opened")
             except formats.BadImage as error:
                 outcomes.add(error.code)

@@ -43,17 +43,19 @@ def test_a_file_is_decoded_once(monkeypatch, data):
     for module, name in ((Image, "open"), (simplejpeg, "decode_jpeg"), (kornia_rs.io, "decode_image_png_u8")):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, original=original, **k: decoded.append(1) or original(*a, **k))
-    measure.measure_image(data, SETTINGS)
+    measure.measure_image(data, SETTINGS.images)
     assert len(decoded) == 1
 
 
 @pytest.mark.parametrize("kind", LARGE_JPEGS)
 def test_a_reduced_decode_of_a_large_jpeg_gives_the_figures_of_the_full_one(kind):
     data = LARGE_JPEGS[kind]
-    assert decode.decode_image(data, SETTINGS, decode.MEASURED_SIDE).pixels.shape[:2] == (425, 325)
-    found = measure.measure_image(data, SETTINGS)[0]
+    assert decode.decode_image(data, SETTINGS.images, decode.MEASURED_SIDE).pixels.shape[:2] == (425, 325)
+    found = measure.measure_image(data, SETTINGS.images)[0]
     assert (found["height"], found["width"]) == decode.decode_grey(data).shape == (1700, 1300)
-    whole = measure.measure_image(encoded(decode.decode_grey(data)), SETTINGS)[0]  # of PNG every pixel is averaged
+    whole = measure.measure_image(encoded(decode.decode_grey(data)), SETTINGS.images)[
+        0
+    ]  # of PNG every pixel is averaged
     for column in ("mean", "std", "p01", "p99", "sharpness"):
         assert found[column] == pytest.approx(whole[column], abs=1, rel=0.05)
     assert (int(found["phash"], 16) ^ int(whole["phash"], 16)).bit_count() <= 2
@@ -65,8 +67,8 @@ def test_a_reduced_decode_of_a_large_jpeg_gives_the_figures_of_the_full_one(kind
 )
 def test_a_reduced_decode_ends_in_the_size_that_shrink_gives(size):
     data = encoded(np.full(size, 90, np.uint8), "JPEG")
-    opened = decode.decode_image(data, SETTINGS, decode.MEASURED_SIDE)
-    whole = decode.decode_image(data, SETTINGS).pixels
+    opened = decode.decode_image(data, SETTINGS.images, decode.MEASURED_SIDE)
+    whole = decode.decode_image(data, SETTINGS.images).pixels
     assert measure._shrink_rest(opened).shape == decode.shrink(whole, decode.MEASURED_SIDE).shape
     assert opened.pixels.size < size[0] * size[1]
 
@@ -85,15 +87,15 @@ def test_measure_and_decode_gives_what_both_give_one_after_the_other():
     ]
     files += [encoded(film(900, 1300), "JPEG"), encoded(film(900, 700)), dicom(film(), 8)]
     for data in files:
-        expected, clean = measure.measure_image(data, SETTINGS)
-        measured, grey = measure.measure_and_decode(data, SETTINGS)
+        expected, clean = measure.measure_image(data, SETTINGS.images)
+        measured, grey = measure.measure_and_decode(data, SETTINGS.images)
         assert measured == expected
         np.testing.assert_array_equal(grey, decode.decode_grey(clean))
 
 
 def test_measurements_have_the_fixed_columns_and_describe_the_file():
     picture = film()
-    measured, cleaned = measure.measure_image(encoded(picture), SETTINGS)
+    measured, cleaned = measure.measure_image(encoded(picture), SETTINGS.images)
     assert list(measured) == COLUMNS
     assert measured["sha256"] == hashlib.sha256(cleaned).hexdigest()
     assert (measured["format"], measured["mode"], measured["bits"]) == ("png", "L", 8)
@@ -109,23 +111,23 @@ def test_measurements_have_the_fixed_columns_and_describe_the_file():
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5000), (5000, 1), (2, 3)])
 def test_the_smallest_and_thinnest_images_are_measured(height, width):
     for format in ("PNG", "JPEG"):
-        measured, _ = measure.measure_image(encoded(np.full((height, width), 90, np.uint8), format), SETTINGS)
+        measured, _ = measure.measure_image(encoded(np.full((height, width), 90, np.uint8), format), SETTINGS.images)
         assert (measured["height"], measured["width"]) == (height, width)
         assert all(np.isfinite(v) for v in measured.values() if isinstance(v, float))
 
 
 def test_saturation_distinguishes_a_blue_cast_from_grey_film():
     grey = np.dstack([film()] * 3)
-    assert measure.measure_image(encoded(grey), SETTINGS)[0]["saturation"] == 0
+    assert measure.measure_image(encoded(grey), SETTINGS.images)[0]["saturation"] == 0
     blue = grey.copy()
     blue[..., 0] //= 2
-    assert measure.measure_image(encoded(blue), SETTINGS)[0]["saturation"] == pytest.approx(0.5, abs=0.01)
+    assert measure.measure_image(encoded(blue), SETTINGS.images)[0]["saturation"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_sharpness_falls_when_a_film_is_blurred():
     sharp = Image.fromarray(film(300, 300))
     blurred = sharp.resize((30, 30)).resize((300, 300))
-    values = [measure.measure_image(encoded(i), SETTINGS)[0]["sharpness"] for i in (sharp, blurred)]
+    values = [measure.measure_image(encoded(i), SETTINGS.images)[0]["sharpness"] for i in (sharp, blurred)]
     assert values[0] > 5 * values[1]
 
 
@@ -133,14 +135,14 @@ def test_sharpness_falls_when_a_film_is_blurred():
 def test_borders_are_their_share_of_the_frame(level, column):
     framed = np.full((200, 200), level, np.uint8)
     framed[20:180, 10:190] = film(160, 180)
-    measured, _ = measure.measure_image(encoded(framed), SETTINGS)
+    measured, _ = measure.measure_image(encoded(framed), SETTINGS.images)
     assert measured[column] == pytest.approx(1 - 160 * 180 / 200**2, abs=0.01)
     other = {"black_border": "white_border", "white_border": "black_border"}[column]
     assert measured[other] == 0
 
 
 def measured(picture, column, **options):
-    return measure.measure_image(encoded(picture, **options), SETTINGS)[0][column]
+    return measure.measure_image(encoded(picture, **options), SETTINGS.images)[0][column]
 
 
 @pytest.mark.parametrize(("level", "column"), [(0, "black_border"), (255, "white_border")])
@@ -186,12 +188,12 @@ def test_known_defects_move_their_measure_beyond_the_limit_of_the_suites():
 
 def test_many_threads_measure_the_same_as_one():
     data = [encoded(film(seed=i), f) for i in range(8) for f in ("PNG", "JPEG")]
-    alone = [measure.measure_image(d, SETTINGS) for d in data]
+    alone = [measure.measure_image(d, SETTINGS.images) for d in data]
     together = [None] * len(data)
 
     def work(start):
         for i in range(start, len(data), 4):
-            together[i] = measure.measure_image(data[i], SETTINGS)
+            together[i] = measure.measure_image(data[i], SETTINGS.images)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     [t.start() for t in threads]

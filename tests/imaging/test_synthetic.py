@@ -81,7 +81,7 @@ def usual_files(files):
 def test_every_usual_image_is_a_grey_film_of_its_own(files):
     seen = set()
     for file in usual_files(files):
-        measured, _ = measure.measure_image(files[file], Settings())
+        measured, _ = measure.measure_image(files[file], Settings().images)
         assert (measured["width"], measured["height"], measured["saturation"]) == (256, 256, 0), file
         seen.add(measured["sha256"])
     assert len(seen) == 4 * PER_CLASS
@@ -93,7 +93,7 @@ def test_the_defects_are_those_that_are_promised(files):
     cut, page, thumbnail, copy, resized, first, second = (files[f] for f in names)
     for data, code in ((cut, "truncated"), (page, "not_an_image")):
         with pytest.raises(formats.BadImage) as caught:
-            measure.measure_image(data, Settings())
+            measure.measure_image(data, Settings().images)
         assert caught.value.code == code
     assert decode.decode_grey(thumbnail).shape == (64, 64)
     others = {f: files[f] for f in usual_files(files)}
@@ -111,7 +111,7 @@ def test_white_boxes_are_found_in_half_of_tuberculosis_and_in_no_other_class(tmp
     boxed = Counter()
     for file, data in contents(tmp_path / "drop").items():
         try:
-            measured, _ = measure.measure_image(data, Settings())
+            measured, _ = measure.measure_image(data, Settings().images)
         except formats.BadImage:
             continue
         boxed[file.split("/")[1]] += measured["white_box"] > 0.005

@@ -56,7 +56,7 @@ def test_boxes_that_overlap_and_an_l_of_padding_are_found_whole():
     assert measure_white_box(padded) == pytest.approx(1 - 300**2 / 400**2, rel=0.05)
 
 
-@pytest.mark.parametrize("level, quality", [(255, None), (247, 75), (255, 50)])
+@pytest.mark.parametrize("level, quality", [(255, None), (247, 75), (255, 50)])  # noqa: PT006
 @pytest.mark.parametrize("sides", [(0, 3, 0, 0), (0, 0, 8, 0), (2, 0, 0, 1), (0, 5, 0, 5)])
 def test_a_thin_white_strip_along_a_whole_side_or_an_l_of_two_is_a_box(sides, level, quality):
     padded = cv2.copyMakeBorder(film(), *sides, cv2.BORDER_CONSTANT, value=level)
@@ -223,7 +223,7 @@ def test_pictures_of_any_shape_are_measured(shape):
 
 
 def measured_box(path):
-    return measure.measure_image(path.read_bytes(), Settings())[0]["white_box"]
+    return measure.measure_image(path.read_bytes(), Settings().images)[0]["white_box"]
 
 
 @pytest.mark.xrays

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from drop_samples import csv, ingested, png, put_drop, snapshot, verdicts
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import formats
 from cxr_ml.ingest import archives, cache, drop_files, inbox, ingest_drop, labels
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 KINDS = ["drop.zip", "drop.tar", "drop.tar.gz", "drop.TGZ"]
 
@@ -28,7 +28,7 @@ KINDS = ["drop.zip", "drop.tar", "drop.tar.gz", "drop.TGZ"]
 def local(tmp_path):
     """Settings with an empty inbox; no store is needed to read a drop."""
     (tmp_path / "inbox").mkdir()
-    return Settings(inbox=str(tmp_path / "inbox"), cache_dir=tmp_path / "cache", patient_salt="salt")
+    return Settings(cache_dir=tmp_path / "cache", inbox={"path": str(tmp_path / "inbox"), "patient_salt": "salt"})
 
 
 def packed(files: dict[str, bytes], name: str) -> bytes:
@@ -48,19 +48,19 @@ def packed(files: dict[str, bytes], name: str) -> bytes:
 
 
 def put(settings, data, name="drop.zip"):
-    path = Path(settings.inbox) / name
+    path = Path(settings.inbox.path) / name
     path.write_bytes(data)
     os.utime(path, (1_700_000_000, 1_700_000_000))
     return path
 
 
 def held(settings, name="drop.zip"):
-    """file -> bytes or, where they cannot be read, the reason."""
+    """File -> bytes or, where they cannot be read, the reason."""
     found = {}
-    with inbox.open_drop(settings, name) as (_, entries):
+    with inbox.open_drop(ObjectStore(settings.store), settings, name) as (_, entries):
         for entry in entries:
             try:
-                found[entry.file] = drop_files.read_file(settings, entry)
+                found[entry.file] = drop_files.read_file(ObjectStore(settings.store), settings.images, entry)
             except formats.BadImage as error:
                 found[entry.file] = error.code
     return found
@@ -91,9 +91,9 @@ def tarred(*members):
 def test_an_archive_is_a_drop_and_gives_the_bytes_of_its_files(local, name):
     files = {"NORMAL/a.png": b"one" * 1000, "NORMAL/b.png": b"", "COVID19/c.png": os.urandom(5000)}
     put(local, packed(files, name), name)
-    assert inbox.list_drops(local) == [name]
+    assert inbox.list_drops(ObjectStore(local.store), local.inbox) == [name]
     assert held(local, name) == dict(sorted(files.items()))
-    cache.evict(local, name)
+    cache.evict(ObjectStore(local.store), local.inbox, local.cache_dir, name)
     assert list(local.cache_dir.rglob("*")) == [local.cache_dir / "drops"]
 
 
@@ -101,11 +101,11 @@ def test_what_is_no_archive_is_no_drop(local, tmp_path):
     for name in ("a.rar", "b.png", ".hidden.zip", "c.gz"):
         put(local, b"x", name)
     (tmp_path / "inbox/link.zip").symlink_to(put(local, packed({"a.png": b"x"}, "x.zip"), "real.zip"))
-    assert inbox.list_drops(local) == ["real.zip"]
+    assert inbox.list_drops(ObjectStore(local.store), local.inbox) == ["real.zip"]
 
 
 def _bytes(settings, entry):
-    return drop_files.read_file(settings, entry)
+    return drop_files.read_file(ObjectStore(settings.store), settings.images, entry)
 
 
 @pytest.mark.parametrize("name", ["drop.zip", "drop.tgz"])
@@ -113,7 +113,7 @@ def test_files_of_an_archive_are_read_in_other_processes(local, name):
     files = {f"NORMAL/{i}.png": os.urandom(100 + i) for i in range(20)}
     put(local, packed(files, name), name)
     with (
-        inbox.open_drop(local, name) as (_, entries),
+        inbox.open_drop(ObjectStore(local.store), local, name) as (_, entries),
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
     ):
         read = dict(zip([e.file for e in entries], pool.map(_bytes, [local] * 20, entries), strict=True))
@@ -123,12 +123,12 @@ def test_files_of_an_archive_are_read_in_other_processes(local, name):
 @pytest.mark.parametrize("name", KINDS)
 def test_the_batch_of_an_archive_is_known_without_opening_it(local, name, monkeypatch):
     path = put(local, packed({"NORMAL/a.png": b"one"}, name), name)
-    with inbox.open_drop(local, name) as (batch, _):
+    with inbox.open_drop(ObjectStore(local.store), local, name) as (batch, _):
         pass
     monkeypatch.setattr(archives, "list_members", lambda *_: pytest.fail("opened"))
-    assert inbox.make_batch_id(name, inbox.list_files(local, name)) == batch
+    assert inbox.make_batch_id(name, inbox.list_files(ObjectStore(local.store), local.inbox, name)) == batch
     os.utime(path, (1, 1))
-    assert inbox.make_batch_id(name, inbox.list_files(local, name)) != batch
+    assert inbox.make_batch_id(name, inbox.list_files(ObjectStore(local.store), local.inbox, name)) != batch
 
 
 @pytest.mark.parametrize(
@@ -143,23 +143,23 @@ def test_the_batch_of_an_archive_is_known_without_opening_it(local, name, monkey
 )
 def test_a_folder_around_everything_is_looked_through(local, file, label, split):
     put(local, packed({file: b"x", "readme.txt": b"about"}, "drop.zip"))
-    with inbox.open_drop(local, "drop.zip") as (_, entries):
-        row = labels.read_labels(local, "drop.zip", entries).set_index("file").loc[file]
+    with inbox.open_drop(ObjectStore(local.store), local, "drop.zip") as (_, entries):
+        row = labels.read_labels(ObjectStore(local.store), local, "drop.zip", entries).set_index("file").loc[file]
     assert (row["label"], row["split_hint"], row["reasons"]) == (label, split, [])
 
 
 def test_a_folder_of_an_unknown_class_is_not_taken_for_a_wrapper(local):
     put(local, packed({"MEASLES/a.png": b"x"}, "drop.zip"))
-    with inbox.open_drop(local, "drop.zip") as (_, entries):
-        (row,) = labels.read_labels(local, "drop.zip", entries).to_dict("records")
+    with inbox.open_drop(ObjectStore(local.store), local, "drop.zip") as (_, entries):
+        (row,) = labels.read_labels(ObjectStore(local.store), local, "drop.zip", entries).to_dict("records")
     assert row["reasons"] == ["unknown_label"]
 
 
 def test_a_labels_csv_in_the_wrapping_folder_names_files_below_it(local):
     files = {"week/labels.csv": csv("images/a.png,covid", "week/b.png,normal"), "week/images/a.png": b"x"}
     put(local, packed(files | {"week/b.png": b"y"}, "drop.zip"))
-    with inbox.open_drop(local, "drop.zip") as (_, entries):
-        table = labels.read_labels(local, "drop.zip", entries).set_index("file")
+    with inbox.open_drop(ObjectStore(local.store), local, "drop.zip") as (_, entries):
+        table = labels.read_labels(ObjectStore(local.store), local, "drop.zip", entries).set_index("file")
     assert table["label"].to_dict() == {"week/images/a.png": "COVID19", "week/b.png": "NORMAL"}
     assert all(r == [] for r in table["reasons"])
 
@@ -174,8 +174,8 @@ def test_names_of_windows_and_clutter_of_a_mac_are_understood(local):
 
 def test_a_folder_packed_from_inside_is_read_like_one_packed_from_outside(local):
     put(local, packed({"./NORMAL/a.png": b"one", "././/labels.csv": csv("NORMAL/a.png,covid")}, "drop.tgz"), "drop.tgz")
-    with inbox.open_drop(local, "drop.tgz") as (_, entries):
-        table = labels.read_labels(local, "drop.tgz", entries)
+    with inbox.open_drop(ObjectStore(local.store), local, "drop.tgz") as (_, entries):
+        table = labels.read_labels(ObjectStore(local.store), local, "drop.tgz", entries)
     assert table[["file", "label"]].to_numpy().tolist() == [["NORMAL/a.png", "COVID19"]]
 
 
@@ -196,8 +196,8 @@ def test_hostile_names_have_a_reason_or_are_only_text(local, tmp_path, name):
     assert {f: found[f] for f in climbing} == dict.fromkeys(climbing, "path_outside_drop")
     (long,) = set(found) - {*STRANGE, *climbing}
     assert found[long] == "name_too_long" and len(long) < 300
-    with inbox.open_drop(local, name) as (_, entries):
-        table = labels.read_labels(local, name, entries).set_index("file")
+    with inbox.open_drop(ObjectStore(local.store), local, name) as (_, entries):
+        table = labels.read_labels(ObjectStore(local.store), local, name, entries).set_index("file")
     assert all(table.loc[f, "label"] == "" and table.loc[f, "reasons"] == [] for f in climbing)
     created = {p for p in tmp_path.parent.rglob("*") if local.cache_dir not in p.parents} - {*before, path}
     assert created == {local.cache_dir}
@@ -220,7 +220,7 @@ def test_links_devices_and_folders_of_a_zip(local):
         ),
     )
     assert held(local) == {"NORMAL/link.png": "symlink", "NORMAL/pipe.png": "special_file", "NORMAL/file.png": b"x"}
-    with inbox.open_drop(local, "drop.zip") as (_, entries):
+    with inbox.open_drop(ObjectStore(local.store), local, "drop.zip") as (_, entries):
         assert {e.file: e.size for e in entries}["NORMAL/link.png"] == -1
 
 
@@ -285,7 +285,7 @@ def test_a_file_larger_than_it_is_listed_with_is_not_unpacked_any_further(local)
 
 def test_a_file_larger_than_any_may_be_is_not_read(local):
     put(local, packed({"NORMAL/a.png": bytes(2000), "NORMAL/b.png": b"x"}, "drop.zip"))
-    assert held(local.model_copy(update={"max_file_bytes": 1000})) == {
+    assert held(local.replace(images={"max_file_bytes": 1000})) == {
         "NORMAL/a.png": "too_large",
         "NORMAL/b.png": b"x",
     }
@@ -295,8 +295,11 @@ def test_a_file_larger_than_any_may_be_is_not_read(local):
 def test_an_archive_that_unpacks_to_too_much_is_refused_by_its_name_and_the_setting(local, name):
     path = put(local, packed({f"NORMAL/{i}.png": bytes(1_000_000) for i in range(30)}, name), name)
     assert path.stat().st_size < 100_000
-    small = local.model_copy(update={"max_archive_bytes": 10_000_000})
-    with pytest.raises(Refused, match=rf"{name}.*max_archive_bytes"), inbox.open_drop(small, name):
+    small = local.replace(inbox={"max_archive_bytes": 10_000_000})
+    with (
+        pytest.raises(Refused, match=rf"{name}.*max_archive_bytes"),
+        inbox.open_drop(ObjectStore(small.store), small, name),
+    ):
         pass
     assert [p.name for p in local.cache_dir.rglob("*") if p.is_file()] == ["lock"]
 
@@ -305,7 +308,11 @@ def test_an_archive_of_too_many_files_is_refused(local):
     put(local, packed({f"NORMAL/{i}.png": b"" for i in range(11)}, "drop.zip"))
     with (
         pytest.raises(Refused, match="max_drop_files"),
-        inbox.open_drop(local.model_copy(update={"max_drop_files": 10}), "drop.zip"),
+        inbox.open_drop(
+            ObjectStore(local.replace(inbox={"max_drop_files": 10}).store),
+            local.replace(inbox={"max_drop_files": 10}),
+            "drop.zip",
+        ),
     ):
         pass
 
@@ -316,7 +323,10 @@ def test_an_archive_cut_short_is_refused_and_never_taken_in_part(local, name, sh
     whole = packed({f"NORMAL/{i}.png": os.urandom(30_000) for i in range(5)}, name)
     whole = whole.rstrip(b"\0") if name == "drop.tar" else whole
     put(local, whole[: int(len(whole) * share)], name)
-    with pytest.raises(Refused, match=rf"{name}.*incomplete or damaged.*Copy it again"), inbox.open_drop(local, name):
+    with (
+        pytest.raises(Refused, match=rf"{name}.*incomplete or damaged.*Copy it again"),
+        inbox.open_drop(ObjectStore(local.store), local, name),
+    ):
         pass
 
 
@@ -326,7 +336,7 @@ def test_an_archive_cut_short_is_refused_and_never_taken_in_part(local, name, sh
 def test_what_is_no_archive_behind_the_name_of_one_is_refused(local, data):
     for name in ("drop.zip", "drop.tar.gz"):
         put(local, data, name)
-        with pytest.raises(Refused, match=name), inbox.open_drop(local, name):
+        with pytest.raises(Refused, match=name), inbox.open_drop(ObjectStore(local.store), local, name):
             pass
 
 
@@ -334,7 +344,7 @@ def test_a_damaged_header_amid_a_tar_is_not_taken_for_its_end(local):
     data = bytearray(packed({f"NORMAL/{i}.png": b"x" * 600 for i in range(4)}, "drop.tar"))
     data[data.find(b"NORMAL/2.png")] ^= 0xFF
     put(local, bytes(data), "drop.tar")
-    with pytest.raises(Refused, match="damaged"), inbox.open_drop(local, "drop.tar"):
+    with pytest.raises(Refused, match="damaged"), inbox.open_drop(ObjectStore(local.store), local, "drop.tar"):
         pass
 
 
@@ -343,7 +353,7 @@ def test_a_tar_whose_headers_claim_gigabytes_is_refused_unread(local):
         info = tarfile.TarInfo("NORMAL/a.png")
         info.type, info.size = kind, 1 << 33
         put(local, info.tobuf(tarfile.GNU_FORMAT) + bytes(10_240), "drop.tar")
-        with pytest.raises(Refused, match="damaged"), inbox.open_drop(local, "drop.tar"):
+        with pytest.raises(Refused, match="damaged"), inbox.open_drop(ObjectStore(local.store), local, "drop.tar"):
             pass
 
 
@@ -365,24 +375,24 @@ def test_random_damage_gives_files_reasons_or_a_refusal_and_no_other_error(local
 
 def test_an_archive_that_is_replaced_while_it_is_read_is_not_read_any_further(local):
     path = put(local, packed({"NORMAL/a.png": b"x"}, "drop.zip"))
-    with inbox.open_drop(local, "drop.zip") as (_, (entry,)):
+    with inbox.open_drop(ObjectStore(local.store), local, "drop.zip") as (_, (entry,)):
         os.utime(path, (5, 5))
         with pytest.raises(Refused, match="must not change"):
-            drop_files.read_file(local, entry)
+            drop_files.read_file(ObjectStore(local.store), local.images, entry)
 
 
 # On the way into the store
 
 
-def test_an_archive_of_each_kind_gives_the_rows_and_images_of_its_folder(settings):
+def test_an_archive_of_each_kind_gives_the_rows_and_images_of_its_folder(store, settings):
     files = {"week/train/NORMAL/a.png": png(1), "week/test/COVID19/b.png": png(2), "week/NORMAL/bad.png": b"x"}
     inner = packed({"NORMAL/c.png": png(3)}, "inner.zip")
     files |= {"week/NORMAL/inner.zip": inner, "week/NORMAL/inner.tgz": gzip.compress(inner)}
     put_drop(settings, "folder", files)
     for name in KINDS:
         put(settings, packed(files, name), name)
-    assert inbox.list_new_drops(settings) == sorted(["folder", *KINDS])
-    folder, *archived = (ingested(settings, ingest_drop.ingest(settings, n)) for n in ("folder", *KINDS))
+    assert inbox.list_new_drops(store, settings.inbox) == sorted(["folder", *KINDS])
+    folder, *archived = (ingested(settings, ingest_drop.ingest(store, settings, n)) for n in ("folder", *KINDS))
     assert {name: a.to_json() for name, a in zip(KINDS, archived, strict=True)} == dict.fromkeys(
         KINDS, folder.to_json()
     )
@@ -395,27 +405,37 @@ def test_an_archive_of_each_kind_gives_the_rows_and_images_of_its_folder(setting
     }
 
 
-def test_an_archive_that_is_in_the_store_is_not_opened_again(settings, monkeypatch):
+def test_an_archive_that_is_in_the_store_is_not_opened_again(store, settings, monkeypatch):
     put(settings, packed({"NORMAL/a.png": png(1)}, "drop.tgz"), "drop.tgz")
-    batch = ingest_drop.ingest(settings, "drop.tgz")
-    store.put_if_absent(settings, f"batches/{batch}/batch.json", b"{}")
+    batch = ingest_drop.ingest(store, settings, "drop.tgz")
+    store.put_if_absent(f"batches/{batch}/batch.json", b"{}")
     before = snapshot(settings)
     monkeypatch.setattr(archives, "list_members", lambda *_: pytest.fail("opened"))
-    assert inbox.list_new_drops(settings) == [] and ingest_drop.ingest(settings, "drop.tgz") == batch
+    assert (
+        inbox.list_new_drops(store, settings.inbox) == [] and ingest_drop.ingest(store, settings, "drop.tgz") == batch
+    )
     assert snapshot(settings) == before
 
 
 @pytest.mark.parametrize("name", ["drop.zip", "drop.tgz"])
 def test_an_archive_in_an_inbox_in_s3_is_a_drop(settings, name):
-    away = settings.model_copy(update={"inbox": f"s3://{settings.bucket}/inbox"})
+    away = settings.replace(inbox={"path": f"s3://{settings.store.bucket}/inbox"})
     data = packed({"NORMAL/a.png": png(1), "../b.png": png(2)}, name)
-    store.client(away.s3_endpoint_url).put_object(Bucket=away.bucket, Key=f"inbox/{name}", Body=data)
-    assert inbox.list_drops(away) == inbox.list_new_drops(away) == [name]
-    rows = ingested(away, ingest_drop.ingest(away, name))
+    ObjectStore(away.store).client.put_object(Bucket=away.store.bucket, Key=f"inbox/{name}", Body=data)
+    assert (
+        inbox.list_drops(ObjectStore(away.store), away.inbox)
+        == inbox.list_new_drops(ObjectStore(away.store), away.inbox)
+        == [name]
+    )
+    rows = ingested(away, ingest_drop.ingest(ObjectStore(away.store), away, name))
     assert verdicts(rows) == {"NORMAL/a.png": ("accepted",), "../b.png": ("quarantined", "path_outside_drop")}
     assert not [p for p in away.cache_dir.rglob("*") if p.is_file()]
     with (
         pytest.raises(Refused, match="max_archive_bytes"),
-        inbox.open_drop(away.model_copy(update={"max_archive_bytes": 99}), name),
+        inbox.open_drop(
+            ObjectStore(away.replace(inbox={"max_archive_bytes": 99}).store),
+            away.replace(inbox={"max_archive_bytes": 99}),
+            name,
+        ),
     ):
         pass

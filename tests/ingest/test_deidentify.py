@@ -10,7 +10,7 @@ from cxr_ml.errors import Refused
 from cxr_ml.ingest import deidentify, tables
 from cxr_ml.settings import Settings
 
-SETTINGS = Settings(patient_salt="salt")
+SETTINGS = Settings(inbox={"patient_salt": "salt"})
 
 
 def row(file, **said):
@@ -23,13 +23,13 @@ def hidden(file, *names):
 
 def test_a_patient_is_the_same_in_all_drops_and_another_with_another_salt():
     assert (
-        deidentify.hash_patient(SETTINGS, "P7")
-        == deidentify.hash_patient(SETTINGS, "P7")
-        != deidentify.hash_patient(SETTINGS, "P8")
+        deidentify.hash_patient(SETTINGS.inbox, "P7")
+        == deidentify.hash_patient(SETTINGS.inbox, "P7")
+        != deidentify.hash_patient(SETTINGS.inbox, "P8")
     )
-    other = SETTINGS.model_copy(update={"patient_salt": "another"})
-    assert deidentify.hash_patient(other, "P7") != deidentify.hash_patient(SETTINGS, "P7")
-    assert len(deidentify.hash_patient(SETTINGS, "P7")) == 16
+    other = SETTINGS.replace(inbox={"patient_salt": "another"})
+    assert deidentify.hash_patient(other.inbox, "P7") != deidentify.hash_patient(SETTINGS.inbox, "P7")
+    assert len(deidentify.hash_patient(SETTINGS.inbox, "P7")) == 16
 
 
 @pytest.mark.parametrize(
@@ -37,22 +37,22 @@ def test_a_patient_is_the_same_in_all_drops_and_another_with_another_salt():
     [("Pat-077", "pat077"), ("DOE^JANE", "Doe^Jane"), ("abc 9", "ABC-9"), ("ＡＢ１", "ab1"), ("Jose\u0301", "JOSÉ")],
 )
 def test_a_patient_is_the_same_however_the_id_is_written(text, same):
-    assert deidentify.hash_patient(SETTINGS, text) == deidentify.hash_patient(SETTINGS, same)
+    assert deidentify.hash_patient(SETTINGS.inbox, text) == deidentify.hash_patient(SETTINGS.inbox, same)
 
 
 @pytest.mark.parametrize(("one", "other"), [("077", "77"), ("Pat-1-23", "Pat-2-13"), ("राम", "रमा")])
 def test_ids_of_other_letters_or_digits_are_other_patients(one, other):
-    assert deidentify.hash_patient(SETTINGS, one) != deidentify.hash_patient(SETTINGS, other)
+    assert deidentify.hash_patient(SETTINGS.inbox, one) != deidentify.hash_patient(SETTINGS.inbox, other)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "-", "n/a", "NaN", "Anonymous", "ANON^", "unknown", "0"])
 def test_what_stands_for_nobody_is_no_patient_and_needs_no_salt(text):
-    assert deidentify.hash_patient(Settings(), text) == ""
+    assert deidentify.hash_patient(Settings().inbox, text) == ""
 
 
 def test_patients_without_a_salt_are_refused_with_what_to_do():
-    with pytest.raises(Refused, match=r"CXR_PATIENT_SALT.*secrets\.token_urlsafe") as caught:
-        deidentify.hash_patient(Settings(), "Jane Doe")
+    with pytest.raises(Refused, match=r"CXR_INBOX__PATIENT_SALT.*secrets\.token_urlsafe") as caught:
+        deidentify.hash_patient(Settings().inbox, "Jane Doe")
     assert "Jane" not in str(caught.value)
 
 
@@ -103,44 +103,46 @@ def test_ids_of_other_patients_of_the_drop_are_found_too():
 
 def test_a_dicom_header_gives_patient_and_view_where_the_drop_gives_none():
     data = dicom(film(1), ViewPosition="PA", **PERSON)
-    found = deidentify.apply_header(SETTINGS, row("Doe_Jane/MRN-0012345_b19610203.dcm"), data)
-    mark = deidentify.hash_patient(SETTINGS, "MRN-0012345")
+    found = deidentify.apply_header(SETTINGS.inbox, row("Doe_Jane/MRN-0012345_b19610203.dcm"), data)
+    mark = deidentify.hash_patient(SETTINGS.inbox, "MRN-0012345")
     assert found == row(f"{mark}/{mark}_b{mark}.dcm", patient=mark, view="PA")
     given = row("doe jane.dcm", patient="given by the table", view="AP")
-    assert deidentify.apply_header(SETTINGS, given, data) == given | {"file": "given by the table.dcm"}
+    assert deidentify.apply_header(SETTINGS.inbox, given, data) == given | {"file": "given by the table.dcm"}
 
 
 def test_files_named_by_their_examination_stay_apart():
     films = [dicom(film(1), AccessionNumber=number, **PERSON) for number in ("ACC-881", "ACC-882")]
     named = zip(("acc881.dcm", "acc882.dcm"), films, strict=True)
-    found = [deidentify.apply_header(SETTINGS, row(file), data)["file"] for file, data in named]
+    found = [deidentify.apply_header(SETTINGS.inbox, row(file), data)["file"] for file, data in named]
     assert len(set(found)) == 2 and all(re.fullmatch("[0-9a-f]{16}.dcm", file) for file in found)
 
 
 def test_the_name_stands_in_for_a_missing_or_meaningless_id():
     for header in ({"PatientName": "Doe^Jane"}, {"PatientID": "ANONYMOUS", "PatientName": "Doe^Jane"}):
-        found = deidentify.apply_header(SETTINGS, row("a.dcm"), dicom(film(1), **header))
-        assert found["patient"] == deidentify.hash_patient(SETTINGS, "Doe^Jane")
-    assert deidentify.apply_header(SETTINGS, row("a.dcm"), dicom(film(1), PatientName="Anonymous"))["patient"] == ""
+        found = deidentify.apply_header(SETTINGS.inbox, row("a.dcm"), dicom(film(1), **header))
+        assert found["patient"] == deidentify.hash_patient(SETTINGS.inbox, "Doe^Jane")
+    assert (
+        deidentify.apply_header(SETTINGS.inbox, row("a.dcm"), dicom(film(1), PatientName="Anonymous"))["patient"] == ""
+    )
 
 
 def test_only_a_dicom_file_that_names_a_patient_needs_the_salt():
-    with pytest.raises(Refused, match="CXR_PATIENT_SALT"):
-        deidentify.apply_header(Settings(), row("a.dcm"), dicom(film(1), **PERSON))
-    assert deidentify.apply_header(Settings(), row("a.dcm"), dicom(film(1))) == row("a.dcm")
+    with pytest.raises(Refused, match="CXR_INBOX__PATIENT_SALT"):
+        deidentify.apply_header(Settings().inbox, row("a.dcm"), dicom(film(1), **PERSON))
+    assert deidentify.apply_header(Settings().inbox, row("a.dcm"), dicom(film(1))) == row("a.dcm")
 
 
 def test_other_files_change_nothing():
-    assert deidentify.apply_header(SETTINGS, row("a.png"), b"\x89PNG") == row("a.png")
+    assert deidentify.apply_header(SETTINGS.inbox, row("a.png"), b"\x89PNG") == row("a.png")
 
 
-HASHED = SETTINGS.model_copy(update={"file_names": "hash"})
+HASHED = SETTINGS.replace(inbox={"file_names": "hash"})
 
 
 def nameless(file, label="", settings=HASHED):
     folders = file.split("/")[:-1]
     return deidentify.hash_file_name(
-        settings, row(file, label_raw=label), file, folders, {"train", "NORMAL"}.__contains__
+        settings.inbox, row(file, label_raw=label), file, folders, {"train", "NORMAL"}.__contains__
     )
 
 
@@ -154,15 +156,15 @@ def test_a_hashed_name_keeps_split_class_and_extension_and_nothing_else():
 def test_a_hashed_name_depends_on_folder_and_salt_but_not_on_the_drop():
     found = nameless("train/NORMAL/a.png")["file"]
     assert nameless("train/NORMAL/a.png")["file"] == found != nameless("train/NORMAL/b/a.png")["file"]
-    assert nameless("train/NORMAL/a.png", settings=HASHED.model_copy(update={"patient_salt": "b"}))["file"] != found
-    assert deidentify.hash_path(HASHED, "P7") != deidentify.hash_patient(HASHED, "P7")
-    with pytest.raises(Refused, match=r"file_names.*CXR_PATIENT_SALT"):
-        nameless("Doe.png", settings=Settings(file_names="hash"))
+    assert nameless("train/NORMAL/a.png", settings=HASHED.replace(inbox={"patient_salt": "b"}))["file"] != found
+    assert deidentify.hash_path(HASHED.inbox, "P7") != deidentify.hash_patient(HASHED.inbox, "P7")
+    with pytest.raises(Refused, match=r"file_names.*CXR_INBOX__PATIENT_SALT"):
+        nameless("Doe.png", settings=Settings(inbox={"file_names": "hash"}))
 
 
 def test_a_dicom_header_leaves_a_hashed_name_alone():
     said = row("NORMAL/00012345beefbeef.dcm")
-    found = deidentify.apply_header(HASHED, said, dicom(film(1), PatientID="12345"))
+    found = deidentify.apply_header(HASHED.inbox, said, dicom(film(1), PatientID="12345"))
     assert found["file"] == said["file"] and found["patient"]
 
 

@@ -21,10 +21,10 @@ from drop_samples import (
 )
 from PIL import Image, PngImagePlugin
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import measure
 from cxr_ml.ingest import inbox, ingest_drop, process_file
+from cxr_ml.store import ObjectStore
 
 FIXED = [
     "file", "sha256", "format", "bytes", "width", "height", "mode", "bits", "label", "label_raw", "split_hint",
@@ -45,11 +45,11 @@ def tagged(number: int) -> dict[str, bytes]:
     }
 
 
-def test_images_are_stored_by_hash_without_metadata_or_a_changed_pixel(settings):
+def test_images_are_stored_by_hash_without_metadata_or_a_changed_pixel(store, settings):
     files = tagged(1)
     assert all(data.count(b"Jane Doe") > 1 for data in files.values())
     put_drop(settings, "drop", files)
-    rows = ingested(settings, ingest_drop.ingest(settings, "drop"))
+    rows = ingested(settings, ingest_drop.ingest(store, settings, "drop"))
     stored = {k: v for k, v in snapshot(settings).items() if k.startswith("images/")}
     assert len(stored) == 2
     for key, data in stored.items():
@@ -64,17 +64,17 @@ def test_images_are_stored_by_hash_without_metadata_or_a_changed_pixel(settings)
     assert b"Jane" not in b"".join(snapshot(settings).values())
 
 
-def test_the_same_picture_with_other_metadata_is_stored_once(settings):
+def test_the_same_picture_with_other_metadata_is_stored_once(store, settings):
     plain = encoded(film(1))
     put_drop(settings, "drop", {"NORMAL/a.png": plain, "NORMAL/b.png": plain + b"trailer"})
-    rows = ingested(settings, ingest_drop.ingest(settings, "drop"))
+    rows = ingested(settings, ingest_drop.ingest(store, settings, "drop"))
     assert rows["sha256"].nunique() == 1
     assert len([k for k in snapshot(settings) if k.startswith("images/")]) == 1
 
 
-def test_there_is_a_row_per_file_with_the_fixed_columns_and_what_the_drop_says(settings):
+def test_there_is_a_row_per_file_with_the_fixed_columns_and_what_the_drop_says(store, settings):
     put_drop(settings, "drop", {"train/NORMAL/a.png": png(1), "test/TURBERCULOSIS/b.jpg": boxed(2)})
-    rows = ingested(settings, ingest_drop.ingest(settings, "drop"))
+    rows = ingested(settings, ingest_drop.ingest(store, settings, "drop"))
     assert [rows.index.name, *rows.columns] == FIXED
     a, b = rows.loc["train/NORMAL/a.png"], rows.loc["test/TURBERCULOSIS/b.jpg"]
     assert (a["label"], a["split_hint"], a["verdict"], a["white_box"]) == ("NORMAL", "train", "accepted", 0)
@@ -99,8 +99,8 @@ def test_what_cannot_be_read_is_quarantined_with_the_reason_and_not_stored(setti
     root = put_drop(settings, "drop", files)
     (tmp_path / "secret.png").write_bytes(png(5))
     (root / "NORMAL/link.png").symlink_to(tmp_path / "secret.png")
-    limits = settings.model_copy(update={"max_file_bytes": 200_000, "max_pixels": 2_900_000})
-    rows = ingested(settings, ingest_drop.ingest(limits, "drop"))
+    limits = settings.replace(images={"max_file_bytes": 200_000, "max_pixels": 2_900_000})
+    rows = ingested(settings, ingest_drop.ingest(ObjectStore(limits.store), limits, "drop"))
     assert verdicts(rows) == {
         "NORMAL/cut.jpg": ("quarantined", "truncated"),
         "NORMAL/page.png": ("quarantined", "not_an_image"),
@@ -119,7 +119,7 @@ def test_what_cannot_be_read_is_quarantined_with_the_reason_and_not_stored(setti
     assert rows.loc["NORMAL/heavy.png", "bytes"] == len(files["NORMAL/heavy.png"])
 
 
-def test_a_labels_csv_full_of_traps_reads_nothing_outside_the_drop(settings, tmp_path):
+def test_a_labels_csv_full_of_traps_reads_nothing_outside_the_drop(store, settings, tmp_path):
     put_drop(settings, "other", {"NORMAL/secret.png": png(1)})
     (tmp_path / "inbox/secret.png").write_bytes(png(2))
     (tmp_path / "secret.png").write_bytes(png(3))
@@ -136,7 +136,7 @@ def test_a_labels_csv_full_of_traps_reads_nothing_outside_the_drop(settings, tmp
     ]
     files = {"labels.csv": csv(*rows), "good.png": png(4), "strange.png": png(5), "extra.png": png(6)}
     put_drop(settings, "drop", files)
-    table = ingested(settings, ingest_drop.ingest(settings, "drop"))
+    table = ingested(settings, ingest_drop.ingest(store, settings, "drop"))
     found = verdicts(table)
     outside = {f: v for f, v in found.items() if "secret" in f}
     assert len(outside) == 5 and set(outside.values()) == {("quarantined", "path_outside_drop")}
@@ -147,16 +147,16 @@ def test_a_labels_csv_full_of_traps_reads_nothing_outside_the_drop(settings, tmp
         "extra.png": ("quarantined", "not_listed"),
         "labels.csv": ("quarantined", "file_missing"),
     }
-    secrets = {measure.measure_image(png(n), settings)[0]["sha256"] for n in (1, 2, 3)}
+    secrets = {measure.measure_image(png(n), settings.images)[0]["sha256"] for n in (1, 2, 3)}
     assert not secrets & {k.split("/")[-1].split(".")[0] for k in snapshot(settings)}
 
 
-def test_file_names_of_any_bytes_are_taken(settings):
+def test_file_names_of_any_bytes_are_taken(store, settings):
     root = put_drop(settings, "drop", {"NORMAL/<script>.png": png(1), "NORMAL/two\nlines.png": png(2)})
     (root / os.fsdecode(b"NORMAL/caf\xe9.png")).write_bytes(png(3))  # Latin-1, no valid UTF-8
     (root / os.fsdecode(b"\xe9t\xe9")).mkdir()
     (root / os.fsdecode(b"\xe9t\xe9/a.png")).write_bytes(png(4))
-    rows = ingested(settings, ingest_drop.ingest(settings, "drop"))
+    rows = ingested(settings, ingest_drop.ingest(store, settings, "drop"))
     assert verdicts(rows) == {
         "NORMAL/<script>.png": ("accepted",),
         "NORMAL/two\nlines.png": ("accepted",),
@@ -170,25 +170,25 @@ def test_file_names_of_any_bytes_are_taken(settings):
     [{"NORMAL/a.png": b"no image"}, {"labels.csv": csv("lost.png,normal")}],
     ids=["only damaged files", "only missing files"],
 )
-def test_a_drop_without_any_usable_image_gives_a_table_all_the_same(settings, files):
+def test_a_drop_without_any_usable_image_gives_a_table_all_the_same(store, settings, files):
     put_drop(settings, "drop", files)
-    rows = ingested(settings, ingest_drop.ingest(settings, "drop"))
+    rows = ingested(settings, ingest_drop.ingest(store, settings, "drop"))
     assert list(rows["verdict"]) == ["quarantined"] and [rows.index.name, *rows.columns] == FIXED
     assert rows["mean"].isna().all() and list(rows["width"]) == [0]
 
 
-def test_an_empty_drop_and_a_missing_one_are_refused_and_write_nothing(settings):
+def test_an_empty_drop_and_a_missing_one_are_refused_and_write_nothing(store, settings):
     put_drop(settings, "empty", {".DS_Store": b"x"})
     for name, words in (("empty", "must hold images"), ("missing", "no drop of that name")):
         with pytest.raises(Refused, match=words):
-            ingest_drop.ingest(settings, name)
+            ingest_drop.ingest(store, settings, name)
     assert snapshot(settings) == {}
 
 
-def test_progress_is_told_after_each_file(settings):
+def test_progress_is_told_after_each_file(store, settings):
     put_drop(settings, "drop", {f"NORMAL/{i}.png": png(i) for i in range(3)})
     told = []
-    ingest_drop.ingest(settings, "drop", lambda *done: told.append(done))
+    ingest_drop.ingest(store, settings, "drop", lambda *done: told.append(done))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -197,33 +197,33 @@ def mixed(settings):
     return put_drop(settings, "drop", files)
 
 
-def test_running_twice_or_into_another_store_gives_the_same_bytes(settings):
+def test_running_twice_or_into_another_store_gives_the_same_bytes(store, settings):
     mixed(settings)
-    batch = ingest_drop.ingest(settings, "drop")
+    batch = ingest_drop.ingest(store, settings, "drop")
     first = snapshot(settings)
-    assert ingest_drop.ingest(settings, "drop") == batch
+    assert ingest_drop.ingest(store, settings, "drop") == batch
     assert snapshot(settings) == first
-    ingest_drop.ingest(elsewhere(settings), "drop")
+    ingest_drop.ingest(ObjectStore(elsewhere(settings).store), elsewhere(settings), "drop")
     assert snapshot(elsewhere(settings)) == first
 
 
-def test_an_inbox_in_s3_gives_the_same_images_and_measurements_as_a_folder(settings):
+def test_an_inbox_in_s3_gives_the_same_images_and_measurements_as_a_folder(store, settings):
     root = mixed(settings)
-    local = ingested(settings, ingest_drop.ingest(settings, "drop"))
-    away = settings.model_copy(update={"inbox": f"s3://{settings.bucket}/inbox", "prefix": "away/"})
+    local = ingested(settings, ingest_drop.ingest(store, settings, "drop"))
+    away = settings.replace(inbox={"path": f"s3://{settings.store.bucket}/inbox"}, store={"prefix": "away/"})
     for path in (p for p in root.rglob("*") if p.is_file()):
         key = f"inbox/drop/{path.relative_to(root).as_posix()}"
-        store.client(settings.s3_endpoint_url).put_object(Bucket=settings.bucket, Key=key, Body=path.read_bytes())
-    assert inbox.list_new_drops(away) == ["drop"]
-    remote = ingested(away, ingest_drop.ingest(away, "drop"))
+        store.client.put_object(Bucket=settings.store.bucket, Key=key, Body=path.read_bytes())
+    assert inbox.list_new_drops(ObjectStore(away.store), away.inbox) == ["drop"]
+    remote = ingested(away, ingest_drop.ingest(ObjectStore(away.store), away, "drop"))
     assert remote.to_json() == local.to_json()
     stored = {k for k in snapshot(away) if k.startswith("images/")}
     assert stored == {k for k in snapshot(settings) if k.startswith("images/")} and len(stored) == 3
 
 
-def test_only_where_something_is_to_be_done_it_is_told_of_the_beginning(settings):
+def test_only_where_something_is_to_be_done_it_is_told_of_the_beginning(store, settings):
     put_drop(settings, "drop", {"NORMAL/a.png": png(1)})
     begun = []
     for _ in range(2):
-        ingest_drop.ingest(settings, "drop", on_start=lambda: begun.append(1))
+        ingest_drop.ingest(store, settings, "drop", on_start=lambda: begun.append(1))
     assert begun == [1]

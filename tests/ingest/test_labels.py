@@ -6,22 +6,24 @@ import pandas as pd
 import pytest
 from drop_samples import csv, put_drop
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.imaging.formats import BadImage
 from cxr_ml.ingest import deidentify, drop_files, drop_index, inbox, labels
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 
 @pytest.fixture
 def local(tmp_path):
     """Settings with an empty inbox; no store is needed to read a drop."""
     (tmp_path / "inbox").mkdir()
-    return Settings(inbox=str(tmp_path / "inbox"), patient_salt="salt")
+    return Settings(inbox={"path": str(tmp_path / "inbox"), "patient_salt": "salt"})
 
 
 def said(settings, name) -> pd.DataFrame:
-    return labels.read_labels(settings, name, inbox.list_files(settings, name)).set_index("file")
+    return labels.read_labels(
+        ObjectStore(settings.store), settings, name, inbox.list_files(ObjectStore(settings.store), settings.inbox, name)
+    ).set_index("file")
 
 
 def labelled(settings, rows, *files, header="filename,label"):
@@ -69,7 +71,7 @@ def test_a_file_without_a_known_label_says_why(local, file, raw, reason):
 
 def test_a_spelling_can_be_added_in_the_settings(local):
     put_drop(local, "drop", {"Maladie_A/a.png": b"x"})
-    known = local.model_copy(update={"label_spellings": {"maladie a": "PNEUMONIA"}})
+    known = local.replace(inbox={"label_spellings": {"maladie a": "PNEUMONIA"}})
     assert said(known, "drop").loc["Maladie_A/a.png", "label"] == "PNEUMONIA"
 
 
@@ -206,17 +208,17 @@ def test_an_image_in_a_split_that_nobody_knows_is_never_guessed_into_train(local
 
 def test_a_table_of_too_many_rows_is_refused(local):
     with pytest.raises(Refused, match="max_drop_files"):
-        labelled(local.model_copy(update={"max_drop_files": 3}), [f"{i}.png,normal" for i in range(4)], "0.png")
+        labelled(local.replace(inbox={"max_drop_files": 3}), [f"{i}.png,normal" for i in range(4)], "0.png")
 
 
 def test_a_row_that_names_a_link_ends_as_one(local, tmp_path):
     (tmp_path / "secret.png").write_bytes(b"secret")
     root = put_drop(local, "drop", {"labels.csv": csv("link.png,normal")})
     (root / "link.png").symlink_to(tmp_path / "secret.png")
-    entries = inbox.list_files(local, "drop")
-    (row,) = labels.read_labels(local, "drop", entries).to_dict("records")
+    entries = inbox.list_files(ObjectStore(local.store), local.inbox, "drop")
+    (row,) = labels.read_labels(ObjectStore(local.store), local, "drop", entries).to_dict("records")
     with pytest.raises(BadImage) as caught:
-        drop_files.read_file(local, entries[row["entry"]])
+        drop_files.read_file(ObjectStore(local.store), local.images, entries[row["entry"]])
     assert (row["reasons"], caught.value.code) == ([], "symlink")
 
 
@@ -224,10 +226,13 @@ def test_files_named_by_the_patient_get_the_hash_and_are_still_found(local):
     rows = ["P0007/chest_p0007.png,normal,P0007", "x.png,normal,P0008"]
     files = {"labels.csv": csv(*rows, header="filename,label,patient_id"), "P0007/chest_p0007.png": b"one"}
     put_drop(local, "drop", files | {"x.png": b"two", "p0008_unlisted.png": b"three"})
-    entries = inbox.list_files(local, "drop")
-    table = labels.read_labels(local, "drop", entries)
-    seven, eight = (deidentify.hash_patient(local, p) for p in ("P0007", "P0008"))
-    assert {row.file: drop_files.read_file(local, entries[row.entry]) for row in table.itertuples()} == {
+    entries = inbox.list_files(ObjectStore(local.store), local.inbox, "drop")
+    table = labels.read_labels(ObjectStore(local.store), local, "drop", entries)
+    seven, eight = (deidentify.hash_patient(local.inbox, p) for p in ("P0007", "P0008"))
+    assert {
+        row.file: drop_files.read_file(ObjectStore(local.store), local.images, entries[row.entry])
+        for row in table.itertuples()
+    } == {
         f"{seven}/chest_{seven}.png": b"one",
         "x.png": b"two",
         f"{eight}_unlisted.png": b"three",
@@ -236,10 +241,8 @@ def test_files_named_by_the_patient_get_the_hash_and_are_still_found(local):
 
 
 def test_a_table_that_names_patients_needs_a_salt(local):
-    with pytest.raises(Refused, match="CXR_PATIENT_SALT"):
-        labelled(
-            local.model_copy(update={"patient_salt": ""}), ["a.png,normal,P7"], "a.png", header="filename,label,mrn"
-        )
+    with pytest.raises(Refused, match="CXR_INBOX__PATIENT_SALT"):
+        labelled(local.replace(inbox={"patient_salt": ""}), ["a.png,normal,P7"], "a.png", header="filename,label,mrn")
 
 
 def test_windows_paths_name_the_file_below_their_folder(local):
@@ -279,7 +282,7 @@ def test_a_patient_becomes_a_salted_hash(local):
     a, b, c, d = table["patient"]
     assert a == b != d and c == "" and len(a) == 16
     assert "Jane" not in table.to_csv()
-    other = local.model_copy(update={"patient_salt": "another"})
+    other = local.replace(inbox={"patient_salt": "another"})
     assert said(other, "drop").loc["a.png", "patient"] != a
 
 
@@ -311,7 +314,7 @@ def test_a_labels_csv_that_is_a_link_is_not_followed(local, tmp_path):
 def test_a_labels_csv_larger_than_any_file_may_be_is_not_read(local):
     put_drop(local, "drop", {"labels.csv": csv("a.png,normal"), "a.png": b"x"})
     with pytest.raises(Refused, match=r"labels\.csv"):
-        said(local.model_copy(update={"max_file_bytes": 10}), "drop")
+        said(local.replace(images={"max_file_bytes": 10}), "drop")
 
 
 # The inbox
@@ -324,7 +327,7 @@ def test_the_drops_are_the_folders_of_the_inbox(local, tmp_path):
     (tmp_path / "inbox/.partial").mkdir()
     (tmp_path / "outside").mkdir()
     (tmp_path / "inbox/link").symlink_to(tmp_path / "outside")
-    assert inbox.list_drops(local) == ["a", "b"]
+    assert inbox.list_drops(ObjectStore(local.store), local.inbox) == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["..", "../outside", "missing", "", "link"])
@@ -332,12 +335,15 @@ def test_a_name_that_is_no_drop_of_the_inbox_is_refused(local, tmp_path, name):
     (tmp_path / "outside").mkdir()
     (tmp_path / "inbox/link").symlink_to(tmp_path / "outside")
     with pytest.raises(Refused, match="no drop of that name"):
-        inbox.list_files(local, name)
+        inbox.list_files(ObjectStore(local.store), local.inbox, name)
 
 
 def test_an_inbox_that_does_not_exist_is_refused_by_the_name_of_its_setting(local):
-    with pytest.raises(Refused, match="CXR_INBOX"):
-        inbox.list_drops(local.model_copy(update={"inbox": "/nowhere/at/all"}))
+    with pytest.raises(Refused, match="CXR_INBOX__PATH"):
+        inbox.list_drops(
+            ObjectStore(local.replace(inbox={"path": "/nowhere/at/all"}).store),
+            local.replace(inbox={"path": "/nowhere/at/all"}).inbox,
+        )
 
 
 def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(local, tmp_path):
@@ -348,7 +354,7 @@ def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(local, tmp_
     (root / "NORMAL/link.png").symlink_to(tmp_path / "outside/secret.png")
     (root / "NORMAL/folder").symlink_to(tmp_path / "outside")
     os.mkfifo(root / "NORMAL/pipe.png")
-    found = {e.file: (e.size, e.fault) for e in inbox.list_files(local, "drop")}
+    found = {e.file: (e.size, e.fault) for e in inbox.list_files(ObjectStore(local.store), local.inbox, "drop")}
     assert found == {
         "NORMAL/a.png": (1, ""),
         "NORMAL/folder": (-1, "symlink"),
@@ -360,7 +366,7 @@ def test_links_are_listed_but_not_followed_and_clutter_is_not_listed(local, tmp_
 @pytest.mark.parametrize("change", ["touched", "longer", "a link", "a pipe", "gone"])
 def test_a_file_that_is_no_longer_what_was_listed_is_not_read(local, tmp_path, change):
     path = put_drop(local, "drop", {"NORMAL/a.png": b"one"}) / "NORMAL/a.png"
-    (entry,) = inbox.list_files(local, "drop")
+    (entry,) = inbox.list_files(ObjectStore(local.store), local.inbox, "drop")
     if change == "touched":
         os.utime(path, (1, 1))
     elif change == "longer":
@@ -374,14 +380,14 @@ def test_a_file_that_is_no_longer_what_was_listed_is_not_read(local, tmp_path, c
         elif change == "a pipe":
             os.mkfifo(path)
     with pytest.raises(Refused, match=r"must not change.*start a new run"):
-        drop_files.read_file(local, entry)
+        drop_files.read_file(ObjectStore(local.store), local.images, entry)
 
 
 def test_the_name_of_a_batch_changes_only_with_the_drop(local):
     root = put_drop(local, "week 2 é", {"NORMAL/a.png": b"one", "NORMAL/b.png": b"two"})
 
     def name():
-        return inbox.make_batch_id(root.name, inbox.list_files(local, root.name))
+        return inbox.make_batch_id(root.name, inbox.list_files(ObjectStore(local.store), local.inbox, root.name))
 
     first = name()
     assert first == name()
@@ -409,10 +415,10 @@ def test_files_of_two_drops_that_look_alike_do_not_share_a_batch():
 @pytest.fixture
 def remote(settings):
     """Settings whose inbox is in a bucket, and a function that puts an object there."""
-    away = settings.model_copy(update={"inbox": f"s3://{settings.bucket}/in/box"})
+    away = settings.replace(inbox={"path": f"s3://{settings.store.bucket}/in/box"})
 
     def put(key, data=b"x"):
-        store.client(away.s3_endpoint_url).put_object(Bucket=away.bucket, Key=f"in/box/{key}", Body=data)
+        ObjectStore(away.store).client.put_object(Bucket=away.store.bucket, Key=f"in/box/{key}", Body=data)
 
     return away, put
 
@@ -425,42 +431,42 @@ def test_an_inbox_in_s3_is_listed_and_read_like_a_folder(remote):
     put("week-10/labels.csv", csv("images/b.png,covid"))
     put("week-10/images/b.png", b"two")
     put("not-in-a-drop.png")
-    assert inbox.list_drops(settings) == ["week-1", "week-10"]
-    (entry,) = inbox.list_files(settings, "week-1")
+    assert inbox.list_drops(ObjectStore(settings.store), settings.inbox) == ["week-1", "week-10"]
+    (entry,) = inbox.list_files(ObjectStore(settings.store), settings.inbox, "week-1")
     assert (entry.file, entry.size) == ("train/NORMAL/a.png", 3)
-    assert drop_files.read_file(settings, entry) == b"one"
+    assert drop_files.read_file(ObjectStore(settings.store), settings.images, entry) == b"one"
     assert said(settings, "week-1").loc["train/NORMAL/a.png", ["label", "split_hint"]].to_list() == ["NORMAL", "train"]
     assert said(settings, "week-10")["label"].to_dict() == {"images/b.png": "COVID19"}
-    same = settings.model_copy(update={"inbox": settings.inbox + "/"})
-    assert list(inbox.list_files(same, "week-1")) == [entry]
+    same = settings.replace(inbox={"path": settings.inbox.path + "/"})
+    assert list(inbox.list_files(ObjectStore(same.store), same.inbox, "week-1")) == [entry]
     put("week-1/train/NORMAL/a.png", b"two")
     with pytest.raises(Refused, match="must not change"):
-        drop_files.read_file(settings, entry)
+        drop_files.read_file(ObjectStore(settings.store), settings.images, entry)
 
 
 def test_a_hidden_folder_in_s3_is_no_drop(remote):
     settings, put = remote
     put(".partial/NORMAL/b.png")
     put("drop/NORMAL/c.png")
-    assert inbox.list_drops(settings) == ["drop"]
+    assert inbox.list_drops(ObjectStore(settings.store), settings.inbox) == ["drop"]
 
 
 def test_the_batch_of_a_drop_in_s3_changes_with_the_bytes_of_a_file(remote):
     settings, put = remote
     put("drop/NORMAL/a.png", b"one")
-    first = inbox.make_batch_id("drop", inbox.list_files(settings, "drop"))
+    first = inbox.make_batch_id("drop", inbox.list_files(ObjectStore(settings.store), settings.inbox, "drop"))
     put("drop/NORMAL/a.png", b"two")
-    assert inbox.make_batch_id("drop", inbox.list_files(settings, "drop")) != first
+    assert inbox.make_batch_id("drop", inbox.list_files(ObjectStore(settings.store), settings.inbox, "drop")) != first
 
 
-def test_a_drop_is_new_until_its_batch_is_committed_and_again_when_it_changes(settings):
+def test_a_drop_is_new_until_its_batch_is_committed_and_again_when_it_changes(store, settings):
     root = put_drop(settings, "drop", {"NORMAL/a.png": b"x"})
     (root.parent / "empty").mkdir()
-    assert inbox.list_new_drops(settings) == ["drop"]
-    batch = inbox.make_batch_id("drop", inbox.list_files(settings, "drop"))
-    store.put_if_absent(settings, f"batches/{batch}/ingested.parquet", b"not the commit mark")
-    assert inbox.list_new_drops(settings) == ["drop"]
-    store.put_if_absent(settings, f"batches/{batch}/batch.json", b"{}")
-    assert inbox.list_new_drops(settings) == []
+    assert inbox.list_new_drops(store, settings.inbox) == ["drop"]
+    batch = inbox.make_batch_id("drop", inbox.list_files(store, settings.inbox, "drop"))
+    store.put_if_absent(f"batches/{batch}/ingested.parquet", b"not the commit mark")
+    assert inbox.list_new_drops(store, settings.inbox) == ["drop"]
+    store.put_if_absent(f"batches/{batch}/batch.json", b"{}")
+    assert inbox.list_new_drops(store, settings.inbox) == []
     (root / "NORMAL/b.png").write_bytes(b"y")
-    assert inbox.list_new_drops(settings) == ["drop"]
+    assert inbox.list_new_drops(store, settings.inbox) == ["drop"]

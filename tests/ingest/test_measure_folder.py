@@ -65,7 +65,7 @@ def test_a_folder_is_measured_as_ingest_does_each_file_with_its_reason(folder):
     rows = {row["file"]: row for row in json.loads(out)}
     assert status == 0 and {f: r["reasons"] for f, r in rows.items()} == REASONS
     assert list(rows["films/a.png"]) == list(tables.COLUMNS)
-    measured = measure.measure_image(png(1), Settings())[0]
+    measured = measure.measure_image(png(1), Settings().images)[0]
     assert {name: rows["films/a.png"][name] for name in measured} == measured
     assert rows["films/page.png"]["mean"] is None and rows["films/page.png"]["verdict"] == "quarantined"
 
@@ -73,13 +73,13 @@ def test_a_folder_is_measured_as_ingest_does_each_file_with_its_reason(folder):
 def test_a_link_is_followed_where_it_is_named_and_files_and_folders_may_be_mixed(folder):
     _, out, _ = call("films/link.png", "films/deep", "--json")
     linked, deep = json.loads(out)
-    assert linked["sha256"] == measure.measure_image(png(5), Settings())[0]["sha256"]
+    assert linked["sha256"] == measure.measure_image(png(5), Settings().images)[0]["sha256"]
     assert deep["file"] == "films/deep/b.jpg"
 
 
 @pytest.mark.parametrize("files", [2, 5000])
 def test_a_parquet_file_holds_the_same_table_however_it_was_cut(folder, monkeypatch, files):
-    monkeypatch.setenv("CXR_SHARD_FILES", str(files))
+    monkeypatch.setenv("CXR_INBOX__SHARD_FILES", str(files))
     _, out, _ = call("films", "--out", "t.parquet", "--json")
     unread = {"empty_file": 1, "not_an_image": 1, "special_file": 1, "symlink": 1}
     assert json.loads(out) == {"files": 8, "unread": unread, "out": "t.parquet"}
@@ -94,7 +94,7 @@ def test_a_csv_file_can_be_opened_in_a_spreadsheet_and_runs_nothing(folder):
         rows = list(csv_module.DictReader(file))
     assert rows[0]["file"] == "'=cmd().png"
     assert {r["file"]: r["reasons"].split() for r in rows[1:]} == REASONS
-    assert float(rows[1]["mean"]) == measure.measure_image(png(1), Settings())[0]["mean"]
+    assert float(rows[1]["mean"]) == measure.measure_image(png(1), Settings().images)[0]["mean"]
     assert not [c for row in rows for c in row.values() if c.startswith(("=", "+", "-", "@"))]
 
 

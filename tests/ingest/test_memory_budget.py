@@ -14,7 +14,7 @@ LISTED, JUDGED = 50_000, 25_000
 
 def test_an_archive_of_50_000_files_is_listed_and_its_table_matched_below_a_peak(settings):
     """Measured: 281 MB, 85 of them for the drop; a kilobyte more for each file would break the limit."""
-    memory.write_zip(Path(settings.inbox), LISTED)
+    memory.write_zip(Path(settings.inbox.path), LISTED)
     assert memory.peak(memory.LABELS.format(drop="listed.zip"))[0] < 330
 
 

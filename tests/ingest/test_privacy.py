@@ -9,7 +9,6 @@ from dicom_samples import PERSON, baseline, dicom
 from drop_samples import csv, encoded, film, judged, put_drop, resized, snapshot, take, verdicts
 from PIL import Image, PngImagePlugin
 
-from cxr_ml import store
 from cxr_ml.imaging import decode
 from cxr_ml.ingest import deidentify, ingest_drop, process_file, tables
 from cxr_ml.validation import quarantine
@@ -64,13 +63,13 @@ def leaks(settings) -> set[str]:
     return {name for name in NAMES if name.lower() in stored}
 
 
-def test_the_search_finds_what_is_planted(settings):
+def test_the_search_finds_what_is_planted(store, settings):
     """Else the tests below would prove nothing."""
     for number, data in enumerate(tagged().values()):
-        store.put_if_absent(settings, f"images/{number}", data)
+        store.put_if_absent(f"images/{number}", data)
     assert leaks(settings) >= {"zaphod", "beeblebrox"}
     ingest_like = pd.DataFrame({"file": ["mrn-0012345.png"]})
-    store.put_if_absent(settings, "batches/b/x.parquet", tables.to_parquet(ingest_like))
+    store.put_if_absent("batches/b/x.parquet", tables.to_parquet(ingest_like))
     assert "mrn-0012345" in leaks(settings)
 
 
@@ -97,7 +96,7 @@ def test_headers_names_and_tables_leave_no_trace_of_a_patient(settings):
     assert len(found) == 8
     assert leaks(settings) == set()
     assert len([k for k in snapshot(settings) if k.startswith("images/")]) == 5
-    mark = deidentify.hash_patient(settings, "MRN-0012345")
+    mark = deidentify.hash_patient(settings.inbox, "MRN-0012345")
     films = found[found["format"] == "dicom"]
     assert set(films["patient"]) == {mark} and set(films["view"]) == {"PA"}
     (burned,) = [v for f, v in verdicts(found).items() if f.startswith(f"refused/{mark} ")]
@@ -111,14 +110,14 @@ def test_the_same_in_an_archive(settings):
         for file, data in tagged().items():
             archive.writestr(f"NORMAL/{file}", data)
         archive.writestr("COVID19/Zaphod/MRN-0012345.dcm", dicom(film(3), **HEADER))
-    (Path(settings.inbox) / "drop.zip").write_bytes(buffer.getvalue())
+    (Path(settings.inbox.path) / "drop.zip").write_bytes(buffer.getvalue())
     take(settings, "drop.zip")
     assert len([k for k in snapshot(settings) if k.startswith("images/")]) == 3
     assert leaks(settings) == set()
 
 
-def test_hashed_names_leave_no_trace_of_undeclared_patients(settings):
-    settings = settings.model_copy(update={"file_names": "hash"})
+def test_hashed_names_leave_no_trace_of_undeclared_patients(store, settings):
+    settings = settings.replace(inbox={"file_names": "hash"})
     files = {
         "NORMAL/Zaphod Beeblebrox.png": encoded(film(1)),
         "COVID19/Beeblebrox/1.png": encoded(film(2)),
@@ -131,10 +130,10 @@ def test_hashed_names_leave_no_trace_of_undeclared_patients(settings):
     assert sorted(f.rpartition("/")[0] for f in found) == ["", "COVID19", "NORMAL", "NORMAL"]
     for file in files:
         for name in (file, f"drop/{file}", f"{batch}/{file}"):
-            told = quarantine.describe_file(settings, name)
-            assert told["file"].endswith(deidentify.hash_path(settings, file))
+            told = quarantine.describe_file(store, settings, name)
+            assert told["file"].endswith(deidentify.hash_path(settings.inbox, file))
     before = snapshot(settings)
-    assert ingest_drop.ingest(settings, "drop") == batch and snapshot(settings) == before
+    assert ingest_drop.ingest(store, settings, "drop") == batch and snapshot(settings) == before
 
 
 def test_two_spellings_of_a_patient_in_the_names_of_two_files_are_two_files(settings):
@@ -143,21 +142,21 @@ def test_two_spellings_of_a_patient_in_the_names_of_two_files_are_two_files(sett
     )
     files = {"MRN-0012345.png": encoded(film(1)), "mrn_0012345.png": encoded(film(2)), "labels.csv": rows}
     found = judged(settings, take(settings, "drop", files).batch)
-    mark = deidentify.hash_patient(settings, "MRN-0012345")
+    mark = deidentify.hash_patient(settings.inbox, "MRN-0012345")
     assert found["label"].to_dict() == {f"{mark}.png": "NORMAL", f"{mark}~2.png": "COVID19"}
     assert leaks(settings) == set()
 
 
-def test_a_dicom_film_is_stored_under_its_hash_as_a_png_and_found_there_by_its_row(settings):
+def test_a_dicom_film_is_stored_under_its_hash_as_a_png_and_found_there_by_its_row(store, settings):
     put_drop(settings, "drop", {"NORMAL/a.dcm": dicom(film(1), **PERSON), "NORMAL/b.png": encoded(film(2))})
     batch = take(settings, "drop")
     rows = judged(settings, batch.batch)
     row = rows.loc["NORMAL/a.dcm"]
     key = process_file.image_key(row["sha256"], row["format"])
     assert (row["format"], row["bits"], row["verdict"]) == ("dicom", 8, "accepted") and key.endswith(".png")
-    stored = store.get(settings, key)
-    assert (decode.decode_grey(stored) == decode.decode_image(dicom(film(1)), settings).pixels).all()
-    head = store.client(settings.s3_endpoint_url).head_object(Bucket=settings.bucket, Key=settings.prefix + key)
+    stored = store.get(key)
+    assert (decode.decode_grey(stored) == decode.decode_image(dicom(film(1)), settings.images).pixels).all()
+    head = store.client.head_object(Bucket=settings.store.bucket, Key=settings.store.prefix + key)
     assert head["ContentType"] == "image/png"
     # A film that comes later is compared with it on pixels, under the same name.
     put_drop(settings, "later", {"NORMAL/c.dcm": dicom(film(1), PatientID="another"), "NORMAL/d.jpg": resized(1)})

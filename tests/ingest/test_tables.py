@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from cxr_ml import store
 from cxr_ml.ingest import tables
+from cxr_ml.store import ObjectStore
 
 KEY = "batches/b/measurements.parquet"
 
@@ -24,23 +24,28 @@ def write(settings, groups, rows=100):
             "reasons": [["blank", "blurred"][: n % 3] for n in range(groups * rows)],
         }
     )
-    tables.write_table(settings, KEY, (frame[at : at + rows] for at in range(0, len(frame), rows)))
+    tables.write_table(
+        ObjectStore(settings.store),
+        settings.cache_dir,
+        KEY,
+        (frame[at : at + rows] for at in range(0, len(frame), rows)),
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 3, 300])  # of 300, the footer is longer than what is asked for first
 @pytest.mark.parametrize("columns", [["reasons", "file"], ["ring"], ["bytes", "white_box"], []])
-def test_some_columns_are_those_of_the_whole_table(settings, groups, columns):
+def test_some_columns_are_those_of_the_whole_table(store, settings, groups, columns):
     write(settings, groups)
-    whole = pq.read_table(io.BytesIO(store.get(settings, KEY)))
-    found = tables.read_columns(settings, KEY, columns)
+    whole = pq.read_table(io.BytesIO(store.get(KEY)))
+    found = tables.read_columns(store, KEY, columns)
     assert found.column_names == columns
     assert found.equals(whole.select(found.column_names)) or found.to_pylist() == [{}] * len(whole)
 
 
-def test_of_a_large_table_the_other_columns_are_not_asked_for(settings, monkeypatch):
+def test_of_a_large_table_the_other_columns_are_not_asked_for(store, settings, monkeypatch):
     write(settings, 1, 3000)
     spans = []
-    span = store.span
-    monkeypatch.setattr(store, "span", lambda *a: spans.append(len((found := span(*a))[0])) or found)
-    assert len(tables.read_columns(settings, KEY, ["file", "reasons"])) == 3000
-    assert sum(spans) < 200_000 < len(store.get(settings, KEY))
+    get_range = ObjectStore.get_range
+    monkeypatch.setattr(ObjectStore, "get_range", lambda *a: spans.append(len((found := get_range(*a))[0])) or found)
+    assert len(tables.read_columns(store, KEY, ["file", "reasons"])) == 3000
+    assert sum(spans) < 200_000 < len(store.get(KEY))

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,29 +17,30 @@ from botocore.config import Config
 from botocore.session import Session
 
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from local import airflow_api
 from local.state import REPOSITORY
 from local.summary import read_subjects
 
 # One epoch at a rate near zero: the first champion is poor, so that a few real epochs beat it.
 CONFIG = """
-architectures = ["light"]
-weights = "none"
-image_size = 32
-batch_size = 8
-dropout = 0.0
-head_epochs = 1
-head_learning_rate = 1e-6
-fine_tune_epochs = 0
-min_test_support = 5
-macro_f1_floor = 0.0
-margins = {}
-disguise_limit = 1.0
-lungs_hidden_limit = 1.0
-recall_floors = {NORMAL = 0.0, COVID19 = 0.0, PNEUMONIA = 0.0}
-f1_floors = {COVID19 = 0.0, PNEUMONIA = 0.0}
-mail_allowed = ["team@hospital.example"]
-mail_to = ["team@hospital.example"]
+training.architectures = ["light"]
+training.weights = "none"
+training.image_size = 32
+training.batch_size = 8
+training.dropout = 0.0
+training.head_epochs = 1
+training.head_learning_rate = 1e-6
+training.fine_tune_epochs = 0
+gate.min_test_support = 5
+gate.macro_f1_floor = 0.0
+gate.margins = {}
+gate.corruption_limit = 1.0
+gate.lungs_hidden_limit = 1.0
+gate.recall_floors = {NORMAL = 0.0, COVID19 = 0.0, PNEUMONIA = 0.0}
+gate.f1_floors = {COVID19 = 0.0, PNEUMONIA = 0.0}
+mail.allowed = ["team@hospital.example"]
+mail.recipients = ["team@hospital.example"]
 """
 _UNFINISHED = ("queued", "running")
 LONG = 1200.0  # seconds that no wait takes, not even on a machine that is many times slower
@@ -71,7 +73,7 @@ def write_config(folder: Path) -> Path:
             expectation["kwargs"]["min_value"] = 1
     (expectations / "dataset.json").write_text(json.dumps(suite))
     config = folder / "small.toml"
-    config.write_text(f'expectations = "{expectations}"\n{CONFIG}')
+    config.write_text(f'validation.expectations = "{expectations}"\n{CONFIG}')
     return config
 
 
@@ -126,15 +128,17 @@ class MakeRun:
         self.ports = json.loads((self.state / "ports.json").read_text())
         self.address = f"http://127.0.0.1:{self.ports['ui']}"
         self.client = airflow_api.connect(self.address, self.password)
-        self.settings = Settings(s3_endpoint_url=f"http://127.0.0.1:{self.ports['s3']}")
+        self.settings = Settings(store={"endpoint_url": f"http://127.0.0.1:{self.ports['s3']}"})
         self.s3 = Session().create_client(
             "s3",
             region_name="us-east-1",
-            endpoint_url=self.settings.s3_endpoint_url,
+            endpoint_url=self.settings.store.endpoint_url,
             aws_access_key_id=secrets["s3_access_key"],
             aws_secret_access_key=secrets["s3_secret_key"],
             config=Config(proxies={}),
         )
+        hook = SimpleNamespace(get_conn=lambda: self.s3, get_credentials=lambda: None)
+        self.store = ObjectStore(self.settings.store, hook)
 
     def trigger(self, **form: object) -> str:
         return airflow_api.trigger_run(self.client, form)

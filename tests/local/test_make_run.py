@@ -15,7 +15,6 @@ import pytest
 from console_pages import NAVIGATION, console, logged_in, trigger
 from making import LONG, MakeRun
 
-from cxr_ml import store
 from cxr_ml.records import Run
 from cxr_ml.registry import promotion
 from cxr_ml.reporting import deliveries
@@ -53,19 +52,14 @@ def browser(made):
         assert complaints == []
 
 
-@pytest.fixture(autouse=True)
-def own_store(made, monkeypatch):
-    monkeypatch.setattr(store, "_given", [made.s3])
-
-
 def test_the_first_run_takes_the_drop_to_a_champion_and_reports_it(made):
     run_id = re.search(r"/runs/(manual__\S+)", made.output)[1]
     tasks = made.tasks(run_id)
     assert set(tasks) == STEPS
     assert {name for name, (state, _) in tasks.items() if state != "success"} == {"decide.approval"}
     assert tasks["decide.approval"][0] == "skipped"
-    champion = promotion.champion(made.settings)
-    (entry,) = promotion.history(made.settings)
+    champion = promotion.champion(made.store)
+    (entry,) = promotion.history(made.store)
     assert (champion.version, champion.model) == (1, entry.model)
     assert (entry.action, entry.by) == ("promoted", "admin")
     assert made.champions() == [{"model": champion.model, "version": 1}]
@@ -101,7 +95,7 @@ def test_nothing_new_ends_early_with_every_step_skipped_and_no_mail(made):
     assert set(tasks) == STEPS
     assert {state for state, _ in tasks.values()} == {"skipped"}
     assert made.mails() == before
-    assert store.load(made.settings, f"reports/{promotion.slug(run_id)}/run.json", Run).outcome == "nothing_new"
+    assert made.store.load(f"reports/{promotion.slug(run_id)}/run.json", Run).outcome == "nothing_new"
 
 
 def test_the_form_refuses_a_bad_value_before_anything_runs(made):
@@ -131,7 +125,7 @@ def test_a_drop_that_does_not_exist_fails_at_once_with_one_mail_that_says_why(ma
 
 
 def test_a_human_who_says_no_keeps_the_champion(made):
-    champion = promotion.champion(made.settings)
+    champion = promotion.champion(made.store)
     before = made.mails()
     run_id = made.trigger(**BETTER)
     question = made.answer(run_id, "Reject")
@@ -144,13 +138,13 @@ def test_a_human_who_says_no_keeps_the_champion(made):
         assert tasks.pop(step)[0] == "skipped"
     assert tasks.pop("announce")[0] == "skipped"  # the champion stays
     assert {state for state, _ in tasks.values()} == {"success"}
-    entry = promotion.history(made.settings)[-1]
+    entry = promotion.history(made.store)[-1]
     assert (entry.action, entry.by, entry.why) == ("refused", "admin", "Not approved by admin.")
     assert entry.decision.promote
     assert entry.decision.overrides == {
         "seed": "1", "head_epochs": "8", "head_learning_rate": "0.003", "approval": "True",
     }  # fmt: skip
-    assert promotion.champion(made.settings) == champion
+    assert promotion.champion(made.store) == champion
     assert len(made.champions()) == 1
     ((_, subject),) = made.mails().items() - before.items()
     assert subject.startswith("[cxr] REFUSED light")
@@ -164,7 +158,7 @@ def test_each_page_of_the_console_is_there_in_airflows_own_frame_and_fits_a_phon
         frame.get_by_role("link", name=name, exact=True).click()
         heading = {"Overview": "Chest X-ray retraining"}.get(name, name)
         frame.get_by_role("heading", name=heading, exact=True, level=1).wait_for()
-    champion = promotion.champion(made.settings)
+    champion = promotion.champion(made.store)
     for path, shown in {
         "": champion.model,
         "models": champion.model,
@@ -197,13 +191,13 @@ def test_a_run_triggered_from_the_form_and_approved_in_the_console_makes_a_champ
     frame.get_by_role("button", name="Answer").click()
     frame.get_by_text("You approved the promotion.").wait_for()
     assert made.wait(run_id) == "success"
-    entry = promotion.history(made.settings)[-1]
+    entry = promotion.history(made.store)[-1]
     by = "admin, approved by admin (two readers agree)"
     assert (entry.action, entry.by, entry.version) == ("promoted", by, 2)
     assert entry.decision.overrides == {
         "seed": "1", "head_epochs": "8", "head_learning_rate": "0.003", "approval": "True",
     }  # fmt: skip
-    assert promotion.champion(made.settings).model == entry.model
+    assert promotion.champion(made.store).model == entry.model
     assert made.champions()[1:] == [{"model": entry.model, "version": 2}]
 
 
@@ -230,7 +224,7 @@ def test_an_image_released_in_the_console_is_ruled_on_with_name_and_reason(made,
     frame.get_by_label("I am sure").check()
     frame.get_by_role("button", name="Record").click()
     frame.get_by_text("1 image was let in; the next dataset honours it.").wait_for()
-    (ruling,) = rulings.read(made.settings)
+    (ruling,) = rulings.read(made.store)
     assert (ruling.action, ruling.by, ruling.why, ruling.label) == ("release", "admin", "small, but readable", "NORMAL")
     assert ruling.file.endswith("NORMAL/small.png")
 
@@ -250,10 +244,10 @@ def test_a_rollback_in_the_console_is_told_to_history_team_and_other_dags(made, 
     frame.get_by_role("button", name="Roll back").click()
     frame.get_by_text(f"The rollback to {first['model']} has begun.").wait_for()
     wait_until(lambda: len(made.champions()) == 3, LONG, "no rollback")
-    entry = promotion.history(made.settings)[-1]
+    entry = promotion.history(made.store)[-1]
     assert (entry.action, entry.model, entry.version) == ("rolled_back", first["model"], 3)
     assert (entry.by, entry.why) == ("admin", "Misses too much.")
-    assert promotion.champion(made.settings).model == first["model"]
+    assert promotion.champion(made.store).model == first["model"]
     assert made.champions()[2:] == [{"model": first["model"], "version": 3}]
     wait_until(lambda: len(made.mails()) > len(before), LONG, "no mail")
     ((_, subject),) = made.mails().items() - before.items()
@@ -262,16 +256,16 @@ def test_a_rollback_in_the_console_is_told_to_history_team_and_other_dags(made, 
 
 def test_a_mail_that_no_server_takes_is_a_red_step_in_a_green_run_and_a_warning_in_the_store(made):
     second, config = made.champions()[1], made.config
-    before, known = made.mails(), len(promotion.history(made.settings))
+    before, known = made.mails(), len(promotion.history(made.store))
     plain = config.read_text()
-    config.write_text("smtp_starttls = true\n" + plain)  # which this server does not offer
+    config.write_text("mail.smtp_starttls = true\n" + plain)  # which this server does not offer
     try:
         assert made.roll_back(to=second["model"], why="Back again.") == "success"
     finally:
         config.write_text(plain)
-    assert len(promotion.history(made.settings)) == known + 1 and made.mails() == before
-    run = promotion.history(made.settings)[-1].run
-    (missed,) = deliveries.find_unsent(made.settings, run)
+    assert len(promotion.history(made.store)) == known + 1 and made.mails() == before
+    run = promotion.history(made.store)[-1].run
+    (missed,) = deliveries.find_unsent(made.store, run)
     assert missed.to == ("team@hospital.example",) and "STARTTLS" in missed.why
     (latest,) = airflow_api.get(made.client, "dags/cxr_rollback/dagRuns", order_by="-run_after", limit=1)["dag_runs"]
     steps = airflow_api.get(made.client, f"dags/cxr_rollback/dagRuns/{latest['dag_run_id']}/taskInstances")
@@ -282,7 +276,7 @@ def test_a_mail_that_no_server_takes_is_a_red_step_in_a_green_run_and_a_warning_
 def checkpoints(made: MakeRun, known: set[str]) -> dict[str, int]:
     """Model -> the last epoch of its head that the store has, of the models that were not known before."""
     found = {}
-    for key in store.keys(made.settings, "models/"):
+    for key in made.store.keys("models/"):
         if (match := re.match(r"models/(.+)/checkpoints/head-(\d+)-", key)) and match[1] not in known:
             found[match[1]] = int(match[2])
     return found
@@ -314,7 +308,7 @@ def wait_until(true: Callable[[], bool], seconds: float, what: str) -> float:
 
 
 def test_a_training_that_is_killed_is_retried_and_goes_on_and_one_that_is_cancelled_stops(made):
-    known = {key.split("/")[1] for key in store.keys(made.settings, "models/")}
+    known = {key.split("/")[1] for key in made.store.keys("models/")}
     run_id = made.trigger(train_anyway=True, seed=2, head_epochs=1000, patience=1000)
     first = running_training(made, run_id, 1)
     wait_until(lambda: max(checkpoints(made, known).values(), default=0) >= 3, LONG, "no third epoch")

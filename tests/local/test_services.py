@@ -11,6 +11,8 @@ from cxr_ml import settings as settings_module
 from cxr_ml.errors import Refused
 from local import services, state
 
+NO_FILES = services.SettingsFiles(None, None)
+
 
 @pytest.fixture
 def ports():
@@ -63,33 +65,33 @@ def test_a_port_somebody_listens_on_is_not_free(address):
     assert services.is_free(port)
 
 
-def test_the_settings_file_follows_profile_then_config_then_weights(tmp_path):
+def test_the_profile_follows_the_weights_and_a_file_is_laid_over_it(tmp_path):
     (tmp_path / "profiles").mkdir()
-    for name in ("demo", "cpu"):
-        (tmp_path / "profiles" / f"{name}.toml").touch()
+    demo, cpu = (tmp_path / "profiles" / f"{name}.toml" for name in ("demo", "cpu"))
     own = tmp_path / "own.toml"
-    own.touch()
+    for path in (demo, cpu, own):
+        path.touch()
 
     def find(**environ):
-        return services.find_config(environ, tmp_path)
+        return services.find_settings(environ, tmp_path)
 
-    assert find() == tmp_path / "profiles" / "demo.toml"
-    assert find(CXR_WEIGHTS_DIR="w") == tmp_path / "profiles" / "cpu.toml"
-    assert find(CXR_CONFIG=str(own)) == own
-    assert find(CXR_CONFIG=str(own), PROFILE="cpu") == tmp_path / "profiles" / "cpu.toml"
-    assert find(PROFILE="default", CXR_WEIGHTS_DIR="w") is None
+    assert find() == (demo, None)
+    assert find(CXR_WEIGHTS_DIR="w") == (cpu, None)
+    assert find(CXR_CONFIG=str(own)) == (demo, own)
+    assert find(CXR_CONFIG=str(own), PROFILE="cpu") == (cpu, own)
+    assert find(PROFILE="default", CXR_WEIGHTS_DIR="w") == (None, None)
     with pytest.raises(Refused, match="PROFILE must be one of cpu, demo, default"):
         find(PROFILE="../demo")
     with pytest.raises(Refused, match="CXR_CONFIG"):
         find(CXR_CONFIG=str(tmp_path / "gone.toml"))
     (tmp_path / "cxr.toml").touch()
-    assert find() == tmp_path / "cxr.toml"
+    assert find() == (demo, tmp_path / "cxr.toml")
 
 
 @pytest.mark.parametrize("profile", ["demo", "cpu"])
 def test_every_profile_holds_settings_that_exist(profile, monkeypatch):
-    monkeypatch.setenv("CXR_CONFIG", str(state.REPOSITORY / "profiles" / f"{profile}.toml"))
-    assert settings_module.load().architectures
+    monkeypatch.setenv("CXR_PROFILE", profile)
+    assert settings_module.load().training.architectures
 
 
 def test_services_get_our_credentials_and_none_of_the_callers(tmp_path, ports, secrets):
@@ -99,21 +101,21 @@ def test_services_get_our_credentials_and_none_of_the_callers(tmp_path, ports, s
         "AWS_ACCESS_KEY_ID": "theirs",
         "AIRFLOW_HOME": "/theirs",
         "AIRFLOW__CORE__DAGS_FOLDER": "/theirs",
-        "CXR_SEED": "7",
+        "CXR_TRAINING__SEED": "7",
         "NO_PROXY": "intranet",
         "PATH": "/bin",
     }
-    env = services.environment(tmp_path, ports, secrets, None, True, caller)
+    env = services.environment(tmp_path, ports, secrets, NO_FILES, True, caller)
     assert env["AWS_ACCESS_KEY_ID"] == secrets["s3_access_key"]
     assert not {"AWS_PROFILE", "AWS_SESSION_TOKEN"} & set(env)
     assert env["AIRFLOW_HOME"] == str(tmp_path / "airflow")
     assert env["AIRFLOW__CORE__DAGS_FOLDER"] == str(state.REPOSITORY / "dags")
-    assert env["CXR_SEED"] == "7"
+    assert env["CXR_TRAINING__SEED"] == "7"
     assert env["NO_PROXY"] == "intranet,127.0.0.1,localhost"
 
 
 def test_every_address_is_on_the_loopback_interface(tmp_path, ports, secrets):
-    env = services.environment(tmp_path, ports, secrets, None, True, {})
+    env = services.environment(tmp_path, ports, secrets, NO_FILES, True, {})
     addresses = [value for name, value in env.items() if re.search("HOST$|URL$", name)]
     assert len(addresses) >= 5
     assert all("127.0.0.1" in value for value in addresses)
@@ -133,17 +135,16 @@ def test_no_secret_is_on_a_command_line(secrets):
 def test_sqlite_is_the_default_database_and_a_url_replaces_it(tmp_path, ports, secrets):
     name = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
     url = "postgresql+psycopg2://u@h/db"
-    assert services.environment(tmp_path, ports, secrets, None, True, {})[name].startswith(f"sqlite:///{tmp_path}")
-    assert services.environment(tmp_path, ports, secrets, None, True, {"CXR_AIRFLOW_DB": url})[name] == url
+    assert services.environment(tmp_path, ports, secrets, NO_FILES, True, {})[name].startswith(f"sqlite:///{tmp_path}")
+    assert services.environment(tmp_path, ports, secrets, NO_FILES, True, {"CXR_AIRFLOW_DB": url})[name] == url
 
 
 def test_the_env_file_gives_a_shell_the_same_values_and_is_private(tmp_path, ports, secrets):
     tricky = {**secrets, "patient_salt": "a b'$HOME\"`id`"}
-    variables = services.library_environment(tmp_path, ports, tricky, None, {"CXR_WEIGHTS_DIR": "weights"})
+    variables = services.library_environment(tmp_path, ports, tricky, NO_FILES, {"CXR_WEIGHTS_DIR": "weights"})
     services.write_files(tmp_path, ports, tricky, variables)
-    script = (
-        f'set -a; . {shlex.quote(str(tmp_path / "env"))}; printf \'%s\\n%s\' "$CXR_PATIENT_SALT" "$CXR_WEIGHTS_DIR"'
-    )
+    names = '"$CXR_INBOX__PATIENT_SALT" "$CXR_WEIGHTS_DIR"'
+    script = f"set -a; . {shlex.quote(str(tmp_path / 'env'))}; printf '%s\n%s' {names}"
     shown = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines() == [tricky["patient_salt"], os.path.abspath("weights")]
     for name in ("env", "ports.json", "airflow/passwords.json"):

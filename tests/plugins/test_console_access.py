@@ -7,7 +7,6 @@ import pytest
 from api_server import api_server
 from drop_samples import boxed, png, take
 
-from cxr_ml import store
 from local.state import REPOSITORY
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.usefixtures("handful")]
@@ -66,13 +65,13 @@ def test_nobody_gets_nothing(ask):
     assert forged.status_code in (401, 403)
 
 
-def test_a_viewer_reads_and_changes_nothing(ask, settings):
+def test_a_viewer_reads_and_changes_nothing(ask, store):
     for method, path in routes():
         answer = ask("viewer", method, path, data={"why": "x", "sure": "true"} if method == "POST" else None)
         assert answer.status_code == 403 if method == "POST" else answer.status_code in (200, 400, 404), (method, path)
     assert "reading only" in ask("viewer", "GET", "/").text
     assert "Trigger a retraining" not in ask("viewer", "GET", "/").text.replace("press <b>Trigger a retraining</b>", "")
-    assert not list(store.keys(settings, ""))
+    assert not list(store.keys(""))
 
 
 @pytest.fixture
@@ -83,7 +82,7 @@ def refused_file(settings):
     return f"{batch.batch}/0"
 
 
-def test_an_admin_changes_only_with_the_form_of_a_page_of_ones_own(ask, settings, refused_file):
+def test_an_admin_changes_only_with_the_form_of_a_page_of_ones_own(ask, store, refused_file):
     form = {"action": "release", "files": refused_file, "why": "seen", "sure": "true"}
     own = re.search(r'name="token" value="([^"]+)"', ask("admin", "GET", "/quarantine").text)[1]
     strange = own[:-2] + ("AA" if own[-2:] != "AA" else "BB")
@@ -92,10 +91,10 @@ def test_an_admin_changes_only_with_the_form_of_a_page_of_ones_own(ask, settings
     for headers in ({"Origin": "https://elsewhere.example"}, {"Sec-Fetch-Site": "cross-site"}):
         answer = ask("admin", "POST", "/quarantine", data=form | {"token": own}, headers=headers)
         assert answer.status_code == 403
-    assert not list(store.keys(settings, "rulings/"))
+    assert not list(store.keys("rulings/"))
     answer = ask("admin", "POST", "/quarantine", data=form | {"token": own})
     assert answer.status_code == 303, answer.text
-    assert len(list(store.keys(settings, "rulings/"))) == 1
+    assert len(list(store.keys("rulings/"))) == 1
 
 
 def test_names_of_an_address_never_reach_a_key_unchecked(ask, refused_file):
@@ -128,9 +127,9 @@ def test_every_answer_forbids_what_is_not_ours(ask):
         assert headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_page_of_the_store_is_served_without_its_scripts(ask, settings):
+def test_a_page_of_the_store_is_served_without_its_scripts(ask, store):
     page = b"<script>alert(1)</script><p>report</p>"
-    assert store.put_if_absent(settings, "reports/run-1/index.html", page, "text/html")
+    assert store.put_if_absent("reports/run-1/index.html", page, "text/html")
     answer = ask("viewer", "GET", "/runs/run-1/report/index.html")
     assert answer.status_code == 200 and answer.content == page
     policy = answer.headers["content-security-policy"]

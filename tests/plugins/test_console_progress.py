@@ -8,7 +8,6 @@ import httpx
 import pytest
 from api_server import api_server, states
 
-from cxr_ml import store
 from cxr_ml.progress import now
 from cxr_ml.records import Run, StepProgress
 
@@ -122,7 +121,7 @@ def test_a_success_without_its_record_in_the_store_ended_without_a_report(ask, a
         assert "ended without a report" in text and "nothing new" not in text, path
 
 
-def test_nothing_new_is_said_where_the_record_of_the_run_says_so(ask, airflow, settings):
+def test_nothing_new_is_said_where_the_record_of_the_run_says_so(ask, airflow, store):
     airflow[1]("success", {"learn.train": ("skipped", 0, 2)})
     record = Run(
         run=NAME,
@@ -134,7 +133,7 @@ def test_nothing_new_is_said_where_the_record_of_the_run_says_so(ask, airflow, s
         decision=None,
         champion=None,
     )
-    assert store.put_if_absent(settings, f"reports/{NAME}/run.json", record.to_bytes())
+    assert store.put_if_absent(f"reports/{NAME}/run.json", record.to_bytes())
     for path in LIVE:
         text = ask(path)[1]
         assert "nothing new" in text and "without a report" not in text, path

@@ -8,8 +8,8 @@ from drop_samples import boxed, png, take
 from report_samples import GOOD
 from request_counter import counted
 
-from cxr_ml import store
 from cxr_ml.registry import promotion
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import add_ruling
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("handful")]
@@ -25,8 +25,8 @@ def asked(settings, monkeypatch):
     monkeypatch.setattr(pages, "render", lambda request, user, template, title, status=200, **values: values)
     for name, value in (("runs", []), ("steps", {}), ("waiting", []), ("schedule", None)):
         monkeypatch.setattr(scheduler, name, lambda *_, value=value: value)
-    with counted(settings.s3_endpoint_url) as (address, log):
-        monkeypatch.setenv("CXR_S3_ENDPOINT_URL", address)
+    with counted(settings.store.endpoint_url) as (address, log):
+        monkeypatch.setenv("CXR_STORE__ENDPOINT_URL", address)
         importlib.reload(store_cache)  # it remembers nothing of the last test's store
         yield log
 
@@ -39,13 +39,13 @@ def read(asked):
 
 
 @pytest.fixture
-def models(settings):
+def models(store, settings):
     """Two champions, one after the other, with a card."""
     dataset = made.put_dataset(settings)
     first = made.evaluate("first", dataset, GOOD)
     for name, test, champion in (("first", GOOD, None), ("second", made.BEST, first)):
         made.put_model(settings, name, dataset, test, champion)
-        store.put_if_absent(settings, f"models/{name}/card.md", b"# Card\n")
+        store.put_if_absent(f"models/{name}/card.md", b"# Card\n")
         made.run(settings, f"run-{name}", [name])
 
 
@@ -70,11 +70,11 @@ def test_what_never_changes_is_read_once(models, asked):
     assert set(read(asked)) == {"registry/champion.json", "registry/history/00003.json"}
 
 
-def test_a_new_entry_of_the_history_is_seen(models, asked, settings):
+def test_a_new_entry_of_the_history_is_seen(models, asked, store):
     from cxr_console import decisions
 
     assert decisions.rollback(*NOBODY)["champion"].model == "second"
-    promotion.rollback(settings, "first", "ann", "the second one disappoints")
+    promotion.rollback(store, "first", "ann", "the second one disappoints")
     found = decisions.rollback(*NOBODY)
     assert found["champion"].model == "first" and [row["model"] for row in found["earlier"]] == ["second"]
 
@@ -123,7 +123,7 @@ def test_pages_of_the_wall_are_cut_from_all_drops_in_their_order(settings, asked
     assert len(walk(reason="not_an_image", label="NORMAL")) == 10
 
 
-def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
+def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(store, settings, asked):
     from cxr_console import store_cache
 
     batch = take(settings, "week-1", {"NORMAL/boxed.png": boxed(1), "NORMAL/more.png": boxed(2)}).batch
@@ -132,7 +132,16 @@ def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
     def release(file):
         names, known = [f"{batch}/NORMAL/{file}"], store_cache.rulings()
         request = add_ruling.Request("release", "ann", "seen")
-        made = add_ruling.rule_on_images(store_cache.settings(), (), names, request, store_cache.named, known)
+        made = add_ruling.rule_on_images(
+            ObjectStore(store_cache.settings().store),
+            store_cache.settings().inbox,
+            store_cache.settings().classes,
+            (),
+            names,
+            request,
+            store_cache.named,
+            known,
+        )
         store_cache.add_rulings(made)
         return made
 
@@ -141,6 +150,6 @@ def test_a_ruling_reads_no_table_as_a_whole_and_none_twice(settings, asked):
     assert table in read(asked)
     assert release("more.png")[0].number == 2
     withdrawal = add_ruling.Request("withdraw", "ben", "a hand in the beam")
-    add_ruling.rule_on_image(settings, (), f"{batch}/NORMAL/boxed.png", withdrawal)
+    add_ruling.rule_on_image(store, settings.inbox, settings.classes, (), f"{batch}/NORMAL/boxed.png", withdrawal)
     assert [r.by for r in store_cache.rulings()] == ["ann", "ann", "ben"]
     assert table not in read(asked) and len(store_cache.in_force()) == 2

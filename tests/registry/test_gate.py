@@ -4,6 +4,7 @@ import math
 
 import pytest
 import report_samples as samples
+from settings_samples import changed
 
 from cxr_ml.errors import Refused
 from cxr_ml.records import Champion, Decision, Evaluation
@@ -20,11 +21,11 @@ def candidate(test=PERFECT, champion: Evaluation | None = CHAMPION, **changes) -
 
 
 def decide(*evaluations: Evaluation, champion: str | None = CHAMPION.model, pointed="a" * 64, **settings) -> Decision:
-    changed = SETTINGS.model_copy(update=settings)
+    used = changed(SETTINGS, **settings)
     named = [*evaluations, *(e.champion for e in evaluations if e.champion)]
     records = {e.model: samples.model(e.architecture) for e in named}
     pointer = champion and Champion(version=1, model=champion, artefact_sha256=pointed, history=1)
-    return gate.decide(changed, "run-1", samples.dataset(), evaluations, records, pointer)
+    return gate.decide(used.gate, used.classes, "run-1", samples.dataset(), evaluations, records, pointer)
 
 
 def failed(decision: Decision) -> list[str]:
@@ -58,11 +59,11 @@ def test_the_first_candidate_needs_no_champion():
 @pytest.mark.parametrize(
     ("changes", "check"),
     [
-        ({"recall_floors": SETTINGS.recall_floors | {"COVID19": 1.01}}, "recall COVID19"),
-        ({"recall_floors": SETTINGS.recall_floors | {"PNEUMONIA": 1.01}}, "recall PNEUMONIA"),
-        ({"recall_floors": SETTINGS.recall_floors | {"NORMAL": 1.01}}, "recall NORMAL"),
-        ({"f1_floors": SETTINGS.f1_floors | {"COVID19": 1.01}}, "F1 COVID19"),
-        ({"f1_floors": SETTINGS.f1_floors | {"PNEUMONIA": 1.01}}, "F1 PNEUMONIA"),
+        ({"recall_floors": SETTINGS.gate.recall_floors | {"COVID19": 1.01}}, "recall COVID19"),
+        ({"recall_floors": SETTINGS.gate.recall_floors | {"PNEUMONIA": 1.01}}, "recall PNEUMONIA"),
+        ({"recall_floors": SETTINGS.gate.recall_floors | {"NORMAL": 1.01}}, "recall NORMAL"),
+        ({"f1_floors": SETTINGS.gate.f1_floors | {"COVID19": 1.01}}, "F1 COVID19"),
+        ({"f1_floors": SETTINGS.gate.f1_floors | {"PNEUMONIA": 1.01}}, "F1 PNEUMONIA"),
         ({"macro_f1_floor": 1.01}, "macro F1"),
     ],
 )
@@ -152,12 +153,12 @@ def test_a_missing_floor_shuts_the_gate(settings):
 
 
 def test_a_floor_for_a_class_that_does_not_exist_shuts_the_gate():
-    floors = SETTINGS.recall_floors | {"COVID-19": 0.99}
+    floors = SETTINGS.gate.recall_floors | {"COVID-19": 0.99}
     assert set(failed(decide(candidate(), recall_floors=floors))) == {"recall COVID-19", "floors"}
 
 
 def test_a_floor_that_is_no_number_shuts_the_gate():
-    floors = SETTINGS.recall_floors | {"NORMAL": math.nan}
+    floors = SETTINGS.gate.recall_floors | {"NORMAL": math.nan}
     assert failed(decide(candidate(), recall_floors=floors)) == ["recall NORMAL"]
 
 
@@ -181,7 +182,7 @@ def test_a_model_that_a_disguise_deceives_is_refused():
     decision = decide(found.model_copy(update={"robustness": other}))
     assert failed(decision) == ["macro F1 lost in disguise"]
     assert "as they are and sharpened the macro F1 differs by 0.060, more than 0.05" in decision.reason
-    assert decide(found.model_copy(update={"robustness": other}), disguise_limit=0.07).promote
+    assert decide(found.model_copy(update={"robustness": other}), corruption_limit=0.07).promote
 
 
 @pytest.mark.parametrize("robustness", [{}, {"shrunk": candidate().test.model_copy(update={"macro_f1": math.nan})}])
@@ -269,7 +270,9 @@ def test_lungs_that_were_not_hidden_shut_the_gate(moved):
 def test_the_decision_names_who_started_the_run():
     one = candidate(champion=None)
     records = {one.model: samples.model()}
-    decision = gate.decide(SETTINGS, "r", samples.dataset(), [one], records, None, {"macro_f1_floor": "0.9"}, "Ada")
+    decision = gate.decide(
+        SETTINGS.gate, SETTINGS.classes, "r", samples.dataset(), [one], records, None, {"macro_f1_floor": "0.9"}, "Ada"
+    )
     assert (decision.by, decision.overrides) == ("Ada", {"macro_f1_floor": "0.9"})
 
 

@@ -77,7 +77,9 @@ def ask(address, path, **values):
     return answer.raise_for_status().json()
 
 
-def test_models_are_mirrored_once_and_the_alias_follows_a_rollback(settings, server, client, monkeypatch, caplog):
+def test_models_are_mirrored_once_and_the_alias_follows_a_rollback(
+    store, settings, server, client, monkeypatch, caplog
+):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     data = stored.put_dataset(settings)
     stored.put_model(settings, "first", data, samples.GOOD)
@@ -87,7 +89,7 @@ def test_models_are_mirrored_once_and_the_alias_follows_a_rollback(settings, ser
     stored.put_model(settings, "other", data, samples.GOOD, beside)
     stored.run(settings, "run-2", ["second", "other"])
     for _ in range(2):
-        mlflow_sync.mirror(settings, ["second", "other"])
+        mlflow_sync.mirror(store, ["second", "other"])
     assert caplog.text == ""
 
     experiment = ask(server, "experiments/get-by-name", experiment_name="cxr")["experiment"]["experiment_id"]
@@ -109,29 +111,29 @@ def test_models_are_mirrored_once_and_the_alias_follows_a_rollback(settings, ser
 
     version = ask(server, "registered-models/alias", name="cxr", alias="champion")["model_version"]
     assert (version["run_id"], version["version"]) == (run, "1")
-    assert version["source"] == f"s3://{settings.bucket}/models/second/model.keras"
+    assert version["source"] == f"s3://{settings.store.bucket}/models/second/model.keras"
 
-    promotion.rollback(settings, None, "ann", "Misses too much.")
-    mlflow_sync.mirror(settings)
+    promotion.rollback(store, None, "ann", "Misses too much.")
+    mlflow_sync.mirror(store)
     assert caplog.text == ""
     version = ask(server, "registered-models/alias", name="cxr", alias="champion")["model_version"]
     assert version["version"] == "2" and version["source"].endswith("models/first/model.keras")
     assert {t["key"]: t["value"] for t in version["tags"]} == {"cxr.version": "3"}
 
 
-def test_a_server_that_is_down_is_a_warning_and_not_an_error(settings, client, monkeypatch, caplog):
+def test_a_server_that_is_down_is_a_warning_and_not_an_error(store, settings, client, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     data = stored.put_dataset(settings)
     stored.run(settings, "run-1", [stored.put_model(settings, "first", data)])
-    mlflow_sync.mirror(settings, ["first"])
+    mlflow_sync.mirror(store, ["first"])
     assert "MLflow does not mirror this" in caplog.text
-    assert promotion.champion(settings).model == "first"
+    assert promotion.champion(store).model == "first"
 
 
-def test_mlflow_is_needed_only_with_the_variable_and_the_error_says_what_to_install(settings, monkeypatch):
+def test_mlflow_is_needed_only_with_the_variable_and_the_error_says_what_to_install(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)  # as where it is not installed
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    mlflow_sync.mirror(settings, ["first"])
+    mlflow_sync.mirror(store, ["first"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(Refused, match=r"pip install 'mlflow-skinny>=3'"):
-        mlflow_sync.mirror(settings, ["first"])
+        mlflow_sync.mirror(store, ["first"])

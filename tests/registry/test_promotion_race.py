@@ -8,9 +8,9 @@ import promoting
 import pytest
 from test_promotion import apply, put_model
 
-from cxr_ml import store
 from cxr_ml.records import HistoryEntry, Model
 from cxr_ml.registry import promotion
+from cxr_ml.store import ObjectStore
 
 pytestmark = pytest.mark.slow
 
@@ -19,21 +19,21 @@ PROCESSES, KILLED = 20, 8
 
 def pointed(settings) -> int:
     """Number of the entry that the pointer names; 0 where there is none."""
-    champion = promotion.champion(settings)
+    champion = promotion.champion(ObjectStore(settings.store))
     return champion.history if champion else 0
 
 
 def look(settings) -> int:
     """What must hold at any moment. How many entries there are."""
-    champion = promotion.champion(settings)
-    entries = promotion.history(settings)  # read after the pointer: what it names must be there
+    champion = promotion.champion(ObjectStore(settings.store))
+    entries = promotion.history(ObjectStore(settings.store))  # read after the pointer: what it names must be there
     assert [e.number for e in entries] == list(range(1, len(entries) + 1))
     if champion is None:
         return len(entries)
     entry = entries[champion.history - 1]
     assert (entry.model, entry.version) == (champion.model, champion.version)
-    record = store.load(settings, f"models/{champion.model}/model.json", Model)
-    weights = store.get(settings, f"models/{champion.model}/model.keras")
+    record = ObjectStore(settings.store).load(f"models/{champion.model}/model.json", Model)
+    weights = ObjectStore(settings.store).get(f"models/{champion.model}/model.keras")
     assert champion.artefact_sha256 == record.artefact_sha256 == hashlib.sha256(weights).hexdigest()
     return len(entries)
 
@@ -42,7 +42,7 @@ def chain(entries: list[HistoryEntry]) -> list[tuple[int, str | None]]:
     return [(e.version, e.previous) for e in entries]
 
 
-def test_twenty_promotions_at_once_with_deaths_leave_no_hole_and_one_champion(settings):
+def test_twenty_promotions_at_once_with_deaths_leave_no_hole_and_one_champion(store, settings):
     names = [f"candidate-{n:02}" for n in range(PROCESSES)]
     started = {name: promoting.start(name) for name in names}
     processes = {name: process for name, (process, _) in started.items()}
@@ -71,7 +71,7 @@ def test_twenty_promotions_at_once_with_deaths_leave_no_hole_and_one_champion(se
     assert all(pipes[name].recv() == "promoted" for name in names if name not in killed)
     assert pointers == sorted(pointers) and lengths == sorted(lengths), "pointer or history went backwards"
 
-    entries = promotion.history(settings)
+    entries = promotion.history(store)
     promoted = [e.model for e in entries]
     assert {e.action for e in entries} == {"promoted"}
     assert len(promoted) == len(set(promoted)) and set(names) - set(killed) <= set(promoted)
@@ -81,6 +81,6 @@ def test_twenty_promotions_at_once_with_deaths_leave_no_hole_and_one_champion(se
     # The last one to write may have been killed before it moved the pointer; whoever comes next does it.
     refused = apply(settings, "later", put_model(settings, "later"), None, (), False)
     assert refused.action == "refused"
-    champion = promotion.champion(settings)
+    champion = promotion.champion(store)
     assert (champion.model, champion.version, champion.history) == (promoted[-1], len(promoted), len(promoted))
     look(settings)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("blank_plots")
 
 TEAM = "team@hospital.example"
 SECOND = "second@hospital.example"
-SETTINGS = Settings(mail_from="cxr@hospital.example", mail_allowed=(TEAM, SECOND), mail_to=(TEAM,))
+SETTINGS = Settings(mail={"sender": "cxr@hospital.example", "allowed": (TEAM, SECOND), "recipients": (TEAM,)})
 EVIL = "<script>alert(1)</script>"
 LINK = "https://store.example/reports/x/index.html"
 
@@ -33,7 +33,7 @@ def outcome(run=None, settings=SETTINGS, to=(TEAM,), link=LINK):
 
 def failure(error, settings=SETTINGS, step="train [1]", run="scheduled__1", link="https://airflow.example/log"):
     return messages.failure_message(
-        settings, (TEAM,), failures.describe_failure(settings, run, step, error, link), LINK
+        settings.mail, (TEAM,), failures.describe_failure(settings, run, step, error, link), LINK
     )
 
 
@@ -47,7 +47,7 @@ def html_of(message) -> str:
 
 @pytest.mark.plots
 def test_a_promotion_arrives_as_text_html_and_two_plots(mail_server):
-    smtp.send(outcome(to=(TEAM, SECOND)), at(mail_server))
+    smtp.send(outcome(to=(TEAM, SECOND)), at(mail_server).mail)
     assert len(mail_server.handler.mails) == 1 and mail_server.handler.mails[0][0] == (TEAM, SECOND)
     got = mail_server.handler.parsed()
     assert got["Subject"] == "[cxr] PROMOTED inception_v3 v12: COVID19 97.8 %, PNEUMONIA 93.3 %, macro F1 0.94"
@@ -84,8 +84,8 @@ def test_nan_is_not_evaluated_in_subject_text_and_html():
 
 
 def test_a_promoted_run_whose_figure_is_missing_does_not_boast_of_it():
-    settings = SETTINGS.model_copy(update={"recall_floors": {"TUBERCULOSIS": 0.99, "COVID19": 0.9}})
-    assert "TUBERCULOSIS not evaluated" in messages.subject(samples.run(), settings)
+    settings = SETTINGS.replace(gate={"recall_floors": {"TUBERCULOSIS": 0.99, "COVID19": 0.9}})
+    assert "TUBERCULOSIS not evaluated" in messages.subject(samples.run(), settings.gate)
 
 
 def test_a_run_without_decision_dataset_or_champion_has_a_mail_without_plots():
@@ -108,7 +108,7 @@ def test_hostile_names_arrive_harmless(mail_server):
     checks = (samples.check(f"recall {classes[1]}", 0.9, 0.95, reason=EVIL),)
     decision = run.decision.model_copy(update={"checks": checks, "reason": f"{EVIL}\r\nBcc: thief@evil.example"})
     run = run.model_copy(update={"decision": decision, "outcome": "refused"})
-    smtp.send(outcome(run, link="javascript:alert(1)"), at(mail_server))
+    smtp.send(outcome(run, link="javascript:alert(1)"), at(mail_server).mail)
     got = mail_server.handler.parsed()
     assert mail_server.handler.mails[0][0] == (TEAM,) and got["Bcc"] is None
     assert "\n" not in got["Subject"] and "recall COVID19 Bcc: thief" in got["Subject"].replace("  ", " ")
@@ -148,17 +148,17 @@ def test_the_message_id_is_the_same_for_every_try_and_differs_between_mails():
 
 
 def test_only_allowed_addresses_get_mail():
-    with pytest.raises(Refused, match=r"'boss@evil\.example'.*CXR_MAIL_ALLOWED"):
+    with pytest.raises(Refused, match=r"'boss@evil\.example'.*CXR_MAIL__ALLOWED"):
         outcome(to=(TEAM, "boss@evil.example"))
-    with pytest.raises(Refused, match="mail_allowed"):
-        messages.allowed((f"{TEAM}\r\nBcc: thief@evil.example",), SETTINGS)
-    with pytest.raises(Refused, match="mail_allowed"):
-        messages.allowed((f"{TEAM}, thief@evil.example",), SETTINGS)
+    with pytest.raises(Refused, match="allowed"):
+        messages.allowed((f"{TEAM}\r\nBcc: thief@evil.example",), SETTINGS.mail)
+    with pytest.raises(Refused, match="allowed"):
+        messages.allowed((f"{TEAM}, thief@evil.example",), SETTINGS.mail)
 
 
 def test_allowed_addresses_are_taken_once_whatever_their_case():
-    assert messages.allowed((" Team@Hospital.example", TEAM, SECOND), SETTINGS) == (TEAM, SECOND)
-    assert messages.allowed((), SETTINGS) == ()
+    assert messages.allowed((" Team@Hospital.example", TEAM, SECOND), SETTINGS.mail) == (TEAM, SECOND)
+    assert messages.allowed((), SETTINGS.mail) == ()
 
 
 def test_a_mail_to_nobody_is_refused():
@@ -169,12 +169,12 @@ def test_a_mail_to_nobody_is_refused():
 @pytest.mark.parametrize("sender", ["", "nobody at all", "a@b\r\nBcc: thief@evil.example"])
 def test_a_sender_that_is_no_address_is_refused_in_words(sender):
     with pytest.raises(Refused, match="plain addresses"):
-        outcome(settings=SETTINGS.model_copy(update={"mail_from": sender}))
+        outcome(settings=SETTINGS.replace(mail={"sender": sender}))
 
 
 def test_a_failure_says_which_step_why_and_what_to_do(mail_server):
     error = Refused(f"The folder must hold weights.\nReceived: {EVIL}. Set CXR_WEIGHTS_DIR.")
-    smtp.send(failure(error), at(mail_server))
+    smtp.send(failure(error), at(mail_server).mail)
     got = mail_server.handler.parsed()
     assert got["Subject"] == "[cxr] FAILED at train [1]: The folder must hold weights."
     for part in ("FAILED at train [1]", "Why (Refused)", f"  Received: {EVIL}", "Trying again without changing it"):
@@ -184,7 +184,7 @@ def test_a_failure_says_which_step_why_and_what_to_do(mail_server):
 
 def test_a_failure_keeps_secrets_to_itself(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "deep-secret")
-    settings = SETTINGS.model_copy(update={"smtp_password": "hush"})
+    settings = SETTINGS.replace(mail={"smtp_password": "hush"})
     message = failure(RuntimeError("deep-secret hush at postgresql://airflow:pw@db/x"), settings)
     whole = text_of(message) + html_of(message) + message["Subject"]
     assert "deep-secret" not in whole and "hush" not in whole and ":pw@" not in whole
@@ -217,8 +217,11 @@ def caused(outer: BaseException, inner: BaseException) -> BaseException:
         (ClientError({"Error": {"Code": "403", "Message": "Forbidden"}}, "HeadBucket"), "Check the keys"),
         (ClientError({"Error": {"Code": "AccessDenied", "Message": ""}}, "PutObject"), "Check the keys"),
         (NoCredentialsError(), "Check the keys"),
-        (MemoryError(), "lower the batch size: start a new run with CXR_BATCH_SIZE=24 (or in the form; now 48)"),
-        ("The task was killed from outside", "CXR_BATCH_SIZE=24"),
+        (
+            MemoryError(),
+            "lower the batch size: start a new run with CXR_TRAINING__BATCH_SIZE=24 (or in the form; now 48)",
+        ),
+        ("The task was killed from outside", "CXR_TRAINING__BATCH_SIZE=24"),
         (AirflowTaskTimeout("Timeout, PID: 7"), "longer than its time-out"),
         (OSError(28, "No space left on device"), "disk is full"),
         (ZeroDivisionError("epoch 403, skilled"), "There is no advice"),
@@ -227,8 +230,7 @@ def caused(outer: BaseException, inner: BaseException) -> BaseException:
 def test_advice_fits_the_kind_of_error(error, says):
     assert says in troubleshooting.advise(error, 48)
     assert (
-        says
-        in failures.describe_failure(SETTINGS.model_copy(update={"batch_size": 48}), "r", "train", error, "").advice
+        says in failures.describe_failure(SETTINGS.replace(training={"batch_size": 48}), "r", "train", error, "").advice
     )
 
 
@@ -265,8 +267,8 @@ def bodies():
         "promoted": outcome(),
         "refused": outcome(samples.run(test=samples.POOR), link=f"s3://bucket/{'x' * 200}"),
         "twelve": outcome(samples.run(test=MANY, champion=MANY, classes=LONG)),
-        "failed": messages.failure_message(SETTINGS, (TEAM,), failed, LINK, links),
-        "rolled back": messages.rollback_message(SETTINGS, (TEAM,), entry, links),
+        "failed": messages.failure_message(SETTINGS.mail, (TEAM,), failed, LINK, links),
+        "rolled back": messages.rollback_message(SETTINGS.mail, (TEAM,), entry, links),
     }
 
 

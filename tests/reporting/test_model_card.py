@@ -8,17 +8,17 @@ import report_samples as samples
 import store_samples as stored
 from markdown_it import MarkdownIt
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.registry import promotion
 from cxr_ml.reporting import formatting, publish
+from cxr_ml.store import ObjectStore
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
 
 def published(settings, run, name, batches=("b1",)):
-    publish.publish_report(settings, run, batches)
-    return store.get(settings, f"models/{name}/card.md").decode()
+    publish.publish_report(ObjectStore(settings.store), settings, run, batches)
+    return ObjectStore(settings.store).get(f"models/{name}/card.md").decode()
 
 
 def table(text, heading):
@@ -40,7 +40,7 @@ def test_a_card_tells_use_data_training_metrics_decision_and_lineage(house):
     settings, data = house
     text = published(settings, "run-1", "first", ("b2",))
     assert text.startswith("# first\n")
-    (entry,) = promotion.history(settings)
+    (entry,) = promotion.history(ObjectStore(settings.store))
     assert f"**Promoted** as champion v1 in the run run-1, {entry.at}, by ann." in text
     assert "**It must not be used** to diagnose" in text
     assert ["test", "3", "3", "3", "9"] in table(text, "Data")
@@ -84,7 +84,7 @@ def test_the_champion_stands_beside_the_candidate_and_a_refusal_and_who_was_not_
     assert rows["figure"][2] == "first" and rows["recall NORMAL"][2] == f"{88 / 90:.4f}"
     assert "NO" in {row[4] for row in table(text, "Decision")}
     assert "by the\nchampion alone 4 images: McNemar's p = 0.27" in text
-    other = store.get(settings, "models/poorer/card.md").decode()
+    other = ObjectStore(settings.store).get("models/poorer/card.md").decode()
     assert "**Not chosen**: poor did better on the validation images" in other
     assert "These checks are those of poor" in other
 
@@ -92,21 +92,21 @@ def test_the_champion_stands_beside_the_candidate_and_a_refusal_and_who_was_not_
 def test_a_card_is_written_once_and_is_the_same_for_the_same_run(house):
     settings, _ = house
     text = published(settings, "run-1", "first")
-    store.remove(settings, "models/first/card.md")
+    ObjectStore(settings.store).remove("models/first/card.md")
     assert published(settings, "run-1", "first") == text
-    store.remove(settings, "models/first/card.md")
-    store.put_if_absent(settings, "models/first/card.md", b"the card of an earlier run")
+    ObjectStore(settings.store).remove("models/first/card.md")
+    ObjectStore(settings.store).put_if_absent("models/first/card.md", b"the card of an earlier run")
     assert published(settings, "run-1", "first") == "the card of an earlier run"
-    assert store.get(settings, "models/first/card-run-1.md").decode() == text
+    assert ObjectStore(settings.store).get("models/first/card-run-1.md").decode() == text
 
 
 def test_a_card_is_not_written_on_a_dataset_that_was_changed(house):
     settings, _ = house
-    store.remove(settings, "datasets/2/manifest.parquet")
-    store.put_if_absent(settings, "datasets/2/manifest.parquet", b"another")
+    ObjectStore(settings.store).remove("datasets/2/manifest.parquet")
+    ObjectStore(settings.store).put_if_absent("datasets/2/manifest.parquet", b"another")
     with pytest.raises(Refused, match="was changed after dataset 2 was written"):
         published(settings, "run-1", "first")
-    assert not store.exists(settings, "models/first/card.md")
+    assert not ObjectStore(settings.store).exists("models/first/card.md")
 
 
 HOSTILE = (

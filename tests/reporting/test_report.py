@@ -9,17 +9,17 @@ import chromium
 import pytest
 import report_samples as samples
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Check, Failure, Probe, Ruling, Run, Unsent
 from cxr_ml.reporting import formatting, narrative, report
 from cxr_ml.reporting.examples import Example, Refusal
 from cxr_ml.reporting.report import ReportContext
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
-SETTINGS = Settings(ui_url="")
+SETTINGS = Settings(mail={"ui_url": ""})
 EVIL = "<script>alert('x')</script>"
 
 
@@ -145,7 +145,7 @@ def test_nan_is_not_evaluated_and_never_a_zero_or_a_pass():
 
 
 def test_a_class_with_a_floor_that_the_model_does_not_know_is_shown_as_not_evaluated():
-    settings = Settings(recall_floors={"TUBERCULOSIS": 0.9, "COVID19": 0.95})
+    settings = Settings(gate={"recall_floors": {"TUBERCULOSIS": 0.9, "COVID19": 0.95}})
     assert "recall TUBERCULOSIS not evaluated 90 % ✗ not evaluated" in read(samples.run(), settings).text
 
 
@@ -198,7 +198,7 @@ def test_lineage_names_dataset_parent_hashes_weights_settings_and_durations():
 
 def test_the_page_needs_no_network():
     documents = {"Data Docs": "data-docs/images.html"}
-    page = read(samples.run(), Settings(ui_url="https://airflow.example"), documents=documents)
+    page = read(samples.run(), Settings(mail={"ui_url": "https://airflow.example"}), documents=documents)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
     assert len(sources) == 8 and all(s.startswith("data:image/png;base64,") for s in sources)
@@ -303,7 +303,7 @@ def test_failed_checks_are_on_the_first_screen_and_further_ones_a_click_away():
 def test_the_page_leads_to_console_and_airflow():
     run = samples.run()
     context = ReportContext(run_link="https://airflow.example/dags/cxr_retraining/runs/x%2B1")
-    settings = Settings(ui_url="https://airflow.example/")
+    settings = Settings(mail={"ui_url": "https://airflow.example/"})
     page = Page(report.render(run, settings, context))
     links = {facts["href"] for tag, facts in page.tags if tag == "a"}
     for path in (
@@ -315,7 +315,7 @@ def test_the_page_leads_to_console_and_airflow():
 
 def test_an_address_of_the_ui_that_could_run_something_is_refused():
     with pytest.raises(Refused, match="relative, http or https"):
-        report.render(samples.run(), Settings(ui_url="javascript:alert(1)//"))
+        report.render(samples.run(), Settings(mail={"ui_url": "javascript:alert(1)//"}))
 
 
 def test_growth_is_shown_from_the_second_version_on():
@@ -400,48 +400,48 @@ def test_no_width_makes_the_page_wider_than_its_window(page_with_plots):
 @pytest.fixture
 def bucket(settings):
     """An empty bucket, and in it a prefix."""
-    return settings.model_copy(update={"prefix": "team/"})
+    return settings.replace(store={"prefix": "team/"})
 
 
 def test_the_report_and_its_record_are_stored_once(bucket):
     run = samples.run(run="manual__2026-01-12T03:00:00+00:00")
-    key = report.write(bucket, run, ReportContext(samples.histories(run)))
+    key = report.write(ObjectStore(bucket.store), bucket, run, ReportContext(samples.histories(run)))
     assert key == "reports/manual__2026-01-12T03:00:00+00:00/index.html"
-    page = store.get(bucket, key)
+    page = ObjectStore(bucket.store).get(key)
     assert b"PROMOTED" in page
-    assert store.load(bucket, key.replace("index.html", "run.json"), Run).to_bytes() == run.to_bytes()
-    assert report.write(bucket, run, ReportContext(samples.histories(run))) == key
-    assert store.get(bucket, key) == page
+    assert ObjectStore(bucket.store).load(key.replace("index.html", "run.json"), Run).to_bytes() == run.to_bytes()
+    assert report.write(ObjectStore(bucket.store), bucket, run, ReportContext(samples.histories(run))) == key
+    assert ObjectStore(bucket.store).get(key) == page
 
 
 def test_a_report_with_nan_is_stored_and_read_back(bucket):
     run = samples.run(run="nan", test=((90, 0, 0), (0, 0, 0), (0, 0, 90)))
-    report.write(bucket, run)
-    assert report.write(bucket, run) == "reports/nan/index.html"
-    assert math.isnan(store.load(bucket, "reports/nan/run.json", Run).evaluations[0].test.macro_f1)
+    report.write(ObjectStore(bucket.store), bucket, run)
+    assert report.write(ObjectStore(bucket.store), bucket, run) == "reports/nan/index.html"
+    assert math.isnan(ObjectStore(bucket.store).load("reports/nan/run.json", Run).evaluations[0].test.macro_f1)
 
 
 def test_a_rollback_between_two_tries_does_not_change_the_report(bucket):
     run = samples.run(run="retried")
-    key = report.write(bucket, run)
-    page = store.get(bucket, key)
+    key = report.write(ObjectStore(bucket.store), bucket, run)
+    page = ObjectStore(bucket.store).get(key)
     later = run.champion.model_copy(update={"version": 13})
-    assert report.write(bucket, run.model_copy(update={"champion": later})) == key
-    assert store.get(bucket, key) == page
+    assert report.write(ObjectStore(bucket.store), bucket, run.model_copy(update={"champion": later})) == key
+    assert ObjectStore(bucket.store).get(key) == page
 
 
 def test_a_stored_report_is_never_replaced_by_another_outcome(bucket):
-    report.write(bucket, samples.run(run="twice"))
+    report.write(ObjectStore(bucket.store), bucket, samples.run(run="twice"))
     with pytest.raises(Refused, match="already stored with outcome 'promoted'"):
-        report.write(bucket, samples.run(run="twice", outcome="refused"))
+        report.write(ObjectStore(bucket.store), bucket, samples.run(run="twice", outcome="refused"))
 
 
 @pytest.mark.parametrize("name", ["../champion", "a/b", "", "..", ".", "x" * 201, "a\nb", "a b"])
 def test_a_run_id_that_could_leave_its_folder_is_refused_before_anything_is_written(bucket, name):
-    before = list(store.keys(bucket, ""))
+    before = list(ObjectStore(bucket.store).keys(""))
     with pytest.raises(Refused, match="run id"):
-        report.write(bucket, samples.run(run=name))
-    assert list(store.keys(bucket, "")) == before
+        report.write(ObjectStore(bucket.store), bucket, samples.run(run=name))
+    assert list(ObjectStore(bucket.store).keys("")) == before
 
 
 def with_probes(*accuracies, **changes) -> Run:

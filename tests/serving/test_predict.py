@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import shutil
 from pathlib import Path
 
@@ -14,16 +15,17 @@ from decision_samples import decision
 from PIL import Image
 
 import cxr_ml
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import OperatingPoint
 from cxr_ml.registry import promotion
 from cxr_ml.serving import predict as stage
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, ood
 from cxr_ml.validation import judge_batch
 
 SIZE = 32
+LENGTHS = (3, ood.THUMBNAIL_SIDE**2)  # of the vectors that a detector looks at: features, thumbnail
 
 
 def put_model(settings, name: str, biases: tuple[float, float, float], folder, point=None) -> str:
@@ -35,21 +37,27 @@ def put_model(settings, name: str, biases: tuple[float, float, float], folder, p
     return put(settings, name, classifier, folder, point=point)
 
 
-def put(settings, name, classifier, folder, known: bytes = b"", point: OperatingPoint | None = None) -> str:
+def all_alike() -> bytes:
+    """What `ood` stores of a model to which no picture is unlike its training images."""
+    subspaces = [ood.Subspace(np.zeros(n, np.float32), np.zeros((1, n), np.float32), math.inf) for n in LENGTHS]
+    return ood.to_bytes(ood.Detector(*subspaces))
+
+
+def put(settings, name, classifier, folder, known: bytes | None = None, point: OperatingPoint | None = None) -> str:
     classifier.save(folder / "model.keras")
     artefact = (folder / "model.keras").read_bytes()
+    known = all_alike() if known is None else known
     facts = {"model": name, "artefact_sha256": hashlib.sha256(artefact).hexdigest(), "image_size": SIZE}
-    facts |= {"operating_point": point, "likeness_sha256": ""}
-    if known:
-        facts["likeness_sha256"] = hashlib.sha256(known).hexdigest()
-        store.put_if_absent(settings, ood.key(name), known)
-    store.put_if_absent(settings, f"models/{name}/model.keras", artefact)
-    store.put_if_absent(settings, f"models/{name}/model.json", samples.model().model_copy(update=facts).to_bytes())
+    facts |= {"operating_point": point, "likeness_sha256": hashlib.sha256(known).hexdigest()}
+    store = ObjectStore(settings.store)
+    store.put_if_absent(ood.key(name), known)
+    store.put_if_absent(f"models/{name}/model.keras", artefact)
+    store.put_if_absent(f"models/{name}/model.json", samples.model().model_copy(update=facts).to_bytes())
     return name
 
 
 def crown(settings, name: str) -> None:
-    promotion.apply_decision(settings, decision(settings, "run-1", name), "ann")
+    promotion.apply_decision(ObjectStore(settings.store), decision(settings, "run-1", name), "ann")
 
 
 def film(path, size=(120, 100), seed=1):
@@ -58,12 +66,12 @@ def film(path, size=(120, 100), seed=1):
 
 
 def predict(settings, sources, model=None, explain=None):
-    return list(stage.load_predictor(settings, model)(sources, explain))
+    return list(stage.load_predictor(ObjectStore(settings.store), settings, model)(sources, explain))
 
 
-def test_without_a_champion_and_a_name_nothing_is_predicted(settings, tmp_path):
+def test_without_a_champion_and_a_name_nothing_is_predicted(store, settings, tmp_path):
     with pytest.raises(Refused, match="There is no champion yet"):
-        stage.load_predictor(settings)
+        stage.load_predictor(store, settings)
 
 
 def test_the_champion_predicts_unless_another_model_is_named(settings, tmp_path):
@@ -78,15 +86,15 @@ def test_the_champion_predicts_unless_another_model_is_named(settings, tmp_path)
         "COVID19": pytest.approx(np.exp(2) / total, abs=1e-5),
         "PNEUMONIA": pytest.approx(1 / total, abs=1e-5),
     }
-    assert row.unlikeness is None and row.overlay is None
+    assert row.unlikeness == 0 and row.overlay is None
     assert predict(settings, [file], "other")[0].predicted == "PNEUMONIA"
     assert predict(settings, [file], "v1")[0].predicted == "COVID19"
 
 
-def test_a_name_that_is_no_model_is_refused_also_where_it_is_no_key(settings):
+def test_a_name_that_is_no_model_is_refused_also_where_it_is_no_key(store, settings):
     for name in ("../x", "..", "", "nobody", "v1"):
         with pytest.raises(Refused, match="A model or a champion version such as v1 was expected"):
-            stage.load_predictor(settings, name)
+            stage.load_predictor(store, settings, name)
 
 
 def test_the_label_is_that_of_the_operating_point_and_probabilities_are_calibrated(settings, tmp_path):
@@ -120,9 +128,9 @@ def test_no_readable_file_gives_rows_without_a_prediction(settings, tmp_path):
     assert predict(settings, [tmp_path / "absent.png"], "champion")[0].predicted is None
 
 
-def test_what_ingest_and_the_suites_refuse_is_refused_with_the_same_reasons(settings, tmp_path):
+def test_what_ingest_and_the_suites_refuse_is_refused_with_the_same_reasons(store, settings, tmp_path):
     put_model(settings, "champion", (2, 0, 0), tmp_path)
-    drop = Path(settings.inbox) / "week" / "NORMAL"
+    drop = Path(settings.inbox.path) / "week" / "NORMAL"
     drop.mkdir(parents=True)
     film(drop / "fit.png")
     film(drop / "tiny.png", (40, 40), 2)
@@ -138,9 +146,9 @@ def test_what_ingest_and_the_suites_refuse_is_refused_with_the_same_reasons(sett
     (drop / "cut.jpg").write_bytes(film(tmp_path / "whole.jpg").read_bytes()[:900])
     shutil.copy(Path(pydicom.data.__file__).parent / "test_files/MR_small.dcm", drop / "mr.dcm")
     shutil.copy(Path(pydicom.data.__file__).parent / "test_files/rtdose.dcm", drop / "frames.dcm")
-    batch = ingest_drop.ingest(settings, "week")
-    judge_batch.validate_batch(settings, batch)
-    table = tables.read_parquet(settings, f"batches/{batch}/measurements.parquet")
+    batch = ingest_drop.ingest(store, settings, "week")
+    judge_batch.validate_batch(store, settings, batch)
+    table = tables.read_parquet(store, f"batches/{batch}/measurements.parquet")
     # That most of the class is unfit is no fault of the fit film.
     own = [tuple(c for c in codes if not c.startswith("rejected_class:")) for codes in table["reasons"]]
     expected = dict(zip((Path(file).name for file in table["file"]), own, strict=True))
@@ -157,7 +165,7 @@ def test_bytes_are_predicted_as_the_file_that_holds_them(settings, tmp_path):
     assert (bad.file, bad.refused) == ("", ("not_an_image",))
 
 
-def bright_or_dark(settings, tmp_path, known=b""):
+def bright_or_dark(settings, tmp_path, known=None):
     """A stored model that says COVID19 of bright pictures and NORMAL of dark ones."""
     pixels = keras.Input((SIZE, SIZE, 3))
     same = architectures.Backbone(keras.Model(pixels, keras.layers.Identity()(pixels)), "from scratch", "")
@@ -182,7 +190,7 @@ def test_many_images_come_back_in_their_order_whatever_lies_between_them(setting
     ]
 
 
-def test_only_a_few_images_are_taken_before_the_first_is_answered(settings, tmp_path):
+def test_only_a_few_images_are_taken_before_the_first_is_answered(store, settings, tmp_path):
     put_model(settings, "champion", (2, 0, 0), tmp_path)
     data, taken = film(tmp_path / "a.png").read_bytes(), []
 
@@ -191,7 +199,7 @@ def test_only_a_few_images_are_taken_before_the_first_is_answered(settings, tmp_
             taken.append(i)
             yield data
 
-    rows = stage.load_predictor(settings, "champion")(sources())
+    rows = stage.load_predictor(store, settings, "champion")(sources())
     assert next(rows).predicted == "NORMAL"
     assert 32 <= len(taken) <= 100
     rows.close()
@@ -202,7 +210,7 @@ def test_a_picture_unlike_the_training_images_is_flagged_and_not_answered(settin
     # Grey levels become features from -1 to 1, so that dark pictures lie opposite to bright ones.
     images = np.random.default_rng(6).integers(150, 220, (60, SIZE, SIZE, 1), dtype=np.uint8)
     _, classifier = bright_or_dark(settings, tmp_path)
-    known = ood.fit(classifier, images, np.arange(40), np.arange(40, 60), np.zeros(60, int), 0)
+    known = ood.to_bytes(ood.fit(classifier, images, np.arange(40), np.arange(40, 60), np.zeros(60, int), 0))
     name = put(settings, "knowing", classifier, tmp_path, known)
     bright, dark = tmp_path / "bright.png", tmp_path / "dark.png"
     Image.fromarray(np.random.default_rng(7).integers(150, 220, (120, 120), dtype=np.uint8)).save(bright)
@@ -238,19 +246,17 @@ def test_services_load_the_champion_by_the_settings_of_the_environment(settings,
         assert (row.model, row.predicted) == ("champion", "COVID19")
 
 
-def test_a_champion_whose_file_was_changed_predicts_nothing(settings, tmp_path):
+def test_a_champion_whose_file_was_changed_predicts_nothing(store, settings, tmp_path):
     crown(settings, put_model(settings, "champion", (0, 2, 0), tmp_path))
-    store.client(settings.s3_endpoint_url).put_object(
-        Bucket=settings.bucket, Key="models/champion/model.keras", Body=b"PK"
-    )
+    store.client.put_object(Bucket=settings.store.bucket, Key="models/champion/model.keras", Body=b"PK")
     with pytest.raises(Refused, match=r"models/champion/model\.keras is not the file"):
-        stage.load_predictor(settings)
+        stage.load_predictor(store, settings)
 
 
-def test_a_pointer_that_names_another_file_than_the_models_record_predicts_nothing(settings, tmp_path):
+def test_a_pointer_that_names_another_file_than_the_models_record_predicts_nothing(store, settings, tmp_path):
     crown(settings, put_model(settings, "champion", (0, 2, 0), tmp_path))
-    found = store.find(settings, "registry/champion.json")
-    other = promotion.champion(settings).model_copy(update={"artefact_sha256": "0" * 64})
-    assert store.swap(settings, "registry/champion.json", other.to_bytes(), found[1])
+    found = store.get_or_none("registry/champion.json")
+    other = promotion.champion(store).model_copy(update={"artefact_sha256": "0" * 64})
+    assert store.swap("registry/champion.json", other.to_bytes(), found[1])
     with pytest.raises(Refused, match=r"must name the same file\. Received: SHA-256 0{64} and"):
-        stage.load_predictor(settings)
+        stage.load_predictor(store, settings)

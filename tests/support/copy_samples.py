@@ -49,7 +49,7 @@ def asked(pictures, known=(), index=None, settings=SETTINGS):
     frame = rows(pictures)
     if index is not None:
         frame.index = index
-    return search.find_duplicates(frame, rows(list(known)), everything.__getitem__, settings)
+    return search.find_duplicates(frame, rows(list(known)), everything.__getitem__, settings.validation)
 
 
 def jpeg(picture, quality):

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from cxr_ml import store
 from cxr_ml.dataset import build, versions
 from cxr_ml.imaging import phantoms
 from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import Batch
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import committed_batches, judge_batch
 
 SHIPPED = Path(__file__).parents[2] / "expectations"
@@ -61,7 +61,7 @@ def csv(*rows: str, header: str = "filename,label") -> bytes:
 
 def put_drop(settings: Settings, name: str, files: dict[str, bytes]) -> Path:
     """Lays a drop into an inbox that is a folder."""
-    root = Path(settings.inbox) / name
+    root = Path(settings.inbox.path) / name
     root.mkdir()
     for file, data in files.items():
         path = root / file
@@ -75,35 +75,39 @@ def take(settings: Settings, name: str, files: dict[str, bytes] | None = None) -
     """A drop on its whole way to a committed batch."""
     if files is not None:
         put_drop(settings, name, files)
-    return judge_batch.validate_batch(settings, ingest_drop.ingest(settings, name))
+    return judge_batch.validate_batch(
+        ObjectStore(settings.store), settings, ingest_drop.ingest(ObjectStore(settings.store), settings, name)
+    )
 
 
 def ingested(settings: Settings, batch: str) -> pd.DataFrame:
-    return tables.read_batch(settings, batch).set_index("file")
+    return tables.read_batch(ObjectStore(settings.store), batch).set_index("file")
 
 
 def judged(settings: Settings, batch: str) -> pd.DataFrame:
-    return committed_batches.read_measurements(settings, batch).set_index("file")
+    return committed_batches.read_measurements(ObjectStore(settings.store), batch).set_index("file")
 
 
 def verdicts(table: pd.DataFrame) -> dict[str, tuple]:
-    """file -> (verdict, *reasons)."""
+    """File -> (verdict, *reasons)."""
     return {f: (v, *r) for f, v, r in zip(table.index, table["verdict"], table["reasons"], strict=True)}
 
 
 def snapshot(settings: Settings) -> dict[str, bytes]:
     """Every object below the prefix."""
-    return {key: store.get(settings, key) for key in store.keys(settings, "")}
+    return {key: ObjectStore(settings.store).get(key) for key in ObjectStore(settings.store).keys("")}
 
 
 def elsewhere(settings: Settings) -> Settings:
     """The same settings on a store that is still empty."""
-    return settings.model_copy(update={"prefix": f"{settings.prefix}elsewhere/"})
+    return settings.replace(store={"prefix": f"{settings.store.prefix}elsewhere/"})
 
 
 def overwrite(settings: Settings, key: str, data: bytes) -> None:
     """What the project itself never does: changes an object."""
-    store.client(settings.s3_endpoint_url).put_object(Bucket=settings.bucket, Key=settings.prefix + key, Body=data)
+    ObjectStore(settings.store).client.put_object(
+        Bucket=settings.store.bucket, Key=settings.store.prefix + key, Body=data
+    )
 
 
 def loosened(settings: Settings, folder: Path, suite: str = "dataset", **limits: dict) -> Settings:
@@ -116,7 +120,7 @@ def loosened(settings: Settings, folder: Path, suite: str = "dataset", **limits:
                 (entry,) = [e for e in content["expectations"] if e["kwargs"]["column"] == column]
                 entry["kwargs"] |= kwargs
         (folder / path.name).write_text(json.dumps(content))
-    return settings.model_copy(update={"expectations": folder})
+    return settings.replace(validation={"expectations": folder})
 
 
 class Died(Exception):
@@ -125,7 +129,7 @@ class Died(Exception):
 
 def die_at_write(monkeypatch, number: int) -> None:
     """From its call `number` on, counted from 1, the store writes nothing and raises."""
-    calls, put = [], store.put_if_absent
+    calls, put = [], ObjectStore.put_if_absent
 
     def dying(*args, **kwargs):
         calls.append(args[1])
@@ -133,7 +137,7 @@ def die_at_write(monkeypatch, number: int) -> None:
             raise Died(args[1])
         return put(*args, **kwargs)
 
-    monkeypatch.setattr(store, "put_if_absent", dying)
+    monkeypatch.setattr(ObjectStore, "put_if_absent", dying)
 
 
 SPLITS = {"train": 2, "validation": 1, "test": 1}
@@ -159,9 +163,9 @@ def listed(*rows):
 
 
 def built(settings) -> pd.DataFrame:
-    record, new = build.build_dataset(settings)
+    record, new = build.build_dataset(ObjectStore(settings.store), settings)
     assert new
-    return versions.load_manifest(settings, record)
+    return versions.load_manifest(ObjectStore(settings.store), record)
 
 
 def sha(number: int) -> str:

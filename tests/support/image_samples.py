@@ -47,7 +47,7 @@ def pixels(data):
 
 def refused(data, settings=SETTINGS):
     with pytest.raises(formats.BadImage) as caught:
-        measure.measure_image(data, settings)
+        measure.measure_image(data, settings.images)
     assert "Received: " in str(caught.value)
     return caught.value.code
 

@@ -27,7 +27,7 @@ def small(settings, tmp_path):
         settings, tmp_path / "suites", smallest_class=least, test_support_min=least, validation_support_min=least
     )
     # A hint to train still leaves a share to validation; this one leaves none, so that counts are known.
-    return loose.model_copy(update={"validation_fraction": 1e-9})
+    return loose.replace(dataset={"validation_fraction": 1e-9})
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def handful(request, monkeypatch):
             suite.expectations = [e for e in suite.expectations if e.column in RULES]
         return suite
 
-    in_turn = lambda function, fixed, jobs, workers: enumerate(function(fixed, job) for job in jobs)  # noqa: E731
+    in_turn = lambda function, fixed, jobs, workers: enumerate(function(*fixed, job) for job in jobs)  # noqa: E731
     monkeypatch.setattr(worker_pool, "map_jobs", in_turn)
     monkeypatch.setattr(verdicts, "load_suite", few_rules)
     monkeypatch.setattr(suites, "_page", lambda validated: f"<title>Data Docs: {validated.suite_name}</title>")
-    monkeypatch.setattr(judge_batch, "check_suites", lambda settings: None)
+    monkeypatch.setattr(judge_batch, "check_suites", lambda *_: None)

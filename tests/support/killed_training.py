@@ -7,8 +7,8 @@ import signal
 
 from shallow_network import build_shallow
 
-from cxr_ml import store
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, batching, inputs, train
 
 # Children start from a process that has loaded the framework but never used it: half a second instead of ten.
@@ -47,14 +47,14 @@ def _child(environment: dict[str, str], settings: Settings, pretrained: bool, mo
     if moment:
         what, number = moment
         owner, name, after = {
-            "before write": (store, "put_if_absent", False),
-            "after write": (store, "put_if_absent", True),
-            "before removal": (store, "remove", False),
+            "before write": (ObjectStore, "put_if_absent", False),
+            "after write": (ObjectStore, "put_if_absent", True),
+            "before removal": (ObjectStore, "remove", False),
             "in a batch of the head": (batching.ShuffledRows, "__getitem__", False),
             "in a batch": (inputs.AugmentedBatches, "__getitem__", False),
         }[what]
         _die_at(owner, name, number, after)
-    train.train_model(settings, 1, "light")
+    train.train_model(ObjectStore(settings.store), settings, 1, "light")
 
 
 def train_in_a_process(settings: Settings, pretrained: bool, moment: tuple[str, int] | None = None) -> int:

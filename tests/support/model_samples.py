@@ -6,13 +6,14 @@ import io
 import numpy as np
 import pandas as pd
 from PIL import Image
+from settings_samples import changed
 
-from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.ingest.process_file import image_key
 from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Dataset
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 CLASSES = ("NORMAL", "COVID19", "PNEUMONIA")
 COUNTS = {"train": 12, "validation": 4, "test": 5}
@@ -31,7 +32,7 @@ QUICK = {
 
 
 def quick(settings: Settings, **changes) -> Settings:
-    return settings.model_copy(update=QUICK | changes)
+    return changed(settings, **QUICK | changes)
 
 
 def picture(label: str, number: int, side: int = 40) -> np.ndarray:
@@ -58,7 +59,7 @@ def put_dataset(
                 serial += 1
                 data = png(picture(label, serial))
                 digest = hashlib.sha256(data).hexdigest()
-                store.put_if_absent(settings, image_key(digest, "png"), data, "image/png")
+                ObjectStore(settings.store).put_if_absent(image_key(digest, "png"), data, "image/png")
                 rows.append((digest, "png", label, split, f"image:{digest}", "", "week-0a1b2c3d"))
     manifest = (
         pd.DataFrame(rows, columns=versions.MANIFEST_COLUMNS).sort_values("sha256", ignore_index=True).astype("string")
@@ -66,7 +67,7 @@ def put_dataset(
     data = to_parquet(manifest)
     measured = manifest[["sha256"]].assign(view="PA", width=40, height=40)
     key = "batches/week-0a1b2c3d/measurements.parquet"
-    found = store.find(settings, key)
+    found = ObjectStore(settings.store).get_or_none(key)
     known = [pd.read_parquet(io.BytesIO(found[0]))] if found else []
     overwrite(settings, key, to_parquet(pd.concat([*known, measured]).drop_duplicates("sha256")))
     record = Dataset(
@@ -76,11 +77,13 @@ def put_dataset(
         counts={split: {label: n for label in labels} for split, n in counts.items()},
         manifest_sha256=hashlib.sha256(data).hexdigest(),
     )
-    store.put_if_absent(settings, f"datasets/{number}/manifest.parquet", data)
-    store.put_if_absent(settings, f"datasets/{number}/dataset.json", record.to_bytes())
+    ObjectStore(settings.store).put_if_absent(f"datasets/{number}/manifest.parquet", data)
+    ObjectStore(settings.store).put_if_absent(f"datasets/{number}/dataset.json", record.to_bytes())
     return record
 
 
 def overwrite(settings: Settings, key: str, data: bytes) -> None:
     """What the project itself never does: changes an object."""
-    store.client(settings.s3_endpoint_url).put_object(Bucket=settings.bucket, Key=settings.prefix + key, Body=data)
+    ObjectStore(settings.store).client.put_object(
+        Bucket=settings.store.bucket, Key=settings.store.prefix + key, Body=data
+    )

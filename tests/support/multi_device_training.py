@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, train
 
 _context = multiprocessing.get_context("forkserver")
@@ -26,7 +27,7 @@ def _child(environment: dict[str, str], settings: Settings, processors: int) -> 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * processors)
     architectures.build_light = _unnormalised
-    train.train_model(settings, 1, "light")
+    train.train_model(ObjectStore(settings.store), settings, 1, "light")
 
 
 def train_on(settings: Settings, processors: int) -> None:

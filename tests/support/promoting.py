@@ -10,10 +10,10 @@ from multiprocessing.process import BaseProcess
 import decision_samples
 
 from cxr_ml import settings as settings_module
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.records import Model
 from cxr_ml.registry import promotion
+from cxr_ml.store import ObjectStore
 
 # Children start from a process that has loaded the registry but never used it.
 _context = multiprocessing.get_context("forkserver")
@@ -30,24 +30,24 @@ def promote(settings, name):
         weights="none", weights_sha256="", settings={}, epochs={}, seconds={}, images_per_second={}, code="",
         packages={}, hardware={}, likeness_sha256="", validation_sha256="", history_sha256="", operating_point=None,
     )  # fmt: skip
-    store.put_uncommitted(settings, f"models/{name}/model.keras", weights)
-    store.put_if_absent(settings, f"models/{name}/model.json", record.to_bytes())
+    ObjectStore(settings.store).put_uncommitted(f"models/{name}/model.keras", weights)
+    ObjectStore(settings.store).put_if_absent(f"models/{name}/model.json", record.to_bytes())
     while True:
-        champion = promotion.champion(settings)
+        champion = promotion.champion(ObjectStore(settings.store))
         beside = champion.model if champion else None
         decision = decision_samples.decision(settings, f"{name}-over-{beside}", name, beside)
         try:
-            promotion.apply_decision(settings, decision, by=name)
+            promotion.apply_decision(ObjectStore(settings.store), decision, by=name)
             return
         except Refused as refused:
-            assert "is champion now" in str(refused), refused
+            assert "is champion now" in str(refused), refused  # noqa: PT017
 
 
 def _child(environment: dict[str, str], name: str, pipe: Connection) -> None:
     os.environ.update(environment)
     settings = settings_module.load()
     assert "keras" not in sys.modules
-    store.check(settings)
+    ObjectStore(settings.store).check()
     pipe.send("ready")
     pipe.recv()
     promote(settings, name)

@@ -49,5 +49,5 @@ def filled(settings, mail_server):
 
     run_samples.fill(settings)
     known = (run_samples.TEAM, run_samples.SECOND)
-    mail = {"mail_from": "cxr@hospital.example", "mail_allowed": known, "mail_to": known[:1]}
+    mail = {"sender": "cxr@hospital.example", "allowed": known, "recipients": known[:1]}
     return smtp_samples.at(mail_server, settings, **mail)

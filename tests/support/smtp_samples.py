@@ -5,6 +5,7 @@ import email.policy
 import socket
 
 from aiosmtpd.controller import Controller
+from settings_samples import changed
 
 from cxr_ml.settings import Settings
 
@@ -49,4 +50,4 @@ def started(**how) -> Controller:
 
 def at(controller: Controller, settings: Settings, **changes) -> Settings:
     """The settings with this server as the mail server."""
-    return settings.model_copy(update={"smtp_host": "127.0.0.1", "smtp_port": controller.port, **changes})
+    return changed(settings, **{"smtp_host": "127.0.0.1", "smtp_port": controller.port, **changes})

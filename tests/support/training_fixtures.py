@@ -12,6 +12,7 @@ import pytest
 
 from cxr_ml.records import Dataset, Model, StepProgress
 from cxr_ml.settings import Settings
+from cxr_ml.store import ObjectStore
 
 
 class Trained(NamedTuple):
@@ -46,7 +47,7 @@ def trained(lasting: Settings, shallow_light: None) -> Trained:
     s = quick(lasting, head_epochs=12, fine_tune_epochs=2, head_learning_rate=0.03, patience=12)
     dataset, progress, printed = put_dataset(s), [], io.StringIO()
     with redirect_stdout(printed):
-        record = train.train_model(s, 1, "light", on_progress=progress.append)
+        record = train.train_model(ObjectStore(s.store), s, 1, "light", on_progress=progress.append)
     return Trained(s, dataset, record, progress, printed.getvalue())
 
 

@@ -13,7 +13,7 @@ from cxr_ml.errors import Refused
 from cxr_ml.settings import Settings
 from cxr_ml.training import architectures
 
-SCRATCH = Settings(weights="none")
+SCRATCH = Settings(training={"weights": "none"})
 SMALL = 32  # pixels; MobileNetV2 takes no fewer
 
 
@@ -31,7 +31,7 @@ def mobilenet(tmp_path_factory) -> tuple[Path, list[np.ndarray]]:
 
 
 def local(folder: Path, **changes) -> Settings:
-    return Settings(weights="imagenet", weights_dir=folder, image_size=SMALL, **changes)
+    return Settings(weights_dir=folder, training={"weights": "imagenet", "image_size": SMALL} | changes)
 
 
 def images(n: int, size: int = SMALL, seed: int = 0) -> np.ndarray:
@@ -60,7 +60,7 @@ def mirror() -> architectures.Backbone:
 
 @pytest.mark.parametrize(("name", "parameters"), [("inception_v3", 21_802_784), ("resnet101_v2", 42_626_560)])
 def test_the_networks_of_the_study_have_their_known_numbers_of_parameters(name, parameters):
-    backbone = architectures.build_backbone(SCRATCH, name)
+    backbone = architectures.build_backbone(SCRATCH.training, SCRATCH.weights_dir, name)
     assert backbone.network.count_params() == parameters
     assert backbone.network.output_shape[-1] == 2048
     classifier = architectures.build_classifier(backbone, 3, dropout=0.5)
@@ -73,18 +73,22 @@ def test_the_networks_of_the_study_have_their_known_numbers_of_parameters(name, 
 
 def test_an_unknown_architecture_is_refused_with_those_that_are_known():
     with pytest.raises(Refused, match=r"one of .*'inception_v3', 'light', .*Received: 'vgg99'"):
-        architectures.build_backbone(SCRATCH, "vgg99")
+        architectures.build_backbone(SCRATCH.training, SCRATCH.weights_dir, "vgg99")
 
 
 def test_images_too_small_for_a_network_are_refused_with_their_size():
     with pytest.raises(Refused, match="inception_v3 cannot take images of 64 pixels"):
-        architectures.build_backbone(Settings(weights="none", image_size=64), "inception_v3")
+        architectures.build_backbone(
+            Settings(training={"weights": "none", "image_size": 64}).training,
+            Settings(training={"weights": "none", "image_size": 64}).weights_dir,
+            "inception_v3",
+        )
 
 
 @pytest.mark.slow
 def test_weights_are_read_from_the_folder_and_named_with_their_hash(mobilenet):
     folder, weights = mobilenet
-    backbone = architectures.build_backbone(local(folder), "mobilenet_v2")
+    backbone = architectures.build_backbone(local(folder).training, local(folder).weights_dir, "mobilenet_v2")
     for got, wanted in zip(backbone.network.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(got, wanted)
     assert backbone.weights == "mobilenet_v2_notop.weights.h5"
@@ -94,23 +98,25 @@ def test_weights_are_read_from_the_folder_and_named_with_their_hash(mobilenet):
 def test_a_folder_without_the_weights_is_refused_by_the_name_of_the_file(tmp_path):
     (tmp_path / "resnet101_v2_notop.weights.h5").write_bytes(b"")
     with pytest.raises(Refused, match=r"must hold mobilenet_v2_notop\.weights\.h5.*there: \['resnet101_v2_notop"):
-        architectures.build_backbone(local(tmp_path), "mobilenet_v2")
+        architectures.build_backbone(local(tmp_path).training, local(tmp_path).weights_dir, "mobilenet_v2")
 
 
 def test_a_file_that_holds_no_weights_is_refused_by_name(tmp_path):
     (tmp_path / "mobilenet_v2_notop.weights.h5").write_bytes(b"<html>404 not found</html>")
     with pytest.raises(Refused, match=r"mobilenet_v2_notop\.weights\.h5 does not hold weights of mobilenet_v2"):
-        architectures.build_backbone(local(tmp_path), "mobilenet_v2")
+        architectures.build_backbone(local(tmp_path).training, local(tmp_path).weights_dir, "mobilenet_v2")
 
 
 @pytest.mark.slow
 def test_weights_that_are_no_numbers_are_refused(mobilenet, tmp_path):
-    network = architectures.build_backbone(local(mobilenet[0]), "mobilenet_v2").network
+    network = architectures.build_backbone(
+        local(mobilenet[0]).training, local(mobilenet[0]).weights_dir, "mobilenet_v2"
+    ).network
     first = network.get_layer("Conv1").kernel
     first.assign(np.where(np.arange(first.shape[-1]) == 3, np.nan, first))
     network.save_weights(tmp_path / "mobilenet_v2_notop.weights.h5")
     with pytest.raises(Refused, match=r"mobilenet_v2_notop\.weights\.h5 must be numbers\. Received: NaN"):
-        architectures.build_backbone(local(tmp_path), "mobilenet_v2")
+        architectures.build_backbone(local(tmp_path).training, local(tmp_path).weights_dir, "mobilenet_v2")
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
@@ -118,7 +124,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
     other = architectures.build_light((SMALL, SMALL, 3))
     other.save_weights(tmp_path / "mobilenet_v2_notop.weights.h5")
     with pytest.raises(Refused, match="does not hold weights of mobilenet_v2"):
-        architectures.build_backbone(local(tmp_path), "mobilenet_v2")
+        architectures.build_backbone(local(tmp_path).training, local(tmp_path).weights_dir, "mobilenet_v2")
 
 
 @pytest.fixture
@@ -135,11 +141,15 @@ def no_network(monkeypatch, tmp_path):
 @pytest.mark.filterwarnings("ignore:`input_shape` is undefined")
 def test_a_failed_download_names_both_ways_out_and_trains_nothing_at_random(no_network):
     with pytest.raises(ConnectionError) as error:
-        architectures.build_backbone(Settings(image_size=SMALL), "mobilenet_v2")
+        architectures.build_backbone(
+            Settings(training={"image_size": SMALL}).training,
+            Settings(training={"image_size": SMALL}).weights_dir,
+            "mobilenet_v2",
+        )
     assert "Network is unreachable" in str(error.value)
     assert "storage.googleapis.com" in str(error.value)
     assert "CXR_WEIGHTS_DIR to a folder that holds mobilenet_v2_notop.weights.h5" in str(error.value)
-    assert 'CXR_WEIGHTS="none"' in str(error.value)
+    assert 'CXR_TRAINING__WEIGHTS="none"' in str(error.value)
 
 
 @pytest.mark.slow
@@ -149,23 +159,40 @@ def test_a_download_that_brings_something_else_is_a_failed_download(no_network, 
 
     monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", portal)
     with pytest.raises(ConnectionError, match="could not download the ImageNet weights of inception_v3"):
-        architectures.build_backbone(Settings(image_size=96), "inception_v3")
+        architectures.build_backbone(
+            Settings(training={"image_size": 96}).training,
+            Settings(training={"image_size": 96}).weights_dir,
+            "inception_v3",
+        )
 
 
 def test_images_too_small_are_refused_before_anything_is_downloaded(no_network):
     with pytest.raises(Refused, match="inception_v3 cannot take images of 64 pixels"):
-        architectures.build_backbone(Settings(image_size=64), "inception_v3")
+        architectures.build_backbone(
+            Settings(training={"image_size": 64}).training,
+            Settings(training={"image_size": 64}).weights_dir,
+            "inception_v3",
+        )
 
 
 def test_a_network_from_scratch_says_so_and_downloads_nothing(no_network):
-    for settings, name in ((Settings(weights="none", image_size=SMALL), "mobilenet_v2"), (Settings(), "light")):
-        backbone = architectures.build_backbone(settings, name)
+    for settings, name in (
+        (Settings(training={"weights": "none", "image_size": SMALL}), "mobilenet_v2"),
+        (Settings(), "light"),
+    ):
+        backbone = architectures.build_backbone(settings.training, settings.weights_dir, name)
         assert (backbone.weights, backbone.weights_sha256) == ("from scratch", "")
 
 
 def test_grey_bytes_go_in_and_probabilities_come_out():
     classifier = architectures.build_classifier(
-        architectures.build_backbone(Settings(image_size=SMALL), "light"), 3, 0.5
+        architectures.build_backbone(
+            Settings(training={"image_size": SMALL}).training,
+            Settings(training={"image_size": SMALL}).weights_dir,
+            "light",
+        ),
+        3,
+        0.5,
     )
     assert classifier.input.dtype == "uint8"
     output = classifier.predict(images(5), verbose=0)
@@ -218,7 +245,9 @@ def test_nothing_is_dropped_when_predicting_and_something_when_training():
 
 
 def test_fine_tuning_leaves_the_batch_normalisation_of_a_pretrained_network_as_it_was(mobilenet):
-    backbone = architectures.build_backbone(local(mobilenet[0]), "mobilenet_v2")
+    backbone = architectures.build_backbone(
+        local(mobilenet[0]).training, local(mobilenet[0]).weights_dir, "mobilenet_v2"
+    )
     classifier = architectures.build_classifier(backbone, 3, 0.5)
     layers = normalisations(backbone.network)
     before, first = values(layers), backbone.network.get_layer("Conv1").get_weights()[0].copy()
@@ -231,7 +260,9 @@ def test_fine_tuning_leaves_the_batch_normalisation_of_a_pretrained_network_as_i
 
 @pytest.mark.slow
 def test_normalisation_that_is_not_frozen_learns_but_in_the_frozen_stage(mobilenet):
-    backbone = architectures.build_backbone(local(mobilenet[0]), "mobilenet_v2")
+    backbone = architectures.build_backbone(
+        local(mobilenet[0]).training, local(mobilenet[0]).weights_dir, "mobilenet_v2"
+    )
     classifier = architectures.build_classifier(backbone, 3, 0.5, freeze_normalisation=False)
     before = backbone.network.get_weights()
     with architectures.frozen(backbone):
@@ -245,14 +276,20 @@ def test_normalisation_that_is_not_frozen_learns_but_in_the_frozen_stage(mobilen
 
 
 def test_a_pretrained_network_normalises_by_its_own_statistics_even_while_training(mobilenet):
-    backbone = architectures.build_backbone(local(mobilenet[0]), "mobilenet_v2")
+    backbone = architectures.build_backbone(
+        local(mobilenet[0]).training, local(mobilenet[0]).weights_dir, "mobilenet_v2"
+    )
     classifier = architectures.build_classifier(backbone, 3, dropout=0.0)
     x = images(2)
     np.testing.assert_allclose(classifier(x, training=True), classifier(x, training=False), atol=1e-6)
 
 
 def test_the_batch_normalisation_of_a_network_from_scratch_learns():
-    backbone = architectures.build_backbone(Settings(weights="none", image_size=SMALL), "mobilenet_v2")
+    backbone = architectures.build_backbone(
+        Settings(training={"weights": "none", "image_size": SMALL}).training,
+        Settings(training={"weights": "none", "image_size": SMALL}).weights_dir,
+        "mobilenet_v2",
+    )
     classifier = architectures.build_classifier(backbone, 3, 0.5)
     layers = normalisations(backbone.network)
     means = [layer.moving_mean.numpy().copy() for layer in layers]
@@ -264,7 +301,9 @@ def test_the_batch_normalisation_of_a_network_from_scratch_learns():
 
 @pytest.mark.parametrize("name", ["light", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
 def test_a_saved_classifier_gives_the_same_probabilities_when_it_is_loaded(tmp_path, mobilenet, name):
-    classifier = architectures.build_classifier(architectures.build_backbone(local(mobilenet[0]), name), 3, 0.5)
+    classifier = architectures.build_classifier(
+        architectures.build_backbone(local(mobilenet[0]).training, local(mobilenet[0]).weights_dir, name), 3, 0.5
+    )
     path = tmp_path / "model.keras"
     classifier.save(path)
     loaded = keras.saving.load_model(path, compile=False, safe_mode=True)

@@ -26,7 +26,7 @@ def only(monkeypatch):
 
 
 def dots(*places: tuple[int, int], n: int = 400) -> np.ndarray:
-    """n times a black image with soft white dots, 9 px wide, at the (x, y) places."""
+    """N times a black image with soft white dots, 9 px wide, at the (x, y) places."""
     image = np.zeros((SIZE, SIZE), np.uint8)
     for place in places:
         cv2.circle(image, place, 4, 255, -1)

@@ -8,7 +8,7 @@ import pytest
 from model_samples import put_dataset, quick
 from multi_device_training import train_on
 
-from cxr_ml import store
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import predictions
 
 pytestmark = pytest.mark.slow
@@ -18,9 +18,9 @@ SMALL = {"head_epochs": 2, "fine_tune_epochs": 1, "batch_size": 16, "dropout": 0
 
 def result(s) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """The training history and the final weights of the only model in the store."""
-    (name,) = {key.split("/")[1] for key in store.keys(s, "models/")}
-    history = pd.read_csv(io.BytesIO(store.get(s, f"models/{name}/history.csv")))
-    return history, predictions.load_model(s, name)[1].get_weights()
+    (name,) = {key.split("/")[1] for key in ObjectStore(s.store).keys("models/")}
+    history = pd.read_csv(io.BytesIO(ObjectStore(s.store).get(f"models/{name}/history.csv")))
+    return history, predictions.load_model(ObjectStore(s.store), name)[1].get_weights()
 
 
 def test_two_virtual_devices_give_the_loss_of_one_also_where_batches_are_odd(settings):

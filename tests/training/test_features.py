@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from model_samples import overwrite, put_dataset, quick
+from settings_samples import changed
 
-from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.ingest.tables import to_parquet
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, augment, features, inputs
 
 FEW = {"train": 3, "validation": 1}
@@ -21,14 +22,26 @@ def ready(settings):
     """Settings, a classifier, and how dataset `number` is seen: load(views, split=…) gives features."""
     s = quick(settings)
     keras.utils.set_random_seed(5)
-    classifier = architectures.build_classifier(architectures.build_backbone(s, "light"), 3, 0.5)
+    classifier = architectures.build_classifier(
+        architectures.build_backbone(s.training, s.weights_dir, "light"), 3, 0.5
+    )
     put_dataset(s, 1, FEW)
 
     def load(views, number=1, split="train", classifier=classifier, **changes):
-        own = s.model_copy(update=changes)
-        images, manifest = inputs.load(own, versions.load_dataset(own, number), 32)
+        own = changed(s, **changes)
+        images, manifest = inputs.load(
+            ObjectStore(own.store), own.cache_dir, versions.load_dataset(ObjectStore(own.store), number), 32
+        )
         rows = np.flatnonzero(manifest["split"] == split)
-        return np.array(features.load(own, classifier, manifest, images, rows, views)), images[rows], manifest
+        return (
+            np.array(
+                features.load(
+                    ObjectStore(own.store), own.training, own.cache_dir, classifier, manifest, images, rows, views
+                )
+            ),
+            images[rows],
+            manifest,
+        )
 
     return s, classifier, load
 
@@ -48,12 +61,24 @@ def predicted(monkeypatch) -> list[int]:
 
 def test_views_are_counted_batch_by_batch_also_those_of_the_store(ready):
     s, classifier, _ = ready
-    images, manifest = inputs.load(s, versions.load_dataset(s, 1), 32)
+    images, manifest = inputs.load(
+        ObjectStore(s.store), s.cache_dir, versions.load_dataset(ObjectStore(s.store), 1), 32
+    )
     rows = np.flatnonzero(manifest["split"] == "train")
 
     def told(views):
         seen = []
-        features.load(s, classifier, manifest, images, rows, views, on_progress=seen.append)
+        features.load(
+            ObjectStore(s.store),
+            s.training,
+            s.cache_dir,
+            classifier,
+            manifest,
+            images,
+            rows,
+            views,
+            on_progress=seen.append,
+        )
         assert {(one.unit, one.total, one.stage) for one in seen} == {("images", 9 * views, "features")}
         return [one.done for one in seen]
 
@@ -124,10 +149,10 @@ def test_other_weights_another_seed_another_augmentation_or_split_are_other_feat
     np.testing.assert_array_equal(other[:9], found[:9])
     assert (other[9:] != found[9:]).any()
     assert load(1, split="validation")[0].shape == (3, 96)
-    keys = set(store.keys(s, "features/"))
+    keys = set(ObjectStore(s.store).keys("features/"))
     monkeypatch.setattr(augment, "VERSION", augment.VERSION + 1)
     load(2)
-    assert len(set(store.keys(s, "features/")) - keys) == 1, "only the random view is another one"
+    assert len(set(ObjectStore(s.store).keys("features/")) - keys) == 1, "only the random view is another one"
     first = classifier.get_layer("light")
     first.set_weights([w * 1.5 for w in first.get_weights()])
     assert (load(1)[0] != found[:9]).any()
@@ -137,8 +162,8 @@ def test_other_weights_another_seed_another_augmentation_or_split_are_other_feat
 def test_a_broken_block_is_computed_again(ready, caplog):
     s, _, load = ready
     found = load(1)[0]
-    (key,) = store.keys(s, "features/")
-    overwrite(s, key, store.get(s, key)[:-1])
+    (key,) = ObjectStore(s.store).keys("features/")
+    overwrite(s, key, ObjectStore(s.store).get(key)[:-1])
     np.testing.assert_allclose(load(1)[0], found, atol=1e-6)
     assert key in caplog.text
 
@@ -147,11 +172,11 @@ def test_next_weeks_dataset_computes_the_features_of_its_new_images_only(ready, 
     s, _, load = ready
     before, _, old = load(2)
     other = put_dataset(s, 8, {"train": 1}, seed=1)
-    new = versions.load_manifest(s, other).assign(batch="week-2")
+    new = versions.load_manifest(ObjectStore(s.store), other).assign(batch="week-2")
     data = to_parquet(pd.concat([old, new]).sort_values("sha256", ignore_index=True))
     record = other.model_copy(update={"dataset": 2, "manifest_sha256": hashlib.sha256(data).hexdigest()})
-    store.put_if_absent(s, "datasets/2/manifest.parquet", data)
-    store.put_if_absent(s, "datasets/2/dataset.json", record.to_bytes())
+    ObjectStore(s.store).put_if_absent("datasets/2/manifest.parquet", data)
+    ObjectStore(s.store).put_if_absent("datasets/2/dataset.json", record.to_bytes())
     predicted.clear()
     after, _, manifest = load(2, number=2)
     assert predicted == [3, 3] and after.shape == (24, 96)

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from model_samples import CLASSES, overwrite, put_dataset
 
-from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import decode, formats, measure
+from cxr_ml.imaging import decode, formats
 from cxr_ml.ingest.process_file import image_key
 from cxr_ml.ingest.tables import to_parquet
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import array_cache, inputs
 
 FEW = {"train": 2, "validation": 1, "test": 1}
@@ -36,25 +36,25 @@ def test_shrinking_averages_so_that_fine_texture_does_not_become_stripes():
     assert abs(inputs.resize(stripes, 32).astype(int) - 127).max() < 40
 
 
-def test_each_row_of_the_array_is_the_image_of_that_row_of_the_manifest(settings):
+def test_each_row_of_the_array_is_the_image_of_that_row_of_the_manifest(store, settings):
     dataset = put_dataset(settings, counts=FEW)
-    array, manifest = inputs.load(settings, dataset, 32)
+    array, manifest = inputs.load(store, settings.cache_dir, dataset, 32)
     assert array.shape == (12, 32, 32, 1) and array.dtype == np.uint8
-    assert list(manifest["sha256"]) == list(versions.load_manifest(settings, dataset)["sha256"])
+    assert list(manifest["sha256"]) == list(versions.load_manifest(store, dataset)["sha256"])
     for pixels, row in zip(array, manifest.itertuples(), strict=True):
-        stored = decode.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
+        stored = decode.decode_grey(store.get(image_key(row.sha256, row.format)))
         np.testing.assert_array_equal(pixels, cv2.resize(stored, (32, 32), interpolation=cv2.INTER_AREA)[..., None])
 
 
-def test_images_are_decoded_once_and_then_read_from_the_cache(settings, monkeypatch):
+def test_images_are_decoded_once_and_then_read_from_the_cache(store, settings, monkeypatch):
     dataset = put_dataset(settings, counts=FEW)
-    first, _ = inputs.load(settings, dataset, 32)
+    first, _ = inputs.load(store, settings.cache_dir, dataset, 32)
 
-    def decoded_again(data):
+    def decoded_again(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(measure, "decode_grey", decoded_again)
-    again, _ = inputs.load(settings, dataset, 32)
+    monkeypatch.setattr(inputs, "load_grey", decoded_again)
+    again, _ = inputs.load(store, settings.cache_dir, dataset, 32)
     np.testing.assert_array_equal(again, first)
     assert [p.suffix for p in settings.cache_dir.iterdir()] == [".npy"]
 
@@ -62,64 +62,69 @@ def test_images_are_decoded_once_and_then_read_from_the_cache(settings, monkeypa
 def put_grown(settings, taken_out: int = 0):
     """Dataset 1, and dataset 2 with a batch of three images more and some of the first batch's taken out."""
     first, other = put_dataset(settings, 1, FEW), put_dataset(settings, 9, {"train": 1}, seed=1)
-    old, new = versions.load_manifest(settings, first), versions.load_manifest(settings, other).assign(batch="week-2")
+    old, new = (
+        versions.load_manifest(ObjectStore(settings.store), first),
+        versions.load_manifest(ObjectStore(settings.store), other).assign(batch="week-2"),
+    )
     data = to_parquet(pd.concat([old.iloc[taken_out:], new]).sort_values("sha256", ignore_index=True))
     digest = hashlib.sha256(data).hexdigest()
     second = first.model_copy(update={"dataset": 2, "manifest_sha256": digest})
-    store.put_if_absent(settings, "datasets/2/manifest.parquet", data)
+    ObjectStore(settings.store).put_if_absent("datasets/2/manifest.parquet", data)
     return first, second
 
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """The images that are decoded, by SHA-256."""
-    found, real = [], inputs.stored_grey
+    found, real = [], inputs.load_grey
 
-    def spy(settings, sha256, format):
+    def spy(store, sha256, format):
         found.append(sha256)
-        return real(settings, sha256, format)
+        return real(store, sha256, format)
 
-    monkeypatch.setattr(inputs, "stored_grey", spy)
+    monkeypatch.setattr(inputs, "load_grey", spy)
     return found
 
 
 def elsewhere(settings, tmp_path):
     """Another machine with the same store."""
-    return settings.model_copy(update={"cache_dir": tmp_path / "elsewhere"})
+    return settings.replace(cache_dir=tmp_path / "elsewhere")
 
 
-def test_another_worker_finds_in_the_store_what_the_first_one_decoded(settings, decoded, tmp_path):
+def test_another_worker_finds_in_the_store_what_the_first_one_decoded(store, settings, decoded, tmp_path):
     dataset = put_dataset(settings, counts=FEW)
-    first, _ = inputs.load(settings, dataset, 32)
+    first, _ = inputs.load(store, settings.cache_dir, dataset, 32)
     assert len(decoded) == 12
-    again, _ = inputs.load(elsewhere(settings, tmp_path), dataset, 32)
+    again, _ = inputs.load(
+        ObjectStore(elsewhere(settings, tmp_path).store), elsewhere(settings, tmp_path).cache_dir, dataset, 32
+    )
     np.testing.assert_array_equal(again, first)
     assert len(decoded) == 12
-    (key,) = store.keys(settings, "inputs/")
-    assert np.load(io.BytesIO(store.get(settings, key))).shape == (12, 32, 32, 1), "readable without this project"
+    (key,) = store.keys("inputs/")
+    assert np.load(io.BytesIO(store.get(key))).shape == (12, 32, 32, 1), "readable without this project"
 
 
-def test_the_next_week_decodes_only_what_it_adds_and_leaves_one_file_on_the_machine(settings, decoded):
+def test_the_next_week_decodes_only_what_it_adds_and_leaves_one_file_on_the_machine(store, settings, decoded):
     first, second = put_grown(settings)
-    inputs.load(settings, first, 32)
+    inputs.load(store, settings.cache_dir, first, 32)
     decoded.clear()
-    array, manifest = inputs.load(settings, second, 32)
+    array, manifest = inputs.load(store, settings.cache_dir, second, 32)
     assert sorted(decoded) == sorted(manifest.loc[manifest["batch"] == "week-2", "sha256"])
     for pixels, row in zip(array, manifest.itertuples(), strict=True):
-        stored = decode.decode_grey(store.get(settings, image_key(row.sha256, row.format)))
+        stored = decode.decode_grey(store.get(image_key(row.sha256, row.format)))
         np.testing.assert_array_equal(pixels, inputs.resize(stored, 32))
     assert len(list(settings.cache_dir.iterdir())) == 1
 
 
-def test_a_ruling_decodes_the_images_of_its_own_block_again_and_no_others(settings, decoded, monkeypatch):
+def test_a_ruling_decodes_the_images_of_its_own_block_again_and_no_others(store, settings, decoded, monkeypatch):
     monkeypatch.setattr(
         array_cache, "MAX_BLOCK_ROWS", 4
     )  # a batch of twelve becomes a block per first digit of the SHA-256
     first, second = put_grown(settings, taken_out=1)
-    inputs.load(settings, first, 32)
-    taken = versions.load_manifest(settings, first)["sha256"].iloc[0]
+    inputs.load(store, settings.cache_dir, first, 32)
+    taken = versions.load_manifest(store, first)["sha256"].iloc[0]
     decoded.clear()
-    _, manifest = inputs.load(settings, second, 32)
+    _, manifest = inputs.load(store, settings.cache_dir, second, 32)
     own = manifest["sha256"].str.startswith(taken[0]) | (manifest["batch"] == "week-2")
     assert sorted(decoded) == sorted(manifest.loc[own, "sha256"]) and not own.all()
 
@@ -134,41 +139,43 @@ def test_blocks_hold_each_image_once_and_no_block_is_much_larger_than_its_limit(
 
 
 @pytest.mark.parametrize("harm", [lambda d: d[:-1000], lambda d: d[:-40] + b"\x07" + d[-39:], lambda d: b""])
-def test_a_broken_block_is_said_and_made_again(settings, tmp_path, caplog, harm):
+def test_a_broken_block_is_said_and_made_again(store, settings, tmp_path, caplog, harm):
     dataset = put_dataset(settings, counts=FEW)
-    whole, _ = inputs.load(settings, dataset, 32)
-    (key,) = store.keys(settings, "inputs/")
-    good = store.get(settings, key)
+    whole, _ = inputs.load(store, settings.cache_dir, dataset, 32)
+    (key,) = store.keys("inputs/")
+    good = store.get(key)
     overwrite(settings, key, harm(good))
-    again, _ = inputs.load(elsewhere(settings, tmp_path), dataset, 32)
+    again, _ = inputs.load(
+        ObjectStore(elsewhere(settings, tmp_path).store), elsewhere(settings, tmp_path).cache_dir, dataset, 32
+    )
     np.testing.assert_array_equal(again, whole)
-    assert store.get(settings, key) == good
+    assert store.get(key) == good
     assert f"{key} is not what was written" in caplog.text
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_decoded(settings, decoded, monkeypatch):
+def test_a_disk_without_room_is_refused_before_anything_is_decoded(store, settings, decoded, monkeypatch):
     dataset = put_dataset(settings, counts=FEW)
     monkeypatch.setattr(array_cache.os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=1000))
     with pytest.raises(Refused, match=r"needs 0\.0 GB.*CXR_CACHE_DIR"):
-        inputs.load(settings, dataset, 32)
+        inputs.load(store, settings.cache_dir, dataset, 32)
     assert decoded == []
 
 
-def test_a_file_that_a_killed_process_left_is_removed_a_day_later_and_a_living_ones_is_not(settings):
+def test_a_file_that_a_killed_process_left_is_removed_a_day_later_and_a_living_ones_is_not(store, settings):
     dataset = put_dataset(settings, counts=FEW)
     settings.cache_dir.mkdir()
     old, new = settings.cache_dir / "x.1.part.npy", settings.cache_dir / "x.2.part.npy"
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
-    inputs.load(settings, dataset, 32)
+    inputs.load(store, settings.cache_dir, dataset, 32)
     assert not old.exists() and new.exists()
 
 
 @pytest.mark.parametrize("harm", [lambda d: d[:-1000], lambda d: b"", lambda d: b"no array", lambda d: d + d])
-def test_a_broken_file_in_the_cache_is_laid_together_again(settings, caplog, harm):
+def test_a_broken_file_in_the_cache_is_laid_together_again(store, settings, caplog, harm):
     dataset = put_dataset(settings, counts=FEW)
-    whole = np.array(inputs.load(settings, dataset, 32)[0])
+    whole = np.array(inputs.load(store, settings.cache_dir, dataset, 32)[0])
     (path,) = settings.cache_dir.iterdir()
     good = path.read_bytes()
     broken = harm(good)
@@ -176,65 +183,67 @@ def test_a_broken_file_in_the_cache_is_laid_together_again(settings, caplog, har
         broken = good.replace(b"(12, ", b"(11, ")
         assert broken != good
     path.write_bytes(broken)
-    np.testing.assert_array_equal(inputs.load(settings, dataset, 32)[0], whole)
+    np.testing.assert_array_equal(inputs.load(store, settings.cache_dir, dataset, 32)[0], whole)
     assert path.read_bytes() == good and f"{path} is broken" in caplog.text
 
 
-def test_two_processes_of_the_same_number_that_share_a_cache_do_not_disturb_each_other(settings, monkeypatch):
+def test_two_processes_of_the_same_number_that_share_a_cache_do_not_disturb_each_other(store, settings, monkeypatch):
     dataset = put_dataset(settings, counts=FEW)
     real = inputs.resize
 
     def other_process_comes_first(*args):
         monkeypatch.setattr(inputs, "resize", real)
-        inputs.load(settings, dataset, 32)
+        inputs.load(store, settings.cache_dir, dataset, 32)
         return real(*args)
 
     monkeypatch.setattr(inputs.os, "cpu_count", lambda: 0.25)  # one thread
     monkeypatch.setattr(inputs, "resize", other_process_comes_first)
-    found, _ = inputs.load(settings, dataset, 32)
-    np.testing.assert_array_equal(found, inputs.load(settings, dataset, 32)[0])
+    found, _ = inputs.load(store, settings.cache_dir, dataset, 32)
+    np.testing.assert_array_equal(found, inputs.load(store, settings.cache_dir, dataset, 32)[0])
     assert len(list(settings.cache_dir.iterdir())) == 1
 
 
-def test_another_size_or_another_dataset_is_decoded_anew(settings):
+def test_another_size_or_another_dataset_is_decoded_anew(store, settings):
     one, other = put_dataset(settings, 1, FEW), put_dataset(settings, 2, FEW, seed=1)
-    assert inputs.load(settings, one, 32)[0].shape[1:] == (32, 32, 1)
-    assert inputs.load(settings, one, 48)[0].shape[1:] == (48, 48, 1)
-    assert (inputs.load(settings, other, 32)[0] != inputs.load(settings, one, 32)[0]).any()
+    assert inputs.load(store, settings.cache_dir, one, 32)[0].shape[1:] == (32, 32, 1)
+    assert inputs.load(store, settings.cache_dir, one, 48)[0].shape[1:] == (48, 48, 1)
+    assert (
+        inputs.load(store, settings.cache_dir, other, 32)[0] != inputs.load(store, settings.cache_dir, one, 32)[0]
+    ).any()
 
 
-def test_a_decoding_that_fails_leaves_no_half_array_behind(settings):
+def test_a_decoding_that_fails_leaves_no_half_array_behind(store, settings):
     dataset = put_dataset(settings, counts=FEW)
-    row = versions.load_manifest(settings, dataset).iloc[7]
+    row = versions.load_manifest(store, dataset).iloc[7]
     key = image_key(row["sha256"], row["format"])
-    whole = store.get(settings, key)
+    whole = store.get(key)
     overwrite(settings, key, whole[: len(whole) // 2])
     with pytest.raises(formats.BadImage):
-        inputs.load(settings, dataset, 32)
+        inputs.load(store, settings.cache_dir, dataset, 32)
     assert list(settings.cache_dir.iterdir()) == []
     overwrite(settings, key, whole)
-    assert inputs.load(settings, dataset, 32)[0].any(axis=(1, 2, 3)).all()
+    assert inputs.load(store, settings.cache_dir, dataset, 32)[0].any(axis=(1, 2, 3)).all()
 
 
-def test_a_manifest_that_was_changed_is_refused(settings):
+def test_a_manifest_that_was_changed_is_refused(store, settings):
     dataset = put_dataset(settings, counts=FEW)
-    overwrite(settings, "datasets/1/manifest.parquet", store.get(settings, "datasets/1/manifest.parquet") + b" ")
+    overwrite(settings, "datasets/1/manifest.parquet", store.get("datasets/1/manifest.parquet") + b" ")
     with pytest.raises(Refused, match="was changed after dataset 1 was written"):
-        inputs.load(settings, dataset, 32)
+        inputs.load(store, settings.cache_dir, dataset, 32)
 
 
-def test_a_missing_image_is_refused_by_its_key(settings):
+def test_a_missing_image_is_refused_by_its_key(store, settings):
     dataset = put_dataset(settings, counts=FEW)
-    row = versions.load_manifest(settings, dataset).iloc[0]
+    row = versions.load_manifest(store, dataset).iloc[0]
     key = image_key(row["sha256"], row["format"])
-    store.client(settings.s3_endpoint_url).delete_object(Bucket=settings.bucket, Key=key)
+    store.client.delete_object(Bucket=settings.store.bucket, Key=key)
     with pytest.raises(Refused, match=key):
-        inputs.load(settings, dataset, 32)
+        inputs.load(store, settings.cache_dir, dataset, 32)
 
 
-def test_targets_are_indices_in_the_order_of_the_classes(settings):
+def test_targets_are_indices_in_the_order_of_the_classes(store, settings):
     dataset = put_dataset(settings, counts=FEW)
-    _, manifest = inputs.load(settings, dataset, 32)
+    _, manifest = inputs.load(store, settings.cache_dir, dataset, 32)
     y = inputs.targets(manifest, CLASSES)
     assert y.dtype == np.int64
     assert [CLASSES[i] for i in y] == list(manifest["label"])

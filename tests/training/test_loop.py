@@ -17,8 +17,8 @@ from pydantic import create_model
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import batching, checkpoints, distribution, inputs, keras_metrics, loop
 from cxr_ml.training.checkpoints import Epoch, Progress
 from cxr_ml.training.loop import Stage, StageBatches
@@ -49,13 +49,17 @@ def data(batch_size: int):
 
 def run(settings, network, stage=THREE, given=data, **changes):
     s = quick(settings, **{"batch_size": 16} | changes)
-    return loop.train_stage(s, "m", network, stage, "f" * 64, lambda: given(s.batch_size), verbose=False)
+    return loop.train_stage(
+        ObjectStore(s.store), s, "m", network, stage, "f" * 64, lambda: given(s.training.batch_size), verbose=False
+    )
 
 
 @EAGER
 def test_each_step_and_each_epoch_is_told_with_what_the_last_epoch_gave(settings):
     s, seen = quick(settings, batch_size=16), []
-    progress = loop.train_stage(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), False, seen.append)
+    progress = loop.train_stage(
+        ObjectStore(s.store), s, "m", small_network(), THREE, "f" * 64, lambda: data(16), False, seen.append
+    )
     assert {(told.unit, told.total, told.stage) for told in seen} == {("epochs", 3, "head")}
     steps = [(told.done, told.within) for told in seen if told.within]
     assert steps == [(epoch, (step, 3)) for epoch in range(3) for step in range(4)]
@@ -67,12 +71,22 @@ def test_each_step_and_each_epoch_is_told_with_what_the_last_epoch_gave(settings
     assert ended[2].seconds_left == 0
     assert all(told.val_macro_f1 is None and told.seconds_left is None for told in seen if not told.done)
     again = []
-    loop.train_stage(s, "m", small_network(), Stage("head", 4, 1e-2), "f" * 64, lambda: data(16), False, again.append)
+    loop.train_stage(
+        ObjectStore(s.store),
+        s,
+        "m",
+        small_network(),
+        Stage("head", 4, 1e-2),
+        "f" * 64,
+        lambda: data(16),
+        False,
+        again.append,
+    )
     assert [(told.done, told.within) for told in again] == [(3, (step, 3)) for step in range(4)] + [(4, None)]
 
 
 def keys(settings) -> list[str]:
-    return list(store.keys(settings, "models/m/checkpoints/"))
+    return list(ObjectStore(settings.store).keys("models/m/checkpoints/"))
 
 
 def limit_memory(network: keras.Model, images: int) -> list[int]:
@@ -107,7 +121,7 @@ def test_a_batch_that_does_not_fit_goes_through_memory_in_pieces_and_gives_the_s
     settings, eager, fits, pieces, traced
 ):
     whole, pieced, stage = small_network(), small_network(), Stage("head", 2, 1e-2)
-    expected = run(settings.model_copy(update={"prefix": "whole/"}), whole, stage)
+    expected = run(settings.replace(store={"prefix": "whole/"}), whole, stage)
     seen = limit_memory(pieced, fits)
     tf.config.run_functions_eagerly(not traced)
     found = run(settings, pieced, stage)
@@ -125,7 +139,9 @@ def test_a_batch_that_does_not_fit_goes_through_memory_in_pieces_and_gives_the_s
 def test_memory_that_holds_not_even_one_image_is_refused_with_the_setting_to_change(settings):
     network = small_network()
     limit_memory(network, 0)
-    with pytest.raises(Refused, match=r"with one image at a time\. Set a smaller image_size \(CXR_IMAGE_SIZE; now 32"):
+    with pytest.raises(
+        Refused, match=r"with one image at a time\. Set a smaller image_size \(CXR_TRAINING__IMAGE_SIZE; now 32"
+    ):
         run(settings, network)
     assert keys(settings) == []
 
@@ -134,7 +150,7 @@ def test_memory_that_holds_not_even_one_image_is_refused_with_the_setting_to_cha
 @pytest.mark.slow
 def test_memory_that_runs_out_in_a_later_epoch_does_not_undo_the_earlier_ones(settings):
     whole, pieced = small_network(), small_network()
-    expected = run(settings.model_copy(update={"prefix": "whole/"}), whole)
+    expected = run(settings.replace(store={"prefix": "whole/"}), whole)
     run(settings, pieced, Stage("head", 1, 1e-2))
     limit_memory(pieced, 8)
     found = run(settings, pieced)
@@ -151,7 +167,7 @@ def test_memory_that_runs_out_in_a_later_epoch_does_not_undo_the_earlier_ones(se
 @pytest.mark.slow
 def test_a_stage_goes_on_with_the_random_numbers_that_it_would_have_drawn(settings):
     one, two = small_network(dropout=0.5), small_network(dropout=0.5)
-    expected = run(settings.model_copy(update={"prefix": "whole/"}), one, Stage("head", 4, 1e-2))
+    expected = run(settings.replace(store={"prefix": "whole/"}), one, Stage("head", 4, 1e-2))
     run(settings, two, Stage("head", 2, 1e-2))
     keras.utils.set_random_seed(99)
     found = run(settings, two, Stage("head", 4, 1e-2))
@@ -166,10 +182,10 @@ def misleading(batch_size: int):
     return StageBatches(batches, validation)
 
 
-def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
+def test_only_the_newest_two_epochs_and_the_best_one_are_kept(store, settings):
     run(settings, small_network(), Stage("head", 9, 1e-2), misleading, patience=9)
     found = checkpoints.load_newest(
-        settings,
+        store,
         "m",
         Progress(stage="head", backbone_sha256="f" * 64, decay=False),
         [w.shape for w in small_network().weights],
@@ -181,11 +197,11 @@ def test_only_the_newest_two_epochs_and_the_best_one_are_kept(settings):
 
 @EAGER
 @pytest.mark.slow
-def test_a_broken_checkpoint_is_left_out_loudly_in_favour_of_the_one_before(settings, caplog):
-    expected = run(settings.model_copy(update={"prefix": "whole/"}), small_network())
+def test_a_broken_checkpoint_is_left_out_loudly_in_favour_of_the_one_before(store, settings, caplog):
+    expected = run(settings.replace(store={"prefix": "whole/"}), small_network())
     run(settings, small_network(), Stage("head", 2, 1e-2))
     last = max(keys(settings))
-    spoiled = bytearray(store.get(settings, last))
+    spoiled = bytearray(store.get(last))
     spoiled[len(spoiled) // 2] ^= 1
     overwrite(settings, last, bytes(spoiled))
     found = run(settings, network := small_network())
@@ -201,19 +217,19 @@ def test_a_broken_checkpoint_is_left_out_loudly_in_favour_of_the_one_before(sett
 
 
 @EAGER
-def test_a_checkpoint_of_other_first_weights_network_or_version_is_not_gone_on_from(settings, caplog, monkeypatch):
+def test_a_checkpoint_of_other_first_weights_network_or_version_is_not_gone_on_from(
+    store, settings, caplog, monkeypatch
+):
     run(settings, network := small_network(), Stage("head", 2, 1e-2))
     shapes = [w.shape for w in network.weights]
     fresh = Progress(stage="head", backbone_sha256="f" * 64, decay=False)
-    assert checkpoints.load_newest(settings, "m", fresh, shapes) is not None
-    assert (
-        checkpoints.load_newest(settings, "m", fresh.model_copy(update={"backbone_sha256": "e" * 64}), shapes) is None
-    )
+    assert checkpoints.load_newest(store, "m", fresh, shapes) is not None
+    assert checkpoints.load_newest(store, "m", fresh.model_copy(update={"backbone_sha256": "e" * 64}), shapes) is None
     assert "from other first weights" in caplog.text
-    assert checkpoints.load_newest(settings, "m", fresh, shapes[:-1]) is None
+    assert checkpoints.load_newest(store, "m", fresh, shapes[:-1]) is None
     assert "do not fit the network" in caplog.text
     monkeypatch.setattr(checkpoints, "Progress", create_model("Progress", __base__=Progress, more=(int, ...)))
-    assert checkpoints.load_newest(settings, "m", fresh, shapes) is None
+    assert checkpoints.load_newest(store, "m", fresh, shapes) is None
     assert "of another version of cxr-ml" in caplog.text
 
 
@@ -222,7 +238,7 @@ STOPPED = (
     r"Expected: .* below \d{3}\.\d\. Received: the mean loss .* until step 2 is (nan|1e\+04)\.\n"
     r"Losses of the epochs before: \d\.\d{4}, \d\.\d{4}\. Last good epoch, which is kept: epoch 2, in "
     r"models/m/checkpoints/\. No model is written\.\n"
-    r"Start a new run with a smaller head_learning_rate \(CXR_HEAD_LEARNING_RATE, or the form; now 0\.01\)"
+    r"Start a new run with a smaller head_learning_rate \(CXR_TRAINING__HEAD_LEARNING_RATE, or the form; now 0\.01\)"
 )
 
 
@@ -265,7 +281,7 @@ def test_in_mixed_precision_a_stage_goes_on_from_its_checkpoint_also_in_pieces(s
     monkeypatch.setattr(distribution, "choose_precision", lambda: policy)
     with distribution.mixed_precision():
         whole, killed, stage = small_network(dropout=0.5), small_network(dropout=0.5), Stage("head", 2, 1e-2)
-        expected = run(settings.model_copy(update={"prefix": "whole/"}), whole, stage)
+        expected = run(settings.replace(store={"prefix": "whole/"}), whole, stage)
         run(settings, killed, Stage("head", 1, 1e-2))
         found = run(settings, again := small_network(dropout=0.5), stage)
         assert [e.loss for e in found.epochs] == pytest.approx([e.loss for e in expected.epochs], abs=1e-6)
@@ -311,7 +327,7 @@ def printed(settings, monkeypatch, ends: tuple[int, int]) -> str:
     with os.fdopen(write_to, "w") as stdout, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", stdout)
         s = quick(settings, batch_size=16)
-        loop.train_stage(s, "m", small_network(), THREE, "f" * 64, lambda: data(16), verbose=True)
+        loop.train_stage(ObjectStore(s.store), s, "m", small_network(), THREE, "f" * 64, lambda: data(16), verbose=True)
     reader.join()
     os.close(read_from)
     return b"".join(seen).decode().replace("\r\n", "\n")
@@ -355,7 +371,7 @@ def test_a_learning_rate_that_decays_falls_along_half_a_cosine_and_another_stays
 def test_a_stage_whose_rate_falls_is_run_to_its_end_and_kept_there_also_when_it_was_killed(settings, monkeypatch):
     stage = Stage("fine_tune", 5, 1e-2, decay=True)
     progress = run(
-        settings.model_copy(update={"prefix": "whole/"}), whole := small_network(), stage, misleading, patience=1
+        settings.replace(store={"prefix": "whole/"}), whole := small_network(), stage, misleading, patience=1
     )
     losses = [epoch.val_calibrated for epoch in progress.epochs]
     assert len(losses) == 5 and losses[-1] > min(losses), "or this test shows nothing"
@@ -367,7 +383,7 @@ def test_a_stage_whose_rate_falls_is_run_to_its_end_and_kept_there_also_when_it_
         if len(args[2].epochs) == 3:
             sys.exit("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):  # noqa: PT012
         stored = checkpoints.save
         patch.setattr(checkpoints, "save", save)
         run(settings, small_network(), stage, misleading, patience=1)

@@ -66,8 +66,10 @@ def test_real_films_are_answered_and_strangers_and_films_on_their_side_or_invert
     paths = [p for f in folders for p in sorted(p for p in f.iterdir() if not p.read_bytes().startswith(b"RIFF"))[:120]]
     films = np.stack([inputs.resize(decode.decode_grey(path.read_bytes()), 160) for path in paths])
     y, rows = np.arange(360) // 120, np.arange(360)
-    settings = Settings(weights_dir=FOLDERS["CXR_WEIGHTS_DIR"], image_size=160)
-    classifier = architectures.build_classifier(architectures.build_backbone(settings, "mobilenet_v2"), 3, 0.5)
+    settings = Settings(weights_dir=FOLDERS["CXR_WEIGHTS_DIR"], training={"image_size": 160})
+    classifier = architectures.build_classifier(
+        architectures.build_backbone(settings.training, settings.weights_dir, "mobilenet_v2"), 3, 0.5
+    )
     held = rows % 6 == 0
     detector, _ = fit(classifier, films, rows[rows % 3 > 0], rows[(rows % 3 == 0) & ~held], y)
     assert (scores(detector, classifier, films[held]) <= 1).mean() >= 0.95

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from model_samples import put_dataset, quick
 
-from cxr_ml.dataset import versions
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, features, inputs, ood, out_of_memory, predictions
 
 
@@ -31,11 +31,13 @@ def test_a_batch_is_halved_as_long_as_memory_is_full_and_another_error_is_not_hi
 def test_whoever_predicts_gets_along_with_memory_for_four_images(settings, monkeypatch):
     s = quick(settings)
     dataset = put_dataset(s)
-    images, manifest = inputs.load(s, dataset, 32)
+    images, manifest = inputs.load(ObjectStore(s.store), s.cache_dir, dataset, 32)
     y = inputs.targets(manifest, s.classes)
     rows = [np.flatnonzero(manifest["split"] == split) for split in ("train", "validation")]
     keras.utils.set_random_seed(5)
-    classifier = architectures.build_classifier(architectures.build_backbone(s, "light"), 3, 0.5)
+    classifier = architectures.build_classifier(
+        architectures.build_backbone(s.training, s.weights_dir, "light"), 3, 0.5
+    )
 
     def all_of_them(own):
         p = predictions.predict_probabilities(classifier, images)
@@ -44,7 +46,11 @@ def test_whoever_predicts_gets_along_with_memory_for_four_images(settings, monke
             p,
             known.features.mean,
             known.features.limit,
-            np.array(features.load(own, classifier, manifest, images, rows[0], 2)),
+            np.array(
+                features.load(
+                    ObjectStore(own.store), own.training, own.cache_dir, classifier, manifest, images, rows[0], 2
+                )
+            ),
         )
 
     expected = all_of_them(s)
@@ -57,8 +63,8 @@ def test_whoever_predicts_gets_along_with_memory_for_four_images(settings, monke
         return real(self, x, batch_size=batch_size, **options)
 
     monkeypatch.setattr(keras.Model, "predict", little_memory)
-    for store_key in versions.store.keys(s, "features/"):
-        versions.store.remove(s, store_key)
+    for store_key in ObjectStore(s.store).keys("features/"):
+        ObjectStore(s.store).remove(store_key)
     for found, before in zip(all_of_them(s), expected, strict=True):
         np.testing.assert_allclose(found, before, atol=1e-5)
     assert sizes.count(4) == 5 and max(sizes) == 32

@@ -8,7 +8,7 @@ import pytest
 from killed_training import train_in_a_process
 from model_samples import put_dataset, quick
 
-from cxr_ml import store
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, predictions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shallow_light")]
@@ -26,13 +26,13 @@ def settings_with_weights(settings, tmp_path, **changes):
     s = quick(settings, **SHORT | changes)
     path = tmp_path / "weights" / "light_notop.weights.h5"
     path.parent.mkdir(exist_ok=True)
-    architectures.build_backbone(s, "light").network.save_weights(path)
-    return s.model_copy(update={"weights": "imagenet", "weights_dir": path.parent})
+    architectures.build_backbone(s.training, s.weights_dir, "light").network.save_weights(path)
+    return s.replace(weights_dir=path.parent, training={"weights": "imagenet"})
 
 
 def final_weights(s):
-    (name,) = {key.split("/")[1] for key in store.keys(s, "models/")}
-    return name, predictions.load_model(s, name)[1].get_weights()
+    (name,) = {key.split("/")[1] for key in ObjectStore(s.store).keys("models/")}
+    return name, predictions.load_model(ObjectStore(s.store), name)[1].get_weights()
 
 
 @pytest.mark.parametrize("pretrained", [True, False], ids=["head on features", "from scratch"])
@@ -50,16 +50,18 @@ def test_killed_again_and_again_it_ends_with_the_weights_of_an_undisturbed_train
     assert train_in_a_process(s, pretrained) == 0
     name, weights = final_weights(s)
     assert deaths >= (7 if pretrained else 3), "or this test shows little"
-    assert not list(store.keys(s, f"models/{name}/checkpoints/"))
+    assert not list(ObjectStore(s.store).keys(f"models/{name}/checkpoints/"))
 
-    undisturbed = s.model_copy(update={"prefix": "undisturbed/"})
+    undisturbed = s.replace(store={"prefix": "undisturbed/"})
     put_dataset(undisturbed)
     assert train_in_a_process(undisturbed, pretrained) == 0
     other, expected = final_weights(undisturbed)
     assert name == other
     for now, then in zip(weights, expected, strict=True):
         np.testing.assert_allclose(now, then, atol=1e-6, rtol=0)
-    histories = [pd.read_csv(io.BytesIO(store.get(x, f"models/{name}/history.csv"))) for x in (s, undisturbed)]
+    histories = [
+        pd.read_csv(io.BytesIO(ObjectStore(x.store).get(f"models/{name}/history.csv"))) for x in (s, undisturbed)
+    ]
     assert list(histories[0]["stage"]) == ["head"] * 3 + ["fine_tune"] * 3
     for column in ("loss", "val_loss", "val_f1"):
         np.testing.assert_allclose(*(table[column] for table in histories), atol=1e-6)

@@ -11,25 +11,28 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 from model_samples import CLASSES, overwrite, put_dataset, quick
+from settings_samples import changed
 from tensorflow.core.util.event_pb2 import Event
 
-from cxr_ml import store
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import evaluate
 from cxr_ml.ingest.tables import to_parquet
 from cxr_ml.records import Model
+from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, artifacts, calibration, inputs, loop, ood, predictions, train
 
 pytestmark = pytest.mark.usefixtures("shallow_light")
 
 
 def history(settings, record: Model) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(store.get(settings, f"models/{record.model}/history.csv")))
+    return pd.read_csv(io.BytesIO(ObjectStore(settings.store).get(f"models/{record.model}/history.csv")))
 
 
 def validation_loss(settings, dataset, classifier: keras.Model) -> float:
-    images, manifest = inputs.load(settings, dataset, settings.image_size)
+    images, manifest = inputs.load(
+        ObjectStore(settings.store), settings.cache_dir, dataset, settings.training.image_size
+    )
     rows = np.flatnonzero(manifest["split"] == "validation")
     classifier.compile(loss="sparse_categorical_crossentropy")
     return classifier.evaluate(images[rows], inputs.targets(manifest, CLASSES)[rows], verbose=0)
@@ -37,8 +40,8 @@ def validation_loss(settings, dataset, classifier: keras.Model) -> float:
 
 def copy_store(trained, settings) -> None:
     """Copies all that the training of `trained` left into the store of a test that changes it."""
-    for key in store.keys(trained.settings, ""):
-        store.put_if_absent(settings, key, store.get(trained.settings, key))
+    for key in ObjectStore(trained.settings.store).keys(""):
+        ObjectStore(settings.store).put_if_absent(key, ObjectStore(trained.settings.store).get(key))
 
 
 def no_training(monkeypatch) -> None:
@@ -67,7 +70,7 @@ def test_a_class_without_training_images_is_refused_with_the_counts(y):
 
 def test_a_training_stores_model_history_and_record(trained):
     s, dataset, record = trained[:3]
-    assert store.load(s, f"models/{record.model}/model.json", Model) == record
+    assert ObjectStore(s.store).load(f"models/{record.model}/model.json", Model) == record
     assert record.model.startswith("light-d1-")
     assert (record.architecture, record.dataset, record.dataset_sha256) == ("light", 1, dataset.manifest_sha256)
     assert (record.classes, record.image_size) == (CLASSES, 32)
@@ -79,9 +82,9 @@ def test_a_training_stores_model_history_and_record(trained):
     assert record.packages["numpy"] == np.__version__ and record.settings["seed"] == 0
     assert record.hardware["cores"] == len(os.sched_getaffinity(0)) and record.hardware["cpu"]
     assert record.settings["batch_size"] == 8 and record.settings["fine_tune_learning_rate"] == 1e-4
-    artefact = store.get(s, f"models/{record.model}/model.keras")
+    artefact = ObjectStore(s.store).get(f"models/{record.model}/model.keras")
     assert hashlib.sha256(artefact).hexdigest() == record.artefact_sha256
-    curve = store.get(s, f"models/{record.model}/history.csv")
+    curve = ObjectStore(s.store).get(f"models/{record.model}/history.csv")
     assert hashlib.sha256(curve).hexdigest() == record.history_sha256
     table = history(s, record)
     assert list(table["stage"]) == ["head"] * 12 + ["fine_tune"] * 2 and list(table["epoch"]) == list(range(1, 15))
@@ -89,23 +92,23 @@ def test_a_training_stores_model_history_and_record(trained):
     assert np.isfinite(table.drop(columns="stage")).all(axis=None)
     assert list(table["learning_rate"]) == pytest.approx([0.03] * 12 + [1e-4, 5e-5])
     assert (table["images_per_second"] > 0).all() and table["val_f1"].between(0, 1).all()
-    assert not list(store.keys(s, f"models/{record.model}/checkpoints/"))
-    _, network = predictions.load_model(s, record.model)
+    assert not list(ObjectStore(s.store).keys(f"models/{record.model}/checkpoints/"))
+    _, network = predictions.load_model(ObjectStore(s.store), record.model)
     assert network.output_shape == (None, 3)
 
 
-def test_a_training_leaves_what_its_images_are_like_with_the_hash_in_the_record(settings, trained):
+def test_a_training_leaves_what_its_images_are_like_with_the_hash_in_the_record(store, settings, trained):
     record, key = trained.record, f"models/{trained.record.model}/likeness.npz"
     copy_store(trained, settings)
-    data = store.get(settings, key)
+    data = store.get(key)
     assert record.likeness_sha256 == hashlib.sha256(data).hexdigest()
-    known = ood.load(settings, record)
-    for space, length in ((known.features, 32), (known.shapes, ood.SIDE**2)):
+    known = ood.load(store, record)
+    for space, length in ((known.features, 32), (known.shapes, ood.THUMBNAIL_SIDE**2)):
         assert space.mean.shape == (length,) and space.principal.shape[1] == length and space.limit > 0
         np.testing.assert_allclose(space.principal @ space.principal.T, np.eye(len(space.principal)), atol=1e-5)
     overwrite(settings, key, data[:-1] + b"!")
     with pytest.raises(Refused, match=r"likeness\.npz is not the file that model\.json records"):
-        ood.load(settings, record)
+        ood.load(store, record)
 
 
 def scalars(data: bytes, tmp_path) -> dict[tuple[str, int], float]:
@@ -125,14 +128,15 @@ def test_tensorboard_finds_every_epoch_beside_the_model(trained, tmp_path):
     table = history(s, record)
     folder = f"models/{record.model}/tensorboard/"
     for run, prefix in (("train", ""), ("validation", "val_")):
-        (key,) = store.keys(s, folder + run)
+        (key,) = ObjectStore(s.store).keys(folder + run)
         assert "tfevents" in key
-        found = scalars(store.get(s, key), tmp_path)
+        found = scalars(ObjectStore(s.store).get(key), tmp_path)
         for name in ("loss", "accuracy", "f1"):
             series = [found[f"epoch_{name}", step] for step in range(1, 15)]
             assert series == pytest.approx(list(table[prefix + name]), rel=1e-6)
-    assert [found for (tag, _), found in scalars(store.get(s, folder + "train/events.out.tfevents.train"), tmp_path)
-            .items() if tag == "learning_rate"] == pytest.approx(list(table["learning_rate"]))  # fmt: skip
+    events = scalars(ObjectStore(s.store).get(folder + "train/events.out.tfevents.train"), tmp_path)
+    rates = [value for (tag, _), value in events.items() if tag == "learning_rate"]
+    assert rates == pytest.approx(list(table["learning_rate"]))
 
 
 def test_each_epoch_is_a_line_of_the_log(trained):
@@ -147,10 +151,13 @@ def test_a_warm_start_begins_with_the_champion_of_the_same_architecture(settings
     copy_store(trained, settings)
     tiny = {"head_epochs": 1, "head_learning_rate": 1e-9, "fine_tune_epochs": 0, "seed": 5}
     warm = quick(settings, **tiny, warm_start=True)
-    record = train.train_model(warm, 1, "light", verbose=0, champion=champion.model)
+    record = train.train_model(ObjectStore(warm.store), warm, 1, "light", verbose=0, champion=champion.model)
     assert (record.weights, record.weights_sha256) == (f"champion {champion.model}", champion.artefact_sha256)
     assert record.settings["warm_start"] is True
-    weights = [predictions.load_model(warm, name)[1].get_weights() for name in (record.model, champion.model)]
+    weights = [
+        predictions.load_model(ObjectStore(warm.store), name)[1].get_weights()
+        for name in (record.model, champion.model)
+    ]
     for now, then in zip(*weights, strict=True):
         np.testing.assert_allclose(now, then, atol=1e-6)
     assert capsys.readouterr().out == "", "not asked to, it prints nothing"
@@ -166,22 +173,24 @@ def test_a_warm_start_begins_with_the_champion_of_the_same_architecture(settings
     ],
     ids=["no champion", "another network", "other classes", "not asked for"],
 )
-def test_no_warm_start_begins_as_the_settings_say_and_says_why(settings, trained, monkeypatch, capsys, changes, why):
+def test_no_warm_start_begins_as_the_settings_say_and_says_why(
+    store, settings, trained, monkeypatch, capsys, changes, why
+):
     copy_store(trained, settings)
     champion = trained.record.model_copy(update=(changes or {}) | {"model": "other"})
     if changes is not None:
-        store.put_if_absent(settings, "models/other/model.json", champion.to_bytes())
+        store.put_if_absent("models/other/model.json", champion.to_bytes())
     begun = []
 
-    def begin(settings, model, network, stage, sha256, *_):
+    def begin(store, settings, model, network, stage, sha256, *_):
         begun.append((model, sha256))
         raise InterruptedError
 
     monkeypatch.setattr(loop, "train_stage", begin)
-    monkeypatch.setattr(train, "_from_champion", lambda *_: pytest.fail("began with the champion"))
+    monkeypatch.setattr(predictions, "load_model", lambda *_: pytest.fail("began with the champion"))
     s = quick(settings, warm_start=bool(why))
     with pytest.raises(InterruptedError):
-        train.train_model(s, 1, "light", champion=None if changes is None else "other")
+        train.train_model(ObjectStore(s.store), s, 1, "light", champion=None if changes is None else "other")
     assert begun == [(train.name_model(s, trained.dataset, "light"), "")]
     said = capsys.readouterr().out
     assert re.search(f"light: no warm start, .*{why}", said) if why else said == ""
@@ -189,7 +198,7 @@ def test_no_warm_start_begins_as_the_settings_say_and_says_why(settings, trained
 
 def test_a_network_learns_what_can_be_learned_and_says_so_on_images_it_never_saw(trained):
     s, _, record = trained[:3]
-    (found,) = evaluate.evaluate_models(s, 1, [record.model], None)
+    (found,) = evaluate.evaluate_models(ObjectStore(s.store), s, 1, [record.model], None)
     assert found.test.accuracy > 0.9, "classes of plain grey levels"
     assert found.reload_difference < 1e-6, "the stored file predicts what this process did"
     assert record.operating_point.images == 12 and set(record.operating_point.floors) == set(s.classes)
@@ -199,19 +208,21 @@ def test_a_network_learns_what_can_be_learned_and_says_so_on_images_it_never_saw
 
 def test_the_same_inputs_are_not_trained_twice(trained, monkeypatch):
     s, _, record = trained[:3]
-    before = {key: store.find(s, key) for key in store.keys(s, "models/")}
+    before = {key: ObjectStore(s.store).get_or_none(key) for key in ObjectStore(s.store).keys("models/")}
     no_training(monkeypatch)
-    assert train.train_model(s, 1, "light", verbose=0) == record
-    assert {key: store.find(s, key) for key in store.keys(s, "models/")} == before
+    assert train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0) == record
+    assert {key: ObjectStore(s.store).get_or_none(key) for key in ObjectStore(s.store).keys("models/")} == before
 
 
 @pytest.mark.slow
 def test_the_same_inputs_give_the_same_network(settings, trained):
-    again = trained.settings.model_copy(update={"bucket": settings.bucket, "cache_dir": settings.cache_dir})
+    again = trained.settings.replace(cache_dir=settings.cache_dir, store={"bucket": settings.store.bucket})
     put_dataset(again)
-    record = train.train_model(again, 1, "light", verbose=0)
+    record = train.train_model(ObjectStore(again.store), again, 1, "light", verbose=0)
     assert record.model == trained.record.model
-    one, other = (predictions.load_model(s, record.model)[1].get_weights() for s in (trained.settings, again))
+    one, other = (
+        predictions.load_model(ObjectStore(s.store), record.model)[1].get_weights() for s in (trained.settings, again)
+    )
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -231,7 +242,7 @@ def test_whatever_changes_the_training_changes_the_name(settings, change):
     dataset = put_dataset(s, counts={"train": 1})
     name = train.name_model(s, dataset, "light")
     assert train.name_model(s, dataset, "light") == name
-    assert train.name_model(s.model_copy(update=change), dataset, "light") != name
+    assert train.name_model(changed(s, **change), dataset, "light") != name
 
 
 def test_other_weights_in_the_same_file_change_the_name_and_the_same_ones_elsewhere_do_not(settings, tmp_path):
@@ -242,7 +253,7 @@ def test_other_weights_in_the_same_file_change_the_name_and_the_same_ones_elsewh
         file = tmp_path / folder / "mobilenet_v2_notop.weights.h5"
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content)
-        own = s.model_copy(update={"weights_dir": file.parent})
+        own = s.replace(weights_dir=file.parent)
         names.append(train.name_model(own, dataset, "mobilenet_v2"))
     assert names[0] == names[1] != names[2]
 
@@ -251,10 +262,10 @@ def test_another_dataset_changes_the_name_and_where_the_store_is_does_not(settin
     s = quick(settings)
     dataset = put_dataset(s, counts={"train": 1})
     name = train.name_model(s, dataset, "light")
-    changed = dataset.model_copy(update={"manifest_sha256": "f" * 64})
-    assert train.name_model(s, changed, "light") != name
-    elsewhere = {"bucket": "x", "prefix": "y/", "cache_dir": "z", "macro_f1_floor": 0.1, "mail_to": ()}
-    assert train.name_model(s.model_copy(update=elsewhere), dataset, "light") == name
+    other = dataset.model_copy(update={"manifest_sha256": "f" * 64})
+    assert train.name_model(s, other, "light") != name
+    elsewhere = {"bucket": "x", "prefix": "y/", "cache_dir": "z", "macro_f1_floor": 0.1, "recipients": ()}
+    assert train.name_model(changed(s, **elsewhere), dataset, "light") == name
 
 
 @pytest.mark.usefixtures("eager")
@@ -262,10 +273,10 @@ def test_what_a_run_that_died_left_behind_is_trained_over(settings):
     s = quick(settings, head_epochs=1, fine_tune_epochs=0)
     dataset = put_dataset(s)
     name = train.name_model(s, dataset, "light")
-    store.put_if_absent(s, f"models/{name}/model.keras", b"half a file")
-    record = train.train_model(s, 1, "light", verbose=0)
+    ObjectStore(s.store).put_if_absent(f"models/{name}/model.keras", b"half a file")
+    record = train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0)
     assert record.model == name
-    assert predictions.load_model(s, name)[0] == record
+    assert predictions.load_model(ObjectStore(s.store), name)[0] == record
     assert record.epochs == {"head": 1} and set(history(s, record)["stage"]) == {"head"}, "no fine-tuning was asked for"
 
 
@@ -282,17 +293,17 @@ def test_a_run_that_another_of_the_same_training_overtakes_leaves_the_others_mod
 
     def other_run_comes_first(*args):
         monkeypatch.setattr(owner, step, real)
-        other.append(train.train_model(s, 1, "light", verbose=0))
+        other.append(train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0))
         return real(*args)
 
     monkeypatch.setattr(owner, step, other_run_comes_first)
-    assert train.train_model(s, 1, "light", verbose=0) == other[0]
-    record, network = predictions.load_model(s, other[0].model)
+    assert train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0) == other[0]
+    record, network = predictions.load_model(ObjectStore(s.store), other[0].model)
     assert record == other[0]
-    assert ood.load(s, record) is not None
-    said = store.get(s, f"models/{record.model}/validation.npy")
+    assert ood.load(ObjectStore(s.store), record) is not None
+    said = ObjectStore(s.store).get(f"models/{record.model}/validation.npy")
     assert hashlib.sha256(said).hexdigest() == record.validation_sha256
-    images, manifest = inputs.load(s, dataset, s.image_size)
+    images, manifest = inputs.load(ObjectStore(s.store), s.cache_dir, dataset, s.training.image_size)
     p = predictions.predict_probabilities(network, images, np.flatnonzero(manifest["split"] == "validation"))
     np.testing.assert_allclose(p, np.load(io.BytesIO(said)), rtol=0, atol=1e-6)
 
@@ -302,8 +313,8 @@ def test_a_learning_rate_beyond_all_measure_is_refused(settings):
     s = quick(settings, head_epochs=3, head_learning_rate=1e30, fine_tune_epochs=0)
     put_dataset(s)
     with pytest.raises(Refused, match=r"(?s)exploded in epoch 1 of head.*a smaller head_learning_rate"):
-        train.train_model(s, 1, "light", verbose=0)
-    assert list(store.keys(s, "models/")) == []
+        train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0)
+    assert list(ObjectStore(s.store).keys("models/")) == []
 
 
 @pytest.mark.usefixtures("eager")
@@ -312,27 +323,29 @@ def test_a_loss_that_ends_as_no_number_in_the_second_stage_is_refused_too(settin
     put_dataset(s)
     run = loop.train_stage
 
-    def explode(settings, model, network, stage, *args):
+    def explode(store, settings, model, network, stage, *args):
         if stage.name == "fine_tune":
             network.get_layer("head").kernel.assign(np.full(network.get_layer("head").kernel.shape, np.inf))
-        return run(settings, model, network, stage, *args)
+        return run(store, settings, model, network, stage, *args)
 
     monkeypatch.setattr(loop, "train_stage", explode)
     with pytest.raises(Refused, match=r"(?s)epoch 1 of fine_tune.*below 109\.9\. .*step 1 is nan.*No model is written"):
-        train.train_model(s, 1, "light", verbose=0)
-    assert {key.split("/")[2] for key in store.keys(s, "models/")} == {"checkpoints"}, "what went well is kept"
+        train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0)
+    assert {key.split("/")[2] for key in ObjectStore(s.store).keys("models/")} == {"checkpoints"}, (
+        "what went well is kept"
+    )
 
 
 @pytest.mark.slow
 def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoch(settings):
     s = quick(settings, head_epochs=40, fine_tune_epochs=0, head_learning_rate=0.01, patience=2)
     dataset = put_dataset(s)
-    record = train.train_model(s, 1, "light", verbose=0)
+    record = train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0)
     table = history(s, record)
     best = table["val_calibrated"].idxmin()
     assert 3 <= len(table) < 40 and list(table["epoch"][table["kept"]]) == [best + 1]
     assert best == len(table) - 3, "two epochs without a better one end it"
-    classifier = predictions.load_model(s, record.model)[1]
+    classifier = predictions.load_model(ObjectStore(s.store), record.model)[1]
     assert validation_loss(s, dataset, classifier) == pytest.approx(table["val_loss"][best], abs=1e-4)
 
 
@@ -340,12 +353,12 @@ def test_a_stage_ends_when_validation_no_longer_improves_and_keeps_the_best_epoc
 def test_a_fine_tuning_that_makes_it_worse_is_undone(settings):
     s = quick(settings, head_epochs=12, head_learning_rate=3e-3, fine_tune_epochs=2, fine_tune_learning_rate=0.3)
     dataset = put_dataset(s)
-    record = train.train_model(s, 1, "light", verbose=0)
+    record = train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0)
     table = history(s, record)
     kept = table[table["kept"]].set_index("stage")
     assert kept["epoch"]["fine_tune"] == len(table), "its rate falls to the end"
     assert kept["val_calibrated"]["fine_tune"] > kept["val_calibrated"]["head"], "or this test shows nothing"
-    classifier = predictions.load_model(s, record.model)[1]
+    classifier = predictions.load_model(ObjectStore(s.store), record.model)[1]
     assert validation_loss(s, dataset, classifier) == pytest.approx(kept["val_loss"]["head"], abs=1e-4)
 
 
@@ -366,8 +379,8 @@ def test_images_that_cannot_teach_or_judge_every_class_are_refused_before_anythi
     put_dataset(s, counts=counts, labels=labels)
     monkeypatch.setattr(inputs, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(Refused, match=f"Received: .*{said}.*Put more labelled images into the inbox"):
-        train.train_model(s, 1, "light", verbose=0)
-    assert list(store.keys(s, "models/")) == []
+        train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0)
+    assert list(ObjectStore(s.store).keys("models/")) == []
 
 
 def test_a_label_that_is_no_class_is_refused(settings):
@@ -376,15 +389,15 @@ def test_a_label_that_is_no_class_is_refused(settings):
     with pytest.raises(
         Refused, match=r"must be one of the classes NORMAL, COVID19\. Received: PNEUMONIA\. Set CXR_CLA"
     ):
-        train.train_model(s, 1, "light", verbose=0)
+        train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0)
 
 
 def refuses_before_anything_is_decoded(settings, architecture, monkeypatch, said):
     put_dataset(settings, counts={"train": 1, "validation": 1})
     monkeypatch.setattr(inputs, "load", lambda *_: pytest.fail("decoded"))
     with pytest.raises(Refused, match=said):
-        train.train_model(settings, 1, architecture, verbose=0)
-    assert list(store.keys(settings, "models/")) == []
+        train.train_model(ObjectStore(settings.store), settings, 1, architecture, verbose=0)
+    assert list(ObjectStore(settings.store).keys("models/")) == []
 
 
 def test_an_image_size_that_the_network_cannot_take_is_refused_before_anything_is_decoded(settings, monkeypatch):
@@ -406,18 +419,18 @@ def test_an_unknown_architecture_is_refused_and_nothing_is_stored(settings):
     s = quick(settings)
     put_dataset(s, counts={"train": 2, "validation": 1})
     with pytest.raises(Refused, match="Received: 'vgg99'"):
-        train.train_model(s, 1, "vgg99", verbose=0)
-    assert list(store.keys(s, "models/")) == []
+        train.train_model(ObjectStore(s.store), s, 1, "vgg99", verbose=0)
+    assert list(ObjectStore(s.store).keys("models/")) == []
 
 
-def test_a_stored_model_whose_file_was_changed_is_refused_when_it_is_loaded(settings, trained):
+def test_a_stored_model_whose_file_was_changed_is_refused_when_it_is_loaded(store, settings, trained):
     record, key = trained.record, f"models/{trained.record.model}/model.keras"
     copy_store(trained, settings)
-    artefact = bytearray(store.get(settings, key))
+    artefact = bytearray(store.get(key))
     artefact[len(artefact) // 2] ^= 1
     overwrite(settings, key, bytes(artefact))
     with pytest.raises(Refused, match=record.artefact_sha256):
-        predictions.load_model(settings, record.model)
+        predictions.load_model(store, record.model)
 
 
 def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
@@ -427,13 +440,13 @@ def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
     merged = merge(s, plenty)
     first = []
 
-    def look(settings, model, network, stage, sha256, data, *_):
+    def look(store, settings, model, network, stage, sha256, data, *_):
         first.extend(data()[0][0])
         raise InterruptedError
 
     monkeypatch.setattr(loop, "train_stage", look)
     with pytest.raises(InterruptedError):
-        train.train_model(s, merged, "light", verbose=0)
+        train.train_model(ObjectStore(s.store), s, merged, "light", verbose=0)
     _, y, weights = first
     assert sorted(y) == [0] * 8 + [1, 1, 2, 2]
     np.testing.assert_allclose(weights, np.array([12 / (3 * 8), 12 / (3 * 2), 12 / (3 * 2)])[y])
@@ -442,13 +455,13 @@ def test_the_rare_class_weighs_more_in_every_batch(settings, monkeypatch):
 def merge(settings, other) -> int:
     """Writes dataset 3: the rows of datasets 1 and 2."""
     tables = [
-        versions.load_manifest(settings, versions.load_dataset(settings, 1)),
-        versions.load_manifest(settings, other),
+        versions.load_manifest(ObjectStore(settings.store), versions.load_dataset(ObjectStore(settings.store), 1)),
+        versions.load_manifest(ObjectStore(settings.store), other),
     ]
     data = to_parquet(pd.concat(tables).sort_values("sha256", ignore_index=True))
     record = other.model_copy(update={"dataset": 3, "manifest_sha256": hashlib.sha256(data).hexdigest()})
-    store.put_if_absent(settings, "datasets/3/manifest.parquet", data)
-    store.put_if_absent(settings, "datasets/3/dataset.json", record.to_bytes())
+    ObjectStore(settings.store).put_if_absent("datasets/3/manifest.parquet", data)
+    ObjectStore(settings.store).put_if_absent("datasets/3/dataset.json", record.to_bytes())
     return 3
 
 
@@ -482,12 +495,12 @@ def test_a_pretrained_network_is_fine_tuned_but_for_its_batch_normalisation(sett
     # A head that has hardly learned leaves the second stage something to better.
     s = transfer(settings, folder, head_epochs=1, head_learning_rate=1e-6, fine_tune_epochs=3)
     put_dataset(s, counts={"train": 5, "validation": 2, "test": 2})
-    record = train.train_model(s, 1, "light", verbose=0)
+    record = train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0)
     file = folder / "light_notop.weights.h5"
     assert record.weights == file.name
     assert record.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert record.epochs == {"head": 1, "fine_tune": 3}
-    network = inner(predictions.load_model(s, record.model)[1])
+    network = inner(predictions.load_model(ObjectStore(s.store), record.model)[1])
     for variable, now, then in zip(network.weights, network.get_weights(), first, strict=True):
         if "batch_normalization" in variable.path:
             np.testing.assert_array_equal(now, then)
@@ -500,8 +513,8 @@ def test_a_head_alone_leaves_the_pretrained_network_as_it_was(settings, pretrain
     folder, first = pretrained
     s = transfer(settings, folder, head_epochs=12, fine_tune_epochs=0, dropout=0.0, head_learning_rate=0.03)
     dataset = put_dataset(s, counts={"train": 5, "validation": 2, "test": 2})
-    record = train.train_model(s, 1, "light", verbose=0)
-    classifier = predictions.load_model(s, record.model)[1]
+    record = train.train_model(ObjectStore(s.store), s, 1, "light", verbose=0)
+    classifier = predictions.load_model(ObjectStore(s.store), record.model)[1]
     for now, then in zip(inner(classifier).get_weights(), first, strict=True):
         np.testing.assert_array_equal(now, then)
     table = history(s, record)
@@ -522,12 +535,14 @@ def test_without_stored_views_each_epoch_shows_the_frozen_backbone_new_ones(sett
         return shown[-1]
 
     monkeypatch.setattr(inputs, "draw_views", spy)
-    record = train.train_model(s, 1, "light", verbose=False)
+    record = train.train_model(ObjectStore(s.store), s, 1, "light", verbose=False)
     views = [view.tobytes() for batch in shown for view in batch]
     assert len(views) >= 2 * 9, "Keras draws a batch or two ahead"
     assert len(set(views)) == len(views)
-    assert not list(store.keys(s, "features/"))
-    for now, then in zip(inner(predictions.load_model(s, record.model)[1]).get_weights(), first, strict=True):
+    assert not list(ObjectStore(s.store).keys("features/"))
+    for now, then in zip(
+        inner(predictions.load_model(ObjectStore(s.store), record.model)[1]).get_weights(), first, strict=True
+    ):
         np.testing.assert_array_equal(now, then)
 
 
@@ -535,5 +550,5 @@ def test_pretrained_weights_that_are_missing_stop_the_training(settings, tmp_pat
     s = quick(settings, weights="imagenet", weights_dir=tmp_path, image_size=96)
     put_dataset(s, counts={"train": 1, "validation": 1})
     with pytest.raises(Refused, match=r"mobilenet_v2_notop\.weights\.h5"):
-        train.train_model(s, 1, "mobilenet_v2", verbose=0)
-    assert list(store.keys(s, "models/")) == []
+        train.train_model(ObjectStore(s.store), s, 1, "mobilenet_v2", verbose=0)
+    assert list(ObjectStore(s.store).keys("models/")) == []

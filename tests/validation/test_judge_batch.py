@@ -21,9 +21,9 @@ from drop_samples import (
     verdicts,
 )
 
-from cxr_ml import store
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import inbox, ingest_drop
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import committed_batches, judge_batch
 
 pytestmark = pytest.mark.usefixtures("handful")
@@ -33,12 +33,12 @@ def films(label, *numbers):
     return {f"train/{label}/{n}.png": png(n) for n in numbers}
 
 
-def test_a_sound_drop_is_accepted_whole_and_committed(settings):
+def test_a_sound_drop_is_accepted_whole_and_committed(store, settings):
     record = take(settings, "week-1", films("NORMAL", 1, 2) | films("COVID19", 3))
     assert (record.drop, record.reasons, record.rejected_classes, record.failures) == ("week-1", {}, {}, ())
     assert record.counts == {"accepted": {"NORMAL": 2, "COVID19": 1}}
-    assert committed_batches.list_names(settings) == [record.batch]
-    assert inbox.list_new_drops(settings) == []
+    assert committed_batches.list_names(store) == [record.batch]
+    assert inbox.list_new_drops(store, settings.inbox) == []
     folder = f"batches/{record.batch}"
     assert {f"{folder}/{n}" for n in ("batch.json", "measurements.parquet", "images.html", "classes.html")} <= set(
         snapshot(settings)
@@ -96,7 +96,7 @@ def test_a_rejected_class_is_judged_anew_in_the_next_batch(settings):
     assert (second.counts, second.rejected_classes) == ({"accepted": {"COVID19": 5}}, {})
 
 
-def test_images_that_come_again_are_duplicates_whole_or_resized(settings):
+def test_images_that_come_again_are_duplicates_whole_or_resized(store, settings):
     take(settings, "week-1", films("NORMAL", 1, 2, 3))
     files = {
         "train/NORMAL/again.png": png(1),
@@ -114,7 +114,7 @@ def test_images_that_come_again_are_duplicates_whole_or_resized(settings):
         "NORMAL/mirrored.png": ("duplicate", "near_duplicate"),
         "NORMAL/new.png": ("accepted",),
     }
-    (first,) = [b for b in committed_batches.list_names(settings) if b != second.batch]
+    (first,) = [b for b in committed_batches.list_names(store) if b != second.batch]
     originals = judged(settings, first)["sha256"]
     assert table.loc["NORMAL/resized.jpg", "duplicate_of"] == originals["train/NORMAL/3.png"]
     assert table.loc["NORMAL/new.png", "duplicate_of"] == ""
@@ -205,22 +205,22 @@ def test_a_fit_image_is_no_duplicate_of_an_unfit_one(settings):
     assert second.counts == {"accepted": {"NORMAL": 2}}
 
 
-def test_a_batch_that_was_not_ingested_is_refused(settings):
+def test_a_batch_that_was_not_ingested_is_refused(store, settings):
     with pytest.raises(Refused, match=r"batches/nobody/ingested/00000\.parquet"):
-        judge_batch.validate_batch(settings, "nobody")
+        judge_batch.validate_batch(store, settings, "nobody")
     assert snapshot(settings) == {}
 
 
-def test_a_suite_that_cannot_be_used_commits_nothing(settings, tmp_path):
+def test_a_suite_that_cannot_be_used_commits_nothing(store, settings, tmp_path):
     put_drop(settings, "drop", films("NORMAL", 1))
-    batch = ingest_drop.ingest(settings, "drop")
+    batch = ingest_drop.ingest(store, settings, "drop")
     before = snapshot(settings)
     spoiled = loosened(settings, tmp_path / "spoiled")
     (tmp_path / "spoiled/classes.json").write_text("{}")
     with pytest.raises(Refused, match=r"classes\.json"):
-        judge_batch.validate_batch(spoiled, batch)
+        judge_batch.validate_batch(ObjectStore(spoiled.store), spoiled, batch)
     assert snapshot(settings) == before
-    assert judge_batch.validate_batch(settings, batch).counts == {"accepted": {"NORMAL": 1}}
+    assert judge_batch.validate_batch(store, settings, batch).counts == {"accepted": {"NORMAL": 1}}
 
 
 def test_limits_are_those_of_the_settings(settings, tmp_path):
@@ -233,10 +233,10 @@ def test_limits_are_those_of_the_settings(settings, tmp_path):
 WEEK = films("NORMAL", 1, 2) | {"NORMAL/again.jpg": resized(1), "COVID19/c.png": boxed(3), "COVID19/d.png": b"?"}
 
 
-def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
+def test_judging_twice_or_in_another_store_gives_the_same_bytes(store, settings):
     record = take(settings, "drop", WEEK)
     first = snapshot(settings)
-    assert judge_batch.validate_batch(settings, record.batch) == record
+    assert judge_batch.validate_batch(store, settings, record.batch) == record
     assert snapshot(settings) == first
     take(elsewhere(settings), "drop")
     assert snapshot(elsewhere(settings)) == first
@@ -244,47 +244,48 @@ def test_judging_twice_or_in_another_store_gives_the_same_bytes(settings):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
-def test_a_judge_that_dies_commits_nothing_and_is_resumed_to_the_same_store(settings, monkeypatch, number):
+def test_a_judge_that_dies_commits_nothing_and_is_resumed_to_the_same_store(store, settings, monkeypatch, number):
     put_drop(settings, "drop", WEEK)
     take(elsewhere(settings), "drop")
-    batch = ingest_drop.ingest(settings, "drop")
+    batch = ingest_drop.ingest(store, settings, "drop")
     with monkeypatch.context() as patch:
         die_at_write(patch, number)
         with pytest.raises(Died):
-            judge_batch.validate_batch(settings, batch)
-    assert committed_batches.list_names(settings) == [] and inbox.list_new_drops(settings) == ["drop"]
-    judge_batch.validate_batch(settings, batch)
+            judge_batch.validate_batch(store, settings, batch)
+    assert committed_batches.list_names(store) == [] and inbox.list_new_drops(store, settings.inbox) == ["drop"]
+    judge_batch.validate_batch(store, settings, batch)
     mine = {k: v for k, v in snapshot(settings).items() if not k.startswith("elsewhere/")}
     assert mine == snapshot(elsewhere(settings))
-    assert inbox.list_new_drops(settings) == []
+    assert inbox.list_new_drops(store, settings.inbox) == []
 
 
 @pytest.mark.slow
-def test_a_judge_resumed_after_another_batch_writes_matching_record_and_table(settings, monkeypatch):
+def test_a_judge_resumed_after_another_batch_writes_matching_record_and_table(store, settings, monkeypatch):
     put_drop(settings, "slow", films("NORMAL", 1, 2))
-    slow = ingest_drop.ingest(settings, "slow")
+    slow = ingest_drop.ingest(store, settings, "slow")
     with monkeypatch.context() as patch:
         die_at_write(patch, 4)  # the commit mark
         with pytest.raises(Died):
-            judge_batch.validate_batch(settings, slow)
+            judge_batch.validate_batch(store, settings, slow)
     take(settings, "quick", {"NORMAL/x.jpg": resized(1)})
-    record = judge_batch.validate_batch(settings, slow)
-    table = committed_batches.read_measurements(settings, slow)
+    record = judge_batch.validate_batch(store, settings, slow)
+    table = committed_batches.read_measurements(store, slow)
     assert record.counts == {"accepted": {"NORMAL": 1}, "duplicate": {"NORMAL": 1}}
     assert table["verdict"].value_counts().to_dict() == {"accepted": 1, "duplicate": 1}
 
 
-def test_batch_json_has_its_documented_fields_and_counts_every_file(settings):
+def test_batch_json_has_its_documented_fields_and_counts_every_file(store, settings):
     record = take(settings, "drop", WEEK)
-    content = json.loads(store.get(settings, f"batches/{record.batch}/batch.json"))
-    assert list(content) == ["batch", "drop", "counts", "reasons", "rejected_classes", "failures", "untrained"]
+    content = json.loads(store.get(f"batches/{record.batch}/batch.json"))
+    names = ["schema_version", "batch", "drop", "counts", "reasons", "rejected_classes", "failures", "untrained"]
+    assert list(content) == names
     assert sum(n for labels in content["counts"].values() for n in labels.values()) == len(WEEK)
 
 
-def test_the_refused_files_are_the_rows_that_were_not_accepted(settings):
+def test_the_refused_files_are_the_rows_that_were_not_accepted(store, settings):
     batch = take(settings, "drop", WEEK).batch
-    table = committed_batches.read_measurements(settings, batch)
+    table = committed_batches.read_measurements(store, batch)
     expected = table[table["verdict"] != "accepted"]
-    refused = committed_batches.read_refused(settings, batch).to_pandas()
+    refused = committed_batches.read_refused(store, batch).to_pandas()
     assert list(refused["file"]) == list(expected["file"]) and len(refused) == 3
     assert not {"ring", "phash", "fine_hash", "inner_hash"} & set(refused.columns)

@@ -7,6 +7,7 @@ import pytest
 
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import process_file
+from cxr_ml.settings import ValidationSettings
 from cxr_ml.validation import limits, reasons
 
 
@@ -26,12 +27,12 @@ from cxr_ml.validation import limits, reasons
 def test_each_kind_of_expectation_is_shown_beside_the_measurement(settings, tmp_path, kind, kwargs, limit, met):
     entry = {"type": f"expect_column_values_to_{kind}", "kwargs": kwargs, "meta": {"reason": "r"}}
     (tmp_path / "images.json").write_text(json.dumps({"expectations": [entry]}))
-    settings = settings.model_copy(update={"expectations": tmp_path})
+    settings = settings.replace(validation={"expectations": tmp_path})
     row = {"width": 9, "height": 9, "bits": 8, "std": 5.0, "label": "NORMAL", "format": "jpeg", "file": "a.png"}
     row = pd.Series(row | {"reasons": [] if met else ["r"]})
-    (found,) = limits.compare_with_limits(row, settings)
+    (found,) = limits.compare_with_limits(row, settings.validation)
     assert found.limit.endswith(limit) and found.met is met
-    words = reasons.explain("r", row, "", settings)
+    words = reasons.explain("r", row, "", settings.validation)
     assert len(words) > 5 and (met or found.limit in words)
 
 
@@ -39,19 +40,21 @@ def test_each_kind_of_expectation_is_shown_beside_the_measurement(settings, tmp_
 def test_a_suite_that_cannot_be_read_is_refused(settings, tmp_path, text):
     (tmp_path / "images.json").write_text(text)
     with pytest.raises(Refused, match=r"images\.json"):
-        limits.compare_with_limits({"width": 9, "height": 9}, settings.model_copy(update={"expectations": tmp_path}))
+        limits.compare_with_limits(
+            {"width": 9, "height": 9}, settings.replace(validation={"expectations": tmp_path}).validation
+        )
 
 
 def test_every_code_of_a_drop_has_words():
     codes = ["name_too_long", "duplicate_name", "special_file", "encrypted", "unsupported_compression", "unknown_split"]
     for code in [*codes, *process_file.CRASHED["unread"]]:
-        assert len(reasons.explain(code, {}, "", None)) > len(code) + 5
+        assert len(reasons.explain(code, {}, "", ValidationSettings())) > len(code) + 5
 
 
 def test_an_unknown_code_is_shown_as_it_is(settings):
     row = pd.Series({"width": 0, "height": 0})
-    assert reasons.explain("truncated", row, "", settings) == "The file ends before the image does."
-    assert reasons.explain("odd_code", row, "", settings) == "odd code."
-    assert reasons.explain("rejected_class:artefacts", row, "Of 8.", settings).endswith("Of 8.")
+    assert reasons.explain("truncated", row, "", settings.validation) == "The file ends before the image does."
+    assert reasons.explain("odd_code", row, "", settings.validation) == "odd code."
+    assert reasons.explain("rejected_class:artefacts", row, "Of 8.", settings.validation).endswith("Of 8.")
     with pytest.raises(Refused, match=r"images\.json"):
-        limits.compare_with_limits(row, settings.model_copy(update={"expectations": settings.cache_dir}))
+        limits.compare_with_limits(row, settings.replace(validation={"expectations": settings.cache_dir}).validation)

@@ -28,12 +28,12 @@ from drop_samples import (
 from PIL import Image
 from request_counter import counted
 
-from cxr_ml import store
 from cxr_ml.dataset import build, diff, versions
 from cxr_ml.errors import Refused
-from cxr_ml.imaging import decode, measure
+from cxr_ml.imaging import decode
 from cxr_ml.ingest import process_file, tables
 from cxr_ml.records import Ruling
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import add_ruling, quarantine, rulings, thumbnails
 from cxr_ml.validation.rulings import RulingRefused
 
@@ -42,11 +42,25 @@ pytestmark = pytest.mark.usefixtures("handful")
 
 def rule(settings, name, action="release", label="", why="seen by two readers", rejected_too=False):
     request = add_ruling.Request(action, "dr.a", why, label, rejected_too)
-    return add_ruling.rule_on_image(settings, versions.load_withheld(settings), name, request)
+    return add_ruling.rule_on_image(
+        ObjectStore(settings.store),
+        settings.inbox,
+        settings.classes,
+        versions.load_withheld(ObjectStore(settings.store)),
+        name,
+        request,
+    )
 
 
 def releasable(settings, reason, **more):
-    return add_ruling.find_releasable(settings, versions.load_withheld(settings), reason, **more)
+    return add_ruling.find_releasable(
+        ObjectStore(settings.store),
+        settings.inbox,
+        settings.classes,
+        versions.load_withheld(ObjectStore(settings.store)),
+        reason,
+        **more,
+    )
 
 
 def labels(table):
@@ -54,14 +68,14 @@ def labels(table):
 
 
 def sha_of(settings, file):
-    frame = quarantine.list_files(settings)
-    return quarantine.find_file(frame, file, settings)["sha256"]
+    frame = quarantine.list_files(ObjectStore(settings.store))
+    return quarantine.find_file(frame, file, settings.inbox)["sha256"]
 
 
 # Asking
 
 
-def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(small):
+def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(store, small):
     files = week(100) | {
         "train/NORMAL/boxed.png": boxed(1),
         "train/NORMAL/page.png": b"<html>",
@@ -70,7 +84,7 @@ def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(small
     }
     take(small, "week-1", files)
     take(small, "week-2", {"PNEUMONIA/unclear.png": png(102), "odd/x.png": png(7)})
-    rows = quarantine.list_refused(small)
+    rows = quarantine.list_refused(store, small.inbox, small.classes)
     found = {(r.file, r.state): tuple(r.reasons) for r in rows.itertuples()}
     assert found == {
         ("train/NORMAL/boxed.png", "quarantined"): ("white_box",),
@@ -82,15 +96,17 @@ def test_every_refused_file_is_listed_with_its_reasons_and_can_be_filtered(small
         ("PNEUMONIA/unclear.png", "quarantined"): ("conflicting_label",),
         ("odd/x.png", "quarantined"): ("unknown_label",),
     }
-    assert set(quarantine.list_refused(small, reason="white_box")["file"]) == {"train/NORMAL/boxed.png"}
-    assert len(quarantine.list_refused(small, label="covid-19")) == 2
-    assert len(quarantine.list_refused(small, drop="week-2", reason="unknown_label")) == 1
-    assert quarantine.list_refused(small, drop="week-3").empty
+    assert set(quarantine.list_refused(store, small.inbox, small.classes, reason="white_box")["file"]) == {
+        "train/NORMAL/boxed.png"
+    }
+    assert len(quarantine.list_refused(store, small.inbox, small.classes, label="covid-19")) == 2
+    assert len(quarantine.list_refused(store, small.inbox, small.classes, drop="week-2", reason="unknown_label")) == 1
+    assert quarantine.list_refused(store, small.inbox, small.classes, drop="week-3").empty
 
 
-def test_a_refused_file_is_described_with_words_limits_thumbnail_and_date(small):
+def test_a_refused_file_is_described_with_words_limits_thumbnail_and_date(store, small):
     batch = take(small, "week-1", {"train/NORMAL/boxed.png": boxed(1), "train/NORMAL/a.png": png(2)}).batch
-    told = quarantine.describe_file(small, "boxed.png")
+    told = quarantine.describe_file(store, small, "boxed.png")
     assert (told["file"], told["batch"], told["drop"], told["label"]) == (
         "train/NORMAL/boxed.png", batch, "week-1", "NORMAL",
     )  # fmt: skip
@@ -99,43 +115,43 @@ def test_a_refused_file_is_described_with_words_limits_thumbnail_and_date(small)
     unmet = [x["column"] for x in told["limits"] if not x["met"]]
     assert unmet == ["white_box"] and len(told["limits"]) > 8
     assert told["at"].startswith("20") and told["at"].endswith("+00:00")
-    assert store.exists(small, told["image"]) and store.exists(small, told["thumbnail"])
+    assert store.exists(told["image"]) and store.exists(told["thumbnail"])
     assert told["others"] == told["rulings"] == []
 
 
-def test_a_file_without_an_image_can_be_asked_about_too(small):
+def test_a_file_without_an_image_can_be_asked_about_too(store, small):
     take(small, "week-1", {"train/NORMAL/page.png": b"<html>", "train/NORMAL/a.png": png(2)})
-    told = quarantine.describe_file(small, "page.png")
+    told = quarantine.describe_file(store, small, "page.png")
     assert told["image"] == told["thumbnail"] == "" and told["limits"] == []
     assert "no image" in told["reasons"]["not_an_image"]
 
 
-def test_copies_and_contradictions_name_each_other(small):
+def test_copies_and_contradictions_name_each_other(store, small):
     take(small, "week-1", {"NORMAL/a.png": png(1), "NORMAL/b.jpg": resized(1), "NORMAL/c.png": png(2)})
     take(small, "week-2", {"COVID19/d.png": png(2)})
-    others = lambda name: {o["file"] for o in quarantine.describe_file(small, name)["others"]}  # noqa: E731
+    others = lambda name: {o["file"] for o in quarantine.describe_file(store, small, name)["others"]}  # noqa: E731
     assert others("b.jpg") == {"NORMAL/a.png"} and others("a.png") == {"NORMAL/b.jpg"}
     assert others("c.png") == {"COVID19/d.png"} and others("d.png") == {"NORMAL/c.png"}
     for name, other in (("b.jpg", sha(1)), ("d.png", sha(2))):  # the other one was accepted
-        (told,) = quarantine.describe_file(small, name)["others"]
-        assert told["thumbnail"] == thumbnails.key(other) and store.exists(small, told["thumbnail"])
+        (told,) = quarantine.describe_file(store, small, name)["others"]
+        assert told["thumbnail"] == thumbnails.key(other) and store.exists(told["thumbnail"])
 
 
-def test_a_file_is_found_by_path_or_digits_and_an_ambiguous_name_is_refused(small):
+def test_a_file_is_found_by_path_or_digits_and_an_ambiguous_name_is_refused(store, small):
     take(small, "week-1", {"NORMAL/a.png": png(1)})
     batch = take(small, "week-2", {"NORMAL/a.png": png(2)}).batch
-    frame = quarantine.list_files(small)
+    frame = quarantine.list_files(store)
     for name in ("week-2/NORMAL/a.png", f"{batch}/NORMAL/a.png", sha(2), sha(2)[:8], sha(2)[:20].upper()):
-        assert quarantine.find_file(frame, name, small)["sha256"] == sha(2)
+        assert quarantine.find_file(frame, name, small.inbox)["sha256"] == sha(2)
     with pytest.raises(Refused, match="fits 2 files"):
-        quarantine.find_file(frame, "NORMAL/a.png", small)
+        quarantine.find_file(frame, "NORMAL/a.png", small.inbox)
     for name in ("lost.png", sha(2)[:7], "", "NORMAL"):
         with pytest.raises(Refused, match="quarantine list"):
-            quarantine.find_file(frame, name, small)
+            quarantine.find_file(frame, name, small.inbox)
 
 
-def test_an_empty_store_has_nothing_refused(settings):
-    assert quarantine.list_refused(settings).empty
+def test_an_empty_store_has_nothing_refused(store, settings):
+    assert quarantine.list_refused(store, settings.inbox, settings.classes).empty
     with pytest.raises(Refused, match="was expected"):
         rule(settings, "a.png")
     assert snapshot(settings) == {}
@@ -144,32 +160,32 @@ def test_an_empty_store_has_nothing_refused(settings):
 # Ruling
 
 
-def test_a_released_image_enters_the_next_dataset_and_the_ruling_is_on_record(small):
+def test_a_released_image_enters_the_next_dataset_and_the_ruling_is_on_record(store, small):
     take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
     first = built(small)
-    assert build.count_pending_rulings(small) == 0
+    assert build.count_pending_rulings(store) == 0
     ruling, previous_label, leaving = rule(small, "boxed.png")
-    assert (previous_label, leaving) == ("", []) and build.count_pending_rulings(small) == 1
-    assert store.load(small, "rulings/00001.json", Ruling) == ruling
+    assert (previous_label, leaving) == ("", []) and build.count_pending_rulings(store) == 1
+    assert store.load("rulings/00001.json", Ruling) == ruling
     assert (ruling.number, ruling.action, ruling.label, ruling.by) == (1, "release", "NORMAL", "dr.a")
     assert (ruling.reasons, ruling.why) == (("white_box",), "seen by two readers")
     second = built(small)
-    record = versions.load_latest(small)
+    record = versions.load_latest(store)
     assert set(second["sha256"]) - set(first["sha256"]) == {ruling.sha256}
-    assert (record.parent, record.rulings, build.count_pending_rulings(small)) == (1, 1, 0)
+    assert (record.parent, record.rulings, build.count_pending_rulings(store)) == (1, 1, 0)
     assert split_of(second).items() >= split_of(first).items()
     before = snapshot(small)
-    assert build.build_dataset(small) == (record, False) and snapshot(small) == before
-    assert versions.load_dataset(small, 1).rulings == 0
+    assert build.build_dataset(store, small) == (record, False) and snapshot(small) == before
+    assert versions.load_dataset(store, 1).rulings == 0
 
 
-def test_a_relabelled_image_changes_its_label_and_keeps_its_split(small):
+def test_a_relabelled_image_changes_its_label_and_keeps_its_split(store, small):
     take(small, "week-1", week(100) | {"test/NORMAL/x.png": png(1)})
     built(small)
     rule(small, "test/NORMAL/x.png", "relabel", "covid")
     second = built(small)
     assert (labels(second)[sha(1)], split_of(second)[sha(1)]) == ("COVID19", "test")
-    changes = diff.compare_datasets(small, 1, 2)
+    changes = diff.compare_datasets(store, 1, 2)
     assert changes[["change", "label_before", "label"]].values.tolist() == [["relabelled", "NORMAL", "COVID19"]]
 
 
@@ -181,7 +197,7 @@ def test_an_image_of_unknown_label_enters_once_it_is_relabelled(small):
     assert labels(built(small))[sha(1)] == "PNEUMONIA"
 
 
-def test_the_last_ruling_on_an_image_is_in_force_and_none_is_lost(small):
+def test_the_last_ruling_on_an_image_is_in_force_and_none_is_lost(store, small):
     take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
     picture = sha_of(small, "boxed.png")
     rule(small, "boxed.png")
@@ -191,29 +207,29 @@ def test_the_last_ruling_on_an_image_is_in_force_and_none_is_lost(small):
     assert picture not in labels(built(small))
     rule(small, "boxed.png", why="after all")
     assert labels(built(small))[picture] == "NORMAL"
-    entries = rulings.read(small)
+    entries = rulings.read(store)
     assert [(e.number, e.action) for e in entries] == [(1, "release"), (2, "relabel"), (3, "withdraw"), (4, "release")]
-    assert [e["number"] for e in quarantine.describe_file(small, "boxed.png")["rulings"]] == [1, 2, 3, 4]
+    assert [e["number"] for e in quarantine.describe_file(store, small, "boxed.png")["rulings"]] == [1, 2, 3, 4]
 
 
-def test_the_same_ruling_twice_is_one_and_two_at_once_both_count(small, monkeypatch):
+def test_the_same_ruling_twice_is_one_and_two_at_once_both_count(store, small, monkeypatch):
     take(small, "week-1", {"train/NORMAL/boxed.png": boxed(1), "train/NORMAL/other.png": boxed(2)})
     assert rule(small, "boxed.png") == rule(small, "boxed.png")
-    assert rulings.count(small) == 1
+    assert rulings.count(store) == 1
     read, raced = rulings.read, []
 
-    def late(settings, after=0):
-        found = read(settings, after)
+    def late(store, after=0):
+        found = read(store, after)
         if not raced:  # another human rules between the look and the write
             raced.append(1)
-            rule(settings, "other.png")
+            rule(small, "other.png")
         return found
 
-    row = quarantine.find_file(quarantine.list_files(small), "boxed.png", small)
+    row = quarantine.find_file(quarantine.list_files(store), "boxed.png", small.inbox)
     monkeypatch.setattr(rulings, "read", late)
-    mine = rulings.append(small, [(row, "relabel", "COVID19")], "dr.b", "I differ")[0]
+    mine = rulings.append(store, [(row, "relabel", "COVID19")], "dr.b", "I differ")[0]
     monkeypatch.setattr(rulings, "read", read)
-    assert mine.number == 3 and [r.number for r in rulings.read(small)] == [1, 2, 3]
+    assert mine.number == 3 and [r.number for r in rulings.read(store)] == [1, 2, 3]
 
 
 def ruling(number):
@@ -223,44 +239,44 @@ def ruling(number):
     )  # fmt: skip
 
 
-def test_rulings_are_read_by_the_hundred_and_the_single_ones_are_the_truth(settings, seaweed, monkeypatch):
+def test_rulings_are_read_by_the_hundred_and_the_single_ones_are_the_truth(store, settings, seaweed, monkeypatch):
     monkeypatch.setattr(rulings, "FOLD", 10)
     for number in range(1, 36):
-        store.put_if_absent(settings, f"rulings/{number:05d}.json", ruling(number).to_bytes())
+        store.put_if_absent(f"rulings/{number:05d}.json", ruling(number).to_bytes())
     wanted = [ruling(number) for number in range(1, 36)]
-    assert rulings.read(settings) == wanted
-    rulings.fold(settings)
+    assert rulings.read(store) == wanted
+    rulings.fold(store)
     before = snapshot(settings)
-    rulings.fold(settings)
+    rulings.fold(store)
     assert snapshot(settings) == before and len(before) == 35 + 3
-    with counted(seaweed["CXR_S3_ENDPOINT_URL"]) as (address, asked):
-        assert rulings.read(settings.model_copy(update={"s3_endpoint_url": address})) == wanted
+    with counted(seaweed["CXR_STORE__ENDPOINT_URL"]) as (address, asked):
+        assert rulings.read(ObjectStore(settings.replace(store={"endpoint_url": address}).store)) == wanted
     assert len(asked) == 1 + 3 + 5  # the listing, the folded, the single ones
-    assert rulings.read(settings, 17) == wanted[17:] and rulings.read(settings, 35) == []
+    assert rulings.read(store, 17) == wanted[17:] and rulings.read(store, 35) == []
     changed = ruling(5).model_copy(update={"why": "changed by hand"})
     overwrite(settings, "rulings/00005.json", changed.to_bytes())
-    assert rulings.read(settings)[4] == changed
+    assert rulings.read(store)[4] == changed
     folded = next(k for k in before if k.startswith("rulings-folded/00011-"))
     overwrite(settings, folded, b"[]")
     with pytest.raises(Refused, match="Delete it"):
-        rulings.read(settings)
+        rulings.read(store)
 
 
-def test_rulings_are_folded_as_they_are_added_and_a_crash_loses_none(settings, monkeypatch):
+def test_rulings_are_folded_as_they_are_added_and_a_crash_loses_none(store, settings, monkeypatch):
     monkeypatch.setattr(rulings, "FOLD", 3)
     rows = [(pd.Series({"sha256": f"{n:064x}", "batch": "b", "file": "f", "reasons": []}), "release", "NORMAL")
             for n in range(8)]  # fmt: skip
     with monkeypatch.context() as patch:
         die_at_write(patch, 8)  # the last ruling
         with pytest.raises(Died):
-            rulings.append(settings, rows, "dr.a", "why")
-    assert [r.number for r in rulings.read(settings)] == list(range(1, 8))
-    found = rulings.append(settings, rows, "dr.a", "why")
-    assert [r.number for r in found] == list(range(1, 9)) and rulings.read(settings) == found
+            rulings.append(store, rows, "dr.a", "why")
+    assert [r.number for r in rulings.read(store)] == list(range(1, 8))
+    found = rulings.append(store, rows, "dr.a", "why")
+    assert [r.number for r in found] == list(range(1, 9)) and rulings.read(store) == found
     assert len([k for k in snapshot(settings) if k.startswith("rulings-folded/")]) == 2
 
 
-def test_all_images_of_one_reason_are_released_by_a_ruling_each(small):
+def test_all_images_of_one_reason_are_released_by_a_ruling_each(store, small):
     files = week(100) | {f"train/NORMAL/boxed{n}.png": boxed(n) for n in (1, 2)} | {"train/COVID19/b.png": boxed(3)}
     files |= {"train/LUNG/c.png": boxed(4), "train/TB/d.png": boxed(5), "train/NORMAL/again.png": boxed(2)}
     take(small, "week-1", files)
@@ -271,9 +287,9 @@ def test_all_images_of_one_reason_are_released_by_a_ruling_each(small):
     assert releasable(small, "unknown_label").skipped == {"no_single_label": 1}
     assert releasable(small, "white_box", label="covid")[0]["file"].tolist() == ["train/COVID19/b.png"]
     assert releasable(small, "white_box", drop="week-2")[0].empty
-    ruled = add_ruling.release_images(small, rows, "dr.a", "collimators")
+    ruled = add_ruling.release_images(store, rows, "dr.a", "collimators")
     assert [(r.number, r.action) for r in ruled] == [(2, "release"), (3, "release")]
-    frame = quarantine.list_files(small)
+    frame = quarantine.list_files(store)
     assert set(frame.loc[frame["sha256"].isin(rows["sha256"]), "now"]) == {"NORMAL", "COVID19"}
     assert releasable(small, "white_box")[0].empty
 
@@ -295,7 +311,7 @@ IMPOSSIBLE = [
 ]
 
 
-def test_an_impossible_ruling_is_refused_with_its_code_and_not_recorded(small):
+def test_an_impossible_ruling_is_refused_with_its_code_and_not_recorded(store, small):
     files = {"a.png": png(2), "again.png": png(2), "x.png": png(1), "tb.png": boxed(4), "page.png": b"<html>"}
     files |= {"twice.png": png(5), "conflict.png": png(6), "other.png": png(6)}
     rows = [("a.png", "normal"), ("again.png", "normal"), ("x.png", "lung"), ("tb.png", "TB"), ("page.png", "normal")]
@@ -308,7 +324,9 @@ def test_an_impossible_ruling_is_refused_with_its_code_and_not_recorded(small):
         assert (caught.value.code, caught.value.facts["file"]) == (code, name)
     for by, why in (("dr.a", " "), (" ", "a reason"), ("", "")):
         with pytest.raises(RulingRefused, match="needs a reason") as caught:
-            add_ruling.rule_on_image(small, (), "tb.png", add_ruling.Request("relabel", by, why, "NORMAL"))
+            add_ruling.rule_on_image(
+                store, small.inbox, small.classes, (), "tb.png", add_ruling.Request("relabel", by, why, "NORMAL")
+            )
         assert caught.value.code == "no_reason"
     assert snapshot(small) == before
 
@@ -330,14 +348,14 @@ def test_an_image_of_a_rejected_class_enters_only_when_that_is_said(small):
     assert labels(built(small))[sha(1)] == "COVID19"
 
 
-def test_a_ruling_whose_batch_is_gone_stops_the_dataset(small):
+def test_a_ruling_whose_batch_is_gone_stops_the_dataset(store, small):
     take(small, "week-1", week(100))
     lost = Ruling(
         number=1, sha256="a" * 64, batch="lost", file="x.png", action="release", label="NORMAL", by="a", why="b", at="c"
     )
     overwrite(small, "rulings/00001.json", lost.to_bytes())
     with pytest.raises(Refused, match=r"Ruling 1 is on .x\.png. of batch .lost."):
-        build.build_dataset(small)
+        build.build_dataset(store, small)
 
 
 # One picture, one label, one split
@@ -360,10 +378,10 @@ def boxed_smaller(number):
     return encoded(picture)
 
 
-def test_a_released_image_is_compared_with_all_others(small):
+def test_a_released_image_is_compared_with_all_others(store, small):
     take(small, "week-1", week(100) | {"test/NORMAL/boxed.png": boxed(1)})
     take(small, "week-2", {"train/NORMAL/smaller.png": boxed_smaller(1)})
-    assert set(quarantine.list_refused(small)["state"]) == {"quarantined"}
+    assert set(quarantine.list_refused(store, small.inbox, small.classes)["state"]) == {"quarantined"}
     rule(small, "boxed.png")
     assert split_of(built(small))[sha_of(small, "boxed.png")] == "test"
     rule(small, "smaller.png")
@@ -411,13 +429,13 @@ def test_a_relabel_of_the_very_image_that_is_in_says_under_which_label_it_was(sm
     assert labels(table)[sha(1)] == "COVID19" and (table["sha256"] == sha(1)).sum() == 1
 
 
-def test_datasets_built_with_the_same_rulings_elsewhere_are_the_same_bytes(small):
+def test_datasets_built_with_the_same_rulings_elsewhere_are_the_same_bytes(store, small):
     take(small, "week-1", week(100) | {"train/NORMAL/boxed.png": boxed(1)})
     rule(small, "boxed.png")
     built(small)
     first = snapshot(small)
     for key in [k for k in first if k.startswith("datasets/")]:
-        store.client(small.s3_endpoint_url).delete_object(Bucket=small.bucket, Key=key)
+        store.client.delete_object(Bucket=small.store.bucket, Key=key)
     built(small)
     assert snapshot(small) == first
 
@@ -426,19 +444,19 @@ def test_datasets_built_with_the_same_rulings_elsewhere_are_the_same_bytes(small
 
 
 @pytest.mark.processes
-def test_only_refused_images_have_a_thumbnail_and_it_has_no_metadata(settings):
+def test_only_refused_images_have_a_thumbnail_and_it_has_no_metadata(store, settings):
     big = np.asarray(Image.fromarray(film(1)).resize((600, 900)))
     big = np.stack([big, big // 2, big // 2], axis=2)
     take(settings, "drop", {"NORMAL/red.png": encoded(big), "NORMAL/ok.png": png(2), "NORMAL/bad.png": b"?"})
     (key,) = [k for k in snapshot(settings) if k.startswith("thumbnails/")]
     picture = sha_of(settings, "red.png")
     assert key == thumbnails.key(picture) == f"thumbnails/{picture[:2]}/{picture}.jpg"
-    data = store.get(settings, key)
+    data = store.get(key)
     with Image.open(io.BytesIO(data)) as small:
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (171, 256))
         assert set(small.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
-    image = store.get(settings, process_file.image_key(picture, "png"))
-    assert thumbnails.make(image, settings) == data
+    image = store.get(process_file.image_key(picture, "png"))
+    assert thumbnails.make(image, settings.images) == data
 
 
 @pytest.mark.parametrize("size", [(300, 200), (600, 400), (2100, 1400)])
@@ -451,15 +469,15 @@ def test_a_large_jpeg_is_decoded_in_part_and_its_thumbnail_looks_the_same(settin
         shapes.append(max(found.pixels.shape))
         return found
 
-    monkeypatch.setattr(measure, "open_image", noted)
-    thumbnail = Image.open(io.BytesIO(thumbnails.make(data, settings)))
+    monkeypatch.setattr(decode, "decode_image", noted)
+    thumbnail = Image.open(io.BytesIO(thumbnails.make(data, settings.images)))
     assert thumbnail.size == (256, round(256 * size[1] / size[0])) and 256 <= shapes[0] < 640
     whole = Image.open(io.BytesIO(data)).resize(thumbnail.size, Image.Resampling.BOX)
     assert np.abs(np.asarray(thumbnail, int) - np.asarray(whole, int)).mean() < 4
 
 
 def test_a_picture_below_the_size_of_a_thumbnail_is_not_enlarged(settings):
-    small = thumbnails.make(encoded(film(1)[:60, :40]), settings)
+    small = thumbnails.make(encoded(film(1)[:60, :40]), settings.images)
     assert Image.open(io.BytesIO(small)).size == (40, 60)
 
 
@@ -487,7 +505,7 @@ def test_a_copy_without_a_patient_of_a_test_image_with_one_never_enters_train(sm
     assert (table.groupby("group")["split"].nunique() == 1).all()
 
 
-def test_a_group_found_in_two_splits_keeps_only_the_images_of_the_stricter(small):
+def test_a_group_found_in_two_splits_keeps_only_the_images_of_the_stricter(store, small):
     take(small, "week-1", week(100) | {"test/NORMAL/x.png": png(1), "train/NORMAL/y.png": png(2)})
     first = split_of(built(small))
     assert (first[sha(1)], first[sha(2)]) == ("test", "train")
@@ -495,11 +513,11 @@ def test_a_group_found_in_two_splits_keeps_only_the_images_of_the_stricter(small
     take(small, "week-2", {"a.jpg": resized(1), "b.jpg": resized(2), "labels.csv": rows})
     second = split_of(built(small))
     assert second[sha(1)] == "test" and sha(2) not in second
-    assert versions.load_latest(small).withheld == (sha(2),)
+    assert versions.load_latest(store).withheld == (sha(2),)
     take(small, "week-3", {"train/NORMAL/z.png": png(3)})
     third = split_of(built(small))
-    assert sha(2) not in third and versions.load_latest(small).withheld == (sha(2),)
-    assert (diff.compare_datasets(small, 1, 3)["change"] != "moved").all()
+    assert sha(2) not in third and versions.load_latest(store).withheld == (sha(2),)
+    assert (diff.compare_datasets(store, 1, 3)["change"] != "moved").all()
     with pytest.raises(Refused, match="stays out for good"):
         rule(small, sha(2), "relabel", "COVID19")
 
@@ -507,14 +525,14 @@ def test_a_group_found_in_two_splits_keeps_only_the_images_of_the_stricter(small
 # Versions
 
 
-def test_a_diff_names_what_was_added_removed_and_relabelled(small):
+def test_a_diff_names_what_was_added_removed_and_relabelled(store, small):
     take(small, "week-1", week(100) | {"train/NORMAL/x.png": png(1), "train/NORMAL/y.png": png(2)})
     built(small)
     second = take(small, "week-2", {"train/COVID19/new.png": png(3)}).batch
     rule(small, "train/NORMAL/x.png", "withdraw")
     rule(small, "train/NORMAL/y.png", "relabel", "PNEUMONIA")
     built(small)
-    found = diff.compare_datasets(small, 1, 2).set_index("change")
+    found = diff.compare_datasets(store, 1, 2).set_index("change")
     assert found["sha256"].to_dict() == {"added": sha(3), "removed": sha(1), "relabelled": sha(2)}
     assert found.loc["added", ["label", "label_before", "split_before", "batch"]].tolist() == [
         "COVID19",
@@ -523,18 +541,18 @@ def test_a_diff_names_what_was_added_removed_and_relabelled(small):
         second,
     ]
     assert found.loc["removed", ["label", "split"]].tolist() == ["NORMAL", "train"]
-    back = diff.compare_datasets(small, 2, 1)
-    assert set(back["change"]) == {"added", "removed", "relabelled"} and diff.compare_datasets(small, 2, 2).empty
-    assert versions.list_numbers(small) == [1, 2]
+    back = diff.compare_datasets(store, 2, 1)
+    assert set(back["change"]) == {"added", "removed", "relabelled"} and diff.compare_datasets(store, 2, 2).empty
+    assert versions.list_numbers(store) == [1, 2]
 
 
-def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(small):
+def test_a_diff_shows_a_moved_image_though_no_build_ever_moves_one(store, small):
     take(small, "week-1", week(100))
-    record, _ = build.build_dataset(small)
-    table = versions.load_manifest(small, record)
+    record, _ = build.build_dataset(store, small)
+    table = versions.load_manifest(store, record)
     one = table["sha256"][table["split"] == "train"].iloc[0]
     forged = tables.to_parquet(table.assign(split=table["split"].where(table["sha256"] != one, "test")))
     overwrite(small, "datasets/2/manifest.parquet", forged)
     changed = {"dataset": 2, "manifest_sha256": hashlib.sha256(forged).hexdigest()}
     overwrite(small, "datasets/2/dataset.json", record.model_copy(update=changed).to_bytes())
-    assert diff.compare_datasets(small, 1, 2)[["change", "sha256", "split"]].values.tolist() == [["moved", one, "test"]]
+    assert diff.compare_datasets(store, 1, 2)[["change", "sha256", "split"]].values.tolist() == [["moved", one, "test"]]

@@ -10,6 +10,7 @@ from drop_samples import judged, verdicts
 from cxr_ml.dataset import build, versions
 from cxr_ml.imaging import measure
 from cxr_ml.ingest import ingest_drop
+from cxr_ml.store import ObjectStore
 from cxr_ml.validation import judge_batch
 
 pytestmark = [
@@ -63,12 +64,16 @@ def folder():
 @pytest.fixture(scope="module")
 def drops(lasting, folder):
     """Both drops ingested, judged and built into datasets, in their order: settings, batches and tables by drop."""
-    settings = lasting.model_copy(update={"inbox": str(folder / "drops")})
+    settings = lasting.replace(inbox={"path": str(folder / "drops")})
     records, tables, built = {}, {}, {}
     for name in (FIRST, SECOND):
-        records[name] = judge_batch.validate_batch(settings, ingest_drop.ingest(settings, name))
+        records[name] = judge_batch.validate_batch(
+            ObjectStore(settings.store), settings, ingest_drop.ingest(ObjectStore(settings.store), settings, name)
+        )
         tables[name] = judged(settings, records[name].batch)
-        built[name] = versions.load_manifest(settings, build.build_dataset(settings)[0])
+        built[name] = versions.load_manifest(
+            ObjectStore(settings.store), build.build_dataset(ObjectStore(settings.store), settings)[0]
+        )
     return settings, records, tables, built
 
 
@@ -140,7 +145,7 @@ def test_white_boxes_on_films_that_a_person_judged_are_told_apart(drops, folder)
     seen = pd.read_csv(folder / "white_box.csv")
     measured = tables[FIRST]["white_box"].rename(lambda file: f"drops/{FIRST}/{file}").to_dict()
     for path in set(seen["path"]) - set(measured):
-        measured[path] = measure.measure_image((folder / path).read_bytes(), settings)[0]["white_box"]
+        measured[path] = measure.measure_image((folder / path).read_bytes(), settings.images)[0]["white_box"]
     found = seen["path"].map(measured) > LIMIT
     assert (len(found), seen["white_box"].sum()) == (156, 39)
     assert found[seen["white_box"] == 1].sum() >= 38

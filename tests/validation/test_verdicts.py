@@ -14,7 +14,7 @@ import pytest
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import formats, measure
 from cxr_ml.records import Drift
-from cxr_ml.settings import Settings
+from cxr_ml.settings import Settings, ValidationSettings
 from cxr_ml.validation import suite_check, verdicts
 from cxr_ml.validation.proportions import wilson_interval
 
@@ -293,13 +293,13 @@ def test_the_shipped_suites_can_be_used_and_are_those_known_as_shipped():
 def test_suites_that_passed_are_not_tried_again_until_they_change(folder, tmp_path, monkeypatch):
     tried = []
     monkeypatch.setattr(verdicts, "try_suites", tried.append)
-    settings = Settings(expectations=folder, cache_dir=tmp_path / "cache")
+    settings = Settings(cache_dir=tmp_path / "cache", validation={"expectations": folder})
     (folder / "images.json").write_text((folder / "images.json").read_text() + "\n")
     for _ in range(3):
-        suite_check.check_suites(settings)
+        suite_check.check_suites(settings.validation, settings.cache_dir)
     assert tried == [folder]
     (folder / "images.json").write_text((folder / "images.json").read_text() + "\n")
-    suite_check.check_suites(settings)
+    suite_check.check_suites(settings.validation, settings.cache_dir)
     assert tried == [folder] * 2
 
 
@@ -307,7 +307,7 @@ def test_a_refused_suite_is_refused_each_time(folder, tmp_path):
     (folder / "images.json").write_text("{")
     for _ in range(2):
         with pytest.raises(Refused, match=r"images\.json, line 1"):
-            suite_check.check_suites(Settings(expectations=folder, cache_dir=tmp_path / "cache"))
+            suite_check.check_suites(ValidationSettings(expectations=folder), tmp_path / "cache")
 
 
 @pytest.mark.parametrize(
@@ -667,7 +667,7 @@ def test_the_real_first_drop_loses_tuberculosis_by_evidence_and_keeps_the_rest()
     drop, settings, rows = Path(os.environ["CXR_XRAYS"]) / "drops" / "2026-01-05", Settings(), []
     for path in sorted(p for p in drop.rglob("*") if p.is_file()):
         try:
-            rows.append(measure.measure_image(path.read_bytes(), settings)[0] | {"label": path.parent.name})
+            rows.append(measure.measure_image(path.read_bytes(), settings.images)[0] | {"label": path.parent.name})
         except formats.BadImage:
             continue
     frame = pd.DataFrame(rows).assign(verdict="accepted", reasons=[[] for _ in rows])

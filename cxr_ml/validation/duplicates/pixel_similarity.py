@@ -57,6 +57,9 @@ def _correlate_aligned(first: np.ndarray, second: np.ndarray, blur: int) -> floa
     start = np.eye(2, 3, dtype=np.float32)
     second = np.ascontiguousarray(second)
     try:
-        return cv2.findTransformECC(first, second, start, cv2.MOTION_AFFINE, stop, None, blur)[0]
+        # The stub of OpenCV lacks None for the mask.
+        return cv2.findTransformECC(  # type: ignore[call-overload]
+            first, second, start, cv2.MOTION_AFFINE, stop, None, blur
+        )[0]
     except cv2.error:
         return -1.0

@@ -14,7 +14,7 @@ import pandas as pd
 from cxr_ml.imaging.borders import crop_margin
 from cxr_ml.imaging.decode import MEASURED_SIDE, shrink
 from cxr_ml.ingest import tables
-from cxr_ml.settings import Settings
+from cxr_ml.settings import ValidationSettings
 from cxr_ml.validation.duplicates import orientations
 from cxr_ml.validation.duplicates.bit_hashes import (
     MAX_FINE_BITS,
@@ -70,7 +70,7 @@ _NO_MATCHES = _Matches(*(np.zeros(0, kind) for kind in (np.intp, np.intp, np.int
 
 
 def find_duplicates(
-    frame: pd.DataFrame, known: pd.DataFrame, load_grey: Callable[[str], np.ndarray], settings: Settings
+    frame: pd.DataFrame, known: pd.DataFrame, load_grey: Callable[[str], np.ndarray], settings: ValidationSettings
 ) -> pd.DataFrame:
     """Finds for each image of `frame` the earlier image that it repeats: one of `known`, or an earlier row of `frame`.
 

@@ -23,11 +23,11 @@ def words(pictures):
 @pytest.mark.parametrize("orientation", range(16))
 def test_hashes_are_turned_as_pictures_are(orientation):
     pictures = [cv2.resize(film(i), (256, 256)) for i in range(4)]
-    hashes, others = (
+    turned, others = (
         np.array([int(hashes.perceptual_hash(p), 16) for p in part], np.uint64)
         for part in (pictures, [turn(p, orientation) for p in pictures])
     )
-    assert np.bitwise_count(orientations.turn_hashes(hashes, orientation) ^ others).max() <= 1
+    assert np.bitwise_count(orientations.turn_hashes(turned, orientation) ^ others).max() <= 1
     fine = orientations.turn_fine_hashes(words(pictures), orientation) ^ words([turn(p, orientation) for p in pictures])
     assert np.bitwise_count(fine).sum(1).max() <= 10  # as bright as around it is neither
 
@@ -74,7 +74,7 @@ def test_turned_pairs_are_those_that_comparing_every_pair_by_parts_finds():
         places = np.nonzero((np.bitwise_count(apart) <= 12) & agrees & earlier)
         expected |= {(i, j, orientation) for i, j in zip(*(p.tolist() for p in places), strict=True) if i >= 250}
     index = orientations.build_index(hashes, NO_MARGINS.hashes, NO_MARGINS.of)
-    found = orientations.find_turned(np.arange(250, 600), index, SETTINGS.duplicate_bits, max_bits=12)
+    found = orientations.find_turned(np.arange(250, 600), index, SETTINGS.validation.duplicate_bits, max_bits=12)
     assert {(i, j, orientation) for i, j, orientation in zip(*(p.tolist() for p in found), strict=True)} == expected
     assert len(expected) > 100
 

@@ -45,7 +45,7 @@ def test_crop_variants_move_some_edges_by_a_pixel_sideways_ones_first():
 
 
 def test_strangers_are_not_merged_even_when_every_pair_is_compared_on_pixels():
-    everyone = Settings(duplicate_bits=64, duplicate_correlation=0.92)
+    everyone = Settings(validation={"duplicate_bits": 64, "duplicate_correlation": 0.92})
     found = asked([(f"film{i}", film(i)) for i in range(25)], settings=everyone)
     assert set(found["duplicate_of"]) == {""} and set(found["duplicate_kind"]) == {""}
 
@@ -55,7 +55,10 @@ def test_the_same_bytes_are_exact_and_need_no_pixels():
     frame = pd.DataFrame({"sha256": ["a", "b", "b"], **hashes})
     known = frame.iloc[:1]
     found = search.find_duplicates(
-        frame, known, lambda sha: pytest.fail(f"{sha} was loaded"), Settings(duplicate_bits=0)
+        frame,
+        known,
+        lambda sha: pytest.fail(f"{sha} was loaded"),
+        Settings(validation={"duplicate_bits": 0}).validation,
     )
     assert list(found["duplicate_of"]) == ["a", "", "b"]
     assert list(found["duplicate_kind"]) == ["exact", "", "exact"]
@@ -95,7 +98,12 @@ def test_pixels_are_loaded_once_and_for_candidates_only():
         loaded.append(sha)
         return pictures[sha]
 
-    search.find_duplicates(frame, frame.iloc[:0], load, Settings(duplicate_bits=3, duplicate_correlation=0.92))
+    search.find_duplicates(
+        frame,
+        frame.iloc[:0],
+        load,
+        Settings(validation={"duplicate_bits": 3, "duplicate_correlation": 0.92}).validation,
+    )
     assert {"film3", "copy"} <= set(loaded)
     assert len(loaded) == len(set(loaded)) < len(pictures)
 
@@ -120,7 +128,7 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
     hexes = [(hashes.perceptual_hash(p), hashes.fine_hash(p)) for p in pictures]
     fine = hash_columns.parse_fine_hashes(pd.Series([f for _, f in hexes]))
     by_orientation = {o: bit_hashes.crop_variants(orientations.turn_fine_hashes(fine, o)) for o in orientations.UPRIGHT}
-    bits = SETTINGS.duplicate_bits
+    bits = SETTINGS.validation.duplicate_bits
     expected = {}
     for i in range(2, len(hexes)):
         for j in range(i):
@@ -133,8 +141,8 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
                 )
                 if coarse <= bits and apart <= bit_hashes.MAX_FINE_BITS:
                     expected.setdefault(i, set()).add((j, orientation))
-    hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
-    found = search.find_candidates(hashes, np.ascontiguousarray(fine.T), 2, bits, NO_MARGINS)
+    coarse_hashes = np.array([int(p, 16) for p, _ in hexes], np.uint64)
+    found = search.find_candidates(coarse_hashes, np.ascontiguousarray(fine.T), 2, bits, NO_MARGINS)
     assert {i: set(pairs) for i, pairs in found} == expected
     assert {(6, 0, 1), (7, 1, 1), (8, 2, 1), (9, 4, 0)} <= {(i, *p) for i in expected for p in expected[i]}
 
@@ -145,7 +153,7 @@ def test_candidates_are_those_of_comparing_every_pair_bit_by_bit():
 def test_real_films_and_their_crops_by_3_percent_are_found_from_each_other(sides):
     folder = Path(os.environ["CXR_XRAYS"]) / "drops/2026-01-05/test"
     paths = [p for label in ("COVID19", "NORMAL", "PNEUMONIA") for p in sorted((folder / label).iterdir())[:20]]
-    whole = [measure.measure_and_decode(p.read_bytes(), SETTINGS)[1] for p in paths]
+    whole = [measure.measure_and_decode(p.read_bytes(), SETTINGS.images)[1] for p in paths]
     films = [(f"whole{i}", film) for i, film in enumerate(whole)]
     crops = [(f"crop{i}", jpeg(crop(film, *sides), 90)) for i, film in enumerate(whole)]
     assert (asked(crops, films)["duplicate_of"].to_numpy() == [n for n, _ in films]).mean() >= 0.98
@@ -163,7 +171,7 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_nothing_else():
         *sorted((folder / "drops/2026-01-12/images").iterdir()),
     ]:
         try:
-            measured, cleaned = measure.measure_image(path.read_bytes(), Settings())
+            measured, cleaned = measure.measure_image(path.read_bytes(), Settings().images)
         except formats.BadImage:
             continue
         data[measured["sha256"]] = cleaned
@@ -174,13 +182,13 @@ def test_every_disguised_copy_of_the_second_drop_is_found_and_nothing_else():
     def load(sha):
         return decode.decode_grey(data[sha])
 
-    inside = search.find_duplicates(first, first.iloc[:0], load, SETTINGS)
+    inside = search.find_duplicates(first, first.iloc[:0], load, SETTINGS.validation)
     # One film of the public set is there twice: plain in test/, with arrows and a date in train/. Another one is
     # cropped by more than 3 % in test/, so it may be found or not.
     again = set(first["path"][inside["duplicate_of"] != ""])
     assert again - {"2026-01-05/train/COVID19/469.jpg"} == {"2026-01-05/train/COVID19/422.JPG"}
 
-    found = search.find_duplicates(second, first, load, SETTINGS)
+    found = search.find_duplicates(second, first, load, SETTINGS.validation)
     names = second["path"].str.split("/").str[-1]
     kinds = dict(zip(names, found["duplicate_kind"], strict=True))
     marked = {n for n, kind in kinds.items() if kind}

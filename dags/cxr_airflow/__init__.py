@@ -1,0 +1,1 @@
+"""What ties the library to Airflow: form, settings of a run, context of a step, callbacks."""
