@@ -76,7 +76,7 @@ def write_batches(s: Settings, count: int, files: int) -> list[str]:
         ObjectStore(s.store).put_if_absent(layout.batch_record(names[-1]), record.to_bytes())
         if number == count - 1:  # of the newest, whose files the wall shows first
             some = [sha for sha in refused["sha256"].head(600) if sha]
-            _all(lambda sha: ObjectStore(s.store).put_if_absent(thumbnails.key(sha), picture, "image/jpeg"), some)
+            _all(lambda sha: ObjectStore(s.store).put_if_absent(layout.thumbnail(sha), picture, "image/jpeg"), some)
     return names
 
 

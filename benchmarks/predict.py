@@ -27,6 +27,7 @@ import ingest as bench_ingest
 import keras
 import numpy as np
 
+from cxr_ml import layout
 from cxr_ml.imaging import decode
 from cxr_ml.ingest import memory_budget
 from cxr_ml.records import Model
@@ -57,7 +58,7 @@ def put_model(settings: Settings, architecture: str, x: np.ndarray) -> keras.Mod
         history_sha256="",
     )  # fmt: skip
     ObjectStore(settings.store).put_if_absent("models/bench/model.keras", artefact)
-    ObjectStore(settings.store).put_if_absent(ood.key("bench"), known)
+    ObjectStore(settings.store).put_if_absent(layout.ood_detector("bench"), known)
     ObjectStore(settings.store).put_if_absent("models/bench/model.json", record.to_bytes())
     return network
 

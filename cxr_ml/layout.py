@@ -16,6 +16,7 @@ features/<network>/…                       training    outputs of a frozen bac
 models/<model>/checkpoints/…               training    state after the last finished epoch; removed at the end
 models/<model>/model.keras                 training    the network
 models/<model>/validation.npy              training    what it predicted of the validation images
+models/<model>/likeness.npz                training    what tells whether an image is unlike the training images
 models/<model>/history.csv                 training    a row per epoch
 models/<model>/model.json                  training    commit mark: the model is trained
 models/<model>/predictions-d<n>.parquet    evaluation  what it predicted of a dataset's test images
@@ -54,6 +55,11 @@ def thumbnail(sha256: str) -> str:
 def shards(batch: str) -> str:
     """Prefix of the tables of a batch's shards."""
     return f"{BATCHES}{batch}/ingested/"
+
+
+def shard(batch: str, number: int) -> str:
+    """Key of the table of one shard of a batch."""
+    return f"{shards(batch)}{number:05d}.parquet"
 
 
 def measurements(batch: str) -> str:
@@ -129,6 +135,11 @@ def training_curves(model: str) -> str:
 def validation_predictions(model: str) -> str:
     """Key of what a model predicted of the validation images before it was stored."""
     return f"{MODELS}{model}/validation.npy"
+
+
+def ood_detector(model: str) -> str:
+    """Key of what tells whether an image is unlike a model's training images."""
+    return f"{MODELS}{model}/likeness.npz"
 
 
 def predictions(model: str, dataset: int) -> str:

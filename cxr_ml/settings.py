@@ -216,7 +216,7 @@ class Source(NamedTuple):
     name: str  # for people: a file, "environment", "command"
     values: dict[str, Any]  # nested as the sections are
 
-    def names(self, path: str) -> bool:
+    def holds(self, path: str) -> bool:
         """Whether this source says anything of a setting, e.g. "training.seed", or of a part of it."""
         values: Any = self.values
         for key in path.split("."):
@@ -259,8 +259,8 @@ def explain() -> list[Explained]:
     settings = _combine(sources)
     rows = []
     for name, value in _flat(settings):
-        source = next((s.name for s in reversed(sources) if s.names(name)), "default")
-        rows.append(Explained(name, "(secret)" if name in SECRETS and value else value, source))
+        shown = "(secret)" if name in SECRETS and value else value
+        rows.append(Explained(name, shown, _find_origin(sources, name) or "default"))
     return rows
 
 
@@ -313,6 +313,11 @@ def _environment() -> dict[str, Any]:
         raise Refused(f"Lists and tables in CXR_* variables must be JSON, as in '[\"light\"]'. {error}") from None
 
 
+def _find_origin(sources: list[Source], name: str) -> str | None:
+    """The name of the source that a setting comes from; None: the defaults."""
+    return next((source.name for source in reversed(sources) if source.holds(name)), None)
+
+
 def _without_none(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _without_none(value) if isinstance(value, Mapping) else value
@@ -331,7 +336,7 @@ def _combine(sources: list[Source]) -> Settings:
         lines = []
         for item in error.errors():
             name = ".".join(map(str, item["loc"]))
-            origin = next((s.name for s in reversed(sources) if s.names(name)), "")
+            origin = _find_origin(sources, name)
             place = f"{name} in {origin}" if origin else name
             lines.append(f"  {place}: {item['msg']}. Received: {item['input']!r}{_hint(item)}")
         raise Refused("These settings cannot be used:\n" + "\n".join(lines)) from None
@@ -380,7 +385,7 @@ def _check_gate(settings: Settings, sources: list[Source]) -> None:
         ("margins", gate.margins, figures(settings.classes), ()),
         ("floors_on_lower_bound", gate.floors_on_lower_bound, floors, ()),
     ):
-        source = next((s.name for s in reversed(sources) if s.names(f"gate.{name}")), None)
+        source = _find_origin(sources, f"gate.{name}")
         if source is None:
             continue
         if unknown := [key for key in received if key not in known]:

@@ -8,24 +8,23 @@ from pathlib import Path
 from botocore.exceptions import ClientError
 
 from cxr_ml import settings as settings_module
-from cxr_ml.settings import Settings
 from cxr_ml.store import ObjectStore
 
 POOL = ["gpu", "1", "One training at a time"]
 
 
-def make_bucket(settings: Settings) -> None:
+def make_bucket(store: ObjectStore) -> None:
     """Makes the bucket unless it is there.
 
     Raises:
         Refused: somebody else has a bucket of that name.
     """
     try:
-        ObjectStore(settings.store).client.create_bucket(Bucket=settings.store.bucket)
+        store.client.create_bucket(Bucket=store.bucket)
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
             raise
-    ObjectStore(settings.store).check()
+    store.check()
 
 
 def write_passwords(path: Path, users: str, password: str) -> None:
@@ -41,7 +40,7 @@ def main() -> None:
     """The database, the pool, the bucket and the password, each as often as it is called."""
     subprocess.run(["airflow", "db", "migrate"], check=True)  # noqa: S607 - of the image
     subprocess.run(["airflow", "pools", "set", *POOL], check=True)  # noqa: S607
-    make_bucket(settings_module.load())
+    make_bucket(ObjectStore(settings_module.load().store))
     write_passwords(
         Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]),
         os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"],

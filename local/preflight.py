@@ -42,7 +42,8 @@ def check_drop(store: ObjectStore, settings: Settings, drop: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        check_suites(settings_module.load().validation, settings_module.load().cache_dir)
+        loaded = settings_module.load()
+        check_suites(loaded.validation, loaded.cache_dir)
     except Refused as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -15,8 +15,7 @@ from cxr_ml.store import ObjectStore
 
 
 def ingest(
-    drop: Annotated[list[str] | None, typer.Argument(help="Drops; default: all new ones.")] = None,
-    json_: Json = False,
+    drop: Annotated[list[str] | None, typer.Argument(help="Drops; default: all new ones.")] = None, json_: Json = False
 ) -> None:
     """Copy drops from the inbox into the store and measure each image."""
     with connect() as (store, settings):

@@ -161,12 +161,7 @@ def prune(
     with connect() as (store, _):
         names = candidates(store, keep)
         for name in names if yes else ():
-            delete_weights(
-                store,
-                name,
-                getpass.getuser(),
-                f"Beyond the {keep} refused candidates judged last.",
-            )
+            delete_weights(store, name, getpass.getuser(), f"Beyond the {keep} refused candidates judged last.")
         said = "Weights deleted" if yes else "Would be deleted, with --yes"
         texts = [f"{said}: {plain(layout.model_weights(name))}" for name in names]
         show({"models": names, "deleted": yes}, json_, *(texts or ["Nothing to delete."]))

@@ -50,8 +50,7 @@ def list_(
 
     with connect() as (store, settings):
         rows = quarantine.add_dates(
-            store,
-            quarantine.list_refused(store, settings.inbox, settings.classes, reason, label, drop),
+            store, quarantine.list_refused(store, settings.inbox, settings.classes, reason, label, drop)
         )
         if reason and rows.empty:
             known = sorted(
@@ -150,14 +149,7 @@ def release_all(
     with connect() as (store, settings), _naming_options():
         withheld = versions.load_withheld(store)
         rows, skipped = add_ruling.find_releasable(
-            store,
-            settings.inbox,
-            settings.classes,
-            withheld,
-            reason,
-            label,
-            drop,
-            from_rejected_class,
+            store, settings.inbox, settings.classes, withheld, reason, label, drop, from_rejected_class
         )
         counts = {str(k): int(n) for k, n in rows["label"].value_counts().sort_index().items()}
         skipped_words = {_SKIPPED[code]: n for code, n in skipped.items()}
@@ -191,12 +183,7 @@ def _rule(name: str, action: str, why: str, by: str | None, label: str, rejected
     with connect() as (store, settings), _naming_options():
         request = add_ruling.Request(action, _who(by), why, label, rejected)
         outcome = add_ruling.rule_on_image(
-            store,
-            settings.inbox,
-            settings.classes,
-            versions.load_withheld(store),
-            name,
-            request,
+            store, settings.inbox, settings.classes, versions.load_withheld(store), name, request
         )
         notes = [
             f"{other.file!r} of batch {other.batch} leaves: it shows the same picture under the label {other.label}."

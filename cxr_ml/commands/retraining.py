@@ -55,10 +55,7 @@ def _retrain(
     if settings.gate.approval and decision.promote:
         then = f"`cxr-ml promote --run {run}`, and then `cxr-ml report --run {run}`"
         show(
-            decision,
-            json_,
-            decision_table(decision),
-            f"The settings ask for approval, which is yours to give: {then}.",
+            decision, json_, decision_table(decision), f"The settings ask for approval, which is yours to give: {then}."
         )
         return
     pipeline.conclude(store, run, by)

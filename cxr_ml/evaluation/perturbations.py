@@ -77,11 +77,7 @@ def choose(y: np.ndarray, classes: int) -> np.ndarray:
 
 
 def compare(
-    change: str,
-    y: np.ndarray,
-    before: Predictions,
-    after: Predictions,
-    classes: Sequence[str],
+    change: str, y: np.ndarray, before: Predictions, after: Predictions, classes: Sequence[str]
 ) -> PerturbationResult:
     """Returns how far a change of the images moves a model.
 

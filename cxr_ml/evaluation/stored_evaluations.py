@@ -22,22 +22,14 @@ def _comparison(record: Evaluation) -> _Comparison:
     return _Comparison(record.dataset, champion, bool(record.champion_problem))
 
 
-def _first_key(model: str) -> str:
-    return layout.evaluation(model)
-
-
-def _later_key(model: str, comparison: _Comparison) -> str:
-    return layout.later_evaluation(model, *comparison)
-
-
 def save(store: ObjectStore, record: Evaluation) -> None:
     """Writes an evaluation beside its model; the model's first one is `evaluation.json`, and stays as it is."""
-    data, first = record.to_bytes(), _first_key(record.model)
+    data, first = record.to_bytes(), layout.evaluation(record.model)
     if store.put_if_absent(first, data, "application/json"):
         return
     comparison = _comparison(record)
     if _comparison(store.load(first, Evaluation)) != comparison:
-        store.put_if_absent(_later_key(record.model, comparison), data, "application/json")
+        store.put_if_absent(layout.later_evaluation(record.model, *comparison), data, "application/json")
 
 
 def load(store: ObjectStore, number: int, name: str, champion: str | None) -> Evaluation:
@@ -60,19 +52,19 @@ def load(store: ObjectStore, number: int, name: str, champion: str | None) -> Ev
 
 def load_hashed(store: ObjectStore, number: int, name: str, champion: str | None) -> tuple[Evaluation, str]:
     """Returns what `load` does, and the SHA-256 of its bytes as they are stored."""
-    key = _later_key(name, _Comparison(number, champion, False))
+    key = layout.later_evaluation(name, number, champion, failed=False)
     return next(_stored(store, number, name, champion), None) or store.load_hashed(key, Evaluation)
 
 
 def _stored(store: ObjectStore, number: int, name: str, champion: str | None) -> Iterator[tuple[Evaluation, str]]:
     """At most two, with their SHA-256: the one with the champion evaluated, and that where it could not be."""
-    first = store.load_hashed(_first_key(name), Evaluation)
+    first = store.load_hashed(layout.evaluation(name), Evaluation)
     for failed in (False, True):
         comparison = _Comparison(number, champion, failed)
         if _comparison(first[0]) == comparison:
             yield first
-        elif store.exists(_later_key(name, comparison)):
-            yield store.load_hashed(_later_key(name, comparison), Evaluation)
+        elif store.exists(layout.later_evaluation(name, *comparison)):
+            yield store.load_hashed(layout.later_evaluation(name, *comparison), Evaluation)
 
 
 def load_decided(store: ObjectStore, decision: Decision, name: str) -> Evaluation:

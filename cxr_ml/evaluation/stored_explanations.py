@@ -8,26 +8,17 @@ from cxr_ml.records import Explanation
 from cxr_ml.store import ObjectStore
 
 
-def _key(model: str, dataset: int) -> str:
-    return layout.explanation(model, dataset)
-
-
-def _sheet_key(model: str, dataset: int, place: int) -> str:
-    # By number: a label may hold what a key must not.
-    return layout.contact_sheet(model, dataset, place)
-
-
 def save(store: ObjectStore, record: Explanation, sheets: dict[str, bytes]) -> None:
     """Writes the contact sheets of a model, then the record, which is the commit mark."""
     for place, label in enumerate(record.sheets):
-        key = _sheet_key(record.model, record.dataset, place)
+        key = layout.contact_sheet(record.model, record.dataset, place)
         store.put_uncommitted(key, sheets[label], "image/png")
-    store.put_if_absent(_key(record.model, record.dataset), record.to_bytes(), "application/json")
+    store.put_if_absent(layout.explanation(record.model, record.dataset), record.to_bytes(), "application/json")
 
 
 def load(store: ObjectStore, model: str, dataset: int) -> Explanation | None:
     """Returns where a model looked on the test images of a dataset; None where it was not explained."""
-    key = _key(model, dataset)
+    key = layout.explanation(model, dataset)
     return store.load(key, Explanation) if store.exists(key) else None
 
 
@@ -39,7 +30,7 @@ def sheets(store: ObjectStore, record: Explanation) -> dict[str, bytes]:
     """
     pictures = {}
     for place, (label, expected) in enumerate(record.sheets.items()):
-        key = _sheet_key(record.model, record.dataset, place)
+        key = layout.contact_sheet(record.model, record.dataset, place)
         pictures[label] = store.get(key)
         digest = hashlib.sha256(pictures[label]).hexdigest()
         if digest != expected:

@@ -37,7 +37,7 @@ def plan_shards(store: ObjectStore, settings: Settings, drop: str) -> list[Shard
         Refused: no such drop, or it has no files.
     """
     with _open_nonempty(store, settings, drop) as (batch, files):
-        return _plan(store, settings.inbox, drop, batch, files, list(store.keys(tables.shard_prefix(batch))))
+        return _plan(store, settings.inbox, drop, batch, files, list(store.keys(layout.shards(batch))))
 
 
 def is_ingested(store: ObjectStore, batch: str) -> bool:
@@ -78,9 +78,9 @@ def ingest(
     if on_start:
         on_start()
     with _open_nonempty(store, settings, drop, batch) as (batch, files):
-        stored = list(store.keys(tables.shard_prefix(batch)))
+        stored = list(store.keys(layout.shards(batch)))
         shards = _plan(store, settings.inbox, drop, batch, files, stored)
-        todo = [s for s in shards if tables.shard_key(batch, s.number) not in set(stored)]
+        todo = [s for s in shards if layout.shard(batch, s.number) not in set(stored)]
         before = len(files) - sum(len(_positions(s, len(files))) for s in todo)
         _ingest_shards(store, settings, todo, files, lambda done: on_file(before + done, len(files)), workers)
     cache.evict(store, settings.inbox, settings.cache_dir, drop)
@@ -105,7 +105,7 @@ def ingest_shard(
     Raises:
         Refused: as for `ingest`.
     """
-    if store.exists(tables.shard_key(shard.batch, shard.number)):
+    if store.exists(layout.shard(shard.batch, shard.number)):
         return shard.batch
     with _open_nonempty(store, settings, shard.drop, shard.batch) as (batch, files):
         if batch != shard.batch:

@@ -118,20 +118,10 @@ def release_memory() -> None:
     pa.default_memory_pool().release_unused()
 
 
-def shard_prefix(batch: str) -> str:
-    """Returns the prefix of the tables of the shards of a batch."""
-    return layout.shards(batch)
-
-
-def shard_key(batch: str, number: int) -> str:
-    """Returns the key of the table of one shard."""
-    return f"{shard_prefix(batch)}{number:05d}.parquet"
-
-
 def _shard_keys(store: ObjectStore, batch: str) -> tuple[list[str], list[str]]:
     """Keys of the tables of all shards of a batch, and of those that are missing."""
-    stored = sorted(store.keys(shard_prefix(batch)))
-    keys = [shard_key(batch, number) for number in range(count_shards(store, stored[0]) if stored else 1)]
+    stored = sorted(store.keys(layout.shards(batch)))
+    keys = [layout.shard(batch, number) for number in range(count_shards(store, stored[0]) if stored else 1)]
     return keys, [key for key in keys if key not in set(stored)]
 
 
@@ -238,4 +228,4 @@ def put_shard(store: ObjectStore, batch: str, number: int, of: int, frame: pd.Da
     table = pa.Table.from_pandas(frame, SCHEMA, preserve_index=False)
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({_SHARDS: str(of)}), buffer, compression="zstd")
-    store.put_if_absent(shard_key(batch, number), buffer.getvalue())
+    store.put_if_absent(layout.shard(batch, number), buffer.getvalue())

@@ -42,12 +42,7 @@ class _Worker(NamedTuple):
     pending: dict[int, Any]  # jobs without a result, by number
 
 
-def map_jobs(
-    function: Callable[..., Any],
-    fixed: tuple[Any, ...],
-    jobs: Iterable[J],
-    workers: int,
-) -> Iterator[Result]:
+def map_jobs(function: Callable[..., Any], fixed: tuple[Any, ...], jobs: Iterable[J], workers: int) -> Iterator[Result]:
     """Calls `function(*fixed, job)` for each job; at most MAX_QUEUED jobs per process are taken from `jobs` in advance.
 
     Args:

@@ -12,8 +12,6 @@ from cxr_ml.records import Champion, Decision, HistoryEntry, Model
 from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check
 
-_POINTER = layout.CHAMPION
-
 
 def slug(run: str) -> str:
     """Returns the name of a run as it is used in keys."""
@@ -22,7 +20,7 @@ def slug(run: str) -> str:
 
 def champion(store: ObjectStore) -> Champion | None:
     """Returns the champion, or None before the first promotion."""
-    stored = store.load_or_none(_POINTER, Champion)
+    stored = store.load_or_none(layout.CHAMPION, Champion)
     return stored[0] if stored else None
 
 
@@ -239,7 +237,7 @@ def _check_files(store: ObjectStore, model: str, decision: Decision | None) -> N
 def _artefact(store: ObjectStore, model: str) -> str:
     """SHA-256 that the model's record names; Refused where record or file are gone."""
     record = load_model_record(store, model)
-    if not store.exists(artifact_check.key(model)):
+    if not store.exists(layout.model_weights(model)):
         raise Refused(f"{layout.model_weights(model)} is not in the store; the champion stays as it is.")
     return record.artefact_sha256
 
@@ -254,7 +252,7 @@ def _repair_pointer(store: ObjectStore, entries: Sequence[HistoryEntry]) -> None
 def _move_pointer(store: ObjectStore, entry: HistoryEntry) -> None:
     """Moves the pointer to what the entry says, unless it is there or a later entry has moved it on."""
     while True:
-        stored = store.load_or_none(_POINTER, Champion)
+        stored = store.load_or_none(layout.CHAMPION, Champion)
         if stored and stored[0].history >= entry.number:
             return
         record = Champion(
@@ -263,5 +261,5 @@ def _move_pointer(store: ObjectStore, entry: HistoryEntry) -> None:
             artefact_sha256=_artefact(store, entry.model),
             history=entry.number,
         )
-        if store.swap(_POINTER, record.to_bytes(), stored[1] if stored else None):
+        if store.swap(layout.CHAMPION, record.to_bytes(), stored[1] if stored else None):
             return

@@ -4,7 +4,6 @@ from cxr_ml import layout
 from cxr_ml.records import Decision, HistoryEntry
 from cxr_ml.registry import promotion
 from cxr_ml.store import ObjectStore
-from cxr_ml.training import artifact_check
 
 
 def candidates(store: ObjectStore, keep: int) -> list[str]:
@@ -22,7 +21,7 @@ def candidates(store: ObjectStore, keep: int) -> list[str]:
     judged = {name: e.number for e in entries if e.decision for name in e.decision.candidates}
     champions = {e.model for e in entries if e.version is not None}
     begun = {e.model for e in entries if e.action == "swept"}
-    present = [name for name in judged if store.exists(artifact_check.key(name))]
+    present = [name for name in judged if store.exists(layout.model_weights(name))]
     present.sort(key=lambda name: judged[name], reverse=True)
     spared = champions | begun | _waiting(store, entries)
     refused = [name for name in present if name not in spared]
@@ -46,4 +45,4 @@ def delete_weights(store: ObjectStore, model: str, by: str, why: str) -> None:
     entry = promotion.deletion(promotion.history(store), model)
     entry = entry or promotion.record_deletion(store, model, by, why)
     store.put_if_absent(layout.removed_weights(model), entry.to_bytes(), "application/json")
-    store.remove(artifact_check.key(model))
+    store.remove(layout.model_weights(model))

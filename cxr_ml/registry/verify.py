@@ -17,7 +17,6 @@ from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check
 
 _READERS = 16  # images that are read at the same time, since most of the time is spent waiting for the store
-_POINTER = layout.CHAMPION
 
 
 class Step(NamedTuple):
@@ -91,7 +90,7 @@ def _check_pointer(store: ObjectStore, entries: list[HistoryEntry], record: Mode
     champion = promotion.champion(store)
     if champion is None:
         expected = f"version {last.version}, {last.model}, was expected; there is no pointer" if last else ""
-        return Step(_POINTER, "there is no champion yet", (expected,) if expected else ())
+        return Step(layout.CHAMPION, "there is no champion yet", (expected,) if expected else ())
     differs: list[str] = []
     if not last or (champion.version, champion.model, champion.history) != (last.version, last.model, last.number):
         expected = f"version {last.version}, {last.model}, of entry {last.number}" if last else "none"
@@ -102,7 +101,7 @@ def _check_pointer(store: ObjectStore, entries: list[HistoryEntry], record: Mode
     if champion.model == record.model and champion.artefact_sha256 != record.artefact_sha256:
         differs.append(f"artefact_sha256 is {champion.artefact_sha256}; model.json records {record.artefact_sha256}")
     role = "this model" if champion.model == record.model else f"{champion.model}, not this model,"
-    return Step(_POINTER, f"{role} is champion, version {champion.version}", tuple(differs))
+    return Step(layout.CHAMPION, f"{role} is champion, version {champion.version}", tuple(differs))
 
 
 def _check_decisions(store: ObjectStore, entries: list[HistoryEntry], record: Model) -> Iterator[Step]:
@@ -167,7 +166,7 @@ def _unlike(record: object, field: str, expected: str) -> list[str]:
 
 
 def _check_weights(store: ObjectStore, record: Model) -> Step:
-    key = artifact_check.key(record.model)
+    key = layout.model_weights(record.model)
     gone = artifact_check.swept(store, record.model)
     if gone and not store.exists(key):
         return Step(key, f"swept at {gone.at} by {gone.by}: {gone.why}")

@@ -19,10 +19,6 @@ def _mark_key(run: str, kind: str, address: str) -> str:
     return layout.sent_mail(run, kind, digest)
 
 
-def _unsent_key(run: str, kind: str) -> str:
-    return layout.unsent_mail(run, kind)
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -41,12 +37,12 @@ def mark_sent(store: ObjectStore, run: str, kind: str, address: str) -> None:
 def mark_unsent(store: ObjectStore, run: str, kind: str, waiting: Sequence[str], why: str) -> None:
     """Records who did not get this mail at the last try, and why."""
     missed = Unsent(kind=kind, to=tuple(waiting), why=why, at=_now())
-    store.put_uncommitted(_unsent_key(run, kind), missed.to_bytes(), "application/json")
+    store.put_uncommitted(layout.unsent_mail(run, kind), missed.to_bytes(), "application/json")
 
 
 def was_unsent(store: ObjectStore, run: str, kind: str) -> bool:
     """Returns whether an earlier try to send this mail failed."""
-    return store.exists(_unsent_key(run, kind))
+    return store.exists(layout.unsent_mail(run, kind))
 
 
 def find_unsent(store: ObjectStore, run: str) -> list[Unsent]:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cxr_ml import layout
 from cxr_ml.records import Batch
 from cxr_ml.settings import ValidationSettings
 from cxr_ml.store import ObjectStore
-from cxr_ml.validation import committed_batches, reasons, thumbnails
+from cxr_ml.validation import committed_batches, reasons
 
 MAX_REASONS = 8  # of a run that are shown with examples, the most frequent
 MAX_EXAMPLES = 4  # of a reason
@@ -51,7 +52,7 @@ def find_examples(store: ObjectStore, settings: ValidationSettings, batches: Seq
                     continue
                 rejected = batch.rejected_classes.get(row["label"], "")
                 meanings.setdefault(code, reasons.explain(code, row, rejected, settings))
-                thumbnail = store.get_or_none(thumbnails.key(row["sha256"])) if row["sha256"] else None
+                thumbnail = store.get_or_none(layout.thumbnail(row["sha256"])) if row["sha256"] else None
                 examples[code].append(Example(row["file"], row["label"], thumbnail[0] if thumbnail else b""))
             if all(len(e) == min(MAX_EXAMPLES, counts[code]) for code, e in examples.items()):
                 break

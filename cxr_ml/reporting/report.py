@@ -110,11 +110,7 @@ def _candidates(run: Run, settings: GateSettings) -> list[_Candidate]:
     differences = narrative.differences(chosen) if chosen is not None else []
     return [
         _Candidate(
-            e,
-            points.get(e.model),
-            differences,
-            narrative.disguises(e),
-            narrative.lungs(e, settings.lungs_hidden_limit),
+            e, points.get(e.model), differences, narrative.disguises(e), narrative.lungs(e, settings.lungs_hidden_limit)
         )
         for e in run.evaluations
     ]

@@ -14,21 +14,16 @@ from cxr_ml.store import ObjectStore
 OPEN_ERRORS = (ValueError, TypeError, KeyError, AttributeError, ImportError, OSError)
 
 
-def key(model: str) -> str:
-    """Returns the key of the network of a model, with its weights."""
-    return layout.model_weights(model)
-
-
 def read(store: ObjectStore, record: Model) -> bytes:
     """Returns the bytes of model.keras, after a check of their SHA-256.
 
     Raises:
         Refused: the weights were deleted, the file is missing, or it is not the one that model.json records.
     """
-    stored = store.get_or_none(key(record.model))
+    stored = store.get_or_none(layout.model_weights(record.model))
     if stored is None:
         raise _missing(store, record.model)
-    return check_bytes(key(record.model), stored[0], record.artefact_sha256)
+    return check_bytes(layout.model_weights(record.model), stored[0], record.artefact_sha256)
 
 
 def check(store: ObjectStore, record: Model) -> None:
@@ -37,19 +32,21 @@ def check(store: ObjectStore, record: Model) -> None:
     Raises:
         Refused: as `read`.
     """
-    digest = store.sha256(key(record.model))
+    digest = store.sha256(layout.model_weights(record.model))
     if digest is None:
         raise _missing(store, record.model)
-    _compare(key(record.model), digest, record.artefact_sha256)
+    _compare(layout.model_weights(record.model), digest, record.artefact_sha256)
 
 
 def _missing(store: ObjectStore, model: str) -> Refused:
     if entry := swept(store, model):
         return Refused(
-            f"{key(model)} was expected. Received: nothing, its weights were swept at {entry.at} by {entry.by} "
-            f"({entry.why}). Use another model; to have this one again, train with another seed."
+            f"{layout.model_weights(model)} was expected. Received: nothing, its weights were swept at {entry.at} by "
+            f"{entry.by} ({entry.why}). Use another model; to have this one again, train with another seed."
         )
-    return Refused(f"{key(model)} was expected. Received: nothing, and nobody swept it. Use another model.")
+    return Refused(
+        f"{layout.model_weights(model)} was expected. Received: nothing, and nobody swept it. Use another model."
+    )
 
 
 def check_bytes(key: str, data: bytes, recorded: str) -> bytes:

@@ -14,7 +14,7 @@ from cxr_ml import layout
 from cxr_ml.records import Dataset, Model, OperatingPoint
 from cxr_ml.settings import Settings
 from cxr_ml.store import ObjectStore
-from cxr_ml.training import architectures, checkpoints, distribution, ood, provenance, tensorboard
+from cxr_ml.training import architectures, checkpoints, distribution, provenance, tensorboard
 from cxr_ml.training.artifact_check import OPEN_ERRORS, open_network
 from cxr_ml.training.checkpoints import Progress
 
@@ -124,7 +124,7 @@ def _store_files(store: ObjectStore, settings: Settings, dataset: Dataset, train
         hardware=provenance.describe_hardware(),
         operating_point=trained.operating_point,
         validation_sha256=_store_once(store, layout.validation_predictions(trained.name), probabilities.getvalue()),
-        likeness_sha256=_store_once(store, layout.model_file(trained.name, ood.FILE), trained.ood_detector),
+        likeness_sha256=_store_once(store, layout.ood_detector(trained.name), trained.ood_detector),
         history_sha256=_store_once(store, layout.training_curves(trained.name), history.to_csv(index=False).encode()),
     )
 

@@ -68,13 +68,9 @@ def best_epoch(progress: Progress) -> int:
     return 1 + losses.index(min(losses))
 
 
-def _folder(model: str) -> str:
-    return layout.checkpoints(model)
-
-
 def _keys(store: ObjectStore, model: str, stage: str) -> list[tuple[int, str]]:
     """Returns (epoch, key) of the checkpoints of a stage, oldest first."""
-    matches = [(_KEY.fullmatch(key), key) for key in store.keys(_folder(model))]
+    matches = [(_KEY.fullmatch(key), key) for key in store.keys(layout.checkpoints(model))]
     return sorted((int(match["epoch"]), key) for match, key in matches if match and match["stage"] == stage)
 
 
@@ -102,7 +98,7 @@ def save(
     np.savez(buffer, allow_pickle=False, **arrays)
     data = buffer.getvalue()
     number = len(progress.epochs)
-    key = f"{_folder(model)}{progress.stage}-{number:05d}-{hashlib.sha256(data).hexdigest()}.npz"
+    key = f"{layout.checkpoints(model)}{progress.stage}-{number:05d}-{hashlib.sha256(data).hexdigest()}.npz"
     store.put_if_absent(key, data)
     for epoch, other in _keys(store, model, progress.stage):
         if epoch < number - 1 and epoch != best_epoch(progress):
@@ -165,5 +161,5 @@ def _warn(key: str, why: str) -> None:
 
 def delete_all(store: ObjectStore, model: str) -> None:
     """Removes all checkpoints of a model, once its model.json is written."""
-    for key in list(store.keys(_folder(model))):
+    for key in list(store.keys(layout.checkpoints(model))):
         store.remove(key)

@@ -17,7 +17,6 @@ from cxr_ml.records import Model
 from cxr_ml.store import ObjectStore
 from cxr_ml.training import artifact_check, inputs, out_of_memory
 
-FILE = "likeness.npz"  # beside the model
 MAX_TRAINING_IMAGES = 3000  # that are looked at
 FEATURE_VARIANCE = 0.9  # share of the training features' variance that the principal space holds
 THUMBNAIL_VARIANCE = 0.8  # the same of thumbnails; with more, it holds inverted X-rays too
@@ -39,11 +38,6 @@ class Detector(NamedTuple):
 
     features: Subspace  # of the network's layer "features"
     shapes: Subspace  # of thumbnails
-
-
-def key(model: str) -> str:
-    """Returns the key of the detector of a model."""
-    return layout.model_file(model, FILE)
 
 
 def fit(
@@ -141,7 +135,7 @@ def load(store: ObjectStore, record: Model) -> Detector:
     Raises:
         Refused: what is stored is not what `model.json` records.
     """
-    name = key(record.model)
+    name = layout.ood_detector(record.model)
     return from_bytes(artifact_check.check_bytes(name, store.get(name), record.likeness_sha256))
 
 

@@ -39,9 +39,9 @@ def validate_batch(store: ObjectStore, settings: Settings, batch: str, on_progre
     """
     from cxr_ml.validation import verdicts  # takes seconds to import; code that only reads batches should not wait
 
-    committed = store.get_or_none(layout.batch_record(batch))
+    committed = store.load_or_none(layout.batch_record(batch), Batch)
     if committed is not None:
-        return Batch.model_validate_json(committed[0])
+        return committed[0]
     on_progress(begun(f"{batch}: judging images"))
     check_suites(settings.validation, settings.cache_dir)
     columns = dict.fromkeys([*_OWN_COLUMNS, *verdicts.columns(settings.validation.expectations)])

@@ -15,7 +15,7 @@ from cxr_ml.ingest import deidentify, labels, labels_csv, process_file
 from cxr_ml.records import Batch, Ruling
 from cxr_ml.settings import InboxSettings, Settings
 from cxr_ml.store import ObjectStore
-from cxr_ml.validation import committed_batches, limits, reasons, rulings, thumbnails
+from cxr_ml.validation import committed_batches, limits, reasons, rulings
 
 _MAX_READ_AT_ONCE = 8  # tables
 _MAX_NAMED = 10  # candidates in an error, where a name fits several files
@@ -271,12 +271,12 @@ def add_dates(store: ObjectStore, rows: pd.DataFrame) -> pd.DataFrame:
     """Returns rows of `list_files` with at (when their batch was committed) and thumbnail (its key, "" without one)."""
     stored = set(store.keys(layout.THUMBNAILS)) if len(rows) else ()
     at = {b: store.last_modified(layout.batch_record(b)) for b in rows["batch"].unique()}
-    pictures = [key if (key := thumbnails.key(sha)) in stored else "" for sha in rows["sha256"]]
+    pictures = [key if (key := layout.thumbnail(sha)) in stored else "" for sha in rows["sha256"]]
     return rows.assign(at=rows["batch"].map(at), thumbnail=pictures)
 
 
 def _find_thumbnail(store: ObjectStore, sha256: str) -> str:
-    key = thumbnails.key(sha256) if sha256 else ""
+    key = layout.thumbnail(sha256) if sha256 else ""
     return key if key and store.exists(key) else ""
 
 

@@ -78,14 +78,14 @@ def read(store: ObjectStore, after: int = 0) -> list[Ruling]:
     Raises:
         Refused: the store holds something else under their keys.
     """
-    if after and not store.exists(_key(after + 1)):
+    if after and not store.exists(layout.ruling(after + 1)):
         return []
     tags = _tags(store)
     parts = [p for p in _parts(tags) if p[-1] > after]
     with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
         folded = list(pool.map(lambda part: _read_fold(store, part, tags), parts))
         alone = [n for part, fold in zip(parts, folded, strict=True) if fold is None for n in part if n > after]
-        singles = list(pool.map(lambda n: store.load(_key(n), Ruling), alone))
+        singles = list(pool.map(lambda n: store.load(layout.ruling(n), Ruling), alone))
     together = [r for fold in folded if fold for r in fold if r.number > after]
     return sorted(together + singles, key=lambda r: r.number)
 
@@ -96,18 +96,14 @@ def fold(store: ObjectStore) -> None:
     for part in _parts(tags):
         if len(part) == FOLD and not store.exists(_fold_key(part, tags)):
             with ThreadPoolExecutor(max_workers=4 * (os.cpu_count() or 1)) as pool:
-                singles = list(pool.map(lambda n: store.get(_key(n)), part))
+                singles = list(pool.map(lambda n: store.get(layout.ruling(n)), part))
             store.put_if_absent(_fold_key(part, tags), b"[" + b",".join(singles) + b"]", "application/json")
-
-
-def _key(number: int) -> str:
-    return layout.ruling(number)
 
 
 def _tags(store: ObjectStore) -> list[str]:
     """The ETag of each ruling, in their order."""
     tags = dict(store.etags(layout.RULINGS))
-    return [tags[_key(number)] for number in range(1, len(tags) + 1)]
+    return [tags[layout.ruling(number)] for number in range(1, len(tags) + 1)]
 
 
 def _parts(tags: list[str]) -> list[range]:
@@ -185,7 +181,7 @@ def append(
             entry = Ruling(
                 number=newest + 1, action=action, label=label, by=by, why=why, at=at, reasons=reasons, **named
             )
-            written = store.put_if_absent(_key(entry.number), entry.to_bytes(), "application/json")
+            written = store.put_if_absent(layout.ruling(entry.number), entry.to_bytes(), "application/json")
             # Where it was not written, somebody else has ruled meanwhile, perhaps on the same image.
             later = [entry] if written else read(store, newest)
             last.update(in_force(later))

@@ -18,11 +18,6 @@ SIDE = 256  # px, long side
 QUALITY = 80  # JPEG
 
 
-def key(sha256: str) -> str:
-    """Key of the thumbnail of a refused image."""
-    return layout.thumbnail(sha256)
-
-
 def make(data: bytes, settings: ImageSettings) -> bytes:
     """JPEG of a stored image, at most SIDE px a side, in its colours and free of metadata; the same image, same bytes.
 
@@ -53,7 +48,7 @@ def write(store: ObjectStore, settings: ImageSettings, frame: pd.DataFrame) -> N
 
     def one(sha256: str, image: str) -> None:
         if not image:  # of another batch, perhaps, and its format is not known here
-            if store.exists(key(sha256)):
+            if store.exists(layout.thumbnail(sha256)):
                 return
             image = next(store.keys(process_file.image_key(sha256, "").removesuffix(".")))
         data = store.get(image)
@@ -63,7 +58,7 @@ def write(store: ObjectStore, settings: ImageSettings, frame: pd.DataFrame) -> N
                 tables.release_memory()
         else:
             small = make(data, settings)
-        store.put_if_absent(key(sha256), small, "image/jpeg")
+        store.put_if_absent(layout.thumbnail(sha256), small, "image/jpeg")
 
     tables.release_memory()
     one_at_a_time = Lock()

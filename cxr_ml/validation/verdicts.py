@@ -22,8 +22,6 @@ from cxr_ml.validation.suite_tables import (
 )
 from cxr_ml.validation.suites import Unmet, evaluate, judged, load_suite, reason_of
 
-__all__ = ["CLASS_MEASURES", "columns", "judge_classes", "judge_dataset", "judge_images", "load_suite", "try_suites"]
-
 
 def try_suites(folder: Path) -> None:
     """Reads the three suites and judges a tiny table by each.

@@ -52,9 +52,13 @@ FIELDS = (
 )
 
 
-def make_form() -> dict[str, Param]:
-    """Returns the form's fields. Defaults come from the settings, so that a scheduled run uses them."""
-    settings = settings_module.load()
+def make_form(settings: Settings | None = None) -> dict[str, Param]:
+    """Returns the form's fields.
+
+    Args:
+        settings: where the defaults come from, so that a scheduled run uses them; None: they are loaded.
+    """
+    settings = settings or settings_module.load()
     form = {
         "drop": Param(
             None,
@@ -86,10 +90,10 @@ def read_overrides(params: dict[str, Any]) -> dict[str, Any]:
     Raises:
         Refused: `params` has a field that the form does not have; Airflow itself lets it through.
     """
-    form = make_form()
+    settings = settings_module.load()
+    form = make_form(settings)
     if unknown := set(params) - set(form):
         raise Refused(f"The form has no field {', '.join(map(repr, sorted(unknown)))}. It has: {', '.join(form)}")
-    settings = settings_module.load()
     changed = {}
     for field in FIELDS:
         default = _get(settings, field.setting)

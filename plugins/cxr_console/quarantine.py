@@ -11,10 +11,11 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from cxr_console import pages, store_cache
 from cxr_console.access import User, ask_form, may_trigger
+from cxr_ml import layout
 from cxr_ml.dataset import versions
 from cxr_ml.errors import Refused
 from cxr_ml.records import Batch
-from cxr_ml.validation import add_ruling, limits, reasons, thumbnails
+from cxr_ml.validation import add_ruling, limits, reasons
 from cxr_ml.validation.rulings import RulingRefused, RulingsRefused
 
 router = APIRouter()
@@ -187,5 +188,5 @@ def thumbnail(name: str, user: User) -> Response:
     """The small picture of a refused image, or of the one that it repeats."""
     if not _SHA.fullmatch(name):
         raise HTTPException(404, "A SHA-256 of 64 digits was expected.")
-    content = store_cache.object_bytes(thumbnails.key(name))
+    content = store_cache.object_bytes(layout.thumbnail(name))
     return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"})

@@ -9,6 +9,7 @@ import report_samples as samples
 import store_samples as stored
 from cli_calls import answer, call
 
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.evaluation import stored_evaluations, stored_explanations
 from cxr_ml.records import Evaluation, Model
@@ -435,7 +436,7 @@ def test_a_champion_that_was_rolled_back_from_keeps_its_weights(own_house):
     for name in ("first", "second"):
         with pytest.raises(Refused, match="never swept"):
             prune.delete_weights(ObjectStore(own_house.store), name, "bob", "Old.")
-        assert ObjectStore(own_house.store).exists(artifact_check.key(name))
+        assert ObjectStore(own_house.store).exists(layout.model_weights(name))
 
 
 @pytest.mark.parametrize("dies_at", ["put_if_absent", "remove"])
@@ -451,10 +452,10 @@ def test_a_sweep_that_dies_leaves_a_true_state_and_is_ended_by_the_next(own_hous
         broken.setattr(ObjectStore, dies_at, dies)
         with pytest.raises(ConnectionError):
             prune.delete_weights(ObjectStore(own_house.store), "other", "bob", "Old.")
-    assert ObjectStore(own_house.store).exists(artifact_check.key("other"))
+    assert ObjectStore(own_house.store).exists(layout.model_weights("other"))
     assert promotion.history(ObjectStore(own_house.store))[-1].action == "swept"
     assert prune.candidates(ObjectStore(own_house.store), 5) == ["other"]
     prune.delete_weights(ObjectStore(own_house.store), "other", "eve", "Old.")
-    assert not ObjectStore(own_house.store).exists(artifact_check.key("other"))
+    assert not ObjectStore(own_house.store).exists(layout.model_weights("other"))
     assert [e.by for e in promotion.history(ObjectStore(own_house.store)) if e.action == "swept"] == ["bob"]
     assert artifact_check.swept(ObjectStore(own_house.store), "other").by == "bob"

@@ -57,12 +57,12 @@ def test_init_makes_database_pool_bucket_and_password(image, compose, seaweed, t
     client.head_bucket(Bucket=bucket)
 
 
-def test_a_second_start_keeps_the_bucket_and_takes_the_new_password(store, settings, tmp_path, monkeypatch):
+def test_a_second_start_keeps_the_bucket_and_takes_the_new_password(store, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(DOCKER)
     import init
 
     assert store.put_if_absent("kept", b"1")
-    init.make_bucket(settings)
+    init.make_bucket(store)
     assert store.get_or_none("kept")[0] == b"1"
     path = tmp_path / "passwords.json"
     for password in ("first", "second"):

@@ -15,6 +15,7 @@ import pytest
 from drop_samples import csv, elsewhere, ingested, png, put_drop, resized, snapshot, verdicts
 from request_counter import counted
 
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import drop_files, inbox, ingest_drop, tables, worker_pool
 from cxr_ml.store import ObjectStore
@@ -157,7 +158,7 @@ def test_a_file_that_changes_before_it_is_read_is_refused_and_its_shard_not_writ
 
     with pytest.raises(Refused, match=rf"'PNEUMONIA/{last.name}' is not as it was listed.*start a new run"):
         ingest_drop.ingest(store, small, "drop", meddle, workers=1)
-    assert tables.shard_key(shard.batch, shard.number) not in snapshot(small)
+    assert layout.shard(shard.batch, shard.number) not in snapshot(small)
 
 
 def test_an_object_that_changes_before_it_is_read_is_refused(store, settings):

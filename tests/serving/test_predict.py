@@ -15,6 +15,7 @@ from decision_samples import decision
 from PIL import Image
 
 import cxr_ml
+from cxr_ml import layout
 from cxr_ml.errors import Refused
 from cxr_ml.ingest import ingest_drop, tables
 from cxr_ml.records import OperatingPoint
@@ -50,7 +51,7 @@ def put(settings, name, classifier, folder, known: bytes | None = None, point: O
     facts = {"model": name, "artefact_sha256": hashlib.sha256(artefact).hexdigest(), "image_size": SIZE}
     facts |= {"operating_point": point, "likeness_sha256": hashlib.sha256(known).hexdigest()}
     store = ObjectStore(settings.store)
-    store.put_if_absent(ood.key(name), known)
+    store.put_if_absent(layout.ood_detector(name), known)
     store.put_if_absent(f"models/{name}/model.keras", artefact)
     store.put_if_absent(f"models/{name}/model.json", samples.model().model_copy(update=facts).to_bytes())
     return name

@@ -5,13 +5,12 @@ import hashlib
 import pandas as pd
 import report_samples as samples
 
-from cxr_ml import pipeline
+from cxr_ml import layout, pipeline
 from cxr_ml.evaluation import stored_evaluations
 from cxr_ml.ingest import tables
 from cxr_ml.records import Decision, Evaluation, Model
 from cxr_ml.registry import promotion
 from cxr_ml.store import ObjectStore
-from cxr_ml.validation import thumbnails
 
 RUN = "manual__2026-01-12T03:00:00+00:00"
 TEAM = "team@hospital.example"
@@ -55,7 +54,7 @@ def put_refused(settings):
     frame = frame.assign(width=9, height=9)
     ObjectStore(settings.store).put_if_absent(f"batches/{BATCH.batch}/refused.parquet", tables.to_parquet(frame))
     for n in range(5):
-        ObjectStore(settings.store).put_if_absent(thumbnails.key(f"{n}" * 64), f"film {n}".encode(), "image/jpeg")
+        ObjectStore(settings.store).put_if_absent(layout.thumbnail(f"{n}" * 64), f"film {n}".encode(), "image/jpeg")
 
 
 def fill(settings) -> None:

@@ -28,6 +28,7 @@ from drop_samples import (
 from PIL import Image
 from request_counter import counted
 
+from cxr_ml import layout
 from cxr_ml.dataset import build, diff, versions
 from cxr_ml.errors import Refused
 from cxr_ml.imaging import decode
@@ -134,7 +135,7 @@ def test_copies_and_contradictions_name_each_other(store, small):
     assert others("c.png") == {"COVID19/d.png"} and others("d.png") == {"NORMAL/c.png"}
     for name, other in (("b.jpg", sha(1)), ("d.png", sha(2))):  # the other one was accepted
         (told,) = quarantine.describe_file(store, small, name)["others"]
-        assert told["thumbnail"] == thumbnails.key(other) and store.exists(told["thumbnail"])
+        assert told["thumbnail"] == layout.thumbnail(other) and store.exists(told["thumbnail"])
 
 
 def test_a_file_is_found_by_path_or_digits_and_an_ambiguous_name_is_refused(store, small):
@@ -450,7 +451,7 @@ def test_only_refused_images_have_a_thumbnail_and_it_has_no_metadata(store, sett
     take(settings, "drop", {"NORMAL/red.png": encoded(big), "NORMAL/ok.png": png(2), "NORMAL/bad.png": b"?"})
     (key,) = [k for k in snapshot(settings) if k.startswith("thumbnails/")]
     picture = sha_of(settings, "red.png")
-    assert key == thumbnails.key(picture) == f"thumbnails/{picture[:2]}/{picture}.jpg"
+    assert key == layout.thumbnail(picture) == f"thumbnails/{picture[:2]}/{picture}.jpg"
     data = store.get(key)
     with Image.open(io.BytesIO(data)) as small:
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (171, 256))

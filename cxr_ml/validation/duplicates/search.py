@@ -25,12 +25,7 @@ from cxr_ml.validation.duplicates.bit_hashes import (
     match_variants,
     prefilter,
 )
-from cxr_ml.validation.duplicates.hash_columns import (
-    InnerHashes,
-    parse_fine_hashes,
-    parse_hashes,
-    parse_inner_hashes,
-)
+from cxr_ml.validation.duplicates.hash_columns import InnerHashes, parse_fine_hashes, parse_hashes, parse_inner_hashes
 from cxr_ml.validation.duplicates.pixel_similarity import correlate, normalise
 
 MAX_CANDIDATES = 16  # pictures that one image is compared with on pixels, the nearest by their fine hashes
