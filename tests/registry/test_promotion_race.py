@@ -2,6 +2,8 @@
 
 import hashlib
 import random
+import subprocess
+import sys
 import time
 
 import promoting
@@ -40,6 +42,11 @@ def look(settings) -> int:
 
 def chain(entries: list[HistoryEntry]) -> list[tuple[int, str | None]]:
     return [(e.version, e.previous) for e in entries]
+
+
+def test_the_registry_loads_no_deep_learning_framework():
+    code = "import sys; from cxr_ml.registry import promotion; assert 'keras' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_twenty_promotions_at_once_with_deaths_leave_no_hole_and_one_champion(store, settings):

@@ -1,19 +1,15 @@
 """Trainings in processes of their own that are killed at a chosen moment, as the kernel or a power cut would do it."""
 
 import functools
-import multiprocessing
 import os
 import signal
 
+from forkserver_context import CONTEXT
 from shallow_network import build_shallow
 
 from cxr_ml.settings import Settings
 from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, batching, inputs, train
-
-# Children start from a process that has loaded the framework but never used it: half a second instead of ten.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["cxr_ml.training.train"])
 
 
 def let_light_be_pretrained() -> None:
@@ -60,7 +56,7 @@ def _child(environment: dict[str, str], settings: Settings, pretrained: bool, mo
 def train_in_a_process(settings: Settings, pretrained: bool, moment: tuple[str, int] | None = None) -> int:
     """Trains the light network on dataset 1; the exit code: 0, or -9 where it was killed."""
     environment = {n: v for n, v in os.environ.items() if n.startswith(("AWS_", "CXR_"))}
-    process = _context.Process(target=_child, args=(environment, settings, pretrained, moment))
+    process = CONTEXT.Process(target=_child, args=(environment, settings, pretrained, moment))
     process.start()
     process.join()
     return process.exitcode

@@ -1,17 +1,14 @@
 """The same training in processes of their own: in each, TensorFlow can be given devices only once."""
 
-import multiprocessing
 import os
 
 import keras
 import tensorflow as tf
+from forkserver_context import CONTEXT
 
 from cxr_ml.settings import Settings
 from cxr_ml.store import ObjectStore
 from cxr_ml.training import architectures, train
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["cxr_ml.training.train"])
 
 
 def _unnormalised(input_shape: tuple[int, int, int], **_: object) -> keras.Model:
@@ -33,7 +30,7 @@ def _child(environment: dict[str, str], settings: Settings, processors: int) -> 
 def train_on(settings: Settings, processors: int) -> None:
     """Trains the light network on dataset 1 with so many virtual processors, in a process of its own."""
     environment = {n: v for n, v in os.environ.items() if n.startswith(("AWS_", "CXR_"))}
-    process = _context.Process(target=_child, args=(environment, settings, processors))
+    process = CONTEXT.Process(target=_child, args=(environment, settings, processors))
     process.start()
     process.join(1200)
     assert process.exitcode == 0

@@ -1,13 +1,12 @@
 """Processes that store a candidate and promote it over whoever is champion. They load no Keras."""
 
 import hashlib
-import multiprocessing
 import os
-import sys
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import decision_samples
+from forkserver_context import CONTEXT
 
 from cxr_ml import settings as settings_module
 from cxr_ml.errors import Refused
@@ -15,9 +14,6 @@ from cxr_ml.records import Model
 from cxr_ml.registry import promotion
 from cxr_ml.store import ObjectStore
 
-# Children start from a process that has loaded the registry but never used it.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["cxr_ml.registry.promotion"])
 WEIGHTS = 200_000  # bytes, so that writing them takes a while
 
 
@@ -46,7 +42,6 @@ def promote(settings, name):
 def _child(environment: dict[str, str], name: str, pipe: Connection) -> None:
     os.environ.update(environment)
     settings = settings_module.load()
-    assert "keras" not in sys.modules
     ObjectStore(settings.store).check()
     pipe.send("ready")
     pipe.recv()
@@ -57,8 +52,8 @@ def _child(environment: dict[str, str], name: str, pipe: Connection) -> None:
 def start(name: str) -> tuple[BaseProcess, Connection]:
     """Says `ready`, waits to be told something, says `promoted` when its candidate is."""
     environment = {n: v for n, v in os.environ.items() if n.startswith(("AWS_", "CXR_"))}
-    ours, theirs = _context.Pipe()
-    process = _context.Process(target=_child, args=(environment, name, theirs))
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_child, args=(environment, name, theirs))
     process.start()
     theirs.close()
     return process, ours
